@@ -1,0 +1,45 @@
+# make demo      installs, then runs `rlhf demo` into runs/demo
+# make test      installs, then lint, types and tests (markers slow and gpu apart)
+# make test-all  everything, slow tests included
+PYTHON ?= $(shell for v in 3.11 3.12; do p=$$(command -v python$$v) && $$p -c 'import sys' 2>/dev/null && echo $$p && break; done || command -v python3)
+# An index with CPU or CUDA builds of PyTorch, e.g. https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+
+.PHONY: install demo test test-all lint wheel lock clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "Python 3.11 or 3.12 is needed; make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: install
+	$(BIN)/rlhf demo $(DEMO_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest -m ''
+
+wheel: install
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# Writes the exact versions of this environment, without torch's local version.
+lock: install
+	$(BIN)/python -m pip freeze --exclude-editable --exclude prefpaint-ray | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) dist build

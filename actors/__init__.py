@@ -1,0 +1,1 @@
+"""Who runs it: one Ray role per file, thin shells over `rlhf`."""

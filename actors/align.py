@@ -1,0 +1,163 @@
+"""The driver of `rlhf align`: starts Ray, makes the actors, lets Ray Train own the learner."""
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from actors.learner_loop import learner_loop
+from actors.reward_scorer import RewardScorer
+from actors.rollout_sampler import RolloutSampler
+from rlhf.config import RunConfig, dump_config, load_config
+from rlhf.errors import UserError
+from rlhf.metrics_log import read_metrics
+from rlhf.progress import progress_bar
+from rlhf.prompts import load_prompts
+from rlhf.reward_model import load_reward
+from rlhf.storage import atomic_write_text
+
+
+def align(
+    config: RunConfig, prompts: Path, reward: Path, out: Path, *, resume: bool = False, address: str | None = None
+) -> Path:
+    """Align the model to the reward; returns the last policy folder.
+
+    Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints below
+    `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
+    """
+    prepare_run_folder(out, config, resume=resume)
+    by_id = {p.prompt_id: p for p in load_prompts(prompts, split="train")}
+    if len(by_id) < config.align.prompts_per_update:
+        raise UserError(f"{prompts}: {len(by_id)} training prompts, but align.prompts_per_update is {config.align.prompts_per_update}")
+    load_reward(reward)
+    last = out / f"policy-{config.align.updates:06d}"
+    start_ray(config, address)
+    try:
+        samplers, scorers = start_actors(config, by_id, reward)
+        setup = {
+            "config": config,
+            "samplers": samplers,
+            "scorers": scorers,
+            "prompt_ids": sorted(by_id),
+            "out": str(out.resolve()),
+        }
+        with _progress(out, config.align.updates):
+            _fit(make_trainer(setup, out), out)
+    finally:
+        if address is None:
+            ray.shutdown()
+    return last
+
+
+def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
+    """Save the resolved configuration; refuse a used folder without `--resume`, and another configuration with it."""
+    saved = out / "config.yaml"
+    if (out / "learner").exists():
+        if not resume:
+            raise UserError(f"{out}: holds a run already; add --resume to go on with it, or choose another --out")
+        before = load_config(saved)
+        if before.model_copy(update={"cluster": config.cluster}) != config:
+            raise UserError(f"{out}: was started with another configuration ({saved}); resume with the same one")
+    atomic_write_text(saved, dump_config(config))
+
+
+def start_ray(config: RunConfig, address: str | None) -> None:
+    """Join the cluster at `address`, or start Ray on this machine alone."""
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if address is not None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"--address {address}: no Ray cluster answers there ({error})") from error
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    cluster = config.cluster
+    actors = cluster.samplers + cluster.scorers + cluster.learners
+    wanted = max(os.cpu_count() or 1, int(actors * cluster.cpus_per_actor) + 2)
+    ray.init(num_cpus=wanted, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def start_actors(config: RunConfig, prompts: dict, reward: Path) -> tuple[list, list]:
+    """Samplers and scorers; Ray restarts those that die and retries the call in flight."""
+    cluster = config.cluster
+    options = {
+        "num_cpus": cluster.cpus_per_actor,
+        "num_gpus": cluster.gpus_per_actor,
+        "max_restarts": cluster.max_restarts,
+        "max_task_retries": 2,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(cluster.threads_per_sampler)}},
+    }
+    shared = ray.put(prompts)
+    sampler_actor = ray.remote(**options)(RolloutSampler)
+    scorer_actor = ray.remote(**options)(RewardScorer)
+    samplers = [sampler_actor.remote(config, shared) for _ in range(cluster.samplers)]
+    scorers = [scorer_actor.remote(config, reward.resolve(), shared) for _ in range(cluster.scorers)]
+    return samplers, scorers
+
+
+def make_trainer(setup: dict, out: Path) -> TorchTrainer:
+    """Ray Train around the learner loop; a run of the same folder goes on from its last checkpoint."""
+    cluster = setup["config"].cluster
+    per_worker = {"CPU": cluster.cpus_per_actor}
+    if cluster.gpus_per_actor:
+        per_worker["GPU"] = cluster.gpus_per_actor
+    return TorchTrainer(
+        learner_loop,
+        train_loop_config=setup,
+        torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_actor else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.learners, use_gpu=cluster.gpus_per_actor > 0, resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            name="learner",
+            storage_path=str(out.resolve()),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=0),
+        ),
+    )
+
+
+def _fit(trainer: TorchTrainer, out: Path) -> None:
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+            if isinstance(cause, UserError):
+                raise cause from error
+        raise
+    if not read_metrics(out):
+        raise UserError(f"{out}: the run wrote no metrics")
+
+
+class _progress:  # noqa: N801 - used in a `with` statement
+    """A bar that follows `metrics.jsonl`, which the learner writes in another process."""
+
+    def __init__(self, out: Path, updates: int) -> None:
+        self._out, self._updates = out, updates
+        self._is_done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._is_done.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        done = len(read_metrics(self._out))
+        with progress_bar(stage="align", total=self._updates, initial=done) as bar:
+            is_last = False
+            while not is_last:
+                is_last = self._is_done.wait(0.5)
+                lines = read_metrics(self._out)
+                if len(lines) > bar.n:
+                    figures = lines[-1]
+                    bar.set_postfix(reward=f"{figures['reward']:.3f}", kl=f"{figures['kl_to_base']:.4f}", refresh=False)
+                    bar.update(len(lines) - bar.n)

@@ -1,0 +1,67 @@
+"""The records that travel between Ray processes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from rlhf.rollout import RolloutPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsNotice:
+    """A published policy version; every rollout call carries one, so a restarted sampler catches up."""
+
+    version: int
+    weights: list[ray.ObjectRef]
+    """One reference to the trained tensors by name; in a list, so that the reference travels."""
+    checksum: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutTask:
+    """Work for one sampler call: a micro-batch of whole groups."""
+
+    prompt_ids: tuple[str, ...]
+    samples_per_prompt: int
+    plan: RolloutPlan
+    seed_key: tuple[object, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutReceipt:
+    """What a sampler says of a finished task; the trajectories themselves stay in the object store."""
+
+    prompt_ids: tuple[str, ...]
+    version: int
+    checksum: str
+    """Computed from the tensors that the sampler's UNet holds, not from the message."""
+    duration_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """A scorer's verdict on a task's images, each float64 [B], in the order of the trajectories."""
+
+    reward: torch.Tensor
+    uncertainty: torch.Tensor
+    trust_weight: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchShare:
+    """One micro-batch for one learner rank."""
+
+    trajectories: list[ray.ObjectRef]
+    """One reference, in a list so that it travels unresolved."""
+    advantages: torch.Tensor
+    trust_weights: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateWork:
+    """All micro-batches of an update, by rank, and the coordinator's figures."""
+
+    shares: list[list[BatchShare]]
+    metrics: dict[str, Any]

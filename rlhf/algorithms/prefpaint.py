@@ -1,0 +1,30 @@
+"""PrefPaint's own algorithm (arXiv:2410.21966, section 3): DDPO on all steps, trust-weighted.
+
+All steps are stochastic, a random subset is trained, advantages compare the whole batch. Without
+trust weights this is DDPO (arXiv:2305.13301). Deviation: `advantage_clip` is configurable; the
+release uses 10.
+"""
+
+import numpy as np
+import torch
+
+from rlhf.config import AlignConfig
+from rlhf.rollout import RolloutPlan
+
+
+def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
+    """All steps are random; `trained_steps` of them are drawn before the rollout, so only those are kept."""
+    rng = np.random.default_rng([seed, 17, update])
+    trained = rng.choice(config.num_inference_steps, size=config.trained_steps, replace=False)
+    return RolloutPlan(
+        num_inference_steps=config.num_inference_steps,
+        eta=config.eta,
+        stochastic_steps=frozenset(range(config.num_inference_steps)),
+        trained_steps=tuple(sorted(trained.tolist())),
+    )
+
+
+def compute_advantages(rewards: torch.Tensor, config: AlignConfig) -> torch.Tensor:
+    """Rewards [P, S] to advantages [P, S]: standardised over the whole batch, then clipped."""
+    advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-7)
+    return advantages.clamp(-config.advantage_clip, config.advantage_clip)

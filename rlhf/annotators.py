@@ -1,0 +1,98 @@
+"""Simulated annotators: the gold judge's utility, seen through each one's bias and noise.
+
+Their marks stand in for people's in tests and in the demo; every table and report says so.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf.config import AnnotatorsConfig
+from rlhf.errors import UserError
+from rlhf.gold_judge import gold_utility
+from rlhf.prompts import Prompt
+from rlhf.tables import ANNOTATIONS, read_table, write_table
+
+UTILITY_RANGE = (0.25, 0.95)
+"""The utilities that get the marks 0 and 7; fixed before any policy was aligned."""
+TOTAL_WEIGHTS = {"structure": 0.15, "texture": 0.15, "overall": 0.70}
+"""How the three marks make the total (PrefPaint, appendix A)."""
+
+
+def to_mark(utility: np.ndarray) -> np.ndarray:
+    """Utility to a mark on the 0-7 scale, unrounded."""
+    low, high = UTILITY_RANGE
+    return 7.0 * np.clip((utility - low) / (high - low), 0.0, 1.0)
+
+
+def simulate_annotations(
+    prompts: dict[str, Prompt],
+    candidates: dict[tuple[str, int], torch.Tensor],
+    out: Path,
+    config: AnnotatorsConfig,
+    *,
+    seed: int,
+) -> int:
+    """Score every candidate 0-7 (whole marks) into `out/annotations.parquet`; returns the number of rows.
+
+    Annotator a has a constant bias drawn once; each mark adds fresh noise. A share of the
+    candidates is scored by a second annotator, so that the noise can be measured.
+    """
+    rng = np.random.default_rng([seed, 11])
+    bias = rng.normal(0.0, config.bias_sd, size=config.count)
+    keys = list(candidates)
+    utility = _utilities(prompts, candidates, keys)
+    rows: list[dict[str, Any]] = []
+    now = datetime.now(UTC)
+    for index, key in enumerate(keys):
+        scorers = rng.permutation(config.count)[: 2 if rng.random() < config.repeat_share else 1]
+        for annotator in scorers:
+            marks = to_mark(utility[index]) + bias[annotator] + rng.normal(0.0, config.noise_sd, size=3)
+            structure, texture, overall = np.clip(np.round(marks), 0, 7)
+            rows.append(
+                {
+                    "prompt_id": key[0],
+                    "sample_index": key[1],
+                    "annotator": f"simulated-{annotator}",
+                    "annotated_at": now,
+                    "structure": structure,
+                    "texture": texture,
+                    "overall": overall,
+                    "is_simulated": True,
+                }
+            )
+    write_table(rows, ANNOTATIONS, out / "annotations.parquet")
+    return len(rows)
+
+
+def _utilities(
+    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], keys: list[tuple[str, int]]
+) -> np.ndarray:
+    """[N, 3]: structure, texture, overall."""
+    parts = []
+    for start in range(0, len(keys), 256):
+        chunk = keys[start : start + 256]
+        images = torch.stack([candidates[k] for k in chunk])
+        originals = torch.stack([prompts[k[0]].image for k in chunk])
+        masks = torch.stack([prompts[k[0]].mask for k in chunk])
+        judged = gold_utility(images, originals, masks)
+        parts.append(torch.stack([judged.structure, judged.texture, judged.overall], dim=1).numpy())
+    return np.concatenate(parts)
+
+
+def load_annotations(folder: Path) -> list[dict[str, Any]]:
+    """Annotation rows with `annotation_score`, the weighted total of the three marks.
+
+    Raises UserError that names the row where a mark is missing, not finite or outside 0-7.
+    """
+    rows = read_table(folder, ANNOTATIONS)
+    for number, row in enumerate(rows):
+        for column in TOTAL_WEIGHTS:
+            mark = row[column]
+            if mark is None or not 0 <= mark <= 7:
+                raise UserError(f"{folder}: row {number} (prompt {row['prompt_id']}): {column} is {mark}, not within 0-7")
+        row["annotation_score"] = sum(weight * row[column] for column, weight in TOTAL_WEIGHTS.items())
+    return rows

@@ -1,0 +1,92 @@
+"""The ridge head and the upper bound on its error: V, uncertainty, the two multipliers, trust weights."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from rlhf.errors import UserError
+
+TRUST_MEDIAN = 7.3
+"""Uncertainty is scaled to this calibration median, so that E[gamma] is the paper's 1.4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgeHead:
+    """The last layer psi, in closed form, and V = Z'Z + lambda I as its Cholesky factor."""
+
+    weight: torch.Tensor
+    """float64 [d]: psi_hat."""
+    cholesky: torch.Tensor
+    """float64 [d, d], lower triangular L with L L' = V."""
+    ridge: float
+    """lambda."""
+
+    def reward(self, features: torch.Tensor) -> torch.Tensor:
+        """z' psi_hat; features [B, d], returns float64 [B]."""
+        return features.double() @ self.weight
+
+    def uncertainty(self, features: torch.Tensor) -> torch.Tensor:
+        """sqrt(z' V^-1 z) (PrefPaint eq. 7, as its proof needs it); features [B, d], returns float64 [B]."""
+        solved = torch.linalg.solve_triangular(self.cholesky, features.double().T, upper=False)
+        return solved.square().sum(0).sqrt()
+
+
+def fit_ridge(features: torch.Tensor, scores: torch.Tensor, ridge: float) -> RidgeHead:
+    """psi_hat = (Z'Z + lambda I)^-1 Z'y (PrefPaint eq. 4), by Cholesky.
+
+    Shapes: features [N, d], scores [N]. Raises UserError where V is not positive definite.
+    """
+    z, y = features.double(), scores.double()
+    gram_matrix = z.T @ z + ridge * torch.eye(z.shape[1], dtype=torch.float64)
+    cholesky, info = torch.linalg.cholesky_ex(gram_matrix)
+    if int(info) != 0 or not torch.isfinite(cholesky).all():
+        raise UserError("reward: V is not positive definite; raise reward.ridge, or check the features for NaN")
+    weight = torch.cholesky_solve((z.T @ y)[:, None], cholesky)[:, 0]
+    return RidgeHead(weight=weight, cholesky=cholesky, ridge=ridge)
+
+
+def effective_rank(features: torch.Tensor) -> float:
+    """exp of the entropy of the normalised eigenvalues of Z'Z (Roy and Vetterli, 2007); features [N, d]."""
+    eigenvalues = torch.linalg.svdvals(features.double()).square()
+    share = eigenvalues / eigenvalues.sum()
+    return float(torch.exp(-(share * share.clamp(min=1e-300).log()).sum()))
+
+
+def theorem_multiplier(head: RidgeHead, *, noise: float, delta: float, parameter_norm: float) -> float:
+    """The constant factor of the self-normalised bound (Abbasi-Yadkori et al. 2011, theorem 2).
+
+    With probability 1 - delta, for all z: |z'psi_hat - z'psi*| <= multiplier * uncertainty(z).
+
+    Args:
+        noise: B, sub-Gaussian constant of the scores' noise.
+        delta: probability that the bound fails.
+        parameter_norm: S >= ||psi*||, an assumption.
+    """
+    dimension = len(head.weight)
+    log_det_ratio = head.cholesky.diagonal().log().sum() - 0.5 * dimension * math.log(head.ridge)
+    spread = noise * math.sqrt(2 * (float(log_det_ratio) - math.log(delta)))
+    return spread + math.sqrt(head.ridge) * parameter_norm
+
+
+def conformal_multiplier(errors: torch.Tensor, uncertainties: torch.Tensor, coverage: float) -> float:
+    """The multiplier q with |score - reward| <= q * uncertainty for a new annotation with probability `coverage`.
+
+    Split conformal prediction (arXiv:2107.07511, section 2) on ratios; errors and uncertainties are
+    [N], of photographs that fitted nothing. Raises UserError where N is too small for `coverage`.
+    """
+    ratios = (errors.double().abs() / uncertainties.double()).sort().values
+    # The small term keeps 100 x 0.55 from becoming 56.
+    rank = math.ceil((len(ratios) + 1) * coverage - 1e-9)
+    if rank > len(ratios):
+        needed = math.ceil(coverage / (1 - coverage) - 1e-9)
+        raise UserError(f"reward: {len(ratios)} annotations cannot calibrate a coverage of {coverage}; {needed} are needed")
+    return float(ratios[rank - 1])
+
+
+def trust_weight(uncertainty: torch.Tensor, median: float, k: float, b: float) -> torch.Tensor:
+    """gamma = exp(-k u + b) (PrefPaint eq. 12), with u scaled so that its calibration median is 7.3.
+
+    Shapes: uncertainty [B]; returns [B], not yet divided by its mean.
+    """
+    return torch.exp(-k * uncertainty * (TRUST_MEDIAN / median) + b)

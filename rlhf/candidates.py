@@ -1,0 +1,81 @@
+"""Samples of a policy for people (or simulated annotators) to score."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.config import CandidatesConfig
+from rlhf.errors import UserError
+from rlhf.images import decode_image, encode_png, image_to_tensor, tensor_to_image
+from rlhf.policy import Policy
+from rlhf.progress import progress_bar
+from rlhf.prompts import Prompt
+from rlhf.rollout import RolloutPlan, rollout
+from rlhf.tables import CANDIDATES, image_cell, read_table, write_table
+
+
+def make_candidates(policy: Policy, prompts: list[Prompt], out: Path, config: CandidatesConfig, *, seed: int) -> int:
+    """Inpaint every prompt `samples_per_prompt` times into `out/candidates.parquet`; returns the number of images.
+
+    Sample i uses entry i of `num_inference_steps` and of `eta` (modulo their lengths), so that
+    annotators see good and poor samples alike.
+    """
+    rows: list[dict[str, Any]] = []
+    total = len(prompts) * config.samples_per_prompt
+    with progress_bar(stage="candidates", total=total) as bar:
+        for sample_index in range(config.samples_per_prompt):
+            plan = sample_plan(config, sample_index)
+            for start in range(0, len(prompts), config.micro_batch_size):
+                batch = prompts[start : start + config.micro_batch_size]
+                done = rollout(policy, batch, plan, sample_indices=[sample_index], seed_key=(seed, "candidates"))
+                for prompt, image in zip(batch, done.images, strict=True):
+                    rows.append(_row(prompt, sample_index, image, policy.version, plan, seed))
+                bar.update(len(batch))
+    write_table(rows, CANDIDATES, out / "candidates.parquet")
+    return len(rows)
+
+
+def sample_plan(config: CandidatesConfig, sample_index: int) -> RolloutPlan:
+    """How sample `sample_index` of every prompt is denoised."""
+    steps = config.num_inference_steps[sample_index % len(config.num_inference_steps)]
+    eta = config.eta[sample_index % len(config.eta)]
+    return RolloutPlan(
+        num_inference_steps=steps, eta=eta, stochastic_steps=frozenset(range(steps)) if eta > 0 else frozenset()
+    )
+
+
+def _row(
+    prompt: Prompt, sample_index: int, image: torch.Tensor, version: int, plan: RolloutPlan, seed: int
+) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt.prompt_id,
+        "sample_index": sample_index,
+        "seed": seed,
+        "image": image_cell(encode_png(tensor_to_image(image)), f"{prompt.prompt_id}_{sample_index}.png"),
+        "policy_version": version,
+        "num_inference_steps": plan.num_inference_steps,
+        "eta": plan.eta,
+    }
+
+
+def load_candidates(folder: Path, prompts: dict[str, Prompt]) -> dict[tuple[str, int], torch.Tensor]:
+    """Candidate images by (prompt_id, sample_index), for the given prompts only.
+
+    Raises UserError naming the candidate whose image is unreadable or of another size.
+    """
+    images = {}
+    for row in read_table(folder, CANDIDATES):
+        prompt = prompts.get(row["prompt_id"])
+        if prompt is None:
+            continue
+        label = f"{folder}: candidate {row['prompt_id']} sample {row['sample_index']}"
+        if not row["image"] or not row["image"]["bytes"]:
+            raise UserError(f"{label}: image holds no bytes")
+        image = image_to_tensor(decode_image(row["image"]["bytes"], name=label))
+        if image.shape != prompt.image.shape:
+            raise UserError(f"{label}: is {tuple(image.shape[1:])}, its prompt {tuple(prompt.image.shape[1:])}")
+        images[row["prompt_id"], row["sample_index"]] = image
+    if not images:
+        raise UserError(f"{folder}: no candidate belongs to these prompts; check that both are of one run")
+    return images

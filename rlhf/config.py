@@ -1,0 +1,328 @@
+"""The run configuration: typed, frozen, one section per stage. YAML files hold only what differs."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlhf.errors import UserError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+def _ascending(values: tuple[float, float]) -> tuple[float, float]:
+    if values[0] > values[1]:
+        raise ValueError("the smaller share comes first")
+    return values
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """Which pre-trained inpainting model, and how it is run."""
+
+    path: str = "tiny"
+    """`tiny` (built in), a pipeline folder, or a hub name."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks run; `auto` takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the UNet's forward pass, in rollout and training alike. Log-probs are always fp32."""
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+    """`auto` is PyTorch's SDPA; `xformers` needs CUDA and the extra `gpu`."""
+
+
+class PromptsConfig(Section):
+    """Photographs to prompts (an image with a hole)."""
+
+    size_px: Count = 64
+    """Side of the square crops; the model's native size."""
+    crops_per_photograph: Count = 2
+    """Prompts cut from each photograph."""
+    crop_scale: Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_ascending)] = (0.4, 1.0)
+    """Side of a crop as a share of the photograph's short side, drawn uniformly."""
+    holes: Annotated[
+        tuple[Literal["boundary_square", "boundary_band", "box", "brush", "warp"], ...], Field(min_length=1)
+    ] = (
+        "boundary_square",
+        "boundary_band",
+        "box",
+        "brush",
+        "warp",
+    )
+    """Hole families, taken in turn."""
+    test_share: Share = 0.0
+    """Share of the photographs whose prompts get the split `test` (all others: `train`)."""
+
+
+class CandidatesConfig(Section):
+    """Samples for annotation."""
+
+    samples_per_prompt: Count = 4
+    """Inpaintings per prompt."""
+    num_inference_steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (10,)
+    """Denoising steps; sample i uses entry i modulo the length."""
+    eta: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 1.0)
+    """DDIM's eta; sample i uses entry i modulo the length."""
+    micro_batch_size: Count = 64
+    """Images denoised at once."""
+
+
+class AnnotatorsConfig(Section):
+    """Simulated annotators: the gold judge seen through bias and noise."""
+
+    count: Count = 4
+    """How many annotators share the work."""
+    bias_sd: NonNegative = 0.4
+    """Spread of the annotators' constant bias, in points of the 0-7 scale."""
+    noise_sd: NonNegative = 0.6
+    """Noise of a single mark, in points of the 0-7 scale."""
+    repeat_share: Share = 0.2
+    """Share of the candidates that a second annotator scores too."""
+
+
+class RewardConfig(Section):
+    """The reward model and its bound."""
+
+    backbone: str = "small"
+    """`small`, or a CLIP vision model: a folder or a hub name."""
+    feature_dim: Count = 48
+    """Length of the features z, without the constant."""
+    epochs: Count = 24
+    """Passes over part A."""
+    learning_rate: Positive = 2e-3
+    """Peak rate of AdamW, cosine decay."""
+    micro_batch_size: Annotated[int, Field(ge=2)] = 64
+    """Images per optimizer step."""
+    decorrelation: NonNegative = 0.05
+    """Weight of the penalty on the features' covariance; keeps them from collapsing."""
+    ridge: Positive = 1.0
+    """lambda of the ridge head and of V = Z'Z + lambda I."""
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """The theorem's bound holds with probability 1 - delta."""
+    coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    """Stated coverage of the conformal bound on a new annotation."""
+    parameter_norm: Positive = 3.0
+    """S: assumed norm of the true last layer psi*, in the theorem's constant."""
+    parts: tuple[Positive, Positive, Positive, Positive] = (0.5, 0.2, 0.15, 0.15)
+    """Shares of photographs: A trains features, B fits the head and V, C calibrates, D reports."""
+    trust_k: NonNegative = 0.05
+    """k of the trust weight exp(-k u + b) (PrefPaint, section 3)."""
+    trust_b: float = 0.7
+    """b of the trust weight."""
+
+
+class AlignConfig(Section):
+    """Reinforcement learning of the policy."""
+
+    algorithm: Literal["grpo", "prefpaint"] = "grpo"
+    """`grpo`: group advantages and a moving window of stochastic steps; `prefpaint`: the paper's."""
+    updates: Count = 30
+    """Rollout-and-train rounds."""
+    prompts_per_update: Count = 8
+    """Prompts per update, over all ranks."""
+    samples_per_prompt: Count = 8
+    """Inpaintings per prompt: the group."""
+    micro_batch_size: Count = 16
+    """Images per forward pass, in rollout and training alike (whole groups)."""
+    epochs_per_update: Count = 1
+    """Optimizer steps per rollout, each over the whole batch."""
+    num_inference_steps: Count = 10
+    """Denoising steps of a rollout."""
+    eta: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """DDIM's eta at stochastic steps."""
+    window_size: Count = 2
+    """grpo: length of the window of stochastic, trained steps."""
+    window_range: Count = 6
+    """grpo: the window lies within the first so many steps."""
+    trained_steps: Count = 5
+    """prefpaint: how many steps, drawn at random, are trained."""
+    learning_rate: Positive = 3e-4
+    """Of AdamW."""
+    weight_decay: NonNegative = 0.0
+    """Of AdamW."""
+    max_grad_norm: Positive = 1.0
+    """Gradient clipping."""
+    clip_range: Positive = 1e-3
+    """Of the ratio; log-probs are means over the hole's latent elements."""
+    advantage_clip: Positive = 5.0
+    """Advantages are clipped to plus and minus this."""
+    kl_weight: NonNegative = 0.01
+    """Of the KL to the base policy, in nats per latent element."""
+    trust: bool = True
+    """Weigh each sample by the trust weight of its reward."""
+    trainable: Literal["lora", "full"] = "lora"
+    """What is trained: LoRA adapters or the whole UNet."""
+    lora_rank: Count = 16
+    """Rank and alpha of the adapters."""
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
+    """Names of the UNet's modules that get an adapter."""
+    average_decay: Share = 0.9
+    """The saved policy is an exponential average of the trained weights; 0 saves the last ones."""
+    max_ratio_error: Positive = 1e-6
+    """An update whose ratio differs from 1 by more before its first optimizer step is refused."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """DeepSpeed's ZeRO stage."""
+    checkpoint_every: Count = 10
+    """Updates between checkpoints."""
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "AlignConfig":
+        if self.micro_batch_size % self.samples_per_prompt:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} is not a multiple of samples_per_prompt "
+                f"{self.samples_per_prompt}; whole groups share a forward pass"
+            )
+        if self.prompts_per_update * self.samples_per_prompt % self.micro_batch_size:
+            raise ValueError(
+                f"prompts_per_update x samples_per_prompt = {self.prompts_per_update * self.samples_per_prompt} "
+                f"is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.window_range > self.num_inference_steps or self.window_size > self.window_range:
+            raise ValueError("needs window_size <= window_range <= num_inference_steps")
+        if self.trained_steps > self.num_inference_steps:
+            raise ValueError("trained_steps exceeds num_inference_steps")
+        if self.prompts_per_update * self.samples_per_prompt < 2:
+            raise ValueError("an update needs two images or more: advantages compare them")
+        if self.algorithm == "grpo" and self.samples_per_prompt < 2:
+            raise ValueError("grpo compares the samples of a prompt: samples_per_prompt must be 2 or more")
+        return self
+
+
+class ClusterConfig(Section):
+    """Ray actors and what each may take."""
+
+    samplers: Count = 2
+    """RolloutSampler actors."""
+    scorers: Count = 1
+    """RewardScorer actors."""
+    learners: Count = 1
+    """Learner ranks."""
+    threads_per_sampler: Count = 1
+    """PyTorch threads of a sampler or scorer (CPU only)."""
+    threads_per_learner: Count = 2
+    """PyTorch threads of a learner rank (CPU only)."""
+    cpus_per_actor: Positive = 0.25
+    """Ray CPUs asked for by each sampler, scorer and learner rank."""
+    gpus_per_actor: NonNegative = 0.0
+    """Ray GPUs asked for by each sampler, scorer and learner rank."""
+    max_restarts: int = -1
+    """How often Ray restarts an actor that died; -1 is always."""
+
+
+class EvaluateConfig(Section):
+    """Comparison of the aligned with the base model."""
+
+    samples_per_prompt: Count = 2
+    """Seeds per prompt, the same on both sides."""
+    num_inference_steps: Count = 10
+    """Denoising steps, deterministic DDIM."""
+    micro_batch_size: Count = 64
+    """Images denoised at once."""
+    bootstrap: Count = 2000
+    """Resamples of the photographs."""
+
+
+class RunConfig(Section):
+    """Everything that a run is told."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of prompts, candidates, annotators, reward model and alignment."""
+    model: ModelConfig = ModelConfig()
+    """Pre-trained model."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Stage `rlhf prompts`."""
+    candidates: CandidatesConfig = CandidatesConfig()
+    """Stage `rlhf candidates`."""
+    annotators: AnnotatorsConfig = AnnotatorsConfig()
+    """Stage `rlhf annotate --simulated`."""
+    reward: RewardConfig = RewardConfig()
+    """Stage `rlhf reward`."""
+    align: AlignConfig = AlignConfig()
+    """Stage `rlhf align`."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Processes of `rlhf align`."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Stage `rlhf evaluate`."""
+
+    @model_validator(mode="after")
+    def _ranks_share_evenly(self) -> "RunConfig":
+        chunks = self.align.prompts_per_update * self.align.samples_per_prompt // self.align.micro_batch_size
+        if chunks % self.cluster.learners:
+            raise ValueError(
+                f"an update has {chunks} micro-batches, which {self.cluster.learners} learners cannot share evenly; "
+                "change align.prompts_per_update or cluster.learners"
+            )
+        return self
+
+
+def load_config(file: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """The defaults, changed by a YAML file, changed by `section.key=value` overrides.
+
+    Raises UserError that names the key (and the nearest known one) or the value that is off.
+    """
+    record: dict[str, Any] = {}
+    if file is not None:
+        record = _read_yaml(file)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UserError(f"--set {override}: write section.key=value")
+        node = record
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {override}: {parent} is no section")
+        try:
+            node[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {override}: value is not YAML ({error})") from error
+    try:
+        return RunConfig.model_validate(record)
+    except ValidationError as error:
+        raise UserError(_explain(error, file)) from error
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        record = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: not a readable YAML file ({error})") from error
+    if record is None:
+        return {}
+    if not isinstance(record, dict):
+        raise UserError(f"{file}: must hold sections such as `align:`")
+    return record
+
+
+def _explain(error: ValidationError, file: Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_at(problem["loc"][:-1]), n=1, cutoff=0.0)
+            lines.append(f"{key}: unknown key" + (f"; did you mean {'.'.join([*map(str, problem['loc'][:-1]), near[0]])}?" if near else ""))
+        else:
+            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
+    return "\n".join(f"{file or 'configuration'}: {line}" for line in lines)
+
+
+def _keys_at(path: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in path:
+        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+    return list(section.model_fields)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

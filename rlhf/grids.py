@@ -1,0 +1,29 @@
+"""Grids of pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from rlhf.images import encode_png, tensor_to_image
+from rlhf.storage import atomic_write
+
+
+def image_grid(rows: Sequence[Sequence[Image.Image]], *, zoom: int = 1, gap_px: int = 2) -> Image.Image:
+    """Equally large pictures in rows, on white."""
+    width, height = rows[0][0].width * zoom, rows[0][0].height * zoom
+    columns = max(len(row) for row in rows)
+    grid = Image.new("RGB", (columns * (width + gap_px) - gap_px, len(rows) * (height + gap_px) - gap_px), "white")
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            grid.paste(image.resize((width, height), Image.Resampling.NEAREST), (c * (width + gap_px), r * (height + gap_px)))
+    return grid
+
+
+def save_rollout_grid(images: torch.Tensor, samples_per_prompt: int, path: Path) -> None:
+    """Samples [B, 3, H, W], prompt by prompt, one row per prompt, as a PNG."""
+    pictures = [tensor_to_image(image) for image in images]
+    rows = [pictures[i : i + samples_per_prompt] for i in range(0, len(pictures), samples_per_prompt)]
+    data = encode_png(image_grid(rows, zoom=2))
+    atomic_write(path, lambda temporary: temporary.write_bytes(data) and None)

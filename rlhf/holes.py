@@ -1,0 +1,126 @@
+"""Hole families: which pixels of a photograph are to be repainted.
+
+Ranges are those of PrefPaint (arXiv:2410.21966, section 4 and appendix A) where it has the family.
+Every function takes a numpy Generator and returns bool [size, size], True = repaint.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+HoleFunction = Callable[[np.random.Generator, int], np.ndarray]
+
+
+def boundary_square(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Keep a square of 15-25 % of the image's area, anywhere; repaint the rest."""
+    side = round(size * np.sqrt(rng.uniform(0.15, 0.25)))
+    left, top = rng.integers(0, size - side + 1, size=2)
+    mask = np.ones((size, size), dtype=bool)
+    mask[top : top + side, left : left + side] = False
+    return mask
+
+
+def boundary_band(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Keep a full-height band of 35-40 % of the width, anywhere; repaint the rest."""
+    width = round(size * rng.uniform(0.35, 0.40))
+    left = rng.integers(0, size - width + 1)
+    mask = np.ones((size, size), dtype=bool)
+    mask[:, left : left + width] = False
+    return mask
+
+
+def box(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Repaint one rectangle with sides of 25-50 % of the image's side."""
+    height, width = (round(size * s) for s in rng.uniform(0.25, 0.50, size=2))
+    top, left = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
+    mask = np.zeros((size, size), dtype=bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def brush(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Repaint one to three curved strokes, 8-18 % of the side wide."""
+    canvas = Image.new("L", (size, size))
+    draw = ImageDraw.Draw(canvas)
+    for _ in range(rng.integers(1, 4)):
+        radius = size * rng.uniform(0.04, 0.09)
+        point = rng.uniform(0.15, 0.85, size=2) * size
+        heading = rng.uniform(0, 2 * np.pi)
+        for _ in range(rng.integers(12, 30)):
+            x, y = point
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+            heading += rng.normal(0, 0.35)
+            point = np.clip(point + radius * 0.8 * np.array([np.cos(heading), np.sin(heading)]), 0, size - 1)
+    return np.asarray(canvas) > 127
+
+
+def warp(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Repaint what a camera elsewhere on a 3x3 grid (yaw +-0.3, pitch +-0.15 rad) does not see.
+
+    The depth is simulated: blobs in front of a slanted plane, so that the original photograph
+    stays the ground truth of the hole. `disocclusion` takes any depth map.
+    """
+    while True:
+        depth = _simulated_depth(rng, size)
+        yaw, pitch = rng.choice([-0.3, 0.0, 0.3]), rng.choice([-0.15, 0.0, 0.15])
+        mask = disocclusion(depth, yaw=yaw, pitch=pitch)
+        if 0.05 <= mask.mean() <= 0.6:
+            return mask
+
+
+def _simulated_depth(rng: np.random.Generator, size: int) -> np.ndarray:
+    y, x = np.mgrid[0:size, 0:size] / size - 0.5
+    slope_x, slope_y = rng.uniform(-0.3, 0.3), rng.uniform(-0.6, 0.0)
+    depth = 2.0 + slope_x * x + slope_y * y
+    for _ in range(rng.integers(1, 5)):
+        centre_x, centre_y = rng.uniform(-0.4, 0.4, size=2)
+        radius_x, radius_y = rng.uniform(0.08, 0.3, size=2)
+        inside = ((x - centre_x) / radius_x) ** 2 + ((y - centre_y) / radius_y) ** 2 < 1
+        depth = np.where(inside, np.minimum(depth, rng.uniform(0.9, 1.6)), depth)
+    return depth
+
+
+def disocclusion(depth: np.ndarray, *, yaw: float, pitch: float, focal: float = 1.0) -> np.ndarray:
+    """Pixels of this view that are hidden from, or outside of, a camera orbiting the scene.
+
+    Args:
+        depth: [H, W], positive, in any unit.
+        yaw, pitch: angles of the orbit about the point at median depth, in radians.
+        focal: focal length in units of the image's width.
+
+    Returns bool [H, W]: True where a point-wise z-buffer of the other camera holds something
+    nearer than the pixel's own point (5 % tolerance), or the point leaves the other view.
+    """
+    height, width = depth.shape
+    v, u = np.mgrid[0:height, 0:width].astype(float)
+    points = np.stack([(u - width / 2) / (focal * width) * depth, (v - height / 2) / (focal * width) * depth, depth], -1)
+    pivot = np.array([0.0, 0.0, np.median(depth)])
+    turn_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+    turn_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
+    x, y, z = np.moveaxis((points - pivot) @ (turn_x @ turn_y).T + pivot, -1, 0)
+    column = np.round(x / z * focal * width + width / 2).astype(int)
+    row = np.round(y / z * focal * width + height / 2).astype(int)
+    is_inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (z > 0)
+    nearest = np.full((height, width), np.inf)
+    np.minimum.at(nearest, (row[is_inside], column[is_inside]), z[is_inside])
+    hidden = np.ones((height, width), dtype=bool)
+    hidden[is_inside] = z[is_inside] > nearest[row[is_inside], column[is_inside]] * 1.05
+    return hidden
+
+
+FAMILIES: dict[str, HoleFunction] = {
+    "boundary_square": boundary_square,
+    "boundary_band": boundary_band,
+    "box": box,
+    "brush": brush,
+    "warp": warp,
+}
+
+
+def draw_hole(family: str, rng: np.random.Generator, size: int) -> np.ndarray:
+    """A hole of the named family that covers at least 2 % and leaves at least 2 % known."""
+    while True:
+        mask = FAMILIES[family](rng, size)
+        if 0.02 <= mask.mean() <= 0.98:
+            return mask

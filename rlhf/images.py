@@ -1,0 +1,126 @@
+"""Photographs and masks: reading them safely, and their tensor form.
+
+Everywhere: images are float32 [B, 3, H, W] in [-1, 1]; masks are float32 [B, 1, H, W], 1 = repaint.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rlhf.errors import UserError
+
+PHOTOGRAPH_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+MAX_PIXELS = 100_000_000
+"""Photographs above this number of pixels are refused before they are decoded."""
+
+
+def decode_image(source: bytes | Path, *, name: str | None = None) -> Image.Image:
+    """Decode a photograph to upright 8-bit RGB.
+
+    Palette, grey, CMYK, 16-bit and transparent images are converted (transparency on white).
+    Raises UserError, naming the file, where the bytes are no image, empty, truncated, or larger
+    than `MAX_PIXELS`.
+    """
+    label = name or (str(source) if isinstance(source, Path) else "image")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"{label}: {image.width}x{image.height} is more than {MAX_PIXELS} pixels; scale it down"
+                )
+            upright = ImageOps.exif_transpose(image)
+            return _to_rgb(upright)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{label}: {error}; scale it down") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{label}: not a readable image ({error}); replace or remove it") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels = np.asarray(image, dtype=np.float32)
+        # `I;16` spans 0-65535; `I` and `F` do not say what they span.
+        is_16_bit = image.mode.startswith("I;16") or pixels.max(initial=0.0) > 255.0
+        scale = 1.0 / 257.0 if is_16_bit else 1.0
+        image = Image.fromarray(np.clip(np.nan_to_num(pixels) * scale, 0, 255).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def list_photographs(folder: Path) -> list[Path]:
+    """Files below `folder` that are named like photographs, sorted by path."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name a folder of photographs")
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOGRAPH_SUFFIXES and p.is_file())
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """The image as PNG bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def decode_mask(source: bytes | Path, *, size: tuple[int, int], name: str) -> np.ndarray:
+    """Decode a mask to bool [H, W], True = repaint (values of 128 and more).
+
+    Raises UserError where its size differs from `size` (width, height), it has no hole, or it
+    leaves nothing known.
+    """
+    mask = np.asarray(decode_image(source, name=name).convert("L")) >= 128
+    if mask.shape != (size[1], size[0]):
+        raise UserError(f"{name}: mask is {mask.shape[1]}x{mask.shape[0]}, image is {size[0]}x{size[1]}; make them equal")
+    if not mask.any():
+        raise UserError(f"{name}: mask has no hole; paint the pixels to repaint white")
+    if mask.all():
+        raise UserError(f"{name}: mask covers the whole image; leave some pixels black (known)")
+    return mask
+
+
+def image_to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
+    """RGB image, uint8 [H, W, 3], to float32 [3, H, W] in [-1, 1]."""
+    pixels = np.array(image, dtype=np.uint8)
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0
+
+
+def mask_to_tensor(mask: np.ndarray) -> torch.Tensor:
+    """Bool [H, W] to float32 [1, H, W], 1 = repaint."""
+    return torch.from_numpy(np.array(mask, dtype=np.float32))[None]
+
+
+def tensor_to_image(image: torch.Tensor) -> Image.Image:
+    """Float [3, H, W] in [-1, 1] to an 8-bit RGB image; the inverse of `image_to_tensor`."""
+    pixels = ((image.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def composite(generated: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Keep the known pixels of `image` bit for bit and take the hole from `generated`.
+
+    Shapes [B, 3, H, W], [B, 3, H, W], [B, 1, H, W]. The one compositing function of training,
+    scoring and serving. The hole is clamped to [-1, 1] and rounded to the 8-bit grid, so that
+    what is scored is what is stored.
+    """
+    rounded = ((generated.clamp(-1, 1) + 1.0) * 127.5).round() / 127.5 - 1.0
+    return torch.where(mask > 0.5, rounded, image)
+
+
+def blank_hole(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The masked image: hole pixels set to 0 in [-1, 1] (mid-grey), as diffusers does."""
+    return image * (mask < 0.5)
+
+
+def square_crop(image: Image.Image, rng: np.random.Generator, *, size: int, scale: tuple[float, float]) -> Image.Image:
+    """A random square crop, its side a share `scale` of the short side, resampled to `size` px."""
+    side = max(1, round(min(image.size) * rng.uniform(*scale)))
+    left = int(rng.integers(0, image.width - side + 1))
+    top = int(rng.integers(0, image.height - side + 1))
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))

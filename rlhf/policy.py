@@ -1,0 +1,255 @@
+"""A policy: an inpainting pipeline of which the UNet acts. Loading, adapters, saving, exporting."""
+
+import hashlib
+import json
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
+from diffusers.utils import logging as diffusers_logging
+from peft import LoraConfig, get_peft_model_state_dict
+from transformers.utils import logging as transformers_logging
+
+from rlhf.config import ModelConfig
+from rlhf.errors import UserError
+from rlhf.storage import atomic_write_json
+
+TINY = Path(__file__).parent / "models" / "tiny"
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(kw_only=True)
+class Policy:
+    """The pipeline, its schedule and the embedding of the empty text."""
+
+    pipeline: StableDiffusionInpaintPipeline
+    scheduler: DDIMScheduler
+    text_embedding: torch.Tensor
+    """[1, length, width]: of the empty text, which is all that the method uses."""
+    device: torch.device
+    precision: str
+    version: int = 0
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        """The network that acts."""
+        return self.pipeline.unet
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the VAE's latents."""
+        return self.pipeline.vae.config.latent_channels
+
+    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """The UNet's output in float32; see `predict_with`."""
+        return predict_with(self.unet, latents, timestep, condition, self.text_embedding, self.precision)
+
+
+def predict_with(
+    unet: torch.nn.Module,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    condition: torch.Tensor,
+    text_embedding: torch.Tensor,
+    precision: str,
+) -> torch.Tensor:
+    """One forward pass of the 9-channel UNet: the same in rollout, training, evaluation and serving.
+
+    Shapes: latents [B, 4, h, w]; timestep int64 [B]; condition [B, 5, h, w] (mask, masked-image
+    latents); text_embedding [1, length, width]. Returns float32 [B, 4, h, w].
+    """
+    inputs = torch.cat([latents, condition], dim=1)
+    with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        text = text_embedding.expand(len(latents), -1, -1)
+        return unet(inputs, timestep, encoder_hidden_states=text, return_dict=False)[0].float()
+
+
+def resolve_model(path: str) -> str:
+    """`tiny` to the built-in folder; anything else unchanged."""
+    return str(TINY) if path == "tiny" else path
+
+
+def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
+    """Open a pipeline (built in, folder or hub) and apply the policy folder `adapter`, if any.
+
+    Raises UserError where the folder is incomplete or of another kind.
+    """
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    device = _device(config.device)
+    name = resolve_model(config.path)
+    try:
+        pipeline = StableDiffusionInpaintPipeline.from_pretrained(name, safety_checker=None, requires_safety_checker=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{config.path}: not a complete StableDiffusionInpaintPipeline ({reason}); check model.path") from error
+    pipeline.set_progress_bar_config(disable=True)
+    if pipeline.unet.config.in_channels != 9:
+        raise UserError(f"{config.path}: its UNet takes {pipeline.unet.config.in_channels} channels; inpainting needs 9")
+    pipeline.to(device)
+    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        network.requires_grad_(False).eval()
+    pipeline.vae.to(memory_format=torch.channels_last)
+    _set_attention(pipeline, config.attention, device)
+    version = _apply_adapter(pipeline, adapter) if adapter is not None else 0
+    return Policy(
+        pipeline=pipeline,
+        scheduler=DDIMScheduler.from_config(pipeline.scheduler.config),
+        text_embedding=_embed_empty_text(pipeline),
+        device=device,
+        precision=config.precision,
+        version=version,
+    )
+
+
+def _device(choice: str) -> torch.device:
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device: cuda asked for, but PyTorch sees no GPU; use auto or cpu")
+    return torch.device("cuda" if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _set_attention(pipeline: StableDiffusionInpaintPipeline, choice: str, device: torch.device) -> None:
+    if choice != "xformers":
+        return
+    if device.type != "cuda":
+        raise UserError("model.attention: xformers needs a CUDA GPU; use auto")
+    try:
+        pipeline.unet.enable_xformers_memory_efficient_attention()
+    except ModuleNotFoundError as error:
+        raise UserError("model.attention: xformers is not installed; pip install 'prefpaint-ray[gpu]'") from error
+
+
+@torch.no_grad()
+def _embed_empty_text(pipeline: StableDiffusionInpaintPipeline) -> torch.Tensor:
+    tokens = pipeline.tokenizer(
+        "", padding="max_length", max_length=pipeline.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    return pipeline.text_encoder(tokens.input_ids.to(pipeline.device))[0].float()
+
+
+def _apply_adapter(pipeline: StableDiffusionInpaintPipeline, folder: Path) -> int:
+    manifest = read_manifest(folder)
+    if manifest["trainable"] == "lora":
+        pipeline.load_lora_weights(folder)
+    else:
+        pipeline.unet = type(pipeline.unet).from_pretrained(folder / "unet").to(pipeline.device)
+        pipeline.unet.requires_grad_(False).eval()
+    return int(manifest["policy_version"])
+
+
+def read_manifest(folder: Path) -> dict:
+    """A policy folder's manifest; UserError where there is none, which means it is incomplete."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no readable {MANIFEST}, so not a complete policy folder ({error})") from error
+
+
+def make_trainable(policy: Policy, trainable: str, *, rank: int, targets: tuple[str, ...], seed: int) -> None:
+    """Add fresh LoRA adapters (a no-op until trained), or unfreeze the whole UNet.
+
+    Raises UserError where a target names no module of this UNet.
+    """
+    if trainable == "full":
+        policy.unet.requires_grad_(True)
+        return
+    names = [name for name, _ in policy.unet.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UserError(f"align.lora_targets: {target!r} names no module of this UNet")
+    torch.manual_seed(seed)
+    policy.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights=True))
+
+
+@contextmanager
+def base_policy(unet: torch.nn.Module) -> Iterator[None]:
+    """Within the block the adapters are off: the UNet is the base policy, with no second copy."""
+    unet.disable_adapters()
+    try:
+        yield
+    finally:
+        unet.enable_adapters()
+
+
+def trainable_state(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of the trained tensors by name, on the CPU."""
+    return {n: p.detach().cpu().clone() for n, p in unet.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def load_trainable_state(unet: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Put `trainable_state` into a UNet of the same kind; ValueError where names differ."""
+    own = {n: p for n, p in unet.named_parameters() if p.requires_grad}
+    if own.keys() != state.keys():
+        odd = sorted(own.keys() ^ state.keys())[:3]
+        raise ValueError(f"weights do not fit this UNet: {odd}")
+    for name, parameter in own.items():
+        parameter.copy_(state[name])
+
+
+def checksum(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names and bytes: what a sampler acknowledges."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_policy(
+    policy: Policy, state: dict[str, torch.Tensor], folder: Path, *, version: int, trainable: str, base: str
+) -> None:
+    """Write trained tensors as a policy folder: LoRA as diffusers loads it, or a UNet; the manifest last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if trainable == "lora":
+        layers = get_peft_model_state_dict(policy.unet, state_dict=state)
+        StableDiffusionInpaintPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+    else:
+        unet = type(policy.unet).from_config(policy.unet.config)
+        unet.load_state_dict(state)
+        unet.save_pretrained(folder / "unet")
+    atomic_write_json(
+        folder / MANIFEST,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "policy_version": version,
+            "trainable": trainable,
+            "base_model": base,
+            "checksum": checksum(state),
+        },
+    )
+
+
+def export_policy(config: ModelConfig, adapter: Path, out: Path) -> Path:
+    """Write a complete pipeline folder in which the policy's weights are merged into the UNet."""
+    policy = load_policy(config, adapter)
+    if read_manifest(adapter)["trainable"] == "lora":
+        policy.pipeline.fuse_lora()
+        policy.pipeline.unload_lora_weights()
+    policy.pipeline.save_pretrained(out)
+    return out
+
+
+def list_policies(run: Path) -> list[Path]:
+    """The complete policy folders of a run, oldest first; UserError where there is none."""
+    folders = sorted(f for f in run.glob("policy-*") if (f / MANIFEST).is_file())
+    if not folders:
+        raise UserError(f"{run}: no complete policy-* folder there; run `rlhf align` first")
+    return folders
+
+
+def locate_policy(config: ModelConfig, model: Path | None) -> tuple[ModelConfig, Path | None]:
+    """What a user means by a folder: a run (its last policy), a policy, or a whole pipeline."""
+    if model is None:
+        return config, None
+    if (model / "model_index.json").is_file():
+        return config.model_copy(update={"path": str(model)}), None
+    folder = model
+    if not (model / MANIFEST).is_file():
+        folder = list_policies(model / "align" if (model / "align").is_dir() else model)[-1]
+    return config.model_copy(update={"path": read_manifest(folder)["base_model"]}), folder

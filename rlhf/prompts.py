@@ -1,0 +1,140 @@
+"""Photographs to prompts: square crops with holes, split so that no photograph is in two splits."""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rlhf.config import PromptsConfig
+from rlhf.errors import UserError
+from rlhf.holes import draw_hole
+from rlhf.images import (
+    decode_image,
+    decode_mask,
+    encode_png,
+    image_to_tensor,
+    list_photographs,
+    mask_to_tensor,
+    square_crop,
+)
+from rlhf.progress import progress_bar
+from rlhf.storage import atomic_write_json
+from rlhf.tables import PROMPTS, image_cell, read_table, write_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """An image with a hole, decoded."""
+
+    prompt_id: str
+    photograph: str
+    """File that the crop is from; everything is split and clustered by it."""
+    source: str
+    hole: str
+    split: str
+    image: torch.Tensor
+    """float32 [3, H, W] in [-1, 1], hole included: the original, which policies never see."""
+    mask: torch.Tensor
+    """float32 [1, H, W], 1 = repaint."""
+
+
+def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, split: str | None = None) -> int:
+    """Cut prompts from every readable photograph below `images` into `out/prompts.parquet`.
+
+    Unreadable photographs are skipped, counted and listed in `out/skipped.json`. `split` names the
+    split of all of them; by default `config.test_share` of the photographs are `test`.
+    Returns the number of prompts. Raises UserError where no photograph is readable.
+    """
+    paths = list_photographs(images)
+    if not paths:
+        raise UserError(f"{images}: no photographs (PNG, JPEG, WebP, BMP, TIFF) there")
+    rows: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    for path in progress_bar(paths, stage="prompts"):
+        name = str(path.relative_to(images))
+        try:
+            photograph = decode_image(path)
+            if min(photograph.size) < config.size_px // 2:
+                raise UserError(f"{path}: {photograph.width}x{photograph.height} is too small for {config.size_px} px")
+        except UserError as error:
+            skipped.append({"file": name, "reason": str(error)})
+            continue
+        rows += _cut(photograph, name, images.resolve().name, split or "train", config, seed)
+    if split is None:
+        _assign_splits(rows, config.test_share, seed)
+    atomic_write_json(out / "skipped.json", skipped)
+    if not rows:
+        raise UserError(f"{images}: none of {len(paths)} photographs is readable; see {out / 'skipped.json'}")
+    write_table(rows, PROMPTS, out / "prompts.parquet")
+    return len(rows)
+
+
+def _assign_splits(rows: list[dict[str, Any]], test_share: float, seed: int) -> None:
+    """Turn the prompts of a share of the photographs to `test`; both splits keep one where there are two."""
+    names = sorted({row["photograph"] for row in rows})
+    tests = round(len(names) * test_share)
+    if test_share > 0:
+        tests = min(max(tests, 1), len(names) - 1)
+    chosen = {names[i] for i in np.random.default_rng([seed, 7]).permutation(len(names))[:tests]}
+    for row in rows:
+        row["split"] = "test" if row["photograph"] in chosen else "train"
+
+
+def _cut(
+    photograph: Image.Image, name: str, source: str, split: str, config: PromptsConfig, seed: int
+) -> Iterator[dict[str, Any]]:
+    for index in range(config.crops_per_photograph):
+        key = zlib.crc32(name.encode())
+        rng = np.random.default_rng([seed, key, index])
+        crop = square_crop(photograph, rng, size=config.size_px, scale=config.crop_scale)
+        hole = config.holes[(key + index) % len(config.holes)]
+        mask = draw_hole(hole, rng, config.size_px)
+        prompt_id = f"{Path(name).with_suffix('').as_posix().replace('/', '_')}-{key:08x}-{index}"
+        yield {
+            "prompt_id": prompt_id,
+            "image": image_cell(encode_png(crop), f"{prompt_id}.png"),
+            "mask": image_cell(encode_png(Image.fromarray(mask.astype(np.uint8) * 255)), f"{prompt_id}_mask.png"),
+            "hole": hole,
+            "source": source,
+            "photograph": name,
+            "split": split,
+            "caption": "",
+        }
+
+
+def load_prompts(folder: Path, *, split: str | None = None) -> list[Prompt]:
+    """Read and decode prompts, of one split or all.
+
+    Raises UserError naming file, row or column where something is unreadable, a mask does not fit
+    its image, prompt ids repeat, or the split is empty.
+    """
+    rows = read_table(folder, PROMPTS)
+    prompts = [_decode(row, folder) for row in rows if split is None or row["split"] == split]
+    if not prompts:
+        found = ", ".join(sorted({row["split"] for row in rows}))
+        raise UserError(f"{folder}: no prompts of split {split!r}; it holds {found}")
+    if len({p.prompt_id for p in prompts}) < len(prompts):
+        raise UserError(f"{folder}: prompt_id is not unique; remove the repeated file or rows")
+    return prompts
+
+
+def _decode(row: dict[str, Any], folder: Path) -> Prompt:
+    label = f"{folder}: prompt {row['prompt_id']}"
+    if not row["image"] or not row["image"]["bytes"] or not row["mask"] or not row["mask"]["bytes"]:
+        raise UserError(f"{label}: image or mask holds no bytes")
+    image = decode_image(row["image"]["bytes"], name=f"{label}: image")
+    mask = decode_mask(row["mask"]["bytes"], size=image.size, name=f"{label}: mask")
+    return Prompt(
+        prompt_id=row["prompt_id"],
+        photograph=row["photograph"],
+        source=row["source"],
+        hole=row["hole"],
+        split=row["split"],
+        image=image_to_tensor(image),
+        mask=mask_to_tensor(mask),
+    )

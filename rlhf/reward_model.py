@@ -1,0 +1,227 @@
+"""The reward model: networks that map an inpainting to features, and the scored result with its bound."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rlhf.bound import RidgeHead, trust_weight
+from rlhf.errors import UserError
+from rlhf.images import blank_hole
+from rlhf.storage import atomic_write, atomic_write_json
+
+SCHEMA_VERSION = 1
+
+
+class SmallBackbone(nn.Module):
+    """A convolutional network from scratch: statistics of the hole, of what is known, and their contrast."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        widths = (width, 2 * width, 3 * width)
+        self.stem = nn.Conv2d(7, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, stride=2, padding=1),
+                nn.GroupNorm(6, after),
+                nn.SiLU(),
+                nn.Conv2d(after, after, 3, padding=1),
+                nn.GroupNorm(6, after),
+                nn.SiLU(),
+            )
+            for before, after in zip((width, *widths), widths, strict=False)
+        )
+        self.output_dim = 4 * sum(widths)
+
+    def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] and [B, 1, H, W] to [B, output_dim]."""
+        x = F.silu(self.stem(torch.cat([images, blank_hole(images, masks), masks], dim=1)))
+        pooled = []
+        for block in self.blocks:
+            x = block(x)
+            hole = F.adaptive_avg_pool2d(masks, x.shape[-2:])
+            border = F.max_pool2d(hole, 3, 1, 1) - (-F.max_pool2d(-hole, 3, 1, 1))
+            inside, outside, edge = (_weighted_mean(x, w) for w in (hole, 1 - hole, border))
+            deviation = (_weighted_mean(x.square(), hole) - inside.square()).clamp(min=1e-6).sqrt()
+            pooled += [inside, inside - outside, edge, deviation]
+        return torch.cat(pooled, dim=1)
+
+
+def _weighted_mean(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (x * weights).sum((2, 3)) / weights.sum((2, 3)).clamp(min=1e-3)
+
+
+class ClipBackbone(nn.Module):
+    """A CLIP vision tower on the inpainting and on the masked image, concatenated (PrefPaint, section 5)."""
+
+    def __init__(self, tower: nn.Module, frozen_share: float = 0.7) -> None:
+        super().__init__()
+        self.tower = tower
+        layers = tower.vision_model.encoder.layers if hasattr(tower, "vision_model") else tower.encoder.layers
+        for layer in layers[: round(frozen_share * len(layers))]:
+            layer.requires_grad_(False)
+        self.output_dim = 2 * tower.config.hidden_size
+        self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] and [B, 1, H, W] to [B, output_dim]."""
+        both = [self._embed(x) for x in (images, blank_hole(images, masks))]
+        return torch.cat(both, dim=1)
+
+    def _embed(self, images: torch.Tensor) -> torch.Tensor:
+        size = self.tower.config.image_size
+        resized = F.interpolate((images + 1) / 2, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+        return self.tower(pixel_values=(resized.clamp(0, 1) - self.mean) / self.std).pooler_output
+
+
+def build_backbone(name: str) -> nn.Module:
+    """`small`, or the CLIP vision model in a folder or hub repository of that name."""
+    if name == "small":
+        return SmallBackbone()
+    from transformers import CLIPVisionModel
+
+    try:
+        return ClipBackbone(CLIPVisionModel.from_pretrained(name))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"reward.backbone: {name!r} is neither `small` nor a CLIP vision model ({reason})") from error
+
+
+class FeatureNetwork(nn.Module):
+    """Backbone, then a non-linear head to layer-normalised features z plus a constant 1."""
+
+    def __init__(self, backbone: nn.Module, feature_dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Sequential(
+            nn.LayerNorm(backbone.output_dim), nn.Linear(backbone.output_dim, 128), nn.SiLU(), nn.Linear(128, feature_dim)
+        )
+        self.centre = nn.BatchNorm1d(feature_dim, affine=False)
+        self.linear = nn.Linear(feature_dim + 1, 1, bias=False)
+
+    def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] in [-1, 1], masks [B, 1, H, W], 1 = repainted; returns z [B, feature_dim + 1].
+
+        The features are centred and of length 1, times sqrt of their number; the constant comes last.
+        """
+        z = self.centre(self.head(self.backbone(images, masks)))
+        z = F.normalize(z, dim=1) * z.shape[1] ** 0.5
+        return torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Numbers that turn an uncertainty into bounds and trust weights."""
+
+    coverage: float
+    """Stated coverage of the conformal bound on a new annotation."""
+    conformal: float
+    """Conformal multiplier of the uncertainty."""
+    theorem: float
+    """Theorem's multiplier."""
+    noise: float
+    """B, from repeated annotations."""
+    delta: float
+    ridge: float
+    parameter_norm: float
+    median_uncertainty: float
+    """On part C; trust weights are scaled by it."""
+    trust_k: float
+    trust_b: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredImages:
+    """What the reward model says of a batch, each [B]; rewards are in units of the normalised score."""
+
+    reward: torch.Tensor
+    uncertainty: torch.Tensor
+    lower: torch.Tensor
+    """reward - conformal multiplier x uncertainty."""
+    upper: torch.Tensor
+    theorem_width: torch.Tensor
+    """theorem's multiplier x uncertainty: of |reward - expected score|."""
+    trust_weight: torch.Tensor
+    """exp(-k u + b), not divided by its mean."""
+    features: torch.Tensor
+    """[B, d]."""
+
+
+class Reward(Protocol):
+    """Anything that scores inpaintings with a bound."""
+
+    def score(self, images: torch.Tensor, masks: torch.Tensor) -> ScoredImages:
+        """Images [B, 3, H, W] in [-1, 1]; masks [B, 1, H, W]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModel:
+    """Frozen features, the ridge head on them, V, and the calibration."""
+
+    network: FeatureNetwork
+    head: RidgeHead
+    calibration: Calibration
+    backbone: str
+    feature_dim: int
+
+    @torch.no_grad()
+    def score(self, images: torch.Tensor, masks: torch.Tensor) -> ScoredImages:
+        """Reward, uncertainty and bounds; images [B, 3, H, W] in [-1, 1], masks [B, 1, H, W]."""
+        self.network.eval()
+        features = self.network(images, masks)
+        reward, uncertainty = self.head.reward(features), self.head.uncertainty(features)
+        c = self.calibration
+        return ScoredImages(
+            reward=reward,
+            uncertainty=uncertainty,
+            lower=reward - c.conformal * uncertainty,
+            upper=reward + c.conformal * uncertainty,
+            theorem_width=c.theorem * uncertainty,
+            trust_weight=trust_weight(uncertainty, c.median_uncertainty, c.trust_k, c.trust_b),
+            features=features,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors`, `head.safetensors` and `reward.json`, which comes last."""
+        (folder / "reward.json").unlink(missing_ok=True)
+        atomic_write(folder / "model.safetensors", lambda p: save_file(self.network.state_dict(), p))
+        head = {"weight": self.head.weight, "cholesky": self.head.cholesky.contiguous()}
+        atomic_write(folder / "head.safetensors", lambda p: save_file(head, p))
+        atomic_write_json(
+            folder / "reward.json",
+            {
+                "schema_version": SCHEMA_VERSION,
+                "backbone": self.backbone,
+                "feature_dim": self.feature_dim,
+                "calibration": asdict(self.calibration),
+            },
+        )
+
+
+def load_reward(folder: Path) -> RewardModel:
+    """Open a reward folder; UserError where it is incomplete or of another architecture."""
+    try:
+        record = json.loads((folder / "reward.json").read_text())
+        if record["schema_version"] != SCHEMA_VERSION:
+            raise UserError(f"{folder}: schema {record['schema_version']}, but this version reads {SCHEMA_VERSION}")
+        network = FeatureNetwork(build_backbone(record["backbone"]), record["feature_dim"])
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+        head = load_file(folder / "head.safetensors")
+        calibration = Calibration(**record["calibration"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: not a complete reward folder ({error}); run `rlhf reward` again") from error
+    ridge_head = RidgeHead(weight=head["weight"], cholesky=head["cholesky"], ridge=calibration.ridge)
+    return RewardModel(
+        network=network.eval(),
+        head=ridge_head,
+        calibration=calibration,
+        backbone=record["backbone"],
+        feature_dim=record["feature_dim"],
+    )

@@ -1,0 +1,157 @@
+"""The one denoising loop: candidates, training rollouts, evaluation and serving all run it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from rlhf.ddim import Schedule, make_schedule, transition_log_prob, transition_mean
+from rlhf.images import blank_hole, composite
+from rlhf.policy import Policy
+from rlhf.prompts import Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutPlan:
+    """Which of the denoising steps are random, and which are kept for training."""
+
+    num_inference_steps: int
+    eta: float
+    """DDIM's eta at the stochastic steps; all others are deterministic."""
+    stochastic_steps: frozenset[int]
+    trained_steps: tuple[int, ...] = ()
+    """Ascending; a subset of the stochastic ones."""
+    shares_initial_noise: bool = False
+    """Samples of a prompt start from the same noise, and run as one until the first random step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Finished samples of some prompts, prompt by prompt: B = prompts x samples_per_prompt."""
+
+    images: torch.Tensor
+    """float32 [B, 3, H, W], composited: known pixels are those of the prompt."""
+    condition: torch.Tensor
+    """float32 [B, 5, h, w]: the UNet's mask and masked-image latents."""
+    latent_mask: torch.Tensor
+    """float32 [B, 1, h, w]: 1 where the latent cell touches the hole."""
+    latents: torch.Tensor
+    """float32 [K, B, 4, h, w]: before each trained step."""
+    next_latents: torch.Tensor
+    """float32 [K, B, 4, h, w]: after it."""
+    old_log_prob: torch.Tensor
+    """float32 [K, B], nats per latent element, under the weights that sampled."""
+    step_indices: tuple[int, ...]
+    """[K]: positions of the trained steps in the schedule."""
+
+
+def noise_like(shape: Sequence[int], *key: object) -> torch.Tensor:
+    """Standard normal noise that depends on `key` alone, not on who draws it, or when."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.randn(tuple(shape), generator=generator)
+
+
+@torch.no_grad()
+def encode_prompts(policy: Policy, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Condition [P, 5, h, w] and latent hole mask [P, 1, h, w], once per prompt.
+
+    The condition's mask is sampled as diffusers' pipeline does (nearest), so that the model folder
+    works there; the hole mask of log-probs holds every cell that touches the hole.
+    """
+    images = torch.stack([p.image for p in prompts]).to(policy.device)
+    masks = torch.stack([p.mask for p in prompts]).to(policy.device)
+    vae = policy.pipeline.vae
+    blanked = blank_hole(images, masks).to(memory_format=torch.channels_last)
+    masked_image_latents = vae.encode(blanked).latent_dist.mode() * vae.config.scaling_factor
+    size = masked_image_latents.shape[-2:]
+    condition = torch.cat([F.interpolate(masks, size=size), masked_image_latents], dim=1)
+    return condition, F.adaptive_max_pool2d(masks, size)
+
+
+@torch.no_grad()
+def decode_latents(policy: Policy, latents: torch.Tensor) -> torch.Tensor:
+    """Latents [B, 4, h, w] to images [B, 3, H, W] in about [-1, 1]."""
+    vae = policy.pipeline.vae
+    return vae.decode((latents / vae.config.scaling_factor).to(memory_format=torch.channels_last)).sample.float()
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    plan: RolloutPlan,
+    *,
+    sample_indices: Sequence[int],
+    seed_key: tuple[object, ...],
+) -> Trajectories:
+    """Inpaint every prompt once per entry of `sample_indices`.
+
+    All noise is drawn by (seed_key, prompt_id, sample index, step), so the result does not depend
+    on which process runs it or how often it was retried.
+    """
+    schedule = make_schedule(policy.scheduler, plan.num_inference_steps)
+    condition, latent_mask = encode_prompts(policy, prompts)
+    latents, first = _run_shared_prefix(policy, prompts, plan, schedule, condition, sample_indices, seed_key)
+    condition = condition.repeat_interleave(len(sample_indices), dim=0)
+    latent_mask = latent_mask.repeat_interleave(len(sample_indices), dim=0)
+    kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for step in range(first, plan.num_inference_steps):
+        eta = plan.eta if step in plan.stochastic_steps else 0.0
+        mean, std_dev_t = _denoise_step(policy, latents, step, condition, schedule, eta)
+        next_latents = mean
+        if eta > 0:
+            keys = [(p.prompt_id, i) for p in prompts for i in sample_indices]
+            noise = torch.stack([noise_like(latents.shape[1:], *seed_key, *key, step) for key in keys])
+            next_latents = mean + std_dev_t * noise.to(mean)
+        if step in plan.trained_steps:
+            log_prob = transition_log_prob(mean, std_dev_t, next_latents, latent_mask)
+            kept.append((latents, next_latents, log_prob))
+        latents = next_latents
+    images = torch.stack([p.image for p in prompts]).repeat_interleave(len(sample_indices), dim=0)
+    masks = torch.stack([p.mask for p in prompts]).repeat_interleave(len(sample_indices), dim=0)
+    empty = latents.new_zeros((0, *latents.shape))
+    return Trajectories(
+        images=composite(decode_latents(policy, latents).cpu(), images, masks),
+        condition=condition.cpu(),
+        latent_mask=latent_mask.cpu(),
+        latents=torch.stack([k[0] for k in kept]).cpu() if kept else empty,
+        next_latents=torch.stack([k[1] for k in kept]).cpu() if kept else empty,
+        old_log_prob=torch.stack([k[2] for k in kept]).cpu() if kept else latents.new_zeros((0, len(latents))),
+        step_indices=plan.trained_steps,
+    )
+
+
+def _run_shared_prefix(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    plan: RolloutPlan,
+    schedule: Schedule,
+    condition: torch.Tensor,
+    sample_indices: Sequence[int],
+    seed_key: tuple[object, ...],
+) -> tuple[torch.Tensor, int]:
+    """Initial latents of all samples, and the first step still to be run.
+
+    Where a group shares its initial noise its samples are identical until the first random step,
+    so that prefix is computed once per prompt.
+    """
+    shape = (policy.latent_channels, *condition.shape[-2:])
+    if not plan.shares_initial_noise:
+        draws = [noise_like(shape, *seed_key, p.prompt_id, i, "start") for p in prompts for i in sample_indices]
+        return torch.stack(draws).to(policy.device), 0
+    latents = torch.stack([noise_like(shape, *seed_key, p.prompt_id, "start") for p in prompts]).to(policy.device)
+    first = min(plan.stochastic_steps, default=plan.num_inference_steps)
+    for step in range(first):
+        latents, _ = _denoise_step(policy, latents, step, condition, schedule, 0.0)
+    return latents.repeat_interleave(len(sample_indices), dim=0), first
+
+
+def _denoise_step(
+    policy: Policy, latents: torch.Tensor, step: int, condition: torch.Tensor, schedule: Schedule, eta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    index = torch.full((len(latents),), step)
+    timestep = schedule.timesteps[index].to(policy.device)
+    return transition_mean(policy.predict(latents, timestep, condition), latents, index, schedule, eta)

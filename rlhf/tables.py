@@ -1,0 +1,116 @@
+"""The Parquet tables that stages hand over, and their checks on the way in."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlhf.errors import UserError
+from rlhf.storage import atomic_write
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+PROMPTS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("image", IMAGE),
+        ("mask", IMAGE),
+        ("hole", pa.string()),
+        ("source", pa.string()),
+        ("photograph", pa.string()),
+        ("split", pa.string()),
+        ("caption", pa.string()),
+    ]
+)
+CANDIDATES = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("seed", pa.int64()),
+        ("image", IMAGE),
+        ("policy_version", pa.int32()),
+        ("num_inference_steps", pa.int32()),
+        ("eta", pa.float32()),
+    ]
+)
+ANNOTATIONS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("annotator", pa.string()),
+        ("annotated_at", pa.timestamp("us", tz="UTC")),
+        ("structure", pa.float32()),
+        ("texture", pa.float32()),
+        ("overall", pa.float32()),
+        ("is_simulated", pa.bool_()),
+    ]
+)
+EVALUATION = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("photograph", pa.string()),
+        ("hole", pa.string()),
+        ("policy", pa.string()),
+        ("image", IMAGE),
+        ("reward", pa.float32()),
+        ("uncertainty", pa.float32()),
+        ("gold", pa.float32()),
+        ("sharpness", pa.float32()),
+    ]
+)
+
+
+def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path) -> None:
+    """Write rows as zstd Parquet, whole or not at all; image columns carry Hugging Face's metadata."""
+    table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata(_hub_metadata(schema)))
+    atomic_write(path, lambda temporary: pq.write_table(table, temporary, compression="zstd", row_group_size=100))
+
+
+def _hub_metadata(schema: pa.Schema) -> dict[str, str]:
+    features = {f.name: _hub_feature(f.type) for f in schema}
+    return {"huggingface": json.dumps({"info": {"features": features}})}
+
+
+def _hub_feature(kind: pa.DataType) -> dict[str, str]:
+    if kind == IMAGE:
+        return {"_type": "Image"}
+    name = {"float": "float32", "timestamp[us, tz=UTC]": "timestamp[us, tz=UTC]"}.get(str(kind), str(kind))
+    return {"dtype": name, "_type": "Value"}
+
+
+def read_table(folder: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+    """All rows of the Parquet files in a folder (or of one file), in the order of file names.
+
+    Raises UserError that names the file and the column where a file is unreadable, a column is
+    missing or of another type, or there is no row at all.
+    """
+    paths = [folder] if folder.is_file() else sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise UserError(f"{folder}: no Parquet files there; run the stage that writes them first")
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        rows += _read_file(path, schema).to_pylist()
+    if not rows:
+        raise UserError(f"{folder}: holds no rows")
+    return rows
+
+
+def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        file = pq.ParquetFile(path)
+        missing = [name for name in schema.names if name not in file.schema_arrow.names]
+        if missing:
+            raise UserError(f"{path}: column {', '.join(missing)} missing; expected {', '.join(schema.names)}")
+        return file.read(columns=schema.names).select(schema.names).cast(schema)
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise UserError(f"{path}: not a Parquet file of this kind ({error}); write it again") from error
+
+
+def image_cell(data: bytes, path: str) -> dict[str, Any]:
+    """A value of an image column."""
+    return {"bytes": data, "path": path}

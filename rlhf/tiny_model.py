@@ -1,0 +1,88 @@
+"""The parts of the built-in model `tiny`: a StableDiffusionInpaintPipeline for 64x64, at random weights."""
+
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+TEXT_WIDTH = 32
+
+
+def build_vae(channels: tuple[int, ...] = (32, 48, 64)) -> AutoencoderKL:
+    """Autoencoder with factor 4: 64x64x3 pixels to 16x16x4 latents."""
+    return AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=64,
+    )
+
+
+def build_unet(channels: tuple[int, ...] = (48, 96, 120)) -> UNet2DConditionModel:
+    """Denoiser with the 9 input channels of inpainting: latents, mask, masked-image latents."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=9,
+        out_channels=4,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(channels) - 1),
+        up_block_types=("CrossAttnUpBlock2D",) * (len(channels) - 1) + ("UpBlock2D",),
+        layers_per_block=1,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        cross_attention_dim=TEXT_WIDTH,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule with v-prediction; the last deviation stays above 0."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A byte-level tokenizer without merges: any text is a sequence of bytes."""
+    symbols = sorted(ByteLevel.alphabet())
+    tokens = symbols + [s + "</w>" for s in symbols] + ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=16)
+
+
+def build_text_encoder() -> CLIPTextModel:
+    """A one-layer text encoder; the project trains and samples with the empty text only."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=514,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            bos_token_id=512,
+            eos_token_id=513,
+            pad_token_id=513,
+        )
+    )
+
+
+def build_pipeline() -> StableDiffusionInpaintPipeline:
+    """All parts of `tiny`, untrained."""
+    return StableDiffusionInpaintPipeline(
+        vae=build_vae(),
+        text_encoder=build_text_encoder(),
+        tokenizer=build_tokenizer(),
+        unet=build_unet(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

@@ -1,0 +1,1 @@
+"""Who uses it: the Ray Serve application and its HTTP interface."""

@@ -1,0 +1,120 @@
+"""A random small pipeline, prompts and reward for 32x32 pictures: real classes, no training."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionInpaintPipeline
+from PIL import Image
+
+from rlhf.bound import RidgeHead
+from rlhf.config import AlignConfig, ModelConfig, RunConfig
+from rlhf.holes import FAMILIES, draw_hole
+from rlhf.images import encode_png, image_to_tensor, mask_to_tensor
+from rlhf.prompts import Prompt
+from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
+from rlhf.tables import PROMPTS, image_cell, write_table
+from rlhf.tiny_model import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
+
+SIZE_PX = 32
+FAST = {
+    "updates": 3,
+    "prompts_per_update": 4,
+    "samples_per_prompt": 4,
+    "micro_batch_size": 8,
+    "num_inference_steps": 4,
+    "window_range": 3,
+    "trained_steps": 2,
+    "lora_rank": 4,
+    "checkpoint_every": 1,
+    "learning_rate": 1e-3,
+}
+
+
+def save_small_pipeline(folder: Path) -> Path:
+    """A random pipeline for 32x32, written the way users' folders are."""
+    torch.manual_seed(0)
+    pipeline = StableDiffusionInpaintPipeline(
+        vae=build_vae((8, 16, 16)),
+        text_encoder=build_text_encoder(),
+        tokenizer=build_tokenizer(),
+        unet=build_unet((16, 32)),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.unet.register_to_config(sample_size=SIZE_PX // 4)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def small_config(pipeline: Path, **align: object) -> RunConfig:
+    """A run of seconds on that pipeline."""
+    return RunConfig(model=ModelConfig(path=str(pipeline)), align=AlignConfig(**(FAST | align)))
+
+
+def small_prompts(count: int = 8) -> list[Prompt]:
+    """Smooth random pictures with holes of all families."""
+    prompts = []
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        family = list(FAMILIES)[index % len(FAMILIES)]
+        pixels = (rng.random((4, 4, 3)) * 255).astype(np.uint8)
+        image = Image.fromarray(pixels).resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC)
+        prompts.append(
+            Prompt(
+                prompt_id=f"p{index}",
+                photograph=f"photo{index}.png",
+                source="test",
+                hole=family,
+                split="train",
+                image=image_to_tensor(image),
+                mask=mask_to_tensor(draw_hole(family, rng, SIZE_PX)),
+            )
+        )
+    return prompts
+
+
+def write_prompts(prompts: list[Prompt], folder: Path) -> Path:
+    """Prompts as a stage folder."""
+    rows = []
+    for p in prompts:
+        image = Image.fromarray(((p.image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy())
+        mask = Image.fromarray((p.mask[0].numpy() * 255).astype(np.uint8))
+        rows.append(
+            {
+                "prompt_id": p.prompt_id,
+                "image": image_cell(encode_png(image), "i.png"),
+                "mask": image_cell(encode_png(mask), "m.png"),
+                "hole": p.hole,
+                "source": p.source,
+                "photograph": p.photograph,
+                "split": p.split,
+                "caption": "",
+            }
+        )
+    write_table(rows, PROMPTS, folder / "prompts.parquet")
+    return folder
+
+
+def save_small_reward(folder: Path, *, scale: float = 1.0) -> Path:
+    """A random reward model with a sound V."""
+    torch.manual_seed(1)
+    network = FeatureNetwork(SmallBackbone(), 8).eval()
+    weight = scale * torch.randn(9, dtype=torch.float64)
+    head = RidgeHead(weight=weight, cholesky=torch.eye(9, dtype=torch.float64), ridge=1.0)
+    calibration = Calibration(
+        coverage=0.9,
+        conformal=2.0,
+        theorem=3.0,
+        noise=0.5,
+        delta=0.05,
+        ridge=1.0,
+        parameter_norm=1.0,
+        median_uncertainty=3.0,
+        trust_k=0.05,
+        trust_b=0.7,
+    )
+    RewardModel(network=network, head=head, calibration=calibration, backbone="small", feature_dim=8).save(folder)
+    return folder

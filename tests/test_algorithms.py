@@ -1,0 +1,96 @@
+"""Plans and advantages of the algorithms."""
+
+import pytest
+import torch
+
+from rlhf.algorithms import algorithm_of, grpo, prefpaint
+from rlhf.config import AlignConfig
+
+UPDATES = range(60)
+
+
+def rewards_of(seed: int = 0) -> torch.Tensor:
+    return torch.randn(5, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_configuration_names_the_algorithm() -> None:
+    assert algorithm_of(AlignConfig(algorithm="grpo")) is grpo
+    assert algorithm_of(AlignConfig(algorithm="prefpaint")) is prefpaint
+
+
+def test_grpo_advantages_have_mean_zero_and_deviation_one_per_prompt() -> None:
+    advantages = grpo.compute_advantages(rewards_of(), AlignConfig(advantage_clip=100))
+    torch.testing.assert_close(advantages.mean(dim=1), torch.zeros(5, dtype=torch.float64))
+    torch.testing.assert_close(advantages.std(dim=1), torch.ones(5, dtype=torch.float64), rtol=1e-3, atol=0)
+
+
+def test_grpo_advantages_ignore_each_prompts_own_offset_and_scale() -> None:
+    config, rewards = AlignConfig(), rewards_of()
+    offset = torch.tensor([0.0, 5.0, -3.0, 100.0, 1.0], dtype=torch.float64)[:, None]
+    scale = torch.tensor([1.0, 2.0, 7.0, 0.5, 10.0], dtype=torch.float64)[:, None]
+    expected = grpo.compute_advantages(rewards, config)
+    changed = grpo.compute_advantages(rewards * scale + offset, config)
+    torch.testing.assert_close(changed, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_grpo_advantages_are_zero_where_all_samples_of_a_prompt_are_alike() -> None:
+    advantages = grpo.compute_advantages(torch.full((2, 4), 3.0), AlignConfig())
+    assert torch.equal(advantages, torch.zeros(2, 4))
+
+
+def test_prefpaint_advantages_are_standardised_over_the_whole_batch() -> None:
+    config = AlignConfig(algorithm="prefpaint", advantage_clip=100)
+    rewards = rewards_of() + torch.arange(5, dtype=torch.float64)[:, None]
+    advantages = prefpaint.compute_advantages(rewards, config)
+    assert float(advantages.mean()) == pytest.approx(0, abs=1e-9)
+    assert float(advantages.std()) == pytest.approx(1, rel=1e-5)
+    assert (advantages.mean(dim=1).abs() > 0.1).any(), "a prompt's mean must not be removed"
+    torch.testing.assert_close(prefpaint.compute_advantages(3 * rewards - 2, config), advantages, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", [grpo, prefpaint])
+def test_advantages_are_clipped_on_both_sides(algorithm) -> None:  # noqa: ANN001
+    rewards = torch.zeros(2, 64)
+    rewards[0, 0], rewards[1, 0] = 100.0, -100.0
+    advantages = algorithm.compute_advantages(rewards, AlignConfig(advantage_clip=1.5))
+    assert float(advantages.max()) == 1.5
+    assert float(advantages.min()) == -1.5
+
+
+def test_grpo_window_is_contiguous_within_its_range_and_visits_all_of_it() -> None:
+    config = AlignConfig(window_size=2, window_range=6)
+    starts = set()
+    for update in UPDATES:
+        plan = grpo.plan_rollout(config, update, seed=0)
+        start = plan.trained_steps[0]
+        assert plan.trained_steps == (start, start + 1)
+        assert plan.stochastic_steps == frozenset(plan.trained_steps)
+        assert plan.shares_initial_noise
+        starts.add(start)
+    assert starts == {0, 1, 2, 3, 4}
+
+
+def test_prefpaint_trains_a_sorted_subset_of_its_random_steps() -> None:
+    config = AlignConfig(algorithm="prefpaint", trained_steps=5, num_inference_steps=10)
+    chosen = set()
+    for update in UPDATES:
+        plan = prefpaint.plan_rollout(config, update, seed=0)
+        assert plan.stochastic_steps == frozenset(range(10))
+        assert list(plan.trained_steps) == sorted(set(plan.trained_steps))
+        assert len(plan.trained_steps) == 5
+        assert set(plan.trained_steps) <= plan.stochastic_steps
+        assert not plan.shares_initial_noise
+        chosen |= set(plan.trained_steps)
+    assert chosen == set(range(10))
+
+
+@pytest.mark.parametrize("algorithm", [grpo, prefpaint])
+def test_plan_depends_on_seed_and_update_alone(algorithm) -> None:  # noqa: ANN001
+    config = AlignConfig()
+    torch.manual_seed(1)
+    first = [algorithm.plan_rollout(config, update, seed=3) for update in UPDATES]
+    torch.manual_seed(2)
+    again = [algorithm.plan_rollout(config, update, seed=3) for update in reversed(UPDATES)]
+    assert first == again[::-1]
+    assert first != [algorithm.plan_rollout(config, update, seed=4) for update in UPDATES]
+    assert len({plan.trained_steps for plan in first}) > 1

@@ -1,0 +1,116 @@
+"""The whole of `rlhf align` on this machine's Ray, with random small networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file, save_file
+from small_parts import save_small_reward, small_config, small_prompts, write_prompts
+
+from actors.align import align, prepare_run_folder, start_actors, start_ray
+from actors.coordinator import Coordinator
+from rlhf.config import RunConfig
+from rlhf.errors import UserError
+from rlhf.metrics_log import read_metrics
+from rlhf.policy import load_policy, make_trainable, trainable_state
+
+pytestmark = pytest.mark.ray
+TIMINGS = {"rollout_s", "sampler_busy_s", "train_s", "update_s"}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
+    return write_prompts(small_prompts(8), folder / "prompts"), save_small_reward(folder / "reward")
+
+
+def figures(run: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run)]
+
+
+def with_cluster(config: RunConfig, **cluster: object) -> RunConfig:
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update=cluster)})
+
+
+@pytest.fixture(scope="module")
+def finished(small_pipeline: Path, inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    align(small_config(small_pipeline), *inputs, out)
+    return out
+
+
+def test_a_run_leaves_policies_metrics_events_and_pictures(finished: Path) -> None:
+    assert [line["update"] for line in figures(finished)] == [1, 2, 3]
+    assert all(line["ratio_error"] <= 1e-6 for line in figures(finished))
+    assert len(list(finished.glob("policy-*/manifest.json"))) == 3
+    assert len(list(finished.glob("grids/*.png"))) == 3
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_one_sampler_and_two_learners_give_the_figures_of_two_and_one(
+    small_pipeline: Path, inputs: tuple[Path, Path], finished: Path, tmp_path: Path
+) -> None:
+    config = with_cluster(small_config(small_pipeline), samplers=1, learners=2)
+    align(config, *inputs, tmp_path / "run")
+    for ours, theirs in zip(figures(tmp_path / "run"), figures(finished), strict=True):
+        assert ours["reward"] == pytest.approx(theirs["reward"], abs=1e-4)
+        assert ours["kl_to_base"] == pytest.approx(theirs["kl_to_base"], rel=2e-2, abs=1e-7)
+    first = figures(tmp_path / "run")[0]
+    assert first["reward"] == figures(finished)[0]["reward"], "before any update the images are the same bits"
+
+
+def test_resumed_run_equals_the_uninterrupted_one(
+    small_pipeline: Path, inputs: tuple[Path, Path], finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    short = small_config(small_pipeline, updates=2)
+    align(short, *inputs, out)
+    (out / "config.yaml").write_text((finished / "config.yaml").read_text())
+    align(small_config(small_pipeline), *inputs, out, resume=True)
+    assert figures(out) == figures(finished)
+    ours, theirs = (load_file(next((r / "policy-000003").glob("*.safetensors"))) for r in (out, finished))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_a_reward_that_is_nan_ends_the_run_with_the_prompts_name(
+    small_pipeline: Path, inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    broken = save_small_reward(tmp_path / "reward")
+    head = load_file(broken / "head.safetensors")
+    head["weight"] = head["weight"] * float("nan")
+    save_file(head, broken / "head.safetensors")
+    with pytest.raises(UserError, match=r"reward of prompt p\d is nan"):
+        align(small_config(small_pipeline), inputs[0], broken, tmp_path / "run")
+
+
+def test_samplers_acknowledge_the_weights_that_they_hold(small_pipeline: Path, inputs: tuple[Path, Path]) -> None:
+    config = small_config(small_pipeline)
+    prompts = {p.prompt_id: p for p in small_prompts(8)}
+    policy = load_policy(config.model)
+    make_trainable(policy, "lora", rank=4, targets=config.align.lora_targets, seed=5)
+    weights = {n: t + 0.01 for n, t in trainable_state(policy.unet).items()}
+    start_ray(config, None)
+    try:
+        samplers, scorers = start_actors(config, prompts, inputs[1])
+        coordinator = Coordinator(config, sorted(prompts), samplers, scorers, 1)
+        notice = coordinator.publish(4, weights)
+        assert ray.get([s.load_weights.remote(notice) for s in samplers]) == [(4, notice.checksum)] * 2
+        work = coordinator.collect(5, weights)
+        assert len(work.shares[0]) == 2
+        ray.kill(samplers[0], no_restart=False)
+        again = coordinator.collect(5, weights)
+        assert again.metrics["reward"] == work.metrics["reward"], "a restarted sampler repeats the same images"
+    finally:
+        ray.shutdown()
+
+
+def test_a_used_folder_is_neither_overwritten_nor_mixed(small_pipeline: Path, finished: Path) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        prepare_run_folder(finished, small_config(small_pipeline), resume=False)
+    other = small_config(small_pipeline, learning_rate=0.5)
+    with pytest.raises(UserError, match="another configuration"):
+        prepare_run_folder(finished, other, resume=True)
+    assert json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])["update"] == 1

@@ -1,0 +1,121 @@
+"""Simulated annotators: bias and noise as configured, and the checks on what people wrote."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.annotators import UTILITY_RANGE, load_annotations, simulate_annotations, to_mark
+from rlhf.config import AnnotatorsConfig
+from rlhf.errors import UserError
+from rlhf.prompts import Prompt
+from rlhf.tables import ANNOTATIONS, read_table, write_table
+
+MARKS = ("structure", "texture", "overall")
+
+
+def make_prompt() -> Prompt:
+    rows = torch.linspace(-0.8, 0.8, 24)
+    image = torch.sin(rows[None, :, None] * 9 + rows[None, None, :] * 5).expand(3, -1, -1) * 0.6
+    mask = torch.zeros(1, 24, 24)
+    mask[:, 6:18, 6:18] = 1
+    return Prompt(
+        prompt_id="p", photograph="p.png", source="s", hole="box", split="train", image=image.contiguous(), mask=mask
+    )
+
+
+def fills(shares: list[float]) -> dict[tuple[str, int], torch.Tensor]:
+    """Candidates with so much noise in the hole."""
+    prompt = make_prompt()
+    noise = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return {("p", i): prompt.image + share * prompt.mask * (noise - prompt.image) for i, share in enumerate(shares)}
+
+
+def simulate(shares: list[float], out: Path, seed: int = 0, **changes: Any) -> list[dict[str, Any]]:
+    config = AnnotatorsConfig(**changes)
+    count = simulate_annotations({"p": make_prompt()}, fills(shares), out, config, seed=seed)
+    rows = read_table(out, ANNOTATIONS)
+    assert len(rows) == count
+    return rows
+
+
+def test_marks_rise_with_utility_from_0_to_7() -> None:
+    utility = np.linspace(0, 1, 101)
+    marks = to_mark(utility)
+    assert (np.diff(marks) >= 0).all()
+    assert (marks.min(), marks.max()) == (0.0, 7.0)
+    inside = (utility > UTILITY_RANGE[0]) & (utility < UTILITY_RANGE[1])
+    assert (np.diff(marks[inside]) > 0).all()
+
+
+def test_without_bias_and_noise_worse_fills_get_no_better_marks(tmp_path: Path) -> None:
+    shares = [0.0, 0.1, 0.25, 0.5, 1.0]
+    rows = simulate(shares, tmp_path, bias_sd=0, noise_sd=0, repeat_share=0)
+    overall = [row["overall"] for row in sorted(rows, key=lambda r: r["sample_index"])]
+    assert overall == sorted(overall, reverse=True)
+    assert overall[0] == 7.0
+    assert overall[0] > overall[2] > overall[-1]
+
+
+def test_marks_are_whole_within_0_to_7_and_said_to_be_simulated(tmp_path: Path) -> None:
+    rows = simulate([0.0, 0.3, 1.0] * 60, tmp_path, bias_sd=2.0, noise_sd=3.0)
+    marks = np.array([[row[name] for name in MARKS] for row in rows])
+    assert np.array_equal(marks, np.round(marks))
+    assert (marks.min(), marks.max()) == (0.0, 7.0)
+    assert all(row["is_simulated"] is True for row in rows)
+    assert all(row["annotator"].startswith("simulated-") for row in rows)
+
+
+def test_noise_and_bias_are_as_large_as_configured(tmp_path: Path) -> None:
+    inside, share = ("texture", "overall"), 0.5
+    (exact,) = simulate([share], tmp_path / "exact", bias_sd=0, noise_sd=0, repeat_share=0)
+    assert all(2 < exact[name] < 6 for name in inside), "marks far from the ends of the scale, where they are cut off"
+    rows = simulate([share] * 1500, tmp_path, count=50, bias_sd=0.5, noise_sd=0.6, repeat_share=0.0)
+    marks = defaultdict(list)
+    for row in rows:
+        marks[row["annotator"]].append([row[name] for name in inside])
+    per_annotator = [np.array(m) - np.array(m).mean(0) for m in marks.values()]
+    freedom = sum(len(m) - 1 for m in per_annotator) * len(inside)
+    noise_variance = sum((m**2).sum() for m in per_annotator) / freedom - 1 / 12
+    assert np.sqrt(noise_variance) == pytest.approx(0.6, rel=0.1)
+    bias = np.array([np.mean(m) for m in marks.values()])
+    assert bias.std() == pytest.approx(0.5, rel=0.3)
+
+
+def test_the_configured_share_is_scored_twice_by_different_annotators(tmp_path: Path) -> None:
+    rows = simulate([0.2] * 600, tmp_path, repeat_share=0.3)
+    scorers = defaultdict(list)
+    for row in rows:
+        scorers[row["sample_index"]].append(row["annotator"])
+    twice = [names for names in scorers.values() if len(names) == 2]
+    assert len(scorers) == 600
+    assert len(twice) == pytest.approx(180, abs=45)
+    assert all(len(set(names)) == 2 for names in twice)
+
+
+def test_same_seed_same_marks(tmp_path: Path) -> None:
+    first, again, other = (
+        [[r[name] for name in MARKS] for r in simulate([0.3] * 30, tmp_path / str(i), seed=s)]
+        for i, s in enumerate((5, 5, 6))
+    )
+    assert first == again
+    assert first != other
+
+
+def test_total_is_the_weighted_sum_of_the_three_marks(tmp_path: Path) -> None:
+    rows = simulate([0.1, 0.5], tmp_path)
+    rows[0] |= {"structure": 7.0, "texture": 0.0, "overall": 5.0}
+    write_table(rows, ANNOTATIONS, tmp_path / "annotations.parquet")
+    assert load_annotations(tmp_path)[0]["annotation_score"] == pytest.approx(0.15 * 7 + 0.70 * 5)
+
+
+@pytest.mark.parametrize("mark", [float("nan"), float("inf"), None, -0.5, 7.5])
+def test_marks_off_the_scale_are_refused_with_their_row(mark: float | None, tmp_path: Path) -> None:
+    rows = simulate([0.1] * 6, tmp_path, repeat_share=0)
+    rows[4]["texture"] = mark
+    write_table(rows, ANNOTATIONS, tmp_path / "annotations.parquet")
+    with pytest.raises(UserError, match=r"row 4 \(prompt p\): texture"):
+        load_annotations(tmp_path)

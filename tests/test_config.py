@@ -1,0 +1,165 @@
+"""The run configuration: files, overrides, and messages that say what to change."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from rlhf.config import AlignConfig, RunConfig, dump_config, load_config
+from rlhf.errors import UserError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_no_file_and_no_override_is_the_default() -> None:
+    assert load_config() == RunConfig()
+
+
+def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "seed: 7\nalign:\n  updates: 3\n  lora_targets: [to_q]\n"))
+    assert (config.seed, config.align.updates, config.align.lora_targets) == (7, 3, ("to_q",))
+    assert config.align.model_copy(update={"updates": 30, "lora_targets": AlignConfig().lora_targets}) == AlignConfig()
+    assert config.reward == RunConfig().reward
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "")) == RunConfig()
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "align:\n  updates: 3\n  epochs_per_update: 2\n")
+    config = load_config(file, ("align.updates=5", "align.learning_rate=3e-4", "model.path=some/folder", "seed=1"))
+    assert (config.align.updates, config.align.epochs_per_update) == (5, 2)
+    assert config.align.learning_rate == 3e-4
+    assert (config.model.path, config.seed) == ("some/folder", 1)
+    assert load_config(None, ("candidates.eta=[0.0, 0.5]", "align.trust=false")).candidates.eta == (0.0, 0.5)
+    assert load_config(None, ("align.updates=2", "align.updates=9")).align.updates == 9
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("align.learning_rat", "align.learning_rate"),
+        ("align.prompts_per_updates", "align.prompts_per_update"),
+        ("rewards", "reward"),
+        ("reward.lambda_ridge", "reward.ridge"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_one(key: str, nearest: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, (f"{key}=1",))
+    assert f"{key}: unknown key; did you mean {nearest}?" in str(caught.value)
+
+
+def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.yaml: align\.udpates: unknown key; did you mean align\.updates\?"):
+        load_config(write(tmp_path, "align:\n  udpates: 3\n"))
+
+
+def test_all_errors_are_told_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, ("align.updates=0", "model.device=tpu", "seeed=1"))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("align.updates", "write section.key=value"),
+        ("seed.x=1", "seed"),
+        ("align.updates=[1", "not YAML"),
+        ("align=3", "align: "),
+        ("align.updates=0", "align.updates: .*greater than or equal to 1"),
+        ("align.updates=many", "align.updates: .*integer"),
+        ("align.eta=0", "align.eta: .*greater than 0"),
+        ("align.zero_stage=4", "align.zero_stage: .*less than or equal to 3"),
+        ("model.device=tpu", "model.device: .*'auto', 'cpu' or 'cuda'"),
+        ("reward.coverage=1", "reward.coverage: .*less than 1"),
+        ("prompts.holes=[round]", r"prompts\.holes"),
+    ],
+)
+def test_a_bad_override_is_a_user_error_that_names_it(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(None, (override,))
+
+
+@pytest.mark.parametrize("value", [".nan", "nan", ".inf", "-.inf"])
+def test_numbers_that_are_not_finite_are_refused(value: str) -> None:
+    for key in ("align.learning_rate", "align.kl_weight", "reward.trust_b"):
+        with pytest.raises(UserError, match=key):
+            load_config(None, (f"{key}={value}",))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("align.micro_batch_size=12",), "micro_batch_size 12 is not a multiple of samples_per_prompt 8"),
+        (("align.prompts_per_update=3",), "prompts_per_update x samples_per_prompt = 24 .*micro_batch_size 16"),
+        (("cluster.learners=3",), "an update has 4 micro-batches, which 3 learners cannot share evenly"),
+        (("align.window_range=11",), "window_size <= window_range <= num_inference_steps"),
+        (("align.window_size=7",), "window_size <= window_range <= num_inference_steps"),
+        (("align.trained_steps=11",), "trained_steps exceeds num_inference_steps"),
+        (("align.samples_per_prompt=1", "align.micro_batch_size=8"), "samples_per_prompt must be 2 or more"),
+    ],
+)
+def test_batch_arithmetic_is_checked_with_the_numbers(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(None, overrides)
+
+
+def test_batch_arithmetic_that_fits_is_taken() -> None:
+    config = load_config(None, ("align.prompts_per_update=6", "cluster.learners=3"))
+    assert (config.align.prompts_per_update, config.cluster.learners) == (6, 3)
+
+
+UNUSABLE = ("prompts.crop_scale=[0.5, 1.5]", "prompts.crop_scale=[0.9, 0.4]", "prompts.holes=[]", "candidates.eta=[]")
+
+
+@pytest.mark.parametrize("override", [*UNUSABLE, "candidates.num_inference_steps=[]", "seed=-1"])
+def test_values_that_no_stage_can_use_are_refused(override: str) -> None:
+    with pytest.raises(UserError, match=override.split("=")[0].replace(".", r"\.")):
+        load_config(None, (override,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("align: [", "not a readable YAML file"),
+        ("- a\n- b\n", "must hold sections"),
+        ("just words", "must hold sections"),
+        ("align:\n\tupdates: 3\n", "not a readable YAML file"),
+    ],
+)
+def test_files_that_are_no_configuration_are_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"run\.yaml: {message}"):
+        load_config(write(tmp_path, text))
+
+
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent.yaml"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(UserError, match="binary.yaml"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_a_dumped_configuration_loads_as_the_same(tmp_path: Path) -> None:
+    config = load_config(None, ("align.learning_rate=1e-5", "candidates.num_inference_steps=[5, 10]", "model.path=x"))
+    assert load_config(write(tmp_path, dump_config(config))) == config
+    assert config != RunConfig()
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        RunConfig().align.updates = 3  # type: ignore[misc]
+
+
+def test_every_field_says_what_it_is() -> None:
+    for name, field in RunConfig.model_fields.items():
+        assert field.description, name
+        for key, own in getattr(field.annotation, "model_fields", {}).items():
+            assert own.description, f"{name}.{key}"

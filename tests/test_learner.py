@@ -1,0 +1,176 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from small_parts import small_config, small_prompts
+
+from rlhf.algorithms import algorithm_of
+from rlhf.config import AlignConfig
+from rlhf.ddim import make_schedule
+from rlhf.errors import UserError
+from rlhf.learner import Learner, RatioError, TrainingBatch
+from rlhf.policy import Policy, load_policy, load_trainable_state, make_trainable, trainable_state
+from rlhf.policy_gradient import clipped_objective, replay_transition
+from rlhf.rollout import rollout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = tmp_path_factory.mktemp("store") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
+
+
+def align_config(pipeline: Path, **changes: object) -> AlignConfig:
+    return small_config(pipeline, **changes).align
+
+
+def start(pipeline: Path, config: AlignConfig) -> Learner:
+    steps = config.window_size if config.algorithm == "grpo" else config.trained_steps
+    policy = load_policy(small_config(pipeline).model)
+    return Learner(policy, config, micro_batches=2 * steps, seed=0)
+
+
+def sampler_policy(pipeline: Path, config: AlignConfig, weights: dict[str, torch.Tensor]) -> Policy:
+    """What a sampler's process holds: its own pipeline with the published weights."""
+    policy = load_policy(small_config(pipeline).model)
+    make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=99)
+    load_trainable_state(policy.unet, weights)
+    return policy
+
+
+def batches(policy: Policy, config: AlignConfig, update: int = 0) -> list[TrainingBatch]:
+    plan = algorithm_of(config).plan_rollout(config, update, 0)
+    prompts = small_prompts(4)
+    result = []
+    for start_index in (0, 2):
+        chosen = prompts[start_index : start_index + 2]
+        kept = rollout(policy, chosen, plan, sample_indices=range(4), seed_key=(0, update))
+        generator = torch.Generator().manual_seed(update)
+        advantages = torch.randn(8, generator=generator)
+        trust = torch.rand(8, generator=generator) + 0.5
+        result.append(TrainingBatch(trajectories=kept, advantages=advantages, trust_weights=trust))
+    return result
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "prefpaint"])
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_ratio_is_one_before_the_first_update(small_pipeline: Path, algorithm: str, trainable: str) -> None:
+    config = align_config(small_pipeline, algorithm=algorithm, trainable=trainable)
+    learner = start(small_pipeline, config)
+    for update in range(2):
+        sampler = sampler_policy(small_pipeline, config, learner.weights())
+        metrics = learner.train(batches(sampler, config, update))
+        assert metrics["ratio_error"] <= 1e-6
+        assert metrics["approx_kl"] <= 1e-12
+    assert metrics["kl_to_base"] > 0, "the first update has moved the policy"
+
+
+def test_an_update_on_a_samplers_perturbed_weights_is_refused(small_pipeline: Path) -> None:
+    config = align_config(small_pipeline)
+    learner = start(small_pipeline, config)
+    before = learner.weights()
+    perturbed = {n: t + 1e-3 * torch.randn_like(t) for n, t in before.items()}
+    with pytest.raises(RatioError, match="refused"):
+        learner.train(batches(sampler_policy(small_pipeline, config, perturbed), config))
+    after = learner.weights()
+    assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+def test_a_second_optimizer_step_meets_the_clip(small_pipeline: Path) -> None:
+    config = align_config(small_pipeline, epochs_per_update=2, clip_range=1e-5)
+    learner = start(small_pipeline, config)
+    metrics = learner.train(batches(sampler_policy(small_pipeline, config, learner.weights()), config))
+    assert metrics["ratio_error"] <= 1e-6
+    assert 0 < metrics["clipfrac"] <= 0.5, "half of the passes are the first epoch's, where no ratio is clipped"
+    assert metrics["approx_kl"] > 0
+
+
+def test_an_update_equals_plain_torch(small_pipeline: Path) -> None:
+    """Slow reference: AdamW on the mean loss of all transitions, without DeepSpeed."""
+    config = align_config(small_pipeline, kl_weight=0.0, max_grad_norm=1e-3)
+    learner = start(small_pipeline, config)
+    weights = learner.weights()
+    rolled = batches(sampler_policy(small_pipeline, config, weights), config)
+    learner.train(rolled)
+
+    plain = sampler_policy(small_pipeline, config, weights)
+    trained = [p for p in plain.unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = make_schedule(plain.scheduler, config.num_inference_steps)
+    losses = []
+    for batch in rolled:
+        t = batch.trajectories
+        for k, step in enumerate(t.step_indices):
+            timestep = schedule.timesteps[torch.full((8,), step)]
+            output = plain.predict(t.latents[k], timestep, t.condition)
+            log_prob, _ = replay_transition(
+                output, None, t.latents[k], t.next_latents[k], step, schedule, config.eta, t.latent_mask
+            )
+            old = t.old_log_prob[k]
+            losses.append(clipped_objective(log_prob, old, batch.advantages, batch.trust_weights, config.clip_range)[0])
+    torch.stack(losses).mean().backward()
+    torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+    optimizer.step()
+    expected, got = trainable_state(plain.unet), learner.weights()
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], atol=2e-5, rtol=0)
+    assert any(not torch.equal(weights[n], got[n]) for n in got)
+
+
+def test_resumed_equals_uninterrupted(small_pipeline: Path, tmp_path: Path) -> None:
+    config = align_config(small_pipeline)
+    straight = start(small_pipeline, config)
+    for update in range(3):
+        straight.train(batches(sampler_policy(small_pipeline, config, straight.weights()), config, update))
+
+    first = start(small_pipeline, config)
+    first.train(batches(sampler_policy(small_pipeline, config, first.weights()), config, 0))
+    first.save(tmp_path, 1)
+    second = start(small_pipeline, config)
+    assert second.load(tmp_path) == 1
+    for update in (1, 2):
+        second.train(batches(sampler_policy(small_pipeline, config, second.weights()), config, update))
+    for name, tensor in straight.weights().items():
+        assert torch.equal(tensor, second.weights()[name]), name
+        assert torch.equal(straight.averaged[name], second.averaged[name]), name
+
+
+def test_the_saved_weights_are_the_stated_average(small_pipeline: Path) -> None:
+    config = align_config(small_pipeline, average_decay=0.5)
+    learner = start(small_pipeline, config)
+    expected = learner.weights()
+    for update in range(2):
+        learner.train(batches(sampler_policy(small_pipeline, config, learner.weights()), config, update))
+        expected = {n: 0.5 * expected[n] + 0.5 * t for n, t in learner.weights().items()}
+    for name, tensor in learner.averaged.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-7, rtol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(small_pipeline: Path) -> None:
+    config = align_config(small_pipeline)
+    learner = start(small_pipeline, config)
+    before = learner.weights()
+    rolled = batches(sampler_policy(small_pipeline, config, before), config)
+    rolled[1].advantages[0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        learner.train(rolled)
+    assert all(torch.equal(before[n], t) for n, t in learner.weights().items())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_every_zero_stage_takes_the_same_step(small_pipeline: Path, stage: int) -> None:
+    results = []
+    for zero_stage in (0, stage):
+        config = align_config(small_pipeline, zero_stage=zero_stage)
+        learner = start(small_pipeline, config)
+        learner.train(batches(sampler_policy(small_pipeline, config, learner.weights()), config))
+        results.append(learner.weights())
+    for name in results[0]:
+        torch.testing.assert_close(results[1][name], results[0][name], atol=2e-5, rtol=0)

@@ -1,0 +1,188 @@
+"""The reward model's networks, what it says of an image, and its folder."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from rlhf.bound import fit_ridge
+from rlhf.errors import UserError
+from rlhf.reward_model import (
+    Calibration,
+    ClipBackbone,
+    FeatureNetwork,
+    RewardModel,
+    ScoredImages,
+    SmallBackbone,
+    build_backbone,
+    load_reward,
+)
+
+CALIBRATION = Calibration(
+    coverage=0.9,
+    conformal=2.0,
+    theorem=5.0,
+    noise=0.4,
+    delta=0.05,
+    ridge=1.0,
+    parameter_norm=3.0,
+    median_uncertainty=0.2,
+    trust_k=0.05,
+    trust_b=0.7,
+)
+
+
+def batch(count: int = 6, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    masks = torch.zeros(count, 1, size, size)
+    masks[:, :, 8:20, 6:24] = 1
+    return images, masks
+
+
+def make_model(backbone: str = "small") -> RewardModel:
+    torch.manual_seed(0)
+    network = FeatureNetwork(build_backbone(backbone), 8)
+    network.train()
+    network(*batch(16))
+    network.eval()
+    with torch.no_grad():
+        features = network(*batch(16))
+    head = fit_ridge(features, features[:, 0] + 0.1, CALIBRATION.ridge)
+    return RewardModel(network=network, head=head, calibration=CALIBRATION, backbone=backbone, feature_dim=8)
+
+
+def tiny_tower(layers: int = 10) -> CLIPVisionModel:
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    torch.manual_seed(0)
+    return CLIPVisionModel(config)
+
+
+def test_features_have_a_fixed_length_and_a_constant() -> None:
+    model = make_model()
+    features = model.score(*batch()).features
+    assert features.shape == (6, 9)
+    assert torch.equal(features[:, -1], torch.ones(6))
+    torch.testing.assert_close(features[:, :-1].norm(dim=1), torch.full((6,), 8**0.5))
+
+
+def test_scores_do_not_depend_on_the_rest_of_the_batch() -> None:
+    model, (images, masks) = make_model(), batch()
+    together, alone = model.score(images, masks), model.score(images[2:3], masks[2:3])
+    torch.testing.assert_close(alone.reward, together.reward[2:3], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(alone.uncertainty, together.uncertainty[2:3], atol=1e-5, rtol=1e-5)
+
+
+def test_bounds_and_trust_follow_from_the_uncertainty() -> None:
+    scored = make_model().score(*batch())
+    torch.testing.assert_close(scored.upper - scored.reward, 2.0 * scored.uncertainty)
+    torch.testing.assert_close(scored.reward - scored.lower, 2.0 * scored.uncertainty)
+    torch.testing.assert_close(scored.theorem_width, 5.0 * scored.uncertainty)
+    torch.testing.assert_close(scored.trust_weight, torch.exp(-0.05 * scored.uncertainty * 7.3 / 0.2 + 0.7))
+    assert (scored.uncertainty > 0).all()
+
+
+def test_the_network_sees_hole_and_mask() -> None:
+    model, (images, masks) = make_model(), batch()
+    base = model.score(images, masks).reward
+    assert not torch.allclose(model.score(images * (1 - masks), masks).reward, base)
+    assert not torch.allclose(model.score(images, masks.roll(4, -1)).reward, base)
+
+
+def test_a_saved_model_scores_the_same_bit_for_bit(tmp_path: Path) -> None:
+    model = make_model()
+    model.save(tmp_path)
+    before, after = model.score(*batch()), load_reward(tmp_path).score(*batch())
+    for field in fields(ScoredImages):
+        assert torch.equal(getattr(before, field.name), getattr(after, field.name)), field.name
+    assert load_reward(tmp_path).calibration == CALIBRATION
+
+
+@pytest.mark.parametrize("name", ["reward.json", "model.safetensors", "head.safetensors"])
+@pytest.mark.parametrize("damage", ["removed", "truncated", "emptied"])
+def test_an_incomplete_reward_folder_is_refused_by_name(name: str, damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "reward"
+    make_model().save(folder)
+    path = folder / name
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "removed":
+        path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"")
+    with pytest.raises(UserError, match=r"reward: not a complete reward folder"):
+        load_reward(folder)
+
+
+def test_a_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    make_model().save(tmp_path)
+    record = json.loads((tmp_path / "reward.json").read_text())
+    for change in ({"feature_dim": 9}, {"calibration": {}}):
+        (tmp_path / "reward.json").write_text(json.dumps(record | change))
+        with pytest.raises(UserError, match="not a complete reward folder"):
+            load_reward(tmp_path)
+
+
+def test_a_folder_of_a_later_schema_is_refused(tmp_path: Path) -> None:
+    make_model().save(tmp_path)
+    record = json.loads((tmp_path / "reward.json").read_text())
+    (tmp_path / "reward.json").write_text(json.dumps(record | {"schema_version": 99}))
+    with pytest.raises(UserError, match="schema"):
+        load_reward(tmp_path)
+
+
+def test_saving_writes_the_record_last(tmp_path: Path) -> None:
+    model = make_model()
+    model.save(tmp_path)
+    (tmp_path / "head.safetensors").unlink()
+    (tmp_path / "head.safetensors").mkdir()
+    with pytest.raises(UserError, match="head.safetensors"):
+        model.save(tmp_path)
+    assert not (tmp_path / "reward.json").exists(), "a half-written folder must not look complete"
+
+
+def test_gradients_reach_every_layer_of_the_small_network() -> None:
+    network = FeatureNetwork(SmallBackbone(), 8)
+    network.linear(network(*batch())).square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("layers", [4, 10])
+def test_clip_trains_only_the_last_30_percent_of_its_layers(layers: int) -> None:
+    backbone = ClipBackbone(tiny_tower(layers))
+    embedding = backbone(*batch(size=24))
+    assert embedding.shape == (6, backbone.output_dim) == (6, 32)
+    embedding.square().mean().backward()
+    trained = [
+        number
+        for number in range(layers)
+        if any(f"layers.{number}." in name and p.grad is not None for name, p in backbone.named_parameters())
+    ]
+    assert trained == list(range(round(0.7 * layers), layers))
+
+
+def test_clip_embeds_the_inpainting_and_the_masked_image() -> None:
+    backbone, (images, masks) = ClipBackbone(tiny_tower()).eval(), batch()
+    with torch.no_grad():
+        base, other = backbone(images, masks), backbone(torch.where(masks > 0, -images, images), masks)
+    assert torch.equal(base[:, 16:], other[:, 16:]), "the masked image does not hold the hole"
+    assert not torch.allclose(base[:, :16], other[:, :16])
+
+
+def test_a_clip_reward_is_saved_and_opened_again(tmp_path: Path) -> None:
+    tiny_tower().save_pretrained(tmp_path / "clip")
+    model = make_model(str(tmp_path / "clip"))
+    model.save(tmp_path / "reward")
+    assert torch.equal(load_reward(tmp_path / "reward").score(*batch()).reward, model.score(*batch()).reward)
+
+
+def test_an_unknown_backbone_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="reward.backbone: '.*no-clip' is neither"):
+        build_backbone(str(tmp_path / "no-clip"))

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+import torch
+from small_parts import small_config, small_prompts
+
+from rlhf.algorithms import algorithm_of
+from rlhf.images import decode_image, encode_png, image_to_tensor, tensor_to_image
+from rlhf.policy import Policy, load_policy
+from rlhf.rollout import RolloutPlan, noise_like, rollout
+
+WINDOW = RolloutPlan(
+    num_inference_steps=4,
+    eta=1.0,
+    stochastic_steps=frozenset({1, 2}),
+    trained_steps=(1, 2),
+    shares_initial_noise=True,
+)
+
+
+@pytest.fixture(scope="module")
+def policy(small_pipeline: Path) -> Policy:
+    return load_policy(small_config(small_pipeline).model)
+
+
+def test_known_pixels_survive_a_rollout_and_its_png(policy: Policy) -> None:
+    prompts = small_prompts(5)
+    images = rollout(policy, prompts, WINDOW, sample_indices=[0], seed_key=(0,)).images
+    for prompt, image in zip(prompts, images, strict=True):
+        stored = image_to_tensor(decode_image(encode_png(tensor_to_image(image))))
+        known = (prompt.mask < 0.5).expand_as(stored)
+        assert torch.equal(stored[known], prompt.image[known])
+        assert not torch.equal(stored[~known], prompt.image[~known])
+
+
+def test_the_result_does_not_depend_on_who_else_is_in_the_batch(policy: Policy) -> None:
+    prompts = small_prompts(4)
+    together = rollout(policy, prompts, WINDOW, sample_indices=range(2), seed_key=(0, 5))
+    alone = rollout(policy, prompts[2:3], WINDOW, sample_indices=range(2), seed_key=(0, 5))
+    torch.testing.assert_close(together.latents[:, 4:6], alone.latents, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together.images[4:6], alone.images, atol=2 / 127, rtol=0)
+
+
+def test_same_key_same_bits_and_another_key_another_image(policy: Policy) -> None:
+    prompts = small_prompts(2)
+    a, b, c = (rollout(policy, prompts, WINDOW, sample_indices=[0], seed_key=(k,)).images for k in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_the_shared_prefix_changes_nothing(policy: Policy) -> None:
+    """Slow reference: every sample is denoised from the start, with the group's common noise."""
+    prompts = small_prompts(2)
+    fast = rollout(policy, prompts, WINDOW, sample_indices=range(3), seed_key=(0,))
+    for index in range(3):
+        slow = rollout(policy, prompts, WINDOW, sample_indices=[index], seed_key=(0,))
+        torch.testing.assert_close(fast.next_latents[:, index::3], slow.next_latents, atol=1e-4, rtol=1e-4)
+    assert torch.equal(fast.latents[0, 0], fast.latents[0, 1]), "samples are one until the first random step"
+    assert not torch.equal(fast.latents[1, 0], fast.latents[1, 1])
+
+
+def test_stored_transitions_are_consecutive_and_only_the_planned_ones(policy: Policy) -> None:
+    kept = rollout(policy, small_prompts(2), WINDOW, sample_indices=range(2), seed_key=(0,))
+    assert kept.step_indices == (1, 2)
+    assert torch.equal(kept.next_latents[0], kept.latents[1])
+    assert kept.old_log_prob.shape == (2, 4)
+
+
+def test_latent_mask_covers_every_cell_that_touches_the_hole(policy: Policy) -> None:
+    prompts = small_prompts(5)
+    kept = rollout(policy, prompts, WINDOW, sample_indices=[0], seed_key=(0,))
+    for prompt, mask in zip(prompts, kept.latent_mask, strict=True):
+        cells = prompt.mask.unfold(1, 4, 4).unfold(2, 4, 4).amax((-1, -2))
+        assert torch.equal(mask, cells)
+
+
+def test_noise_is_standard_normal_and_keyed() -> None:
+    noise = torch.stack([noise_like((4, 8, 8), 0, "a", i) for i in range(200)])
+    assert float(noise.mean()) == pytest.approx(0, abs=0.02)
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+    assert torch.equal(noise_like((3,), 1, "x"), noise_like((3,), 1, "x"))
+    assert not torch.equal(noise_like((3,), 1, "x"), noise_like((3,), 1, "y"))
+
+
+@pytest.mark.parametrize("name", ["grpo", "prefpaint"])
+def test_both_algorithms_keep_what_they_train(policy: Policy, small_pipeline: Path, name: str) -> None:
+    align = small_config(small_pipeline, algorithm=name).align
+    plan = algorithm_of(align).plan_rollout(align, 3, 0)
+    kept = rollout(policy, small_prompts(2), plan, sample_indices=range(2), seed_key=(0,))
+    assert kept.step_indices == plan.trained_steps
+    assert len(kept.latents) == len(plan.trained_steps)

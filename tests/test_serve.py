@@ -1,0 +1,214 @@
+"""The service as its clients see it: HTTP in, HTTP out, on Ray started for this file alone."""
+
+import base64
+import concurrent.futures
+import io
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+pytestmark = pytest.mark.ray
+
+WIDTH, HEIGHT = 200, 130
+RNG = np.random.default_rng(0)
+PHOTOGRAPH = np.dstack(
+    [np.linspace(0, 255, WIDTH)[None].repeat(HEIGHT, 0), *RNG.integers(0, 256, (2, HEIGHT, WIDTH))]
+).astype(np.uint8)
+HOLE = np.zeros((HEIGHT, WIDTH), bool)
+HOLE[40:80, 120:150] = True
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+IMAGE = _png(PHOTOGRAPH)
+MASK = _png(np.dstack([PHOTOGRAPH, np.where(HOLE, 0, 255).astype(np.uint8)]))
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service of an untrained tiny pipeline and an unfitted reward model."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+    from ray import serve as ray_serve
+
+    from rlhf.config import ModelConfig
+    from rlhf.tiny_model import build_pipeline
+    from serve.application import start
+
+    folder = tmp_path_factory.mktemp("served")
+    build_pipeline().save_pretrained(folder / "model")
+    _save_reward(folder / "reward")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield start(ModelConfig(path=str(folder / "model")), None, folder / "reward", "127.0.0.1", port)
+    finally:
+        ray_serve.shutdown()
+        ray.shutdown()
+
+
+def _save_reward(folder: Path) -> None:
+    import torch
+
+    from rlhf.bound import RidgeHead
+    from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
+
+    folder.mkdir()
+    fields = dict.fromkeys(Calibration.__dataclass_fields__, 1.0)
+    RewardModel(
+        network=FeatureNetwork(SmallBackbone(), 4).eval(),
+        head=RidgeHead(weight=torch.ones(5).double(), cholesky=torch.eye(5).double(), ridge=1.0),
+        calibration=Calibration(**fields),
+        backbone="small",
+        feature_dim=4,
+    ).save(folder)
+
+
+def _post(address: str, image: bytes | None = IMAGE, mask: bytes | None = MASK, **form: object) -> requests.Response:
+    files = {k: (f"{k}.png", v, "image/png") for k, v in {"image": image, "mask": mask}.items() if v is not None}
+    form = {"num_inference_steps": 2, **form}
+    return requests.post(f"{address}/v1/images/edits", files=files, data=form, timeout=120)
+
+
+def _images(response: requests.Response) -> list[np.ndarray]:
+    assert response.status_code == 200, response.text
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(d["b64_json"])))) for d in response.json()["data"]]
+
+
+def test_answer_keeps_size_and_known_pixels_and_repaints_the_hole(address: str):
+    response = _post(address, seed=3)
+    (image,) = _images(response)
+    assert image.shape == PHOTOGRAPH.shape
+    assert np.array_equal(image[~HOLE], PHOTOGRAPH[~HOLE])
+    assert (image[HOLE] != PHOTOGRAPH[HOLE]).any(axis=1).mean() > 0.9
+    assert (response.headers["x-policy-version"], response.headers["x-seed"]) == ("0", "3")
+
+
+def test_transparent_part_of_the_image_is_the_hole_without_a_mask(address: str):
+    (with_mask,), (without,) = _images(_post(address, seed=3)), _images(_post(address, image=MASK, mask=None, seed=3))
+    assert np.array_equal(without[~HOLE], with_mask[~HOLE])
+    assert without.shape == PHOTOGRAPH.shape
+
+
+def test_same_seed_gives_the_same_bytes_and_the_answered_seed_repeats_them(address: str):
+    first = _post(address, n=2)
+    again = _post(address, n=2, seed=first.headers["x-seed"])
+    assert first.json()["data"] == again.json()["data"]
+    one, two = _images(first)
+    assert not np.array_equal(one[HOLE], two[HOLE])
+
+
+def test_other_seeds_give_other_images(address: str):
+    (one,), (two,) = _images(_post(address, seed=1)), _images(_post(address, seed=2))
+    assert not np.array_equal(one[HOLE], two[HOLE])
+
+
+def test_reward_lies_within_its_bounds(address: str):
+    for scored in _post(address, n=2).json()["data"]:
+        assert scored["lower"] <= scored["reward"] <= scored["upper"]
+
+
+def test_requests_at_once_are_answered_as_if_alone(address: str):
+    requested = [(seed, 1 + seed % 2) for seed in range(6)]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda r: _images(_post(address, seed=r[0], n=r[1])), requested))
+    for (seed, n), images in zip(requested, together, strict=True):
+        for image, expected in zip(images, _images(_post(address, seed=seed, n=n)), strict=True):
+            rounding = 1
+            assert np.abs(image.astype(int) - expected).max() <= rounding
+
+
+def test_any_size_and_hole_is_answered(address: str):
+    for height, width, hole in [(2, 3, np.s_[0, 0]), (40, 600, np.s_[5:9, :]), (700, 500, np.s_[100:650, 20:30])]:
+        pixels = np.full((height, width, 4), 90, np.uint8)
+        pixels[..., 3] = 255
+        pixels[(*(hole if isinstance(hole, tuple) else (hole,)), 3)] = 0
+        (image,) = _images(_post(address, image=_png(pixels), mask=None))
+        assert image.shape == (height, width, 3)
+        assert (image[pixels[..., 3] == 255] == 90).all()
+
+
+def test_models_and_health(address: str):
+    models = requests.get(f"{address}/v1/models", timeout=30).json()
+    assert (models["object"], models["data"][0]["id"]) == ("list", "model")
+    assert requests.get(f"{address}/healthz", timeout=30).json() == {"status": "ok", "policy_version": 0}
+
+
+BAD_REQUESTS = {
+    "no image": ({"image": None}, 400, "image"),
+    "not an image": ({"image": b"nonsense"}, 400, "image"),
+    "no hole": ({"mask": None}, 400, "image"),
+    "mask of another size": ({"mask": MASK, "image": _png(PHOTOGRAPH[1:])}, 400, "mask"),
+    "n of 0": ({"n": 0}, 400, "n"),
+    "n of 9": ({"n": 9}, 400, "n"),
+    "n is a word": ({"n": "many"}, 400, "n"),
+    "negative seed": ({"seed": -1}, 400, "seed"),
+    "no steps": ({"num_inference_steps": 0}, 400, "num_inference_steps"),
+    "url": ({"response_format": "url"}, 400, "response_format"),
+    "another model": ({"model": "dall-e-2"}, 404, "model"),
+    "26 MB": ({"image": b"x" * 26_000_000}, 413, "image"),
+    "52 MB": ({"image": b"x" * 52_000_000}, 413, None),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_bad_requests_are_refused_in_openais_form(address: str, name: str):
+    fields, status, param = BAD_REQUESTS[name]
+    response = _post(address, **fields)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+def test_a_body_that_is_no_form_is_refused_in_openais_form(address: str):
+    url = f"{address}/v1/images/edits"
+    broken = {"content-type": "multipart/form-data"}
+    for options in ({"json": {"image": 1}}, {"data": b"--x", "headers": broken}, {"data": {"image": "text"}}):
+        response = requests.post(url, timeout=30, **options)
+        assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert requests.get(f"{address}/v1/nothing", timeout=30).json()["error"]["message"] == "Not Found"
+    assert requests.get(url, timeout=30).status_code == 405
+
+
+def test_incomplete_folders_and_taken_ports_are_named_before_ray_starts(tmp_path: Path):
+    import ray
+
+    from rlhf.config import ModelConfig
+    from rlhf.errors import UserError
+    from serve.application import run
+
+    was_initialized = ray.is_initialized()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"{port}: cannot be listened on"):
+            run(ModelConfig(), None, None, "127.0.0.1", port)
+    with pytest.raises(UserError, match="model_index.json"):
+        run(ModelConfig(path=str(tmp_path)), None, None, "127.0.0.1", port)
+    with pytest.raises(UserError, match="manifest.json"):
+        run(ModelConfig(), tmp_path, None, "127.0.0.1", port)
+    with pytest.raises(UserError, match="reward.json"):
+        run(ModelConfig(), None, tmp_path, "127.0.0.1", port)
+    assert ray.is_initialized() == was_initialized
+
+
+def test_unknown_argument_of_build_is_refused_and_the_known_ones_are_listed():
+    from rlhf.errors import UserError
+    from serve.application import build
+
+    with pytest.raises(UserError, match="modle.*known arguments: model, adapter"):
+        build({"modle": "tiny"})

@@ -1,0 +1,152 @@
+"""Uploads and crops of the service, without Ray."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.api_errors import ApiError
+from serve.crops import crop_box, crop_to_native, paste_back
+from serve.uploads import Upload, read_upload
+
+NATIVE = 64
+
+
+def _png(pixels: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", **options)
+    return buffer.getvalue()
+
+
+def _hole(height: int, width: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    hole = np.zeros((height, width), bool)
+    hole[top:bottom, left:right] = True
+    return hole
+
+
+def _upload(hole: np.ndarray, seed: int = 0) -> Upload:
+    rgb = np.random.default_rng(seed).integers(0, 256, (*hole.shape, 3), dtype=np.uint8)
+    return Upload(rgb=rgb, rgba=np.dstack([rgb, np.full(hole.shape, 255, np.uint8)]), hole=hole)
+
+
+def _mask(hole: np.ndarray) -> bytes:
+    alpha = np.where(hole, 0, 255).astype(np.uint8)
+    return _png(np.dstack([np.zeros((*hole.shape, 3), np.uint8), alpha]))
+
+
+def test_box_is_a_square_within_the_photograph_that_holds_the_hole_and_more():
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        height, width = rng.integers(2, 300, 2)
+        top, left = rng.integers(0, height), rng.integers(0, width)
+        hole = _hole(height, width, top, left, rng.integers(top + 1, height + 1), rng.integers(left + 1, width + 1))
+        x0, y0, x1, y1 = crop_box(hole, NATIVE)
+        assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+        assert hole[y0:y1, x0:x1].sum() == hole.sum()
+        if (x0, y0, x1, y1) != (0, 0, width, height):
+            assert x1 - x0 == y1 - y0 >= min(NATIVE, height, width)
+        assert hole.all() or not hole[y0:y1, x0:x1].all()
+
+
+def test_small_hole_is_shown_at_native_size_unscaled():
+    upload = _upload(_hole(130, 200, 60, 90, 70, 100))
+    box = crop_box(upload.hole, NATIVE)
+    assert (box[2] - box[0], box[3] - box[1]) == (NATIVE, NATIVE)
+    image, hole = crop_to_native(upload, box, NATIVE)
+    assert np.array_equal(image, upload.rgb[box[1] : box[3], box[0] : box[2]])
+    assert hole.sum() == 100
+
+
+def test_hole_longer_than_the_largest_square_takes_the_whole_photograph():
+    assert crop_box(_hole(130, 200, 60, 0, 63, 200), NATIVE) == (0, 0, 200, 130)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (130, 200), (700, 500)])
+def test_known_pixels_survive_exactly(shape: tuple[int, int]):
+    height, width = shape
+    upload = _upload(_hole(height, width, height // 4, width // 4, height // 2, width // 2))
+    box = crop_box(upload.hole, NATIVE)
+    pasted = np.asarray(paste_back(upload, box, np.full((NATIVE, NATIVE, 3), 7, np.uint8)))
+    assert np.array_equal(pasted[~upload.hole], upload.rgb[~upload.hole])
+    assert (pasted[upload.hole] == 7).all()
+
+
+def test_transparency_of_known_pixels_survives_and_the_hole_is_opaque():
+    hole = _hole(80, 80, 10, 10, 30, 30)
+    pixels = np.random.default_rng(2).integers(0, 256, (80, 80, 4), dtype=np.uint8)
+    upload = read_upload(_png(pixels), _mask(hole))
+    pasted = np.asarray(paste_back(upload, crop_box(hole, NATIVE), np.zeros((NATIVE, NATIVE, 3), np.uint8)))
+    assert np.array_equal(pasted[~hole], pixels[~hole])
+    assert (pasted[hole] == [0, 0, 0, 255]).all()
+
+
+def test_what_the_hole_hides_does_not_tint_known_pixels():
+    for side in (40, 200):
+        hole = _hole(side, side, side // 3, side // 3, side // 2, side // 2)
+        rgb = np.full((side, side, 3), 100, np.uint8)
+        rgb[hole] = 255
+        upload = Upload(rgb=rgb, rgba=np.dstack([rgb, np.full((side, side), 255, np.uint8)]), hole=hole)
+        image, native_hole = crop_to_native(upload, (0, 0, side, side), NATIVE)
+        rounding = 2
+        assert np.abs(image[~native_hole].astype(int) - 100).max() <= rounding
+
+
+def test_a_single_pixel_of_hole_survives_downscaling():
+    hole = _hole(1000, 1000, 500, 500, 501, 501)
+    assert crop_to_native(_upload(hole), (0, 0, 1000, 1000), NATIVE)[1].sum() == 1
+
+
+def test_alpha_below_128_is_the_hole():
+    pixels = np.full((4, 4, 4), 200, np.uint8)
+    pixels[0, 0, 3], pixels[0, 1, 3] = 127, 128
+    assert np.argwhere(read_upload(_png(pixels), None).hole).tolist() == [[0, 0]]
+
+
+def test_photographs_and_masks_are_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.full((4, 8, 4), 255, np.uint8)
+    pixels[0, 0, 3] = 0
+    upload = read_upload(_png(pixels, exif=exif), None)
+    assert upload.rgb.shape == (8, 4, 3)
+    assert np.argwhere(upload.hole).tolist() == [[0, 3]]
+
+
+def test_palette_and_grey_images_are_read():
+    hole = _hole(8, 8, 2, 2, 4, 4)
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert np.array_equal(read_upload(_png(grey), _mask(hole)).rgb[..., 0], grey)
+    palette = Image.fromarray(np.where(hole, 1, 0).astype(np.uint8))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    buffer = io.BytesIO()
+    palette.save(buffer, format="PNG", transparency=1)
+    assert np.array_equal(read_upload(buffer.getvalue(), None).hole, hole)
+
+
+OPAQUE = np.full((8, 8, 4), 255, np.uint8)
+BAD_UPLOADS = {
+    "no image": (b"nonsense", None, "image"),
+    "empty": (b"", None, "image"),
+    "truncated": (_png(np.zeros((64, 64, 3), np.uint8))[:60], None, "image"),
+    "no transparency": (_png(OPAQUE[..., :3]), None, "image"),
+    "all opaque": (_png(OPAQUE), None, "image"),
+    "all transparent": (_png(np.zeros((8, 8, 4), np.uint8)), None, "image"),
+    "black and white mask": (_png(OPAQUE), _png(OPAQUE[..., 0]), "mask"),
+    "mask of another size": (_png(OPAQUE), _mask(_hole(9, 8, 0, 0, 2, 2)), "mask"),
+    "mask is no image": (_png(OPAQUE), b"nonsense", "mask"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_UPLOADS)
+def test_bad_uploads_are_refused_by_field(name: str):
+    image, mask, param = BAD_UPLOADS[name]
+    with pytest.raises(ApiError, match=param) as caught:
+        read_upload(image, mask)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_uploads_beyond_25_megabytes_are_413():
+    with pytest.raises(ApiError) as caught:
+        read_upload(b"x" * 25_000_001, None)
+    assert (caught.value.status, caught.value.code) == (413, "image_too_large")
