@@ -3,6 +3,8 @@
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -12,7 +14,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from actors.learner_loop import learner_loop
 from actors.reward_scorer import RewardScorer
 from actors.rollout_sampler import RolloutSampler
-from rlhf.config import RunConfig, dump_config, load_config
+from rlhf.config import RunConfig
+from rlhf.config_files import dump_config, load_config
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 from rlhf.progress import progress_bar
@@ -31,8 +34,9 @@ def align(
     """
     prepare_run_folder(out, config, resume=resume)
     by_id = {p.prompt_id: p for p in load_prompts(prompts, split="train")}
-    if len(by_id) < config.align.prompts_per_update:
-        raise UserError(f"{prompts}: {len(by_id)} training prompts, but align.prompts_per_update is {config.align.prompts_per_update}")
+    wanted = config.align.prompts_per_update
+    if len(by_id) < wanted:
+        raise UserError(f"{prompts}: {len(by_id)} training prompts, but align.prompts_per_update is {wanted}")
     load_reward(reward)
     last = out / f"policy-{config.align.updates:06d}"
     start_ray(config, address)
@@ -135,29 +139,26 @@ def _fit(trainer: TorchTrainer, out: Path) -> None:
         raise UserError(f"{out}: the run wrote no metrics")
 
 
-class _progress:  # noqa: N801 - used in a `with` statement
+@contextmanager
+def _progress(out: Path, updates: int) -> Iterator[None]:
     """A bar that follows `metrics.jsonl`, which the learner writes in another process."""
+    is_done = threading.Event()
+    thread = threading.Thread(target=_follow, args=(out, updates, is_done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
 
-    def __init__(self, out: Path, updates: int) -> None:
-        self._out, self._updates = out, updates
-        self._is_done = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._is_done.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        done = len(read_metrics(self._out))
-        with progress_bar(stage="align", total=self._updates, initial=done) as bar:
-            is_last = False
-            while not is_last:
-                is_last = self._is_done.wait(0.5)
-                lines = read_metrics(self._out)
-                if len(lines) > bar.n:
-                    figures = lines[-1]
-                    bar.set_postfix(reward=f"{figures['reward']:.3f}", kl=f"{figures['kl_to_base']:.4f}", refresh=False)
-                    bar.update(len(lines) - bar.n)
+def _follow(out: Path, updates: int, is_done: threading.Event) -> None:
+    with progress_bar(stage="align", total=updates, initial=len(read_metrics(out))) as bar:
+        is_last = False
+        while not is_last:
+            is_last = is_done.wait(0.5)
+            lines = read_metrics(out)
+            if len(lines) > bar.n:
+                figures = lines[-1]
+                bar.set_postfix(reward=f"{figures['reward']:.3f}", kl=f"{figures['kl_to_base']:.4f}", refresh=False)
+                bar.update(len(lines) - bar.n)

@@ -33,9 +33,7 @@ class Coordinator:
             self._samplers[i % len(self._samplers)].rollout.options(num_returns=2).remote(notice, task)
             for i, task in enumerate(tasks)
         ]
-        verdicts = [
-            self._scorers[i % len(self._scorers)].score.remote(*result) for i, result in enumerate(results)
-        ]
+        verdicts = [self._scorers[i % len(self._scorers)].score.remote(*result) for i, result in enumerate(results)]
         receipts: list[RolloutReceipt] = ray.get([receipt for receipt, _ in results])
         check_receipts(receipts, notice)
         scores: list[Scores] = ray.get(verdicts)

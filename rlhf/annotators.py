@@ -93,6 +93,8 @@ def load_annotations(folder: Path) -> list[dict[str, Any]]:
         for column in TOTAL_WEIGHTS:
             mark = row[column]
             if mark is None or not 0 <= mark <= 7:
-                raise UserError(f"{folder}: row {number} (prompt {row['prompt_id']}): {column} is {mark}, not within 0-7")
+                raise UserError(
+                    f"{folder}: row {number} (prompt {row['prompt_id']}): {column} is {mark}, not within 0-7"
+                )
         row["annotation_score"] = sum(weight * row[column] for column, weight in TOTAL_WEIGHTS.items())
     return rows

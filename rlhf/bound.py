@@ -80,7 +80,9 @@ def conformal_multiplier(errors: torch.Tensor, uncertainties: torch.Tensor, cove
     rank = math.ceil((len(ratios) + 1) * coverage - 1e-9)
     if rank > len(ratios):
         needed = math.ceil(coverage / (1 - coverage) - 1e-9)
-        raise UserError(f"reward: {len(ratios)} annotations cannot calibrate a coverage of {coverage}; {needed} are needed")
+        raise UserError(
+            f"reward: {len(ratios)} annotations cannot calibrate a coverage of {coverage}; {needed} are needed"
+        )
     return float(ratios[rank - 1])
 
 

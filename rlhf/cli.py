@@ -44,13 +44,13 @@ def main() -> None:
 
 
 def _config(file: Path | None, overrides: list[str] | None):  # noqa: ANN202
-    from rlhf.config import load_config
+    from rlhf.config_files import load_config
 
     return load_config(file, tuple(overrides or ()))
 
 
 def _save_config(config, out: Path) -> None:  # noqa: ANN001
-    from rlhf.config import dump_config
+    from rlhf.config_files import dump_config
     from rlhf.storage import atomic_write_text
 
     atomic_write_text(out / "config.yaml", dump_config(config))
@@ -235,8 +235,31 @@ def pretrain(
 
 
 @app.command()
+def quality(
+    prompts: PromptsFolder,
+    policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the base model.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure a model against the originals: VAE PSNR, hole PSNR and SSIM."""
+    resolved = _config(config, overrides)
+    from rlhf.model_quality import measure_quality
+    from rlhf.policy import load_policy
+    from rlhf.prompts import load_prompts
+
+    steps = resolved.evaluate.num_inference_steps
+    model = load_policy(resolved.model, policy)
+    figures = measure_quality(model, load_prompts(prompts), num_inference_steps=steps, seed=resolved.seed)
+    for name, figure in figures.items():
+        interval = f"[{figure['low']:.3f}, {figure['high']:.3f}]"
+        print(f"{name}: {figure['value']:.3f} {interval} ({figure['clusters']} photographs)")
+
+
+@app.command()
 def serve(
-    model: Annotated[Path | None, typer.Argument(help="Run folder, policy folder, or pipeline folder; default: tiny.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="Run folder, policy folder, or pipeline folder; default: tiny.")
+    ] = None,
     reward: Annotated[Path | None, typer.Option("--reward", help="Reward folder, for bounds in the answers.")] = None,
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to bind.")] = 8000,
@@ -255,7 +278,9 @@ def serve(
 @app.command()
 def demo(
     out: Out = Path("runs/demo"),
-    images: Annotated[Path | None, typer.Option("--images", help="Training photographs; default: scikit-image's.")] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Training photographs; default: scikit-image's.")
+    ] = None,
     eval_images: Annotated[Path | None, typer.Option("--eval-images", help="Held-out photographs.")] = None,
     config: Config = None,
     overrides: Overrides = None,

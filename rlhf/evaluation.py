@@ -90,7 +90,12 @@ def judge_policy(
         )
         differing += int(((images != originals) & (masks < 0.5)).sum())
         scored = reward.score(images, masks)
-        marks = (scored.reward, scored.uncertainty, gold_utility(images, originals, masks).overall, sharpness(images, masks))
+        marks = (
+            scored.reward,
+            scored.uncertainty,
+            gold_utility(images, originals, masks).overall,
+            sharpness(images, masks),
+        )
         parts.append((images, _diversity(images, masks, len(indices)), *(m.double().numpy() for m in marks)))
     shape = (len(prompts), config.samples_per_prompt)
     images, diversity, *columns = zip(*parts, strict=True)

@@ -73,7 +73,9 @@ def _blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
     kernel = torch.exp(-(x**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
     channels = images.shape[1]
-    rows = F.conv2d(F.pad(images, (radius, radius, 0, 0), mode="reflect"), kernel.expand(channels, -1, -1, -1), groups=channels)
+    rows = F.conv2d(
+        F.pad(images, (radius, radius, 0, 0), mode="reflect"), kernel.expand(channels, -1, -1, -1), groups=channels
+    )
     columns = kernel.transpose(2, 3).expand(channels, -1, -1, -1)
     return F.conv2d(F.pad(rows, (0, 0, radius, radius), mode="reflect"), columns, groups=channels)
 

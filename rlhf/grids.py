@@ -17,7 +17,9 @@ def image_grid(rows: Sequence[Sequence[Image.Image]], *, zoom: int = 1, gap_px: 
     grid = Image.new("RGB", (columns * (width + gap_px) - gap_px, len(rows) * (height + gap_px) - gap_px), "white")
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
-            grid.paste(image.resize((width, height), Image.Resampling.NEAREST), (c * (width + gap_px), r * (height + gap_px)))
+            grid.paste(
+                image.resize((width, height), Image.Resampling.NEAREST), (c * (width + gap_px), r * (height + gap_px))
+            )
     return grid
 
 

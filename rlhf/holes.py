@@ -94,7 +94,9 @@ def disocclusion(depth: np.ndarray, *, yaw: float, pitch: float, focal: float = 
     """
     height, width = depth.shape
     v, u = np.mgrid[0:height, 0:width].astype(float)
-    points = np.stack([(u - width / 2) / (focal * width) * depth, (v - height / 2) / (focal * width) * depth, depth], -1)
+    points = np.stack(
+        [(u - width / 2) / (focal * width) * depth, (v - height / 2) / (focal * width) * depth, depth], -1
+    )
     pivot = np.array([0.0, 0.0, np.median(depth)])
     turn_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
     turn_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])

@@ -37,7 +37,9 @@ def decode_image(source: bytes | Path, *, name: str | None = None) -> Image.Imag
         raise
     except Image.DecompressionBombError as error:
         raise UserError(f"{label}: {error}; scale it down") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+    except UnidentifiedImageError as error:
+        raise UserError(f"{label}: not an image that can be read; replace or remove it") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{label}: not a readable image ({error}); replace or remove it") from error
 
 
@@ -77,7 +79,9 @@ def decode_mask(source: bytes | Path, *, size: tuple[int, int], name: str) -> np
     """
     mask = np.asarray(decode_image(source, name=name).convert("L")) >= 128
     if mask.shape != (size[1], size[0]):
-        raise UserError(f"{name}: mask is {mask.shape[1]}x{mask.shape[0]}, image is {size[0]}x{size[1]}; make them equal")
+        raise UserError(
+            f"{name}: mask is {mask.shape[1]}x{mask.shape[0]}, image is {size[0]}x{size[1]}; make them equal"
+        )
     if not mask.any():
         raise UserError(f"{name}: mask has no hole; paint the pixels to repaint white")
     if mask.all():

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,13 +83,19 @@ def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
     device = _device(config.device)
     name = resolve_model(config.path)
     try:
-        pipeline = StableDiffusionInpaintPipeline.from_pretrained(name, safety_checker=None, requires_safety_checker=False)
+        pipeline = StableDiffusionInpaintPipeline.from_pretrained(
+            name, safety_checker=None, requires_safety_checker=False
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{config.path}: not a complete StableDiffusionInpaintPipeline ({reason}); check model.path") from error
+        raise UserError(
+            f"{config.path}: not a complete StableDiffusionInpaintPipeline ({reason}); check model.path"
+        ) from error
     pipeline.set_progress_bar_config(disable=True)
     if pipeline.unet.config.in_channels != 9:
-        raise UserError(f"{config.path}: its UNet takes {pipeline.unet.config.in_channels} channels; inpainting needs 9")
+        raise UserError(
+            f"{config.path}: its UNet takes {pipeline.unet.config.in_channels} channels; inpainting needs 9"
+        )
     pipeline.to(device)
     for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         network.requires_grad_(False).eval()

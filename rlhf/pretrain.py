@@ -8,8 +8,10 @@ batches that an uninterrupted one would have seen.
 import copy
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from rlhf.storage import atomic_torch_save
 from rlhf.tiny_model import build_pipeline
 
 SIZE_PX = 64
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,9 @@ def _train_vae(vae: AutoencoderKL, photographs: list[Image.Image], config: Pretr
         noise = torch.randn(batch_size, 4, SIZE_PX // 4, SIZE_PX // 4, generator=generator)
         return vae_loss(vae, images.to(memory_format=torch.channels_last), noise)
 
-    averaged = _train(vae, loss_of, config.vae_updates, 1e-3, config.out / "vae_state.pt", "pretrain: VAE")
+    averaged = train_averaged(
+        vae, loss_of, updates=config.vae_updates, peak_lr=1e-3, state_path=config.out / "vae_state.pt", stage="VAE"
+    )
     with torch.no_grad():
         rng = np.random.default_rng([config.seed, 2])
         latents = averaged.encode(_crop_batch(photographs, rng, 256)).latent_dist.mean
@@ -161,7 +166,9 @@ def _train_unet(
             rows = rows.flip(-1)
         return unet_loss(unet, scheduler, rows, text, generator)
 
-    averaged = _train(unet, loss_of, config.unet_updates, 8e-4, config.out / "unet_state.pt", "pretrain: UNet")
+    averaged = train_averaged(
+        unet, loss_of, updates=config.unet_updates, peak_lr=8e-4, state_path=config.out / "unet_state.pt", stage="UNet"
+    )
     (config.out / "pool.pt").unlink(missing_ok=True)
     return averaged
 
@@ -189,8 +196,21 @@ def unet_loss(
     return ((prediction - target).square() * (1.0 + 3.0 * mask)).mean()
 
 
-def _train(module, loss_of, updates: int, peak_lr: float, state_path: Path, stage: str):  # noqa: ANN001, ANN202
-    """AdamW with warm-up and cosine decay; returns the exponential moving average of the weights."""
+def train_averaged(
+    module: Module,
+    loss_of: Callable[[int], torch.Tensor],
+    *,
+    updates: int,
+    peak_lr: float,
+    state_path: Path,
+    stage: str,
+    save_every: int = 200,
+) -> Module:
+    """AdamW with warm-up and cosine decay; returns the exponential moving average of the weights.
+
+    `loss_of` takes the number of updates done and is the only source of randomness, so a run that
+    goes on from `state_path` ends with the bits of an uninterrupted one.
+    """
     module.to(memory_format=torch.channels_last).train()
     averaged = copy.deepcopy(module).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -201,7 +221,7 @@ def _train(module, loss_of, updates: int, peak_lr: float, state_path: Path, stag
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["update"]
-    bar = progress_bar(range(first, updates), stage=stage, total=updates, initial=first)
+    bar = progress_bar(range(first, updates), stage=f"pretrain: {stage}", total=updates, initial=first)
     running = None
     for update in bar:
         progress = update / updates
@@ -216,7 +236,7 @@ def _train(module, loss_of, updates: int, peak_lr: float, state_path: Path, stag
         torch._foreach_lerp_(list(averaged.parameters()), list(module.parameters()), 1 - decay)
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         bar.set_postfix(loss=f"{running:.4f}", refresh=False)
-        if (update + 1) % 200 == 0 or update + 1 == updates:
+        if (update + 1) % save_every == 0 or update + 1 == updates:
             state = {"module": module, "averaged": averaged, "optimizer": optimizer}
             atomic_torch_save({k: v.state_dict() for k, v in state.items()} | {"update": update + 1}, state_path)
     return averaged

@@ -77,7 +77,9 @@ class ClipBackbone(nn.Module):
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         size = self.tower.config.image_size
-        resized = F.interpolate((images + 1) / 2, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+        resized = F.interpolate(
+            (images + 1) / 2, size=(size, size), mode="bicubic", antialias=True, align_corners=False
+        )
         return self.tower(pixel_values=(resized.clamp(0, 1) - self.mean) / self.std).pooler_output
 
 
@@ -101,7 +103,10 @@ class FeatureNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = nn.Sequential(
-            nn.LayerNorm(backbone.output_dim), nn.Linear(backbone.output_dim, 128), nn.SiLU(), nn.Linear(128, feature_dim)
+            nn.LayerNorm(backbone.output_dim),
+            nn.Linear(backbone.output_dim, 128),
+            nn.SiLU(),
+            nn.Linear(128, feature_dim),
         )
         self.centre = nn.BatchNorm1d(feature_dim, affine=False)
         self.linear = nn.Linear(feature_dim + 1, 1, bias=False)

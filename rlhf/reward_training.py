@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.bound import (
-
     conformal_multiplier,
     effective_rank,
     fit_ridge,

@@ -32,7 +32,9 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another --out") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another --out"
+        ) from error
 
 
 def atomic_write_text(path: Path, text: str) -> None:

@@ -1,10 +1,9 @@
 """The Parquet tables that stages hand over, and their checks on the way in."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -26,9 +26,8 @@ BATCH_WAIT_S = 0.02
 
 def native_size(policy: Policy) -> int:
     """Side in pixels of the square images that the UNet was made for."""
-    unet: Any = policy.unet
-    vae: Any = policy.pipeline.vae
-    return unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    pipeline: Any = policy.pipeline
+    return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
 
 def inpaint_jobs(policy: Policy, reward: Reward | None, jobs: list[Job]) -> list[Inpainted]:

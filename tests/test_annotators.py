@@ -70,7 +70,7 @@ def test_marks_are_whole_within_0_to_7_and_said_to_be_simulated(tmp_path: Path) 
 
 
 def test_noise_and_bias_are_as_large_as_configured(tmp_path: Path) -> None:
-    inside, share = ("texture", "overall"), 0.5
+    inside, share = ("texture", "overall"), 0.1
     (exact,) = simulate([share], tmp_path / "exact", bias_sd=0, noise_sd=0, repeat_share=0)
     assert all(2 < exact[name] < 6 for name in inside), "marks far from the ends of the scale, where they are cut off"
     rows = simulate([share] * 1500, tmp_path, count=50, bias_sd=0.5, noise_sd=0.6, repeat_share=0.0)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from rlhf.config import AlignConfig, RunConfig, dump_config, load_config
+from rlhf.config import AlignConfig, RunConfig
+from rlhf.config_files import dump_config, load_config
 from rlhf.errors import UserError
 
 

@@ -42,7 +42,9 @@ def images_of(policy: Policy) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
-def test_a_saved_policy_paints_what_the_trained_one_paints(small_pipeline: Path, tmp_path: Path, trainable: str) -> None:
+def test_a_saved_policy_paints_what_the_trained_one_paints(
+    small_pipeline: Path, tmp_path: Path, trainable: str
+) -> None:
     policy = moved_policy(small_pipeline, trainable)
     save_policy(policy, trainable_state(policy.unet), tmp_path, version=7, trainable=trainable, base="x")
     again = load_policy(ModelConfig(path=str(small_pipeline)), tmp_path)
@@ -104,7 +106,9 @@ def test_a_lora_target_that_is_no_module_is_named(small_pipeline: Path) -> None:
         make_trainable(policy, "lora", rank=4, targets=("to_q", "to_qq"), seed=0)
 
 
-@pytest.mark.parametrize("missing", ["unet", "vae/config.json", "model_index.json", "unet/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize(
+    "missing", ["unet", "vae/config.json", "model_index.json", "unet/diffusion_pytorch_model.safetensors"]
+)
 def test_an_incomplete_model_folder_is_one_clear_error(small_pipeline: Path, tmp_path: Path, missing: str) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(small_pipeline, broken)

@@ -42,7 +42,8 @@ def test_box_is_a_square_within_the_photograph_that_holds_the_hole_and_more():
         top, left = rng.integers(0, height), rng.integers(0, width)
         hole = _hole(height, width, top, left, rng.integers(top + 1, height + 1), rng.integers(left + 1, width + 1))
         x0, y0, x1, y1 = crop_box(hole, NATIVE)
-        assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+        assert 0 <= x0 < x1 <= width
+        assert 0 <= y0 < y1 <= height
         assert hole[y0:y1, x0:x1].sum() == hole.sum()
         if (x0, y0, x1, y1) != (0, 0, width, height):
             assert x1 - x0 == y1 - y0 >= min(NATIVE, height, width)

@@ -1,0 +1,76 @@
+"""Run configurations from YAML files and `--set`, and back."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rlhf.config import RunConfig
+from rlhf.errors import UserError
+
+
+def load_config(file: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """The defaults, changed by a YAML file, changed by `section.key=value` overrides.
+
+    Raises UserError that names the key (and the nearest known one) or the value that is off.
+    """
+    record: dict[str, Any] = {}
+    if file is not None:
+        record = _read_yaml(file)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UserError(f"--set {override}: write section.key=value")
+        node = record
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {override}: {parent} is no section")
+        try:
+            node[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {override}: value is not YAML ({error})") from error
+    try:
+        return RunConfig.model_validate(record)
+    except ValidationError as error:
+        raise UserError(_explain(error, file)) from error
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        record = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: not a readable YAML file ({error})") from error
+    if record is None:
+        return {}
+    if not isinstance(record, dict):
+        raise UserError(f"{file}: must hold sections such as `align:`")
+    return record
+
+
+def _explain(error: ValidationError, file: Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        if problem["type"] == "extra_forbidden":
+            *section, unknown = map(str, problem["loc"])
+            near = difflib.get_close_matches(unknown, _keys_at(section), n=1, cutoff=0.0)[0]
+            lines.append(f"{key}: unknown key; did you mean {'.'.join([*section, near])}?")
+        else:
+            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
+    return "\n".join(f"{file or 'configuration'}: {line}" for line in lines)
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in path:
+        section = section.model_fields[part].annotation  # type: ignore[assignment]
+    return list(section.model_fields)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
