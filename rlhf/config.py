@@ -108,7 +108,7 @@ class RewardConfig(Section):
     """Stated coverage of the conformal bound on a new annotation."""
     parameter_norm: Positive = 3.0
     """S: assumed norm of the true last layer psi*, in the theorem's constant."""
-    parts: tuple[Positive, Positive, Positive, Positive] = (0.5, 0.2, 0.15, 0.15)
+    parts: tuple[Positive, Positive, Positive, Positive] = (0.45, 0.15, 0.25, 0.15)
     """Shares of photographs: A trains features, B fits the head and V, C calibrates, D reports."""
     trust_k: NonNegative = 0.05
     """k of the trust weight exp(-k u + b) (PrefPaint, section 3)."""

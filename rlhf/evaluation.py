@@ -83,29 +83,25 @@ def judge_policy(
     differing = 0
     for batch in progress_bar(batches, stage=stage):
         indices = range(config.samples_per_prompt)
-        images = rollout(policy, batch, plan, sample_indices=indices, seed_key=(seed, "evaluate")).images
+        filled = rollout(policy, batch, plan, sample_indices=indices, seed_key=(seed, "evaluate")).images
         originals, masks = (
             torch.stack([getattr(p, name) for p in batch]).repeat_interleave(len(indices), dim=0)
             for name in ("image", "mask")
         )
-        differing += int(((images != originals) & (masks < 0.5)).sum())
-        scored = reward.score(images, masks)
-        marks = (
-            scored.reward,
-            scored.uncertainty,
-            gold_utility(images, originals, masks).overall,
-            sharpness(images, masks),
-        )
-        parts.append((images, _diversity(images, masks, len(indices)), *(m.double().numpy() for m in marks)))
+        differing += int(((filled != originals) & (masks < 0.5)).sum())
+        scored = reward.score(filled, masks)
+        gold = gold_utility(filled, originals, masks).overall
+        marks = (scored.reward, scored.uncertainty, gold, sharpness(filled, masks))
+        parts.append((filled, _diversity(filled, masks, len(indices)), *(m.double().numpy() for m in marks)))
     shape = (len(prompts), config.samples_per_prompt)
-    images, diversity, *columns = zip(*parts, strict=True)
-    marks = [np.concatenate(column).reshape(shape) for column in columns]
+    images, diversity, *columns = (list(column) for column in zip(*parts, strict=True))
+    rewards, uncertainties, golds, sharpnesses = (np.concatenate(column).reshape(shape) for column in columns)
     return Judged(
         images=torch.cat(images).unflatten(0, shape),
-        reward=marks[0],
-        uncertainty=marks[1],
-        gold=marks[2],
-        sharpness=marks[3],
+        reward=rewards,
+        uncertainty=uncertainties,
+        gold=golds,
+        sharpness=sharpnesses,
         diversity=np.concatenate(diversity),
         known_pixels_differ=differing,
     )

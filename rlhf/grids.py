@@ -28,4 +28,4 @@ def save_rollout_grid(images: torch.Tensor, samples_per_prompt: int, path: Path)
     pictures = [tensor_to_image(image) for image in images]
     rows = [pictures[i : i + samples_per_prompt] for i in range(0, len(pictures), samples_per_prompt)]
     data = encode_png(image_grid(rows, zoom=2))
-    atomic_write(path, lambda temporary: temporary.write_bytes(data) and None)
+    atomic_write(path, lambda temporary: temporary.write_bytes(data))

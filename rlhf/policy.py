@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
+from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, get_peft_model_state_dict
 from transformers.utils import logging as transformers_logging
@@ -35,7 +35,7 @@ class Policy:
     version: int = 0
 
     @property
-    def unet(self) -> torch.nn.Module:
+    def unet(self) -> UNet2DConditionModel:
         """The network that acts."""
         return self.pipeline.unet
 
@@ -50,7 +50,7 @@ class Policy:
 
 
 def predict_with(
-    unet: torch.nn.Module,
+    unet: UNet2DConditionModel,
     latents: torch.Tensor,
     timestep: torch.Tensor,
     condition: torch.Tensor,
@@ -172,7 +172,7 @@ def make_trainable(policy: Policy, trainable: str, *, rank: int, targets: tuple[
 
 
 @contextmanager
-def base_policy(unet: torch.nn.Module) -> Iterator[None]:
+def base_policy(unet: UNet2DConditionModel) -> Iterator[None]:
     """Within the block the adapters are off: the UNet is the base policy, with no second copy."""
     unet.disable_adapters()
     try:
@@ -181,13 +181,13 @@ def base_policy(unet: torch.nn.Module) -> Iterator[None]:
         unet.enable_adapters()
 
 
-def trainable_state(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
+def trainable_state(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
     """Copies of the trained tensors by name, on the CPU."""
     return {n: p.detach().cpu().clone() for n, p in unet.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
-def load_trainable_state(unet: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+def load_trainable_state(unet: UNet2DConditionModel, state: dict[str, torch.Tensor]) -> None:
     """Put `trainable_state` into a UNet of the same kind; ValueError where names differ."""
     own = {n: p for n, p in unet.named_parameters() if p.requires_grad}
     if own.keys() != state.keys():

@@ -211,7 +211,7 @@ def train_averaged(
     `loss_of` takes the number of updates done and is the only source of randomness, so a run that
     goes on from `state_path` ends with the bits of an uninterrupted one.
     """
-    module.to(memory_format=torch.channels_last).train()
+    module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     averaged = copy.deepcopy(module).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01)
     first = 0

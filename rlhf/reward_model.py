@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from rlhf.bound import RidgeHead, trust_weight
 from rlhf.errors import UserError
 from rlhf.images import blank_hole
 from rlhf.storage import atomic_write, atomic_write_json
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
 
 SCHEMA_VERSION = 1
 
@@ -60,7 +63,10 @@ def _weighted_mean(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 class ClipBackbone(nn.Module):
     """A CLIP vision tower on the inpainting and on the masked image, concatenated (PrefPaint, section 5)."""
 
-    def __init__(self, tower: nn.Module, frozen_share: float = 0.7) -> None:
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, tower: "CLIPVisionModel", frozen_share: float = 0.7) -> None:
         super().__init__()
         self.tower = tower
         layers = tower.vision_model.encoder.layers if hasattr(tower, "vision_model") else tower.encoder.layers
@@ -83,7 +89,10 @@ class ClipBackbone(nn.Module):
         return self.tower(pixel_values=(resized.clamp(0, 1) - self.mean) / self.std).pooler_output
 
 
-def build_backbone(name: str) -> nn.Module:
+Backbone = SmallBackbone | ClipBackbone
+
+
+def build_backbone(name: str) -> Backbone:
     """`small`, or the CLIP vision model in a folder or hub repository of that name."""
     if name == "small":
         return SmallBackbone()
@@ -99,7 +108,7 @@ def build_backbone(name: str) -> nn.Module:
 class FeatureNetwork(nn.Module):
     """Backbone, then a non-linear head to layer-normalised features z plus a constant 1."""
 
-    def __init__(self, backbone: nn.Module, feature_dim: int) -> None:
+    def __init__(self, backbone: Backbone, feature_dim: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Sequential(
