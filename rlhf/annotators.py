@@ -38,8 +38,8 @@ def simulate_annotations(
 ) -> int:
     """Score every candidate 0-7 (whole marks) into `out/annotations.parquet`; returns the number of rows.
 
-    Annotator a has a constant bias drawn once; each mark adds fresh noise. A share of the
-    candidates is scored by a second annotator, so that the noise can be measured.
+    An annotator has a constant bias drawn once; each mark adds fresh noise. Every candidate is
+    scored by `marks_per_candidate` of them, so that the noise can be measured.
     """
     rng = np.random.default_rng([seed, 11])
     bias = rng.normal(0.0, config.bias_sd, size=config.count)
@@ -48,8 +48,7 @@ def simulate_annotations(
     rows: list[dict[str, Any]] = []
     now = datetime.now(UTC)
     for index, key in enumerate(keys):
-        scorers = rng.permutation(config.count)[: 2 if rng.random() < config.repeat_share else 1]
-        for annotator in scorers:
+        for annotator in rng.permutation(config.count)[: config.marks_per_candidate]:
             marks = to_mark(utility[index]) + bias[annotator] + rng.normal(0.0, config.noise_sd, size=3)
             structure, texture, overall = np.clip(np.round(marks), 0, 7)
             rows.append(

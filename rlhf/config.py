@@ -62,7 +62,7 @@ class PromptsConfig(Section):
 class CandidatesConfig(Section):
     """Samples for annotation."""
 
-    samples_per_prompt: Count = 4
+    samples_per_prompt: Count = 6
     """Inpaintings per prompt."""
     num_inference_steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (10,)
     """Denoising steps; sample i uses entry i modulo the length."""
@@ -81,8 +81,14 @@ class AnnotatorsConfig(Section):
     """Spread of the annotators' constant bias, in points of the 0-7 scale."""
     noise_sd: NonNegative = 0.6
     """Noise of a single mark, in points of the 0-7 scale."""
-    repeat_share: Share = 0.2
-    """Share of the candidates that a second annotator scores too."""
+    marks_per_candidate: Count = 3
+    """Different annotators who score each candidate."""
+
+    @model_validator(mode="after")
+    def _are_enough(self) -> "AnnotatorsConfig":
+        if self.marks_per_candidate > self.count:
+            raise ValueError(f"marks_per_candidate {self.marks_per_candidate} exceeds the {self.count} annotators")
+        return self
 
 
 class RewardConfig(Section):

@@ -30,6 +30,12 @@ def figures(run: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run)]
 
 
+def policy_tensors(run: Path, version: int) -> torch.Tensor:
+    """The trained half of the adapters (B starts at 0, so all of it is learnt), as one vector."""
+    state = load_file(next((run / f"policy-{version:06d}").glob("*.safetensors")))
+    return torch.cat([state[name].flatten() for name in sorted(state) if "lora_B" in name])
+
+
 def with_cluster(config: RunConfig, **cluster: object) -> RunConfig:
     return config.model_copy(update={"cluster": config.cluster.model_copy(update=cluster)})
 
@@ -56,7 +62,9 @@ def test_one_sampler_and_two_learners_give_the_figures_of_two_and_one(
     align(config, *inputs, tmp_path / "run")
     for ours, theirs in zip(figures(tmp_path / "run"), figures(finished), strict=True):
         assert ours["reward"] == pytest.approx(theirs["reward"], abs=1e-4)
-        assert ours["kl_to_base"] == pytest.approx(theirs["kl_to_base"], rel=2e-2, abs=1e-7)
+    ours, theirs = (policy_tensors(run, 1) for run in (tmp_path / "run", finished))
+    # Adam's first step is all but the gradient's sign, so rounding may turn the smallest entries.
+    assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.99
     first = figures(tmp_path / "run")[0]
     assert first["reward"] == figures(finished)[0]["reward"], "before any update the images are the same bits"
 

@@ -53,7 +53,7 @@ def test_marks_rise_with_utility_from_0_to_7() -> None:
 
 def test_without_bias_and_noise_worse_fills_get_no_better_marks(tmp_path: Path) -> None:
     shares = [0.0, 0.1, 0.25, 0.5, 1.0]
-    rows = simulate(shares, tmp_path, bias_sd=0, noise_sd=0, repeat_share=0)
+    rows = simulate(shares, tmp_path, bias_sd=0, noise_sd=0, marks_per_candidate=1)
     overall = [row["overall"] for row in sorted(rows, key=lambda r: r["sample_index"])]
     assert overall == sorted(overall, reverse=True)
     assert overall[0] == 7.0
@@ -71,9 +71,9 @@ def test_marks_are_whole_within_0_to_7_and_said_to_be_simulated(tmp_path: Path) 
 
 def test_noise_and_bias_are_as_large_as_configured(tmp_path: Path) -> None:
     inside, share = ("texture", "overall"), 0.1
-    (exact,) = simulate([share], tmp_path / "exact", bias_sd=0, noise_sd=0, repeat_share=0)
+    (exact,) = simulate([share], tmp_path / "exact", bias_sd=0, noise_sd=0, marks_per_candidate=1)
     assert all(2 < exact[name] < 6 for name in inside), "marks far from the ends of the scale, where they are cut off"
-    rows = simulate([share] * 1500, tmp_path, count=50, bias_sd=0.5, noise_sd=0.6, repeat_share=0.0)
+    rows = simulate([share] * 1500, tmp_path, count=50, bias_sd=0.5, noise_sd=0.6, marks_per_candidate=1)
     marks = defaultdict(list)
     for row in rows:
         marks[row["annotator"]].append([row[name] for name in inside])
@@ -85,15 +85,14 @@ def test_noise_and_bias_are_as_large_as_configured(tmp_path: Path) -> None:
     assert bias.std() == pytest.approx(0.5, rel=0.3)
 
 
-def test_the_configured_share_is_scored_twice_by_different_annotators(tmp_path: Path) -> None:
-    rows = simulate([0.2] * 600, tmp_path, repeat_share=0.3)
+def test_every_candidate_is_scored_by_as_many_different_annotators_as_configured(tmp_path: Path) -> None:
+    rows = simulate([0.2] * 100, tmp_path, marks_per_candidate=2)
     scorers = defaultdict(list)
     for row in rows:
         scorers[row["sample_index"]].append(row["annotator"])
-    twice = [names for names in scorers.values() if len(names) == 2]
-    assert len(scorers) == 600
-    assert len(twice) == pytest.approx(180, abs=45)
-    assert all(len(set(names)) == 2 for names in twice)
+    assert len(scorers) == 100
+    assert all(len(names) == len(set(names)) == 2 for names in scorers.values())
+    assert len({name for names in scorers.values() for name in names}) == AnnotatorsConfig().count
 
 
 def test_same_seed_same_marks(tmp_path: Path) -> None:
@@ -114,7 +113,7 @@ def test_total_is_the_weighted_sum_of_the_three_marks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", [float("nan"), float("inf"), None, -0.5, 7.5])
 def test_marks_off_the_scale_are_refused_with_their_row(mark: float | None, tmp_path: Path) -> None:
-    rows = simulate([0.1] * 6, tmp_path, repeat_share=0)
+    rows = simulate([0.1] * 6, tmp_path, marks_per_candidate=1)
     rows[4]["texture"] = mark
     write_table(rows, ANNOTATIONS, tmp_path / "annotations.parquet")
     with pytest.raises(UserError, match=r"row 4 \(prompt p\): texture"):
