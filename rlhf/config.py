@@ -98,12 +98,16 @@ class RewardConfig(Section):
     """`small`, or a CLIP vision model: a folder or a hub name."""
     feature_dim: Count = 48
     """Length of the features z, without the constant."""
-    epochs: Count = 24
+    epochs: Count = 12
     """Passes over part A."""
     learning_rate: Positive = 2e-3
     """Peak rate of AdamW, cosine decay."""
     micro_batch_size: Annotated[int, Field(ge=2)] = 64
     """Images per optimizer step."""
+    augmentation: Literal["mirror", "strong"] = "mirror"
+    """`mirror`: left and right; `strong`: also upside down, turned, colours swapped and inverted (few data)."""
+    within_prompt: NonNegative = 2.0
+    """Weight of the error of differences between samples of one prompt."""
     decorrelation: NonNegative = 0.05
     """Weight of the penalty on the features' covariance; keeps them from collapsing."""
     ridge: Positive = 1.0

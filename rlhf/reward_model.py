@@ -23,37 +23,41 @@ SCHEMA_VERSION = 1
 
 
 class SmallBackbone(nn.Module):
-    """A convolutional network from scratch: statistics of the hole, of what is known, and their contrast."""
+    """A convolutional network from scratch: statistics of the hole, its border and what is known, at three scales."""
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (32, 48, 96)) -> None:
         super().__init__()
-        widths = (width, 2 * width, 3 * width)
-        self.stem = nn.Conv2d(7, width, 3, padding=1)
+        self.stem = nn.Sequential(nn.Conv2d(7, widths[0], 5, stride=2, padding=2), nn.SiLU())
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(before, after, 3, stride=2, padding=1),
-                nn.GroupNorm(6, after),
+                nn.GroupNorm(8, after),
                 nn.SiLU(),
                 nn.Conv2d(after, after, 3, padding=1),
-                nn.GroupNorm(6, after),
+                nn.GroupNorm(8, after),
                 nn.SiLU(),
             )
-            for before, after in zip((width, *widths), widths, strict=False)
+            for before, after in zip(widths, widths[1:], strict=False)
         )
         self.output_dim = 4 * sum(widths)
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] and [B, 1, H, W] to [B, output_dim]."""
-        x = F.silu(self.stem(torch.cat([images, blank_hole(images, masks), masks], dim=1)))
-        pooled = []
+        x = self.stem(torch.cat([images, blank_hole(images, masks), masks], dim=1))
+        pooled = _region_statistics(x, masks)
         for block in self.blocks:
             x = block(x)
-            hole = F.adaptive_avg_pool2d(masks, x.shape[-2:])
-            border = F.max_pool2d(hole, 3, 1, 1) - (-F.max_pool2d(-hole, 3, 1, 1))
-            inside, outside, edge = (_weighted_mean(x, w) for w in (hole, 1 - hole, border))
-            deviation = (_weighted_mean(x.square(), hole) - inside.square()).clamp(min=1e-6).sqrt()
-            pooled += [inside, inside - outside, edge, deviation]
+            pooled += _region_statistics(x, masks)
         return torch.cat(pooled, dim=1)
+
+
+def _region_statistics(x: torch.Tensor, masks: torch.Tensor) -> list[torch.Tensor]:
+    """Mean in the hole, contrast to what is known, mean along the border, deviation in the hole; each [B, C]."""
+    hole = F.adaptive_avg_pool2d(masks, x.shape[-2:])
+    border = F.max_pool2d(hole, 3, 1, 1) + F.max_pool2d(-hole, 3, 1, 1)
+    inside, outside, edge = (_weighted_mean(x, w) for w in (hole, 1 - hole, border))
+    deviation = (_weighted_mean(x.square(), hole) - inside.square()).clamp(min=1e-6).sqrt()
+    return [inside, inside - outside, edge, deviation]
 
 
 def _weighted_mean(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -106,28 +110,52 @@ def build_backbone(name: str) -> Backbone:
 
 
 class FeatureNetwork(nn.Module):
-    """Backbone, then a non-linear head to layer-normalised features z plus a constant 1."""
+    """Backbone, then a non-linear head to whitened, length-normalised features z plus a constant 1."""
+
+    whitening: torch.Tensor
 
     def __init__(self, backbone: Backbone, feature_dim: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Sequential(
             nn.LayerNorm(backbone.output_dim),
+            nn.Dropout(0.1),
             nn.Linear(backbone.output_dim, 128),
             nn.SiLU(),
+            nn.Dropout(0.1),
             nn.Linear(128, feature_dim),
         )
         self.centre = nn.BatchNorm1d(feature_dim, affine=False)
-        self.linear = nn.Linear(feature_dim + 1, 1, bias=False)
+        self.register_buffer("whitening", torch.eye(feature_dim))
+        # Predicts structure, texture, overall and total while the features are trained; then ridge takes over.
+        self.linear = nn.Linear(feature_dim + 1, 4, bias=False)
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1], masks [B, 1, H, W], 1 = repainted; returns z [B, feature_dim + 1].
 
-        The features are centred and of length 1, times sqrt of their number; the constant comes last.
+        The features are whitened and of length 1, times sqrt of their number; the constant comes last.
         """
-        z = self.centre(self.head(self.backbone(images, masks)))
+        z = self.centre(self.head(self.backbone(images, masks))) @ self.whitening
         z = F.normalize(z, dim=1) * z.shape[1] ** 0.5
         return torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
+
+
+@torch.no_grad()
+def whiten(network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor, shrinkage: float = 0.05) -> None:
+    """Set the whitening so that the features of these images are all but uncorrelated.
+
+    The inverse square root of their covariance, shrunk towards its mean eigenvalue. Without it a few
+    directions carry everything, and V measures distance in those alone.
+    """
+    network.eval()
+    parts = zip(images.split(256), masks.split(256), strict=True)
+    z = torch.cat([network.centre(network.head(network.backbone(i, m))) for i, m in parts])
+    eigenvalues, vectors = torch.linalg.eigh(torch.cov(z.T.double()))
+    shrunk = (1 - shrinkage) * eigenvalues + shrinkage * eigenvalues.mean()
+    network.whitening.copy_((vectors * shrunk.rsqrt()) @ vectors.T)
+    mean, variance = network.centre.running_mean, network.centre.running_var
+    assert mean is not None and variance is not None
+    mean += z.mean(0) * (variance + network.centre.eps).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)

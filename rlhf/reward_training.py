@@ -1,14 +1,20 @@
 """From annotations to a reward model: normalise, split by photograph, train, fit, calibrate, report."""
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from rlhf.annotated_images import (
+    AnnotatedImages,
+    average_repeats,
+    join_annotations,
+    measure_noise,
+    split_photographs,
+)
 from rlhf.bound import (
     conformal_multiplier,
     effective_rank,
@@ -19,37 +25,12 @@ from rlhf.config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
-from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, build_backbone
+from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, build_backbone, whiten
 from rlhf.statistics import cluster_bootstrap, rank_correlation
 from rlhf.storage import atomic_write_json
 
-MIN_REPEATS = 10
-"""Repeated annotations needed to measure the noise; with fewer, the head's residuals stand in."""
 MIN_EFFECTIVE_RANK = 4.0
 """Features below it have collapsed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnnotatedImages:
-    """One row per annotation: [N] throughout."""
-
-    images: torch.Tensor
-    masks: torch.Tensor
-    scores: torch.Tensor
-    """Normalised per source x hole family and per annotator."""
-    keys: list[tuple[str, int]]
-    photographs: list[str]
-
-    def of(self, photographs: set[str]) -> "AnnotatedImages":
-        """The rows of some photographs."""
-        rows = [i for i, name in enumerate(self.photographs) if name in photographs]
-        return AnnotatedImages(
-            images=self.images[rows],
-            masks=self.masks[rows],
-            scores=self.scores[rows],
-            keys=[self.keys[i] for i in rows],
-            photographs=[self.photographs[i] for i in rows],
-        )
 
 
 def train_reward(
@@ -74,7 +55,9 @@ def train_reward(
     head = fit_ridge(features_b, b.scores, config.ridge)
     rank = effective_rank(features_b)
     if rank < MIN_EFFECTIVE_RANK:
-        raise UserError(f"reward: features collapsed (effective rank {rank:.1f}); raise reward.decorrelation")
+        raise UserError(
+            f"reward: features collapsed (effective rank {rank:.1f}); raise reward.decorrelation or reward.feature_dim"
+        )
     measured_noise = measure_noise(a)
     noise = float((b.scores - head.reward(features_b)).std()) if measured_noise is None else measured_noise
     uncertainty_c = head.uncertainty(features_c)
@@ -107,106 +90,63 @@ def train_reward(
     return report
 
 
-def join_annotations(
-    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
-) -> AnnotatedImages:
-    """Images, masks and normalised scores of all annotations that have a candidate.
-
-    A score loses its annotator's mean deviation and is then standardised within source x hole
-    family (PrefPaint, appendix A; the standard deviation is what its text means).
-    Raises UserError where no annotation fits, or all scores are the same.
-    """
-    rows = [r for r in annotations if (r["prompt_id"], r["sample_index"]) in candidates]
-    if not rows:
-        raise UserError("annotations: none belongs to these candidates; check that both are of one run")
-    scores = np.array([r["annotation_score"] for r in rows])
-    if scores.std() == 0:
-        raise UserError("annotations: all scores are the same, so there is nothing to learn")
-    groups = [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows]
-    residuals = scores - _group_means(scores, groups)
-    scores = scores - _group_means(residuals, [r["annotator"] for r in rows])
-    deviation = np.sqrt(np.maximum(_group_means((scores - _group_means(scores, groups)) ** 2, groups), 1e-6))
-    normalised = (scores - _group_means(scores, groups)) / deviation
-    keys = [(r["prompt_id"], r["sample_index"]) for r in rows]
-    return AnnotatedImages(
-        images=torch.stack([candidates[k] for k in keys]),
-        masks=torch.stack([prompts[k[0]].mask for k in keys]),
-        scores=torch.from_numpy(normalised).float(),
-        keys=keys,
-        photographs=[prompts[k[0]].photograph for k in keys],
-    )
-
-
-def _group_means(values: np.ndarray, groups: list[Any]) -> np.ndarray:
-    """[N]: the mean of each row's group."""
-    members = defaultdict(list)
-    for index, group in enumerate(groups):
-        members[group].append(index)
-    means = np.empty_like(values)
-    for rows in members.values():
-        means[rows] = values[rows].mean()
-    return means
-
-
-def split_photographs(photographs: list[str], shares: tuple[float, ...], seed: int) -> list[set[str]]:
-    """Disjoint sets of photographs in about the given shares, each with at least one."""
-    names = sorted(set(photographs))
-    if len(names) < len(shares):
-        raise UserError(f"reward: {len(names)} photographs cannot be split into {len(shares)} parts; annotate more")
-    order = np.random.default_rng([seed, 13]).permutation(len(names))
-    cuts = np.round(np.cumsum(shares) / sum(shares) * len(names)).astype(int)
-    for i in range(len(cuts)):
-        least = cuts[i - 1] + 1 if i else 1
-        cuts[i] = min(max(cuts[i], least), len(names) - (len(cuts) - 1 - i))
-    starts = [0, *cuts[:-1]]
-    return [{names[j] for j in order[start:stop]} for start, stop in zip(starts, cuts, strict=True)]
-
-
-def measure_noise(data: AnnotatedImages) -> float | None:
-    """B: standard deviation of a single score around the mean of all, from images scored twice."""
-    scores = defaultdict(list)
-    for key, score in zip(data.keys, data.scores.tolist(), strict=True):
-        scores[key].append(score)
-    differences = [s[0] - s[1] for s in scores.values() if len(s) > 1]
-    if len(differences) < MIN_REPEATS:
-        return None
-    return float(np.sqrt(np.mean(np.square(differences)) / 2))
-
-
 def train_features(data: AnnotatedImages, config: RewardConfig, seed: int) -> FeatureNetwork:
-    """Regress scores, with a penalty on the covariance of features (VICReg, arXiv:2105.04906, eq. 4)."""
+    """Regress all marks of each image, and once more their differences between samples of one prompt.
+
+    The differences are what alignment climbs, and a small share of the marks' variance. A penalty on
+    the covariance of features keeps them apart (VICReg, arXiv:2105.04906, eq. 4).
+    """
     torch.manual_seed(seed)
     network = FeatureNetwork(build_backbone(config.backbone), config.feature_dim)
     trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.02)
-    batches = max(1, len(data.keys) // config.micro_batch_size)
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.05)
+    rows_of_prompt, first_rows, targets = average_repeats(data)
+    batches = max(1, len(targets) // config.micro_batch_size)
+    batches = min(batches, len(rows_of_prompt))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * batches)
     generator = torch.Generator().manual_seed(seed)
     bar = progress_bar(range(config.epochs), stage="reward")
     for _ in bar:
         network.train()
         losses = []
-        for rows in torch.randperm(len(data.keys), generator=generator).tensor_split(batches):
-            images, masks = _mirror_half(data.images[rows], data.masks[rows], generator)
+        for chosen in torch.randperm(len(rows_of_prompt), generator=generator).tensor_split(batches):
+            groups = [rows_of_prompt[i] for i in chosen.tolist()]
+            rows = torch.cat(groups)
+            source = first_rows[rows]
+            images, masks = _augment(data.images[source], data.masks[source], config.augmentation, generator)
             z = network(images, masks)
-            regression = F.mse_loss(network.linear(z)[:, 0], data.scores[rows])
-            loss = regression + config.decorrelation * covariance_penalty(z[:, :-1])
+            errors = network.linear(z) - targets[rows]
+            within = torch.cat([e - e.mean(0) for e in errors.split([len(g) for g in groups])])
+            loss = errors.square().mean() + config.within_prompt * within.square().mean()
+            loss = loss + config.decorrelation * covariance_penalty(z[:, :-1])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            losses.append(regression.item())
+            losses.append(errors[:, 3].square().mean().item())
         bar.set_postfix(error=f"{np.mean(losses):.3f}")
+    whiten(network, data.images[first_rows], data.masks[first_rows])
     return network.eval()
 
 
-def _mirror_half(
-    images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
+def _augment(
+    images: torch.Tensor, masks: torch.Tensor, strength: str, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    flips = torch.rand(len(images), generator=generator) < 0.5
-    images, masks = images.clone(), masks.clone()
-    images[flips], masks[flips] = images[flips].flip(-1), masks[flips].flip(-1)
-    return images, masks
+    """Mirror the whole batch or not; `strong` also turns it, swaps its colours and inverts them."""
+    coins = torch.rand(5, generator=generator) < 0.5
+    permutation = torch.randperm(3, generator=generator)
+    if coins[0]:
+        images, masks = images.flip(-1), masks.flip(-1)
+    if strength == "strong":
+        if coins[1]:
+            images, masks = images.flip(-2), masks.flip(-2)
+        if coins[2]:
+            images, masks = images.transpose(-1, -2), masks.transpose(-1, -2)
+        if coins[3]:
+            images = images[:, permutation]
+        if coins[4]:
+            images = -images
+    return images.contiguous(), masks.contiguous()
 
 
 def covariance_penalty(features: torch.Tensor) -> torch.Tensor:

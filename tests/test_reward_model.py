@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from rlhf.bound import fit_ridge
+from rlhf.bound import effective_rank, fit_ridge
 from rlhf.errors import UserError
 from rlhf.reward_model import (
     Calibration,
@@ -19,6 +19,7 @@ from rlhf.reward_model import (
     SmallBackbone,
     build_backbone,
     load_reward,
+    whiten,
 )
 
 CALIBRATION = Calibration(
@@ -186,3 +187,20 @@ def test_a_clip_reward_is_saved_and_opened_again(tmp_path: Path) -> None:
 def test_an_unknown_backbone_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="reward.backbone: '.*no-clip' is neither"):
         build_backbone(str(tmp_path / "no-clip"))
+
+
+def test_whitening_leaves_the_features_uncorrelated_and_rank_full() -> None:
+    torch.manual_seed(0)
+    network = FeatureNetwork(SmallBackbone(), 8)
+    images, masks = torch.randn(200, 3, 32, 32).clamp(-1, 1), torch.zeros(200, 1, 32, 32)
+    masks[:, :, 8:24, 8:24] = 1
+    images *= torch.rand(200, 1, 1, 1)
+    network.eval()
+    with torch.no_grad():
+        before = effective_rank(network(images, masks)[:, :-1])
+        whiten(network, images, masks, shrinkage=1e-6)
+        features = network(images, masks)
+    z = network.centre(network.head(network.backbone(images, masks))) @ network.whitening
+    torch.testing.assert_close(torch.cov(z.T), torch.eye(8), atol=2e-2, rtol=0)
+    assert z.mean(0).abs().max() < 1e-3
+    assert effective_rank(features[:, :-1]) > max(before, 7.0)

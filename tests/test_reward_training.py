@@ -9,28 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.annotated_images import AnnotatedImages, average_repeats, join_annotations, measure_noise, split_photographs
 from rlhf.config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.prompts import Prompt
 from rlhf.reward_model import Calibration, ScoredImages, load_reward
-from rlhf.reward_training import (
-    AnnotatedImages,
-    covariance_penalty,
-    join_annotations,
-    measure_noise,
-    pair_accuracy,
-    reliability,
-    split_photographs,
-    train_features,
-    train_reward,
-)
+from rlhf.reward_training import covariance_penalty, pair_accuracy, reliability, train_features, train_reward
 
-CONFIG = RewardConfig(feature_dim=12, epochs=10, micro_batch_size=16, decorrelation=1.0)
+CONFIG = RewardConfig(feature_dim=12, epochs=30, micro_batch_size=64, decorrelation=1.0)
 SAMPLES = 10
 Candidates = dict[tuple[str, int], torch.Tensor]
 
 
-def make_world(photographs: int = 12, size: int = 32) -> tuple[dict[str, Prompt], Candidates, list[dict[str, Any]]]:
+def make_world(photographs: int = 24, size: int = 32) -> tuple[dict[str, Prompt], Candidates, list[dict[str, Any]]]:
     """Prompts, candidates and annotations: brighter holes score higher; every third image is scored twice."""
     rng = np.random.default_rng(0)
     prompts, candidates, annotations = {}, {}, []
@@ -62,7 +53,8 @@ def nuisance(rng: np.random.Generator, size: int) -> torch.Tensor:
 
 def annotation(prompt_id: str, sample: int, annotator: str, score: float) -> dict[str, Any]:
     row = {"prompt_id": prompt_id, "sample_index": sample, "annotator": annotator}
-    return row | {"annotation_score": score, "is_simulated": True}
+    marks = dict.fromkeys(("structure", "texture", "overall", "annotation_score"), score)
+    return row | marks | {"is_simulated": True}
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +141,35 @@ def scored_twice(count: int, noise: float) -> AnnotatedImages:
         images=torch.zeros(2 * count, 3, 1, 1),
         masks=torch.ones(2 * count, 1, 1, 1),
         scores=quality + noise * torch.randn(2 * count, generator=generator),
+        marks=torch.zeros(2 * count, 3),
         keys=[("p", i) for i in range(count)] * 2,
         photographs=["p"] * (2 * count),
     )
+
+
+def test_noise_of_three_scores_each_is_the_pooled_deviation() -> None:
+    twice = scored_twice(300, 0.4)
+    thrice = AnnotatedImages(
+        images=twice.images,
+        masks=twice.masks,
+        scores=twice.scores,
+        marks=twice.marks,
+        keys=[("p", i // 3) for i in range(600)],
+        photographs=twice.photographs,
+    )
+    expected = twice.scores.view(200, 3).var(dim=1).mean().sqrt()
+    assert measure_noise(thrice) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_repeated_marks_are_averaged_into_one_target_per_image() -> None:
+    data = join_annotations(*make_world(4))
+    groups, first_rows, targets = average_repeats(data)
+    assert sorted(torch.cat(groups).tolist()) == list(range(len(targets)))
+    for group in groups:
+        assert len({data.keys[first_rows[i]][0] for i in group}) == 1, "a group is one prompt"
+    for number, row in enumerate(first_rows.tolist()):
+        same = [i for i, key in enumerate(data.keys) if key == data.keys[row]]
+        torch.testing.assert_close(targets[number, 3], data.scores[same].mean())
 
 
 def test_noise_is_measured_from_images_scored_twice() -> None:
@@ -197,6 +215,7 @@ def test_features_train_on_any_number_of_annotations(count: int, micro_batch_siz
         images=data.images[:count],
         masks=data.masks[:count],
         scores=data.scores[:count],
+        marks=data.marks[:count],
         keys=data.keys[:count],
         photographs=data.photographs[:count],
     )
@@ -213,11 +232,11 @@ def test_the_reward_finds_what_was_scored_on_photographs_it_never_saw(trained: t
     assert report["pair_accuracy"] > 0.7
     assert report["coverage_measured"]["value"] > 0.6
     parts = [set(part) for part in report["parts"]]
-    assert sum(map(len, parts)) == len(set().union(*parts)) == 12
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 24
 
 
 def test_collapsed_features_are_refused(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"decorrelation": 0.0})
+    config = CONFIG.model_copy(update={"feature_dim": 2})
     with pytest.raises(UserError, match=r"features collapsed \(effective rank .*raise reward.decorrelation"):
         train_reward(*make_world(), tmp_path, config, seed=0)
     assert not list(tmp_path.iterdir())

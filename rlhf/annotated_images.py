@@ -1,0 +1,128 @@
+"""Candidates joined with their annotations: normalised scores, parts by photograph, the noise of a score."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf.errors import UserError
+from rlhf.prompts import Prompt
+
+COLUMNS = ("structure", "texture", "overall", "annotation_score")
+MIN_REPEATS = 10
+"""Repeated annotations needed to measure the noise; with fewer, the head's residuals stand in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedImages:
+    """One row per annotation: [N] throughout."""
+
+    images: torch.Tensor
+    masks: torch.Tensor
+    scores: torch.Tensor
+    """The total, normalised per source x hole family and per annotator."""
+    marks: torch.Tensor
+    """[N, 3]: structure, texture and overall, normalised likewise."""
+    keys: list[tuple[str, int]]
+    photographs: list[str]
+
+    def of(self, photographs: set[str]) -> "AnnotatedImages":
+        """The rows of some photographs."""
+        rows = [i for i, name in enumerate(self.photographs) if name in photographs]
+        return AnnotatedImages(
+            images=self.images[rows],
+            masks=self.masks[rows],
+            scores=self.scores[rows],
+            marks=self.marks[rows],
+            keys=[self.keys[i] for i in rows],
+            photographs=[self.photographs[i] for i in rows],
+        )
+
+
+def join_annotations(
+    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
+) -> AnnotatedImages:
+    """Images, masks and normalised scores of all annotations that have a candidate.
+
+    A score loses its annotator's mean deviation and is then standardised within source x hole
+    family (PrefPaint, appendix A; the standard deviation is what its text means).
+    Raises UserError where no annotation fits, or all scores are the same.
+    """
+    rows = [r for r in annotations if (r["prompt_id"], r["sample_index"]) in candidates]
+    if not rows:
+        raise UserError("annotations: none belongs to these candidates; check that both are of one run")
+    if np.std([r["annotation_score"] for r in rows]) == 0:
+        raise UserError("annotations: all scores are the same, so there is nothing to learn")
+    groups = [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows]
+    annotators = [r["annotator"] for r in rows]
+    columns = [normalise(np.array([r[name] for r in rows], dtype=float), groups, annotators) for name in COLUMNS]
+    normalised = torch.from_numpy(np.stack(columns, axis=1)).float()
+    keys = [(r["prompt_id"], r["sample_index"]) for r in rows]
+    return AnnotatedImages(
+        images=torch.stack([candidates[k] for k in keys]),
+        masks=torch.stack([prompts[k[0]].mask for k in keys]),
+        scores=normalised[:, 3],
+        marks=normalised[:, :3],
+        keys=keys,
+        photographs=[prompts[k[0]].photograph for k in keys],
+    )
+
+
+def normalise(scores: np.ndarray, groups: list[Any], annotators: list[str]) -> np.ndarray:
+    """Scores [N] less their annotator's mean deviation, standardised within each group."""
+    residuals = scores - _group_means(scores, groups)
+    unbiased = scores - _group_means(residuals, annotators)
+    centred = unbiased - _group_means(unbiased, groups)
+    return centred / np.sqrt(np.maximum(_group_means(centred**2, groups), 1e-6))
+
+
+def _group_means(values: np.ndarray, groups: list[Any]) -> np.ndarray:
+    """[N]: the mean of each row's group."""
+    members = defaultdict(list)
+    for index, group in enumerate(groups):
+        members[group].append(index)
+    means = np.empty_like(values)
+    for rows in members.values():
+        means[rows] = values[rows].mean()
+    return means
+
+
+def split_photographs(photographs: list[str], shares: tuple[float, ...], seed: int) -> list[set[str]]:
+    """Disjoint sets of photographs in about the given shares, each with at least one."""
+    names = sorted(set(photographs))
+    if len(names) < len(shares):
+        raise UserError(f"reward: {len(names)} photographs cannot be split into {len(shares)} parts; annotate more")
+    order = np.random.default_rng([seed, 13]).permutation(len(names))
+    cuts = np.round(np.cumsum(shares) / sum(shares) * len(names)).astype(int)
+    for i in range(len(cuts)):
+        least = cuts[i - 1] + 1 if i else 1
+        cuts[i] = min(max(cuts[i], least), len(names) - (len(cuts) - 1 - i))
+    starts = [0, *cuts[:-1]]
+    return [{names[j] for j in order[start:stop]} for start, stop in zip(starts, cuts, strict=True)]
+
+
+def measure_noise(data: AnnotatedImages) -> float | None:
+    """B: standard deviation of a single score around the mean of all, from images scored twice."""
+    scores = defaultdict(list)
+    for key, score in zip(data.keys, data.scores.tolist(), strict=True):
+        scores[key].append(score)
+    repeats = sum(len(s) - 1 for s in scores.values())
+    if repeats < MIN_REPEATS:
+        return None
+    return float(np.sqrt(sum(np.var(s) * len(s) for s in scores.values()) / repeats))
+
+
+def average_repeats(data: AnnotatedImages) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """One target per image: image numbers by prompt, a row of `data` per image, and mean marks [M, 4]."""
+    rows_of_image = defaultdict(list)
+    for row, key in enumerate(data.keys):
+        rows_of_image[key].append(row)
+    marks = torch.cat([data.marks, data.scores[:, None]], dim=1)
+    targets = torch.stack([marks[rows].mean(0) for rows in rows_of_image.values()])
+    images_of_prompt = defaultdict(list)
+    for number, key in enumerate(rows_of_image):
+        images_of_prompt[key[0]].append(number)
+    groups = [torch.tensor(numbers) for numbers in images_of_prompt.values()]
+    return groups, torch.tensor([rows[0] for rows in rows_of_image.values()]), targets
