@@ -53,7 +53,7 @@ class SmallBackbone(nn.Module):
 
 def _region_statistics(x: torch.Tensor, masks: torch.Tensor) -> list[torch.Tensor]:
     """Mean in the hole, contrast to what is known, mean along the border, deviation in the hole; each [B, C]."""
-    hole = F.adaptive_avg_pool2d(masks, x.shape[-2:])
+    hole = F.adaptive_avg_pool2d(masks, (x.shape[-2], x.shape[-1]))
     border = F.max_pool2d(hole, 3, 1, 1) + F.max_pool2d(-hole, 3, 1, 1)
     inside, outside, edge = (_weighted_mean(x, w) for w in (hole, 1 - hole, border))
     deviation = (_weighted_mean(x.square(), hole) - inside.square()).clamp(min=1e-6).sqrt()
@@ -154,7 +154,8 @@ def whiten(network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor, s
     shrunk = (1 - shrinkage) * eigenvalues + shrinkage * eigenvalues.mean()
     network.whitening.copy_((vectors * shrunk.rsqrt()) @ vectors.T)
     mean, variance = network.centre.running_mean, network.centre.running_var
-    assert mean is not None and variance is not None
+    assert mean is not None
+    assert variance is not None
     mean += z.mean(0) * (variance + network.centre.eps).sqrt()
 
 
