@@ -18,7 +18,7 @@ from rlhf.tables import CANDIDATES, image_cell, read_table, write_table
 def make_candidates(policy: Policy, prompts: list[Prompt], out: Path, config: CandidatesConfig, *, seed: int) -> int:
     """Inpaint every prompt `samples_per_prompt` times into `out/candidates.parquet`; returns the number of images.
 
-    Sample i uses entry i of `num_inference_steps` and of `eta` (modulo their lengths), so that
+    Sample i uses entry i of `num_inference_steps`, `eta` and `strength` (modulo their lengths), so that
     annotators see good and poor samples alike.
     """
     rows: list[dict[str, Any]] = []
@@ -40,8 +40,12 @@ def sample_plan(config: CandidatesConfig, sample_index: int) -> RolloutPlan:
     """How sample `sample_index` of every prompt is denoised."""
     steps = config.num_inference_steps[sample_index % len(config.num_inference_steps)]
     eta = config.eta[sample_index % len(config.eta)]
+    strength = config.strength[sample_index % len(config.strength)]
     return RolloutPlan(
-        num_inference_steps=steps, eta=eta, stochastic_steps=frozenset(range(steps)) if eta > 0 else frozenset()
+        num_inference_steps=steps,
+        eta=eta,
+        stochastic_steps=frozenset(range(steps)) if eta > 0 else frozenset(),
+        first_step=min(steps - 1, round(steps * (1 - strength))),
     )
 
 
@@ -56,6 +60,7 @@ def _row(
         "policy_version": version,
         "num_inference_steps": plan.num_inference_steps,
         "eta": plan.eta,
+        "first_step": plan.first_step,
     }
 
 

@@ -68,6 +68,9 @@ class CandidatesConfig(Section):
     """Denoising steps; sample i uses entry i modulo the length."""
     eta: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 1.0)
     """DDIM's eta; sample i uses entry i modulo the length."""
+    strength: Annotated[tuple[PositiveShare, ...], Field(min_length=1)] = (1.0,)
+    """Share of the steps that sample i runs (entry i modulo the length); below 1 it starts from the noised
+    original, so that annotators see better fills than the model makes by itself."""
     micro_batch_size: Count = 64
     """Images denoised at once."""
 

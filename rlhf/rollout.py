@@ -25,6 +25,8 @@ class RolloutPlan:
     """Ascending; a subset of the stochastic ones."""
     shares_initial_noise: bool = False
     """Samples of a prompt start from the same noise, and run as one until the first random step."""
+    first_step: int = 0
+    """Above 0 the sample starts there, from the noised original (SDEdit, arXiv:2108.01073): for candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +143,23 @@ def _run_shared_prefix(
     shape = (policy.latent_channels, *condition.shape[-2:])
     if not plan.shares_initial_noise:
         draws = [noise_like(shape, *seed_key, p.prompt_id, i, "start") for p in prompts for i in sample_indices]
-        return torch.stack(draws).to(policy.device), 0
+        noise = torch.stack(draws).to(policy.device)
+        if plan.first_step == 0:
+            return noise, 0
+        clean = _encode_originals(policy, prompts).repeat_interleave(len(sample_indices), dim=0)
+        alpha = schedule.alphas_cumprod[plan.first_step]
+        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, plan.first_step
     latents = torch.stack([noise_like(shape, *seed_key, p.prompt_id, "start") for p in prompts]).to(policy.device)
     first = min(plan.stochastic_steps, default=plan.num_inference_steps)
     for step in range(first):
         latents, _ = _denoise_step(policy, latents, step, condition, schedule, 0.0)
     return latents.repeat_interleave(len(sample_indices), dim=0), first
+
+
+def _encode_originals(policy: Policy, prompts: Sequence[Prompt]) -> torch.Tensor:
+    vae = policy.pipeline.vae
+    images = torch.stack([p.image for p in prompts]).to(policy.device)
+    return vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
 
 
 def _denoise_step(

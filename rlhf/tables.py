@@ -34,6 +34,7 @@ CANDIDATES = pa.schema(
         ("policy_version", pa.int32()),
         ("num_inference_steps", pa.int32()),
         ("eta", pa.float32()),
+        ("first_step", pa.int32()),
     ]
 )
 ANNOTATIONS = pa.schema(

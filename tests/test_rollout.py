@@ -5,6 +5,8 @@ import torch
 from small_parts import small_config, small_prompts
 
 from rlhf.algorithms import algorithm_of
+from rlhf.candidates import sample_plan
+from rlhf.config import CandidatesConfig
 from rlhf.images import decode_image, encode_png, image_to_tensor, tensor_to_image
 from rlhf.policy import Policy, load_policy
 from rlhf.rollout import RolloutPlan, noise_like, rollout
@@ -89,3 +91,31 @@ def test_both_algorithms_keep_what_they_train(policy: Policy, small_pipeline: Pa
     kept = rollout(policy, small_prompts(2), plan, sample_indices=range(2), seed_key=(0,))
     assert kept.step_indices == plan.trained_steps
     assert len(kept.latents) == len(plan.trained_steps)
+
+
+def test_a_sample_that_starts_late_stays_near_the_original(policy: Policy) -> None:
+    prompts = small_prompts(4)
+    vae = policy.pipeline.vae
+    originals = torch.stack([p.image for p in prompts])
+    with torch.no_grad():
+        clean = vae.encode(originals).latent_dist.mode() * vae.config.scaling_factor
+
+    def distance(first_step: int) -> float:
+        plan = RolloutPlan(
+            num_inference_steps=8,
+            eta=1.0,
+            stochastic_steps=frozenset({first_step}),
+            trained_steps=(first_step,),
+            first_step=first_step,
+        )
+        start = rollout(policy, prompts, plan, sample_indices=[0], seed_key=(0,)).latents[0]
+        return float((start - clean).square().mean())
+
+    distances = [distance(step) for step in (7, 4, 1)]
+    assert distances == sorted(distances)
+    assert distances[0] < 0.2 * distances[-1]
+
+
+def test_candidates_follow_the_configured_strengths() -> None:
+    config = CandidatesConfig(num_inference_steps=(10,), eta=(0.0,), strength=(1.0, 0.5, 0.01))
+    assert [sample_plan(config, i).first_step for i in range(4)] == [0, 5, 9, 0]

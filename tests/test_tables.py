@@ -24,6 +24,7 @@ def candidate_rows(count: int = 250) -> list[dict[str, Any]]:
             "policy_version": 3,
             "num_inference_steps": 10,
             "eta": 0.5,
+            "first_step": 0,
         }
         for i in range(count)
     ]
