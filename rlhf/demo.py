@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from rlhf.config_files import load_config
 from rlhf.errors import UserError
 from rlhf.storage import atomic_write_json
 
@@ -26,6 +27,16 @@ TRAIN_PHOTOGRAPHS = (
 )
 TEST_PHOTOGRAPHS = ("chelsea.png", "coffee.png", "gravel.png", "motorcycle_left.png")
 """Photographs inside scikit-image; the motorcycle pair is never trained on."""
+SECTIONS = {
+    "prompts": ("prompts",),
+    "held-out prompts": ("prompts",),
+    "candidates": ("model", "candidates"),
+    "annotations": ("annotators",),
+    "reward": ("reward",),
+    "align": ("model", "align", "cluster"),
+    "evaluate": ("model", "evaluate"),
+}
+"""Sections of the configuration that a stage rests on; a change there outdates it and all that follow."""
 CROPS_OF_FEW = 24
 """Prompts per photograph where only scikit-image's few are at hand."""
 
@@ -40,15 +51,16 @@ def run_demo(
     if (images is None) != (eval_images is None):
         raise UserError("demo: give both --images (to train on) and --eval-images (to judge on), or neither")
     started = time.perf_counter()
-    options = ["--config", str(config or find_run_file("demo"))]
-    for override in overrides:
-        options += ["--set", override]
+    file = config or find_run_file("demo")
     if images is None or eval_images is None:
         images, eval_images = _lay_out_photographs(out / "photographs")
-        options += ["--set", f"prompts.crops_per_photograph={CROPS_OF_FEW}"]
+        overrides = (*overrides, f"prompts.crops_per_photograph={CROPS_OF_FEW}")
+    resolved = load_config(file, overrides).model_dump(mode="json")
+    options = ["--config", str(file), *(word for override in overrides for word in ("--set", override))]
     print(f"demo: 7 stages into {out}; about 8 minutes on 2 cores", file=sys.stderr)
     for stage, arguments in stage_commands(out, images, eval_images):
-        _run_stage(out, stage, [*arguments, *options])
+        settings = {name: resolved[name] for name in ("seed", *SECTIONS[stage])}
+        _run_stage(out, stage, [*arguments, *options], settings)
     from rlhf.report import summarise, write_report
 
     report = write_report(out)
@@ -102,12 +114,17 @@ def _lay_out_photographs(folder: Path) -> tuple[Path, Path]:
     return folder / "train", folder / "test"
 
 
-def _run_stage(out: Path, stage: str, arguments: list[str]) -> None:
+def _run_stage(out: Path, stage: str, arguments: list[str], settings: dict) -> None:
     stages = read_stages(out)
     command = shlex.join(["rlhf", *arguments])
-    if stages.get(stage, {}).get("command") == command:
+    before = stages.get(stage, {})
+    if (before.get("command"), before.get("settings")) == (command, settings):
         print(f"demo: {stage}: done before", file=sys.stderr)
         return
+    if before and (out / "align" / "learner").exists():
+        raise UserError(
+            f"{out}: {stage} has changed, but align/ rests on it; remove {out / 'align'} or choose another --out"
+        )
     if stage == "align" and (out / "align" / "learner").exists():
         arguments = [*arguments, "--resume"]
     started = time.perf_counter()
@@ -120,5 +137,5 @@ def _run_stage(out: Path, stage: str, arguments: list[str]) -> None:
     # A stage that was run anew outdates all that came after it.
     names = list(stages)
     kept = {n: stages[n] for n in names[: names.index(stage)]} if stage in stages else stages
-    kept[stage] = {"command": command, "duration_s": round(time.perf_counter() - started, 1)}
+    kept[stage] = {"command": command, "settings": settings, "duration_s": round(time.perf_counter() - started, 1)}
     atomic_write_json(out / "stages.json", kept)
