@@ -63,7 +63,8 @@ def pretrain(config: PretrainConfig) -> Path:
     unet = _train_unet(pipeline, vae, photographs, config)
     pipeline.register_modules(vae=vae, unet=unet)
     save_half(pipeline, config.out)
-    record = {k: str(v) for k, v in vars(config).items()} | {"photographs": [p.name for p in paths]}
+    settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(config).items()}
+    record = settings | {"photographs": [p.name for p in paths]}
     (config.out / "pretrain.json").write_text(json.dumps(record, indent=2))
     for name in ("vae_state.pt", "unet_state.pt"):
         (config.out / name).unlink(missing_ok=True)
