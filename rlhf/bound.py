@@ -46,6 +46,40 @@ def fit_ridge(features: torch.Tensor, scores: torch.Tensor, ridge: float) -> Rid
     return RidgeHead(weight=weight, cholesky=cholesky, ridge=ridge)
 
 
+def discount_prompt_effects(values: torch.Tensor, prompts: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Subtract from each row its prompt's share of its prompt's mean.
+
+    Annotations of one prompt err together, by what the features miss of its content; least squares on
+    rows so transformed is the estimator of the random-intercept model (Fuller and Battese, 1974),
+    and their noise is uncorrelated, as the bound's theorem asks.
+
+    Shapes: values [N] or [N, d]; prompts int64 [N], numbers from 0; shares [P], each in [0, 1).
+    """
+    counts = torch.bincount(prompts, minlength=len(shares)).to(values)
+    sums = values.new_zeros((len(shares), *values.shape[1:])).index_add(0, prompts, values)
+    scale = (shares.to(values) / counts.clamp(min=1))[prompts]
+    return values - sums[prompts] * (scale[:, None] if values.ndim == 2 else scale)
+
+
+def prompt_effect_shares(residuals: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+    """The shares for `discount_prompt_effects`: 1 - sqrt(within / (within + n between)), [P].
+
+    The variances within and between prompts are those of a one-way analysis of residuals [N]
+    (prompts int64 [N]); where no variance lies between prompts, or none within can be measured, all are 0.
+    """
+    residuals = residuals.double()
+    counts = torch.bincount(prompts).double()
+    degrees = float(len(residuals) - len(counts))
+    if degrees < 1 or len(counts) < 2:
+        return torch.zeros_like(counts)
+    means = torch.zeros_like(counts).index_add(0, prompts, residuals) / counts
+    within = float((residuals - means[prompts]).square().sum()) / degrees
+    spread = float((counts * (means - residuals.mean()).square()).sum()) / (len(counts) - 1)
+    typical = float(counts.sum() - counts.square().sum() / counts.sum()) / (len(counts) - 1)
+    between = max(0.0, (spread - within) / typical)
+    return 1 - (within / (within + counts * between).clamp(min=1e-12)).clamp(max=1.0).sqrt()
+
+
 def effective_rank(features: torch.Tensor) -> float:
     """exp of the entropy of the normalised eigenvalues of Z'Z (Roy and Vetterli, 2007); features [N, d]."""
     eigenvalues = torch.linalg.svdvals(features.double()).square()

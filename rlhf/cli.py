@@ -222,8 +222,8 @@ def export(
 def pretrain(
     images: Annotated[Path, typer.Option("--images", help="Folder of photographs.")],
     out: Out,
-    vae_updates: Annotated[int, typer.Option(help="Optimizer steps of the VAE.")] = 1500,
-    unet_updates: Annotated[int, typer.Option(help="Optimizer steps of the UNet.")] = 1500,
+    vae_updates: Annotated[int, typer.Option(help="Optimizer steps of the VAE.")] = 3000,
+    unet_updates: Annotated[int, typer.Option(help="Optimizer steps of the UNet.")] = 6000,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops, holes and noise.")] = 0,
 ) -> None:
     """Train the built-in model `tiny` from photographs; goes on where it was interrupted."""

@@ -109,7 +109,7 @@ class RewardConfig(Section):
     """Images per optimizer step."""
     augmentation: Literal["mirror", "strong"] = "mirror"
     """`mirror`: left and right; `strong`: also upside down, turned, colours swapped and inverted (few data)."""
-    within_prompt: NonNegative = 2.0
+    within_prompt: NonNegative = 30.0
     """Weight of the error of differences between samples of one prompt."""
     decorrelation: NonNegative = 0.05
     """Weight of the penalty on the features' covariance; keeps them from collapsing."""
@@ -121,8 +121,8 @@ class RewardConfig(Section):
     """Stated coverage of the conformal bound on a new annotation."""
     parameter_norm: Positive = 3.0
     """S: assumed norm of the true last layer psi*, in the theorem's constant."""
-    parts: tuple[Positive, Positive, Positive, Positive] = (0.45, 0.15, 0.25, 0.15)
-    """Shares of photographs: A trains features, B fits the head and V, C calibrates, D reports."""
+    parts: tuple[Positive, Positive, Positive] = (0.6, 0.25, 0.15)
+    """Shares of photographs: A trains the features and fits head and V, B calibrates, C reports."""
     trust_k: NonNegative = 0.05
     """k of the trust weight exp(-k u + b) (PrefPaint, section 3)."""
     trust_b: float = 0.7

@@ -10,7 +10,8 @@ import torch
 
 from rlhf.config import EvaluateConfig, ModelConfig
 from rlhf.gold_judge import gold_utility, sharpness
-from rlhf.images import encode_png, tensor_to_image
+from rlhf.grids import save_comparison_grid
+from rlhf.images import blank_hole, encode_png, tensor_to_image
 from rlhf.policy import Policy, load_policy
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
@@ -19,6 +20,9 @@ from rlhf.rollout import RolloutPlan, rollout
 from rlhf.statistics import cluster_bootstrap, wins
 from rlhf.storage import atomic_write_json
 from rlhf.tables import EVALUATION, image_cell, write_table
+
+COMPARED = 12
+"""Prompts in `comparison.png`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Judge base and policies; the last policy is the contestant, earlier ones give the curve.
 
-    Writes `samples.parquet` (base and last policy) and, last, `summary.json`, which is returned.
+    Writes `samples.parquet` (base and last policy), `comparison.png` (masked, base, aligned and original of
+    prompts spread over all) and, last, `summary.json`, which is returned.
     """
     base = judge_policy(load_policy(model), prompts, reward, config, seed=seed, stage="evaluate: base")
     curve = [_curve_point(0, base, base, prompts, config)]
@@ -68,6 +73,10 @@ def evaluate(
     }
     rows = list(_rows("base", base, prompts)) + list(_rows("aligned", judged, prompts))
     write_table(rows, EVALUATION, out / "samples.parquet")
+    shown = np.linspace(0, len(prompts) - 1, min(COMPARED, len(prompts))).astype(int)
+    originals, masks = (torch.stack([getattr(prompts[i], name) for i in shown]) for name in ("image", "mask"))
+    columns = [blank_hole(originals, masks), base.images[shown, 0], judged.images[shown, 0], originals]
+    save_comparison_grid(columns, out / "comparison.png")
     atomic_write_json(out / "summary.json", summary)
     return summary
 

@@ -27,5 +27,19 @@ def save_rollout_grid(images: torch.Tensor, samples_per_prompt: int, path: Path)
     """Samples [B, 3, H, W], prompt by prompt, one row per prompt, as a PNG."""
     pictures = [tensor_to_image(image) for image in images]
     rows = [pictures[i : i + samples_per_prompt] for i in range(0, len(pictures), samples_per_prompt)]
-    data = encode_png(image_grid(rows, zoom=2))
+    _save(image_grid(rows, zoom=2), path)
+
+
+def save_comparison_grid(columns: Sequence[torch.Tensor], path: Path, *, per_row: int = 2) -> None:
+    """Pictures that belong together side by side, e.g. masked, base, aligned, original: each column [N, 3, H, W].
+
+    `per_row` such sets share a row of the PNG.
+    """
+    sets = [[tensor_to_image(image) for image in images] for images in zip(*columns, strict=True)]
+    rows = [sum(sets[i : i + per_row], []) for i in range(0, len(sets), per_row)]
+    _save(image_grid(rows, zoom=2), path)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    data = encode_png(picture)
     atomic_write(path, lambda temporary: temporary.write_bytes(data))

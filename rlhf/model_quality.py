@@ -10,7 +10,7 @@ from skimage.metrics import structural_similarity
 from rlhf.policy import Policy
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
-from rlhf.rollout import RolloutPlan, rollout
+from rlhf.rollout import RolloutPlan, decode_latents, encode_images, rollout
 from rlhf.statistics import cluster_bootstrap
 
 BATCH = 32
@@ -27,7 +27,8 @@ def measure_quality(policy: Policy, prompts: list[Prompt], *, num_inference_step
         batch = prompts[start : start + BATCH]
         originals = torch.stack([p.image for p in batch])
         filled = rollout(policy, batch, plan, sample_indices=[0], seed_key=(seed, "quality")).images
-        vae_psnr += [psnr(a, b) for a, b in zip(_reconstruct(policy, originals), originals, strict=True)]
+        reconstructed = decode_latents(policy, encode_images(policy, originals)).cpu()
+        vae_psnr += [psnr(a, b) for a, b in zip(reconstructed, originals, strict=True)]
         for image, prompt in zip(filled, batch, strict=True):
             hole = prompt.mask[0] > 0.5
             hole_psnr.append(psnr(image[:, hole], prompt.image[:, hole]))
@@ -41,12 +42,6 @@ def psnr(image: torch.Tensor, original: torch.Tensor) -> float:
     """Peak signal-to-noise ratio in dB of images in [-1, 1], of any equal shape."""
     error = ((image.clamp(-1, 1) - original) / 2).square().mean()
     return float(-10 * torch.log10(error.clamp(min=1e-10)))
-
-
-@torch.no_grad()
-def _reconstruct(policy: Policy, images: torch.Tensor) -> torch.Tensor:
-    vae = policy.pipeline.vae
-    return vae.decode(vae.encode(images.to(policy.device)).latent_dist.mode()).sample.cpu()
 
 
 def _ssim(image: torch.Tensor, original: torch.Tensor, hole: np.ndarray) -> float:

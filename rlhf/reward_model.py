@@ -25,43 +25,41 @@ SCHEMA_VERSION = 1
 class SmallBackbone(nn.Module):
     """A convolutional network from scratch: statistics of the hole, its border and what is known, at three scales."""
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 48, 96)) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (24, 48, 64)) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(7, widths[0], 5, stride=2, padding=2), nn.SiLU())
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(before, after, 3, stride=2, padding=1),
-                nn.GroupNorm(8, after),
-                nn.SiLU(),
-                nn.Conv2d(after, after, 3, padding=1),
-                nn.GroupNorm(8, after),
-                nn.SiLU(),
-            )
-            for before, after in zip(widths, widths[1:], strict=False)
+        strides = (1, 2, 2)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(before, after, 5 if stride == 1 else 3, stride=stride, padding=2 if stride == 1 else 1)
+            for before, after, stride in zip((7, *widths), widths, strides, strict=False)
         )
-        self.output_dim = 4 * sum(widths)
+        self.output_dim = 6 * sum(widths)
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] and [B, 1, H, W] to [B, output_dim]."""
-        x = self.stem(torch.cat([images, blank_hole(images, masks), masks], dim=1))
-        pooled = _region_statistics(x, masks)
-        for block in self.blocks:
-            x = block(x)
+        x = torch.cat([images, blank_hole(images, masks), masks], dim=1)
+        pooled = []
+        for layer in self.layers:
+            x = layer(x)
             pooled += _region_statistics(x, masks)
+            x = F.silu(x)
         return torch.cat(pooled, dim=1)
 
 
 def _region_statistics(x: torch.Tensor, masks: torch.Tensor) -> list[torch.Tensor]:
-    """Mean in the hole, contrast to what is known, mean along the border, deviation in the hole; each [B, C]."""
+    """Means and log energies in the hole, along its border, and in the hole against what is known; each [B, C].
+
+    Energies of filters describe texture; their logarithm compares a fill with its surroundings at any contrast.
+    """
     hole = F.adaptive_avg_pool2d(masks, (x.shape[-2], x.shape[-1]))
     border = F.max_pool2d(hole, 3, 1, 1) + F.max_pool2d(-hole, 3, 1, 1)
-    inside, outside, edge = (_weighted_mean(x, w) for w in (hole, 1 - hole, border))
-    deviation = (_weighted_mean(x.square(), hole) - inside.square()).clamp(min=1e-6).sqrt()
-    return [inside, inside - outside, edge, deviation]
-
-
-def _weighted_mean(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return (x * weights).sum((2, 3)) / weights.sum((2, 3)).clamp(min=1e-3)
+    regions = torch.cat([hole, 1 - hole, border], dim=1).flatten(2)
+    regions = regions / regions.sum(2, keepdim=True).clamp(min=1e-3)
+    cells, regions = x.flatten(2), regions.transpose(1, 2)
+    means, energies = torch.bmm(cells, regions), (torch.bmm(cells.square(), regions) + 1e-4).log()
+    statistics = []
+    for inside, outside, edge in (means.unbind(2), energies.unbind(2)):
+        statistics += [inside, inside - outside, edge]
+    return statistics
 
 
 class ClipBackbone(nn.Module):
@@ -118,7 +116,7 @@ class FeatureNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = nn.Sequential(
-            nn.LayerNorm(backbone.output_dim),
+            nn.BatchNorm1d(backbone.output_dim, affine=False),
             nn.Dropout(0.1),
             nn.Linear(backbone.output_dim, 128),
             nn.SiLU(),

@@ -16,9 +16,12 @@ from rlhf.annotated_images import (
     split_photographs,
 )
 from rlhf.bound import (
+    RidgeHead,
     conformal_multiplier,
+    discount_prompt_effects,
     effective_rank,
     fit_ridge,
+    prompt_effect_shares,
     theorem_multiplier,
 )
 from rlhf.config import RewardConfig
@@ -44,24 +47,24 @@ def train_reward(
 ) -> dict[str, Any]:
     """Train, fit and calibrate a reward model into `out`; returns the figures of `out/report.json`.
 
-    Photographs are split into four parts: A trains the features, B fits the ridge head and V,
-    C calibrates the conformal multiplier, D reports. No photograph is in two parts.
+    Photographs are split into three parts: A trains the features and then fits the ridge head and V,
+    B calibrates the conformal multiplier, C reports. No photograph is in two parts.
     """
     data = join_annotations(prompts, candidates, annotations)
     parts = split_photographs(data.photographs, config.parts, seed)
-    a, b, c, d = (data.of(part) for part in parts)
+    a, b, c = (data.of(part) for part in parts)
     network = train_features(a, config, seed)
-    features_b, features_c = _features(network, b), _features(network, c)
-    head = fit_ridge(features_b, b.scores, config.ridge)
-    rank = effective_rank(features_b)
+    head = fit_head(_features(network, a), a, config.ridge)
+    features = _features(network, b)
+    rank = effective_rank(features)
     if rank < MIN_EFFECTIVE_RANK:
         raise UserError(
             f"reward: features collapsed (effective rank {rank:.1f}); raise reward.decorrelation or reward.feature_dim"
         )
+    errors, uncertainty = b.scores - head.reward(features), head.uncertainty(features)
     measured_noise = measure_noise(a)
-    noise = float((b.scores - head.reward(features_b)).std()) if measured_noise is None else measured_noise
-    uncertainty_c = head.uncertainty(features_c)
-    conformal = conformal_multiplier(c.scores - head.reward(features_c), uncertainty_c, config.coverage)
+    noise = float(errors.std()) if measured_noise is None else measured_noise
+    conformal = conformal_multiplier(errors, uncertainty, config.coverage)
     calibration = Calibration(
         coverage=config.coverage,
         conformal=conformal,
@@ -70,7 +73,7 @@ def train_reward(
         delta=config.delta,
         ridge=config.ridge,
         parameter_norm=config.parameter_norm,
-        median_uncertainty=float(uncertainty_c.median()),
+        median_uncertainty=float(uncertainty.median()),
         trust_k=config.trust_k,
         trust_b=config.trust_b,
     )
@@ -78,16 +81,30 @@ def train_reward(
         network=network, head=head, calibration=calibration, backbone=config.backbone, feature_dim=config.feature_dim
     )
     model.save(out)
-    report = report_figures(model, d) | {
+    report = report_figures(model, c) | {
         "effective_rank": rank,
         "feature_dim": config.feature_dim + 1,
         "is_simulated": any(row["is_simulated"] for row in annotations),
-        "annotations_per_part": [len(part.keys) for part in (a, b, c, d)],
+        "annotations_per_part": [len(part.keys) for part in (a, b, c)],
         "photographs_per_part": [len(part) for part in parts],
         "parts": [sorted(part) for part in parts],
     }
     atomic_write_json(out / "report.json", report)
     return report
+
+
+def fit_head(features: torch.Tensor, data: AnnotatedImages, ridge: float) -> RidgeHead:
+    """Ridge on features [N, d] of annotations, whose prompts' common errors are estimated and discounted.
+
+    Without that, what tells prompts apart drowns the smaller differences between samples of one prompt,
+    which alone alignment can change.
+    """
+    numbers: dict[str, int] = {}
+    prompts = torch.tensor([numbers.setdefault(key[0], len(numbers)) for key in data.keys])
+    first = fit_ridge(features, data.scores, ridge)
+    shares = prompt_effect_shares(data.scores - first.reward(features), prompts)
+    features, scores = (discount_prompt_effects(x.double(), prompts, shares) for x in (features, data.scores))
+    return fit_ridge(features, scores, ridge)
 
 
 def train_features(data: AnnotatedImages, config: RewardConfig, seed: int) -> FeatureNetwork:
@@ -98,6 +115,7 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int) -> Fe
     """
     torch.manual_seed(seed)
     network = FeatureNetwork(build_backbone(config.backbone), config.feature_dim)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.05)
     rows_of_prompt, first_rows, targets = average_repeats(data)
@@ -126,7 +144,7 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int) -> Fe
             losses.append(errors[:, 3].square().mean().item())
         bar.set_postfix(error=f"{np.mean(losses):.3f}")
     whiten(network, data.images[first_rows], data.masks[first_rows])
-    return network.eval()
+    return network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
 
 def _augment(
@@ -146,7 +164,7 @@ def _augment(
             images = images[:, permutation]
         if coins[4]:
             images = -images
-    return images.contiguous(), masks.contiguous()
+    return images.contiguous(memory_format=torch.channels_last), masks.contiguous()
 
 
 def covariance_penalty(features: torch.Tensor) -> torch.Tensor:

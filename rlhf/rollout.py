@@ -65,12 +65,18 @@ def encode_prompts(policy: Policy, prompts: Sequence[Prompt]) -> tuple[torch.Ten
     """
     images = torch.stack([p.image for p in prompts]).to(policy.device)
     masks = torch.stack([p.mask for p in prompts]).to(policy.device)
-    vae = policy.pipeline.vae
-    blanked = blank_hole(images, masks).to(memory_format=torch.channels_last)
-    masked_image_latents = vae.encode(blanked).latent_dist.mode() * vae.config.scaling_factor
+    masked_image_latents = encode_images(policy, blank_hole(images, masks))
     size = masked_image_latents.shape[-2:]
     condition = torch.cat([F.interpolate(masks, size=size), masked_image_latents], dim=1)
     return condition, F.adaptive_max_pool2d(masks, size)
+
+
+@torch.no_grad()
+def encode_images(policy: Policy, images: torch.Tensor) -> torch.Tensor:
+    """Images [B, 3, H, W] in [-1, 1] to scaled latents [B, 4, h, w]: the posterior's mode."""
+    vae = policy.pipeline.vae
+    images = images.to(policy.device).to(memory_format=torch.channels_last)
+    return vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
 
 
 @torch.no_grad()
@@ -146,7 +152,8 @@ def _run_shared_prefix(
         noise = torch.stack(draws).to(policy.device)
         if plan.first_step == 0:
             return noise, 0
-        clean = _encode_originals(policy, prompts).repeat_interleave(len(sample_indices), dim=0)
+        clean = encode_images(policy, torch.stack([p.image for p in prompts]))
+        clean = clean.repeat_interleave(len(sample_indices), dim=0)
         alpha = schedule.alphas_cumprod[plan.first_step]
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, plan.first_step
     latents = torch.stack([noise_like(shape, *seed_key, p.prompt_id, "start") for p in prompts]).to(policy.device)
@@ -154,12 +161,6 @@ def _run_shared_prefix(
     for step in range(first):
         latents, _ = _denoise_step(policy, latents, step, condition, schedule, 0.0)
     return latents.repeat_interleave(len(sample_indices), dim=0), first
-
-
-def _encode_originals(policy: Policy, prompts: Sequence[Prompt]) -> torch.Tensor:
-    vae = policy.pipeline.vae
-    images = torch.stack([p.image for p in prompts]).to(policy.device)
-    return vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
 
 
 def _denoise_step(

@@ -8,8 +8,10 @@ import torch
 
 from rlhf.bound import (
     conformal_multiplier,
+    discount_prompt_effects,
     effective_rank,
     fit_ridge,
+    prompt_effect_shares,
     theorem_multiplier,
     trust_weight,
 )
@@ -63,6 +65,54 @@ def test_uncertainty_is_not_the_norm_that_was_released() -> None:
     released = torch.linalg.solve(gram_of(features), features.T).norm(dim=0)
     ratio = uncertainty / released
     assert float(ratio.max() / ratio.min()) > 1.5, "not even proportional"
+
+
+def prompts_with_effects(effect_sd: float, noise_sd: float, count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+    """Residuals of prompts with 3 to 6 annotations each, and the prompts' numbers."""
+    generator = torch.Generator().manual_seed(5)
+    prompts = torch.arange(count).repeat_interleave(torch.arange(count) % 4 + 3)
+    effects = effect_sd * torch.randn(count, generator=generator, dtype=torch.float64)
+    return effects[prompts] + noise_sd * torch.randn(len(prompts), generator=generator, dtype=torch.float64), prompts
+
+
+def test_discounting_prompt_effects_whitens_their_covariance() -> None:
+    effect_sd, noise_sd, counts = 0.8, 0.5, (2, 5)
+    prompts = torch.tensor([0] * 2 + [1] * 5)
+    same = (prompts[:, None] == prompts).double()
+    covariance = noise_sd**2 * torch.eye(7, dtype=torch.float64) + effect_sd**2 * same
+    shares = torch.tensor([1 - noise_sd / math.sqrt(noise_sd**2 + n * effect_sd**2) for n in counts])
+    transform = discount_prompt_effects(torch.eye(7, dtype=torch.float64), prompts, shares.double())
+    whitened = transform @ covariance @ transform.T
+    torch.testing.assert_close(whitened, noise_sd**2 * torch.eye(7, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_least_squares_on_discounted_rows_is_generalised_least_squares() -> None:
+    residuals, prompts = prompts_with_effects(0.9, 0.4, count=12)
+    features = make_data(len(residuals), seed=3)[0]
+    scores = features @ torch.arange(6, dtype=torch.float64) + residuals
+    shares = prompt_effect_shares(residuals, prompts)
+    counts = torch.bincount(prompts)
+    # The variance ratio that the shares imply, and the covariance that it makes.
+    ratio = ((1 - shares[0]) ** -2 - 1) / counts[0]
+    covariance = torch.eye(len(prompts), dtype=torch.float64) + ratio * (prompts[:, None] == prompts)
+    inverse = torch.linalg.inv(covariance)
+    expected = torch.linalg.solve(features.T @ inverse @ features, features.T @ inverse @ scores)
+    rows = [discount_prompt_effects(x, prompts, shares) for x in (features, scores)]
+    torch.testing.assert_close(fit_ridge(*rows, ridge=1e-9).weight, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("effect_sd", [0.0, 0.7])
+def test_shares_of_prompt_effects_are_those_of_the_true_variances(effect_sd: float) -> None:
+    residuals, prompts = prompts_with_effects(effect_sd, 0.5, count=3000)
+    expected = torch.tensor([1 - 0.5 / math.sqrt(0.25 + n * effect_sd**2) for n in (3, 4, 5, 6)])
+    torch.testing.assert_close(prompt_effect_shares(residuals, prompts)[:4].float(), expected, atol=0.03, rtol=0)
+
+
+def test_one_annotation_per_prompt_leaves_nothing_to_discount() -> None:
+    residuals, prompts = torch.randn(9, generator=torch.Generator().manual_seed(0)), torch.arange(9)
+    shares = prompt_effect_shares(residuals, prompts)
+    assert torch.equal(shares, torch.zeros(9, dtype=torch.float64))
+    assert torch.equal(discount_prompt_effects(residuals, prompts, shares), residuals)
 
 
 def test_nan_features_are_refused() -> None:
