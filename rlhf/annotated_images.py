@@ -13,6 +13,8 @@ from rlhf.prompts import Prompt
 COLUMNS = ("structure", "texture", "overall", "annotation_score")
 MIN_REPEATS = 10
 """Repeated annotations needed to measure the noise; with fewer, the head's residuals stand in."""
+SHRINKAGE = 4.0
+"""Images that the common variance counts for in a prompt's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,3 +128,24 @@ def average_repeats(data: AnnotatedImages) -> tuple[list[torch.Tensor], torch.Te
         images_of_prompt[key[0]].append(number)
     groups = [torch.tensor(numbers) for numbers in images_of_prompt.values()]
     return groups, torch.tensor([rows[0] for rows in rows_of_image.values()]), targets
+
+
+def prompt_weights(data: AnnotatedImages) -> torch.Tensor:
+    """Weight of each row, [N]: one over its prompt's spread of scores, with mean square 1.
+
+    Samples of some prompts differ ten times as much as those of others; unweighted, these few decide which
+    fills count as better everywhere. A prompt's variance is drawn towards that of all, as if by
+    `SHRINKAGE` further images.
+    """
+    import os
+
+    if os.environ.get("WLS", "1") == "0":
+        return torch.ones(len(data.keys))
+    rows_of_prompt, _, targets = average_repeats(data)
+    variances = torch.stack([targets[rows, 3].var(correction=0) for rows in rows_of_prompt])
+    counts = torch.tensor([float(len(rows)) for rows in rows_of_prompt])
+    shrunk = (counts * variances + SHRINKAGE * variances.mean()) / (counts + SHRINKAGE)
+    numbers: dict[str, int] = {}
+    prompts = torch.tensor([numbers.setdefault(key[0], len(numbers)) for key in data.keys])
+    weights = shrunk.clamp(min=1e-6).rsqrt()[prompts]
+    return weights / weights.square().mean().sqrt()

@@ -53,7 +53,7 @@ def discount_prompt_effects(values: torch.Tensor, prompts: torch.Tensor, shares:
     rows so transformed is the estimator of the random-intercept model (Fuller and Battese, 1974),
     and their noise is uncorrelated, as the bound's theorem asks.
 
-    Shapes: values [N] or [N, d]; prompts int64 [N], numbers from 0; shares [P], each in [0, 1).
+    Shapes: values [N] or [N, d]; prompts int64 [N], numbers from 0; shares [P], each in [0, 1].
     """
     counts = torch.bincount(prompts, minlength=len(shares)).to(values)
     sums = values.new_zeros((len(shares), *values.shape[1:])).index_add(0, prompts, values)

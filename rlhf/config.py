@@ -121,7 +121,7 @@ class RewardConfig(Section):
     """Stated coverage of the conformal bound on a new annotation."""
     parameter_norm: Positive = 3.0
     """S: assumed norm of the true last layer psi*, in the theorem's constant."""
-    parts: tuple[Positive, Positive, Positive] = (0.6, 0.25, 0.15)
+    parts: tuple[Positive, Positive, Positive] = (0.65, 0.2, 0.15)
     """Shares of photographs: A trains the features and fits head and V, B calibrates, C reports."""
     trust_k: NonNegative = 0.05
     """k of the trust weight exp(-k u + b) (PrefPaint, section 3)."""

@@ -13,6 +13,7 @@ from rlhf.annotated_images import (
     average_repeats,
     join_annotations,
     measure_noise,
+    prompt_weights,
     split_photographs,
 )
 from rlhf.bound import (
@@ -101,10 +102,14 @@ def fit_head(features: torch.Tensor, data: AnnotatedImages, ridge: float) -> Rid
     """
     numbers: dict[str, int] = {}
     prompts = torch.tensor([numbers.setdefault(key[0], len(numbers)) for key in data.keys])
-    first = fit_ridge(features, data.scores, ridge)
-    shares = prompt_effect_shares(data.scores - first.reward(features), prompts)
-    features, scores = (discount_prompt_effects(x.double(), prompts, shares) for x in (features, data.scores))
-    return fit_ridge(features, scores, ridge)
+    z, y = features.double(), data.scores.double()
+    # The residuals are those of the differences within prompts alone, which the prompts' errors cannot mislead.
+    whole = torch.ones(len(numbers))
+    within = fit_ridge(discount_prompt_effects(z, prompts, whole), discount_prompt_effects(y, prompts, whole), ridge)
+    shares = prompt_effect_shares(y - within.reward(z), prompts)
+    z, y = discount_prompt_effects(z, prompts, shares), discount_prompt_effects(y, prompts, shares)
+    weights = prompt_weights(data)
+    return fit_ridge(z * weights[:, None], y * weights, ridge)
 
 
 def train_features(data: AnnotatedImages, config: RewardConfig, seed: int) -> FeatureNetwork:
@@ -119,6 +124,7 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int) -> Fe
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.05)
     rows_of_prompt, first_rows, targets = average_repeats(data)
+    weights = prompt_weights(data)
     batches = max(1, len(targets) // config.micro_batch_size)
     batches = min(batches, len(rows_of_prompt))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * batches)
@@ -135,6 +141,7 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int) -> Fe
             z = network(images, masks)
             errors = network.linear(z) - targets[rows]
             within = torch.cat([e - e.mean(0) for e in errors.split([len(g) for g in groups])])
+            within = within * weights[source][:, None]
             loss = errors.square().mean() + config.within_prompt * within.square().mean()
             loss = loss + config.decorrelation * covariance_penalty(z[:, :-1])
             optimizer.zero_grad()

@@ -9,12 +9,28 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.annotated_images import AnnotatedImages, average_repeats, join_annotations, measure_noise, split_photographs
+from rlhf.annotated_images import (
+    SHRINKAGE,
+    AnnotatedImages,
+    average_repeats,
+    join_annotations,
+    measure_noise,
+    prompt_weights,
+    split_photographs,
+)
+from rlhf.bound import fit_ridge
 from rlhf.config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.prompts import Prompt
 from rlhf.reward_model import Calibration, ScoredImages, load_reward
-from rlhf.reward_training import covariance_penalty, pair_accuracy, reliability, train_features, train_reward
+from rlhf.reward_training import (
+    covariance_penalty,
+    fit_head,
+    pair_accuracy,
+    reliability,
+    train_features,
+    train_reward,
+)
 
 CONFIG = RewardConfig(feature_dim=12, epochs=30, micro_batch_size=64, decorrelation=1.0)
 SAMPLES = 10
@@ -170,6 +186,51 @@ def test_repeated_marks_are_averaged_into_one_target_per_image() -> None:
     for number, row in enumerate(first_rows.tolist()):
         same = [i for i, key in enumerate(data.keys) if key == data.keys[row]]
         torch.testing.assert_close(targets[number, 3], data.scores[same].mean())
+
+
+def test_prompts_whose_scores_spread_weigh_less_by_their_shrunk_deviation() -> None:
+    calm, wild = [0.0, 1.0, 2.0, 3.0], [0.0, 4.0, 8.0, 12.0]
+    keys = [("calm", i) for i in range(4)] + [("wild", i) for i in range(4)]
+    images = torch.zeros(8, 3, 4, 4)
+    scores = torch.tensor(calm + wild)
+    data = AnnotatedImages(
+        images=images,
+        masks=images[:, :1],
+        scores=scores,
+        marks=torch.zeros(8, 3),
+        keys=keys,
+        photographs=[key[0] for key in keys],
+    )
+    weights = prompt_weights(data)
+    variances = np.array([np.var(calm), np.var(wild)])
+    shrunk = (4 * variances + SHRINKAGE * variances.mean()) / (4 + SHRINKAGE)
+    assert float(weights[0] / weights[4]) == pytest.approx(np.sqrt(shrunk[1] / shrunk[0]), rel=1e-6)
+    assert float(weights.square().mean()) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_the_head_orders_samples_of_a_prompt_where_contents_drown_them() -> None:
+    """Scores = a small part that the features hold, plus a large part of each prompt that they confuse with it."""
+    generator = torch.Generator().manual_seed(0)
+    prompts, samples = 60, 8
+    content = torch.randn(prompts, 1, generator=generator)
+    within = torch.randn(prompts, samples, generator=generator)
+    # The feature mixes both, and what tells prompts apart points the other way.
+    feature = (3.0 * content + within).flatten()
+    scores = (within - 3.0 * content + 0.3 * torch.randn(prompts, samples, generator=generator)).flatten()
+    features = torch.stack([feature, torch.ones_like(feature)], dim=1)
+    keys = [(f"p{p}", s) for p in range(prompts) for s in range(samples)]
+    images = torch.zeros(len(keys), 3, 2, 2)
+    data = AnnotatedImages(
+        images=images,
+        masks=images[:, :1],
+        scores=scores,
+        marks=torch.zeros(len(keys), 3),
+        keys=keys,
+        photographs=[key[0] for key in keys],
+    )
+    head = fit_head(features, data, ridge=1.0)
+    assert float(fit_ridge(features, scores, 1.0).weight[0]) < 0, "plain ridge is led astray"
+    assert 0.5 < float(head.weight[0]) < 1.1
 
 
 def test_noise_is_measured_from_images_scored_twice() -> None:
