@@ -19,44 +19,56 @@ from rlhf.storage import atomic_write, atomic_write_json
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class SmallBackbone(nn.Module):
-    """A convolutional network from scratch: statistics of the hole, its border and what is known, at three scales."""
+    """A convolutional network from scratch, and statistics of what its filters see in, around and outside the hole.
 
-    def __init__(self, widths: tuple[int, int, int] = (24, 48, 64)) -> None:
+    Filters without a mean, on three sizes of the image, see texture and seams whatever the brightness; a second
+    path sees colours, the masked image and the mask.
+    """
+
+    def __init__(self, filters: int = 16, widths: tuple[int, int, int] = (32, 48, 64)) -> None:
         super().__init__()
-        strides = (1, 2, 2)
+        self.filters = nn.ModuleList(nn.Conv2d(3, filters, 5, bias=False) for _ in range(3))
         self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, 5 if stride == 1 else 3, stride=stride, padding=2 if stride == 1 else 1)
-            for before, after, stride in zip((7, *widths), widths, strides, strict=False)
+            [
+                nn.Conv2d(7, widths[0], 5, stride=2, padding=2),
+                nn.Conv2d(widths[0], widths[1], 3, stride=2, padding=1),
+                nn.Conv2d(widths[1], widths[2], 3, padding=1),
+            ]
         )
-        self.output_dim = 6 * sum(widths)
+        self.output_dim = 7 * (len(self.filters) * filters + sum(widths))
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] and [B, 1, H, W] to [B, output_dim]."""
-        x = torch.cat([images, blank_hole(images, masks), masks], dim=1)
         pooled = []
+        for octave, layer in enumerate(self.filters):
+            smaller, hole = F.avg_pool2d(images, 2**octave), F.avg_pool2d(masks, 2**octave)
+            weight = layer.get_parameter("weight")
+            kernels = weight - weight.mean((2, 3), keepdim=True)
+            pooled += _region_statistics(F.conv2d(F.pad(smaller, (2, 2, 2, 2), mode="replicate"), kernels), hole)
+        x = torch.cat([images, blank_hole(images, masks), masks], dim=1)
         for layer in self.layers:
             x = layer(x)
-            pooled += _region_statistics(x, masks)
+            pooled += _region_statistics(x, F.adaptive_avg_pool2d(masks, (x.shape[-2], x.shape[-1])))
             x = F.silu(x)
         return torch.cat(pooled, dim=1)
 
 
-def _region_statistics(x: torch.Tensor, masks: torch.Tensor) -> list[torch.Tensor]:
-    """Means and log energies in the hole, along its border, and in the hole against what is known; each [B, C].
+def _region_statistics(x: torch.Tensor, hole: torch.Tensor) -> list[torch.Tensor]:
+    """Seven statistics, each [B, C], of responses [B, C, h, w]; hole [B, 1, h, w] is each cell's share in the hole.
 
-    Energies of filters describe texture; their logarithm compares a fill with its surroundings at any contrast.
+    Means and log energies in the hole, in it against what is known, and along its border; and the border's mean
+    magnitude. Energies of filters describe texture; their logarithm compares it at any contrast.
     """
-    hole = F.adaptive_avg_pool2d(masks, (x.shape[-2], x.shape[-1]))
     border = F.max_pool2d(hole, 3, 1, 1) + F.max_pool2d(-hole, 3, 1, 1)
     regions = torch.cat([hole, 1 - hole, border], dim=1).flatten(2)
-    regions = regions / regions.sum(2, keepdim=True).clamp(min=1e-3)
-    cells, regions = x.flatten(2), regions.transpose(1, 2)
+    regions = (regions / regions.sum(2, keepdim=True).clamp(min=1e-3)).transpose(1, 2)
+    cells = x.flatten(2)
     means, energies = torch.bmm(cells, regions), (torch.bmm(cells.square(), regions) + 1e-4).log()
-    statistics = []
+    statistics = [torch.bmm(cells.abs(), regions[:, :, 2:])[:, :, 0]]
     for inside, outside, edge in (means.unbind(2), energies.unbind(2)):
         statistics += [inside, inside - outside, edge]
     return statistics
@@ -108,21 +120,22 @@ def build_backbone(name: str) -> Backbone:
 
 
 class FeatureNetwork(nn.Module):
-    """Backbone, then a non-linear head to whitened, length-normalised features z plus a constant 1."""
+    """Backbone, then a linear and a non-linear head to whitened, length-normalised features z plus a constant 1."""
 
     whitening: torch.Tensor
 
     def __init__(self, backbone: Backbone, feature_dim: int) -> None:
         super().__init__()
         self.backbone = backbone
+        self.standardise = nn.BatchNorm1d(backbone.output_dim, affine=False)
         self.head = nn.Sequential(
-            nn.BatchNorm1d(backbone.output_dim, affine=False),
             nn.Dropout(0.1),
             nn.Linear(backbone.output_dim, 128),
             nn.SiLU(),
             nn.Dropout(0.1),
             nn.Linear(128, feature_dim),
         )
+        self.shortcut = nn.Linear(backbone.output_dim, feature_dim)
         self.centre = nn.BatchNorm1d(feature_dim, affine=False)
         self.register_buffer("whitening", torch.eye(feature_dim))
         # Predicts structure, texture, overall and total while the features are trained; then ridge takes over.
@@ -133,9 +146,14 @@ class FeatureNetwork(nn.Module):
 
         The features are whitened and of length 1, times sqrt of their number; the constant comes last.
         """
-        z = self.centre(self.head(self.backbone(images, masks))) @ self.whitening
+        z = self.centred_features(images, masks) @ self.whitening
         z = F.normalize(z, dim=1) * z.shape[1] ** 0.5
         return torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
+
+    def centred_features(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Features before the whitening, [B, feature_dim]."""
+        pooled = self.standardise(self.backbone(images, masks))
+        return self.centre(self.head(pooled) + self.shortcut(pooled))
 
 
 @torch.no_grad()
@@ -147,7 +165,7 @@ def whiten(network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor, s
     """
     network.eval()
     parts = zip(images.split(256), masks.split(256), strict=True)
-    z = torch.cat([network.centre(network.head(network.backbone(i, m))) for i, m in parts])
+    z = torch.cat([network.centred_features(i, m) for i, m in parts])
     eigenvalues, vectors = torch.linalg.eigh(torch.cov(z.T.double()))
     shrunk = (1 - shrinkage) * eigenvalues + shrinkage * eigenvalues.mean()
     network.whitening.copy_((vectors * shrunk.rsqrt()) @ vectors.T)

@@ -200,7 +200,7 @@ def test_whitening_leaves_the_features_uncorrelated_and_rank_full() -> None:
         before = effective_rank(network(images, masks)[:, :-1])
         whiten(network, images, masks, shrinkage=1e-6)
         features = network(images, masks)
-    z = network.centre(network.head(network.backbone(images, masks))) @ network.whitening
+    z = network.centred_features(images, masks) @ network.whitening
     torch.testing.assert_close(torch.cov(z.T), torch.eye(8), atol=2e-2, rtol=0)
     assert z.mean(0).abs().max() < 1e-3
     assert effective_rank(features[:, :-1]) > max(before, 7.0)
