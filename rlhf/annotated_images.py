@@ -42,6 +42,11 @@ class AnnotatedImages:
             photographs=[self.photographs[i] for i in rows],
         )
 
+    def prompt_numbers(self) -> torch.Tensor:
+        """int64 [N]: each row's prompt, numbered from 0 in order of appearance."""
+        numbers: dict[str, int] = {}
+        return torch.tensor([numbers.setdefault(prompt_id, len(numbers)) for prompt_id, _ in self.keys])
+
 
 def join_annotations(
     prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
@@ -137,15 +142,9 @@ def prompt_weights(data: AnnotatedImages) -> torch.Tensor:
     fills count as better everywhere. A prompt's variance is drawn towards that of all, as if by
     `SHRINKAGE` further images.
     """
-    import os
-
-    if os.environ.get("WLS", "1") == "0":
-        return torch.ones(len(data.keys))
     rows_of_prompt, _, targets = average_repeats(data)
     variances = torch.stack([targets[rows, 3].var(correction=0) for rows in rows_of_prompt])
     counts = torch.tensor([float(len(rows)) for rows in rows_of_prompt])
     shrunk = (counts * variances + SHRINKAGE * variances.mean()) / (counts + SHRINKAGE)
-    numbers: dict[str, int] = {}
-    prompts = torch.tensor([numbers.setdefault(key[0], len(numbers)) for key in data.keys])
-    weights = shrunk.clamp(min=1e-6).rsqrt()[prompts]
+    weights = shrunk.clamp(min=1e-6).rsqrt()[data.prompt_numbers()]
     return weights / weights.square().mean().sqrt()

@@ -100,11 +100,10 @@ def fit_head(features: torch.Tensor, data: AnnotatedImages, ridge: float) -> Rid
     Without that, what tells prompts apart drowns the smaller differences between samples of one prompt,
     which alone alignment can change.
     """
-    numbers: dict[str, int] = {}
-    prompts = torch.tensor([numbers.setdefault(key[0], len(numbers)) for key in data.keys])
+    prompts = data.prompt_numbers()
     z, y = features.double(), data.scores.double()
     # The residuals are those of the differences within prompts alone, which the prompts' errors cannot mislead.
-    whole = torch.ones(len(numbers))
+    whole = torch.ones(int(prompts.max()) + 1)
     within = fit_ridge(discount_prompt_effects(z, prompts, whole), discount_prompt_effects(y, prompts, whole), ridge)
     shares = prompt_effect_shares(y - within.reward(z), prompts)
     z, y = discount_prompt_effects(z, prompts, shares), discount_prompt_effects(y, prompts, shares)

@@ -8,20 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_annotations import bare_scores, make_world
 
-from rlhf.annotated_images import (
-    SHRINKAGE,
-    AnnotatedImages,
-    average_repeats,
-    join_annotations,
-    measure_noise,
-    prompt_weights,
-    split_photographs,
-)
+from rlhf.annotated_images import AnnotatedImages, join_annotations
 from rlhf.bound import fit_ridge
 from rlhf.config import RewardConfig
 from rlhf.errors import UserError
-from rlhf.prompts import Prompt
 from rlhf.reward_model import Calibration, ScoredImages, load_reward
 from rlhf.reward_training import (
     covariance_penalty,
@@ -33,44 +25,6 @@ from rlhf.reward_training import (
 )
 
 CONFIG = RewardConfig(feature_dim=12, epochs=30, micro_batch_size=64, decorrelation=1.0)
-SAMPLES = 10
-Candidates = dict[tuple[str, int], torch.Tensor]
-
-
-def make_world(photographs: int = 24, size: int = 32) -> tuple[dict[str, Prompt], Candidates, list[dict[str, Any]]]:
-    """Prompts, candidates and annotations: brighter holes score higher; every third image is scored twice."""
-    rng = np.random.default_rng(0)
-    prompts, candidates, annotations = {}, {}, []
-    for number in range(photographs):
-        name = f"photograph-{number:02d}"
-        image = torch.from_numpy(rng.normal(0, 0.2, (3, size, size))).float().clamp(-1, 1)
-        mask = torch.zeros(1, size, size)
-        mask[:, 8:24, 8:24] = 1
-        hole = ("box", "brush")[number % 2]
-        prompts[name] = Prompt(
-            prompt_id=name, photograph=f"{name}.png", source="s", hole=hole, split="train", image=image, mask=mask
-        )
-        for sample in range(SAMPLES):
-            brightness = rng.uniform(-0.8, 0.8)
-            candidates[name, sample] = (image + mask * (brightness + nuisance(rng, size))).clamp(-1, 1)
-            for annotator in range(2 if sample % 3 == 0 else 1):
-                score = 3.5 + 3 * brightness + rng.normal(0, 0.2) + 0.5 * annotator
-                annotations.append(annotation(name, sample, f"simulated-{annotator}", score))
-    return prompts, candidates, annotations
-
-
-def nuisance(rng: np.random.Generator, size: int) -> torch.Tensor:
-    """A tint, a slope and grain, all of mean 0: what differs between fills and does not count."""
-    tint = rng.normal(0, 0.3, (3, 1, 1))
-    slope = rng.normal(0, 0.4) * np.linspace(-1, 1, size)[None, None, :]
-    grain = rng.uniform(0, 0.4) * rng.normal(0, 1, (1, size, size))
-    return torch.from_numpy(tint - tint.mean() + slope + grain).float()
-
-
-def annotation(prompt_id: str, sample: int, annotator: str, score: float) -> dict[str, Any]:
-    row = {"prompt_id": prompt_id, "sample_index": sample, "annotator": annotator}
-    marks = dict.fromkeys(("structure", "texture", "overall", "annotation_score"), score)
-    return row | marks | {"is_simulated": True}
 
 
 @pytest.fixture(scope="module")
@@ -80,132 +34,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     prompts, candidates, annotations = make_world()
     annotations[0]["is_simulated"] = False
     return out, train_reward(prompts, candidates, annotations, out, CONFIG, seed=0)
-
-
-@pytest.mark.parametrize("count", [4, 5, 7, 12, 40, 101])
-def test_parts_are_disjoint_complete_and_none_is_empty(count: int) -> None:
-    photographs = [f"p{i % count}" for i in range(3 * count)]
-    for shares in ((0.5, 0.2, 0.15, 0.15), (0.97, 0.01, 0.01, 0.01), (0.01, 0.01, 0.01, 0.97)):
-        parts = split_photographs(photographs, shares, seed=1)
-        assert all(parts)
-        assert sum(len(part) for part in parts) == count
-        assert set().union(*parts) == set(photographs)
-        assert parts == split_photographs(photographs[::-1], shares, seed=1)
-
-
-def test_parts_have_about_the_stated_shares() -> None:
-    photographs = [f"p{i}" for i in range(200)]
-    parts = split_photographs(photographs, (5.0, 2.0, 1.5, 1.5), seed=0)
-    assert [len(part) for part in parts] == [100, 40, 30, 30]
-    assert parts != split_photographs(photographs, (5.0, 2.0, 1.5, 1.5), seed=1)
-
-
-def test_too_few_photographs_are_refused() -> None:
-    with pytest.raises(UserError, match="3 photographs cannot be split into 4 parts"):
-        split_photographs(["a", "b", "c", "a"], (0.25, 0.25, 0.25, 0.25), seed=0)
-
-
-def test_scores_are_standardised_within_each_hole_family() -> None:
-    prompts, candidates, annotations = make_world()
-    for row in annotations:
-        if prompts[row["prompt_id"]].hole == "brush":
-            row["annotation_score"] = 0.3 * row["annotation_score"] + 4
-    data = join_annotations(prompts, candidates, annotations)
-    holes = np.array([prompts[key[0]].hole for key in data.keys])
-    for hole in ("box", "brush"):
-        scores = data.scores.numpy()[holes == hole]
-        assert scores.mean() == pytest.approx(0, abs=1e-5)
-        assert scores.std() == pytest.approx(1, abs=1e-5)
-
-
-def test_an_annotators_bias_is_removed() -> None:
-    prompts, candidates, _ = make_world(4)
-    rng = np.random.default_rng(1)
-    quality = {key: rng.normal() for key in candidates}
-    rows = {}
-    for bias in (0.0, 3.0):
-        annotations = [annotation(*key, f"a{a}", 3 + q + bias * a) for key, q in quality.items() for a in range(2)]
-        rows[bias] = join_annotations(prompts, candidates, annotations).scores
-    torch.testing.assert_close(rows[3.0], rows[0.0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(rows[3.0][0::2], rows[3.0][1::2], atol=1e-5, rtol=1e-5)
-
-
-def test_annotations_are_joined_to_their_own_images() -> None:
-    prompts, candidates, annotations = make_world(4)
-    stranger = annotation("unknown", 0, "a", 3.0)
-    data = join_annotations(prompts, candidates, [stranger, *annotations])
-    assert data.keys == [(row["prompt_id"], row["sample_index"]) for row in annotations]
-    for index in (0, 7, len(annotations) - 1):
-        assert torch.equal(data.images[index], candidates[data.keys[index]])
-        assert data.photographs[index] == prompts[data.keys[index][0]].photograph
-    brightness = (data.images * data.masks).mean((1, 2, 3))
-    assert float(torch.corrcoef(torch.stack([brightness, data.scores]))[0, 1]) > 0.9
-
-
-def test_annotations_that_teach_nothing_are_refused() -> None:
-    prompts, candidates, annotations = make_world(4)
-    with pytest.raises(UserError, match="none belongs to these candidates"):
-        join_annotations(prompts, candidates, [annotation("unknown", 0, "a", 3.0)])
-    with pytest.raises(UserError, match="all scores are the same"):
-        join_annotations(prompts, candidates, [row | {"annotation_score": 3.0} for row in annotations])
-
-
-def scored_twice(count: int, noise: float) -> AnnotatedImages:
-    generator = torch.Generator().manual_seed(0)
-    quality = torch.randn(count, generator=generator).repeat(2)
-    return AnnotatedImages(
-        images=torch.zeros(2 * count, 3, 1, 1),
-        masks=torch.ones(2 * count, 1, 1, 1),
-        scores=quality + noise * torch.randn(2 * count, generator=generator),
-        marks=torch.zeros(2 * count, 3),
-        keys=[("p", i) for i in range(count)] * 2,
-        photographs=["p"] * (2 * count),
-    )
-
-
-def test_noise_of_three_scores_each_is_the_pooled_deviation() -> None:
-    twice = scored_twice(300, 0.4)
-    thrice = AnnotatedImages(
-        images=twice.images,
-        masks=twice.masks,
-        scores=twice.scores,
-        marks=twice.marks,
-        keys=[("p", i // 3) for i in range(600)],
-        photographs=twice.photographs,
-    )
-    expected = twice.scores.view(200, 3).var(dim=1).mean().sqrt()
-    assert measure_noise(thrice) == pytest.approx(float(expected), rel=1e-6)
-
-
-def test_repeated_marks_are_averaged_into_one_target_per_image() -> None:
-    data = join_annotations(*make_world(4))
-    groups, first_rows, targets = average_repeats(data)
-    assert sorted(torch.cat(groups).tolist()) == list(range(len(targets)))
-    for group in groups:
-        assert len({data.keys[first_rows[i]][0] for i in group}) == 1, "a group is one prompt"
-    for number, row in enumerate(first_rows.tolist()):
-        same = [i for i, key in enumerate(data.keys) if key == data.keys[row]]
-        torch.testing.assert_close(targets[number, 3], data.scores[same].mean())
-
-
-def test_prompts_whose_scores_spread_weigh_less_by_their_shrunk_deviation() -> None:
-    calm, wild = [0.0, 1.0, 2.0, 3.0], [0.0, 4.0, 8.0, 12.0]
-    keys = [("calm", i) for i in range(4)] + [("wild", i) for i in range(4)]
-    images = torch.zeros(8, 3, 4, 4)
-    scores = torch.tensor(calm + wild)
-    data = AnnotatedImages(
-        images=images,
-        masks=images[:, :1],
-        scores=scores,
-        marks=torch.zeros(8, 3),
-        keys=keys,
-        photographs=[key[0] for key in keys],
-    )
-    weights = prompt_weights(data)
-    variances = np.array([np.var(calm), np.var(wild)])
-    shrunk = (4 * variances + SHRINKAGE * variances.mean()) / (4 + SHRINKAGE)
-    assert float(weights[0] / weights[4]) == pytest.approx(np.sqrt(shrunk[1] / shrunk[0]), rel=1e-6)
-    assert float(weights.square().mean()) == pytest.approx(1.0, rel=1e-6)
 
 
 def test_the_head_orders_samples_of_a_prompt_where_contents_drown_them() -> None:
@@ -219,27 +47,9 @@ def test_the_head_orders_samples_of_a_prompt_where_contents_drown_them() -> None
     scores = (within - 3.0 * content + 0.3 * torch.randn(prompts, samples, generator=generator)).flatten()
     features = torch.stack([feature, torch.ones_like(feature)], dim=1)
     keys = [(f"p{p}", s) for p in range(prompts) for s in range(samples)]
-    images = torch.zeros(len(keys), 3, 2, 2)
-    data = AnnotatedImages(
-        images=images,
-        masks=images[:, :1],
-        scores=scores,
-        marks=torch.zeros(len(keys), 3),
-        keys=keys,
-        photographs=[key[0] for key in keys],
-    )
-    head = fit_head(features, data, ridge=1.0)
+    head = fit_head(features, bare_scores(keys, scores), ridge=1.0)
     assert float(fit_ridge(features, scores, 1.0).weight[0]) < 0, "plain ridge is led astray"
     assert 0.5 < float(head.weight[0]) < 1.1
-
-
-def test_noise_is_measured_from_images_scored_twice() -> None:
-    assert measure_noise(scored_twice(2000, 0.4)) == pytest.approx(0.4, rel=0.05)
-
-
-def test_noise_is_unknown_where_too_few_images_are_scored_twice() -> None:
-    assert measure_noise(scored_twice(9, 0.4)) is None
-    assert measure_noise(scored_twice(10, 0.4)) is not None
 
 
 def test_covariance_penalty_is_zero_for_uncorrelated_features_and_the_sum_of_squares_else() -> None:

@@ -1,0 +1,61 @@
+"""Annotated photographs of flat noise whose score is the hole's brightness, and bare scores without pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf.annotated_images import AnnotatedImages
+from rlhf.prompts import Prompt
+
+SAMPLES = 10
+Candidates = dict[tuple[str, int], torch.Tensor]
+
+
+def make_world(photographs: int = 24, size: int = 32) -> tuple[dict[str, Prompt], Candidates, list[dict[str, Any]]]:
+    """Prompts, candidates and annotations: brighter holes score higher; every third image is scored twice."""
+    rng = np.random.default_rng(0)
+    prompts, candidates, annotations = {}, {}, []
+    for number in range(photographs):
+        name = f"photograph-{number:02d}"
+        image = torch.from_numpy(rng.normal(0, 0.2, (3, size, size))).float().clamp(-1, 1)
+        mask = torch.zeros(1, size, size)
+        mask[:, 8:24, 8:24] = 1
+        hole = ("box", "brush")[number % 2]
+        prompts[name] = Prompt(
+            prompt_id=name, photograph=f"{name}.png", source="s", hole=hole, split="train", image=image, mask=mask
+        )
+        for sample in range(SAMPLES):
+            brightness = rng.uniform(-0.8, 0.8)
+            candidates[name, sample] = (image + mask * (brightness + nuisance(rng, size))).clamp(-1, 1)
+            for annotator in range(2 if sample % 3 == 0 else 1):
+                score = 3.5 + 3 * brightness + rng.normal(0, 0.2) + 0.5 * annotator
+                annotations.append(annotation(name, sample, f"simulated-{annotator}", score))
+    return prompts, candidates, annotations
+
+
+def nuisance(rng: np.random.Generator, size: int) -> torch.Tensor:
+    """A tint, a slope and grain, all of mean 0: what differs between fills and does not count."""
+    tint = rng.normal(0, 0.3, (3, 1, 1))
+    slope = rng.normal(0, 0.4) * np.linspace(-1, 1, size)[None, None, :]
+    grain = rng.uniform(0, 0.4) * rng.normal(0, 1, (1, size, size))
+    return torch.from_numpy(tint - tint.mean() + slope + grain).float()
+
+
+def annotation(prompt_id: str, sample: int, annotator: str, score: float) -> dict[str, Any]:
+    row = {"prompt_id": prompt_id, "sample_index": sample, "annotator": annotator}
+    marks = dict.fromkeys(("structure", "texture", "overall", "annotation_score"), score)
+    return row | marks | {"is_simulated": True}
+
+
+def bare_scores(keys: Sequence[tuple[str, int]], scores: torch.Tensor) -> AnnotatedImages:
+    """Scores [N] of blank images; a photograph per prompt."""
+    return AnnotatedImages(
+        images=torch.zeros(len(keys), 3, 1, 1),
+        masks=torch.ones(len(keys), 1, 1, 1),
+        scores=scores,
+        marks=torch.zeros(len(keys), 3),
+        keys=list(keys),
+        photographs=[prompt_id for prompt_id, _ in keys],
+    )
