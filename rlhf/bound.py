@@ -43,7 +43,8 @@ def fit_ridge(features: torch.Tensor, scores: torch.Tensor, ridge: float) -> Rid
     if int(info) != 0 or not torch.isfinite(cholesky).all():
         raise UserError("reward: V is not positive definite; raise reward.ridge, or check the features for NaN")
     weight = torch.cholesky_solve((z.T @ y)[:, None], cholesky)[:, 0]
-    return RidgeHead(weight=weight, cholesky=cholesky, ridge=ridge)
+    # In rows, as it is read back from a file: the solver's last bits depend on the order.
+    return RidgeHead(weight=weight, cholesky=cholesky.contiguous(), ridge=ridge)
 
 
 def discount_prompt_effects(values: torch.Tensor, prompts: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

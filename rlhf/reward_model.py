@@ -13,65 +13,24 @@ from torch import nn
 
 from rlhf.bound import RidgeHead, trust_weight
 from rlhf.errors import UserError
+from rlhf.hole_statistics import COUNT, hole_statistics
 from rlhf.images import blank_hole
 from rlhf.storage import atomic_write, atomic_write_json
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class SmallBackbone(nn.Module):
-    """A convolutional network from scratch, and statistics of what its filters see in, around and outside the hole.
+    """Fixed statistics of the hole against its surroundings; what they are worth is learned from scratch."""
 
-    Filters without a mean, on three sizes of the image, see texture and seams whatever the brightness; a second
-    path sees colours, the masked image and the mask.
-    """
-
-    def __init__(self, filters: int = 16, widths: tuple[int, int, int] = (32, 48, 64)) -> None:
-        super().__init__()
-        self.filters = nn.ModuleList(nn.Conv2d(3, filters, 5, bias=False) for _ in range(3))
-        self.layers = nn.ModuleList(
-            [
-                nn.Conv2d(7, widths[0], 5, stride=2, padding=2),
-                nn.Conv2d(widths[0], widths[1], 3, stride=2, padding=1),
-                nn.Conv2d(widths[1], widths[2], 3, padding=1),
-            ]
-        )
-        self.output_dim = 7 * (len(self.filters) * filters + sum(widths))
+    output_dim = COUNT
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] and [B, 1, H, W] to [B, output_dim]."""
-        pooled = []
-        for octave, layer in enumerate(self.filters):
-            smaller, hole = F.avg_pool2d(images, 2**octave), F.avg_pool2d(masks, 2**octave)
-            weight = layer.get_parameter("weight")
-            kernels = weight - weight.mean((2, 3), keepdim=True)
-            pooled += _region_statistics(F.conv2d(F.pad(smaller, (2, 2, 2, 2), mode="replicate"), kernels), hole)
-        x = torch.cat([images, blank_hole(images, masks), masks], dim=1)
-        for layer in self.layers:
-            x = layer(x)
-            pooled += _region_statistics(x, F.adaptive_avg_pool2d(masks, (x.shape[-2], x.shape[-1])))
-            x = F.silu(x)
-        return torch.cat(pooled, dim=1)
-
-
-def _region_statistics(x: torch.Tensor, hole: torch.Tensor) -> list[torch.Tensor]:
-    """Seven statistics, each [B, C], of responses [B, C, h, w]; hole [B, 1, h, w] is each cell's share in the hole.
-
-    Means and log energies in the hole, in it against what is known, and along its border; and the border's mean
-    magnitude. Energies of filters describe texture; their logarithm compares it at any contrast.
-    """
-    border = F.max_pool2d(hole, 3, 1, 1) + F.max_pool2d(-hole, 3, 1, 1)
-    regions = torch.cat([hole, 1 - hole, border], dim=1).flatten(2)
-    regions = (regions / regions.sum(2, keepdim=True).clamp(min=1e-3)).transpose(1, 2)
-    cells = x.flatten(2)
-    means, energies = torch.bmm(cells, regions), (torch.bmm(cells.square(), regions) + 1e-4).log()
-    statistics = [torch.bmm(cells.abs(), regions[:, :, 2:])[:, :, 0]]
-    for inside, outside, edge in (means.unbind(2), energies.unbind(2)):
-        statistics += [inside, inside - outside, edge]
-    return statistics
+        return hole_statistics(images, masks)
 
 
 class ClipBackbone(nn.Module):
@@ -119,8 +78,12 @@ def build_backbone(name: str) -> Backbone:
         raise UserError(f"reward.backbone: {name!r} is neither `small` nor a CLIP vision model ({reason})") from error
 
 
+MAX_LENGTH = 1.5
+"""Length that features are cut to, in units of the length that whitened features have at the root of mean square."""
+
+
 class FeatureNetwork(nn.Module):
-    """Backbone, then a linear and a non-linear head to whitened, length-normalised features z plus a constant 1."""
+    """Backbone, then a linear and a non-linear head to whitened features z of bounded length plus a constant 1."""
 
     whitening: torch.Tensor
 
@@ -144,10 +107,10 @@ class FeatureNetwork(nn.Module):
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1], masks [B, 1, H, W], 1 = repainted; returns z [B, feature_dim + 1].
 
-        The features are whitened and of length 1, times sqrt of their number; the constant comes last.
+        The features are whitened and at most MAX_LENGTH sqrt(feature_dim) long; the constant comes last.
         """
         z = self.centred_features(images, masks) @ self.whitening
-        z = F.normalize(z, dim=1) * z.shape[1] ** 0.5
+        z = z * (MAX_LENGTH * z.shape[1] ** 0.5 / z.norm(dim=1, keepdim=True)).clamp(max=1.0)
         return torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
 
     def centred_features(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -251,7 +214,7 @@ class RewardModel:
         """Write `model.safetensors`, `head.safetensors` and `reward.json`, which comes last."""
         (folder / "reward.json").unlink(missing_ok=True)
         atomic_write(folder / "model.safetensors", lambda p: save_file(self.network.state_dict(), p))
-        head = {"weight": self.head.weight, "cholesky": self.head.cholesky.contiguous()}
+        head = {"weight": self.head.weight, "cholesky": self.head.cholesky}
         atomic_write(folder / "head.safetensors", lambda p: save_file(head, p))
         atomic_write_json(
             folder / "reward.json",

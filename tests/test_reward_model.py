@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from rlhf.bound import effective_rank, fit_ridge
 from rlhf.errors import UserError
 from rlhf.reward_model import (
+    MAX_LENGTH,
     Calibration,
     ClipBackbone,
     FeatureNetwork,
@@ -68,12 +69,18 @@ def tiny_tower(layers: int = 10) -> CLIPVisionModel:
     return CLIPVisionModel(config)
 
 
-def test_features_have_a_fixed_length_and_a_constant() -> None:
-    model = make_model()
-    features = model.score(*batch()).features
+def test_features_end_with_a_constant_and_are_cut_only_beyond_a_length() -> None:
+    network = make_model().network
+    limit = MAX_LENGTH * 8**0.5
+    with torch.no_grad():
+        short = network.centred_features(*batch())
+        assert (short.norm(dim=1) < limit).all(), "or the case below tests nothing"
+        torch.testing.assert_close(network(*batch())[:, :-1], short)
+        network.whitening.mul_(100)
+        features = network(*batch())
     assert features.shape == (6, 9)
     assert torch.equal(features[:, -1], torch.ones(6))
-    torch.testing.assert_close(features[:, :-1].norm(dim=1), torch.full((6,), 8**0.5))
+    torch.testing.assert_close(features[:, :-1], short * limit / short.norm(dim=1, keepdim=True))
 
 
 def test_scores_do_not_depend_on_the_rest_of_the_batch() -> None:
