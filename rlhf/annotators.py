@@ -20,6 +20,8 @@ UTILITY_RANGE = (0.25, 0.95)
 """The utilities that get the marks 0 and 7; fixed before any policy was aligned."""
 TOTAL_WEIGHTS = {"structure": 0.15, "texture": 0.15, "overall": 0.70}
 """How the three marks make the total (PrefPaint, appendix A)."""
+BATCH = 64
+"""Images judged at once; with more, their intermediate results no longer fit the processor's caches."""
 
 
 def to_mark(utility: np.ndarray) -> np.ndarray:
@@ -72,8 +74,8 @@ def _utilities(
 ) -> np.ndarray:
     """[N, 3]: structure, texture, overall."""
     parts = []
-    for start in range(0, len(keys), 256):
-        chunk = keys[start : start + 256]
+    for start in range(0, len(keys), BATCH):
+        chunk = keys[start : start + BATCH]
         images = torch.stack([candidates[k] for k in chunk])
         originals = torch.stack([prompts[k[0]].image for k in chunk])
         masks = torch.stack([prompts[k[0]].mask for k in chunk])

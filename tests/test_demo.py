@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlhf.demo import TEST_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, find_run_file, read_stages, run_demo, stage_commands
+from rlhf.demo import find_run_file, lay_out_photographs, read_stages, run_demo, stage_commands
 from rlhf.errors import UserError
 from rlhf.storage import atomic_write_json
 
@@ -19,9 +19,11 @@ def photographs(folder: Path, count: int = 3) -> Path:
     return folder
 
 
-def test_the_motorcycle_is_never_trained_on() -> None:
-    assert not any("motorcycle" in name for name in TRAIN_PHOTOGRAPHS)
-    assert not set(TRAIN_PHOTOGRAPHS) & set(TEST_PHOTOGRAPHS)
+def test_no_photograph_is_on_both_sides_and_the_motorcycle_is_never_trained_on(tmp_path: Path) -> None:
+    train, test = ({p.name for p in folder.iterdir()} for folder in lay_out_photographs(tmp_path))
+    assert (len(train), len(test)) == (10, 4)
+    assert not train & test
+    assert not any("motorcycle" in name for name in train)
 
 
 def test_every_stage_reads_what_an_earlier_one_writes(tmp_path: Path) -> None:
