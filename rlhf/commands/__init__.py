@@ -1,0 +1,1 @@
+"""The functions behind `rlhf COMMAND`; their heavy imports stay inside them."""

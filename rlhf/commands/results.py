@@ -1,0 +1,112 @@
+"""What is done with a policy: compare, report, export, serve; and everything in a row."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhf.commands.options import Config, Out, Overrides, PromptsFolder, RewardFolder, resolve_config, save_config
+
+
+def evaluate(
+    prompts: PromptsFolder,
+    reward: RewardFolder,
+    run: Annotated[Path, typer.Option("--run", help="Folder that `rlhf align` wrote.")],
+    out: Out,
+    split: Annotated[str, typer.Option(help="Which prompts.")] = "test",
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Compare the aligned with the base model on held-out prompts."""
+    resolved = resolve_config(config, overrides)
+    from rlhf.evaluation import evaluate as compare
+    from rlhf.policy import list_policies
+    from rlhf.prompts import load_prompts
+    from rlhf.reward_model import load_reward
+
+    save_config(resolved, out)
+    summary = compare(
+        resolved.model,
+        list_policies(run),
+        load_prompts(prompts, split=split),
+        load_reward(reward),
+        out,
+        resolved.evaluate,
+        seed=resolved.seed,
+    )
+    rate = summary["win_rate"]
+    print(f"WinRate (gold judge, simulated) {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}] in {out}")
+
+
+def quality(
+    prompts: PromptsFolder,
+    policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the base model.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure a model against the originals: VAE PSNR, hole PSNR and SSIM."""
+    resolved = resolve_config(config, overrides)
+    from rlhf.model_quality import measure_quality
+    from rlhf.policy import load_policy
+    from rlhf.prompts import load_prompts
+
+    steps = resolved.evaluate.num_inference_steps
+    model = load_policy(resolved.model, policy)
+    figures = measure_quality(model, load_prompts(prompts), num_inference_steps=steps, seed=resolved.seed)
+    for name, figure in figures.items():
+        interval = f"[{figure['low']:.3f}, {figure['high']:.3f}]"
+        print(f"{name}: {figure['value']:.3f} {interval} ({figure['clusters']} photographs)")
+
+
+def report(run: Annotated[Path, typer.Argument(help="Folder of a whole run, such as runs/demo.")]) -> None:
+    """Write the run's self-contained HTML report again."""
+    from rlhf.report import write_report
+
+    print(f"report in {write_report(run)}")
+
+
+def export(
+    policy: Annotated[Path, typer.Argument(help="Policy folder.")],
+    out: Out,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Merge a policy into its base model: a complete pipeline folder for diffusers."""
+    resolved = resolve_config(config, overrides)
+    from rlhf.policy import export_policy
+
+    print(f"pipeline in {export_policy(resolved.model, policy, out)}")
+
+
+def serve(
+    model: Annotated[
+        Path | None, typer.Argument(help="Run folder, policy folder, or pipeline folder; default: tiny.")
+    ] = None,
+    reward: Annotated[Path | None, typer.Option("--reward", help="Reward folder, for bounds in the answers.")] = None,
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to bind.")] = 8000,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Serve a model over HTTP with Ray Serve: POST /v1/images/edits."""
+    resolved = resolve_config(config, overrides)
+    from rlhf.policy import locate_policy
+    from serve.application import run
+
+    model_config, adapter = locate_policy(resolved.model, model)
+    run(model_config, adapter, reward, host, port)
+
+
+def demo(
+    out: Out = Path("runs/demo"),
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Training photographs; default: scikit-image's.")
+    ] = None,
+    eval_images: Annotated[Path | None, typer.Option("--eval-images", help="Held-out photographs.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Everything, from photographs to an aligned model and a report; goes on where it was interrupted."""
+    from rlhf.demo import run_demo
+
+    run_demo(out, images, eval_images, config, tuple(overrides or ()))

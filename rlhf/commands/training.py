@@ -1,0 +1,76 @@
+"""Networks that are trained: reward model, policy, the built-in model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhf.commands.options import (
+    CandidatesFolder,
+    Config,
+    Out,
+    Overrides,
+    PromptsFolder,
+    RewardFolder,
+    resolve_config,
+    save_config,
+)
+
+
+def reward(
+    prompts: PromptsFolder,
+    candidates: CandidatesFolder,
+    annotations: Annotated[Path, typer.Option("--annotations", help="Folder of annotations.")],
+    out: Out,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train the reward model, fit its ridge head and V, calibrate its bound."""
+    resolved = resolve_config(config, overrides)
+    from rlhf.annotators import load_annotations
+    from rlhf.candidates import load_candidates
+    from rlhf.prompts import load_prompts
+    from rlhf.reward_training import train_reward
+
+    save_config(resolved, out)
+    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
+    rows = load_annotations(annotations)
+    figures = train_reward(by_id, load_candidates(candidates, by_id), rows, out, resolved.reward, seed=resolved.seed)
+    measured = figures["coverage_measured"]
+    print(
+        f"reward in {out}: coverage {measured['value']:.3f} [{measured['low']:.3f}, {measured['high']:.3f}] "
+        f"(stated {figures['coverage_stated']}), effective rank {figures['effective_rank']:.1f}, "
+        f"rank correlation with scores {figures['rank_correlation_reward_score']['value']:.2f}"
+    )
+
+
+def align(
+    prompts: PromptsFolder,
+    reward: RewardFolder,
+    out: Out,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Move the policy towards higher reward by reinforcement learning, on Ray actors."""
+    resolved = resolve_config(config, overrides)
+    from actors.align import align as run
+
+    last = run(resolved, prompts, reward, out, resume=resume, address=address)
+    print(f"aligned policy in {last}")
+
+
+def pretrain(
+    images: Annotated[Path, typer.Option("--images", help="Folder of photographs.")],
+    out: Out,
+    vae_updates: Annotated[int, typer.Option(help="Optimizer steps of the VAE.")] = 3000,
+    unet_updates: Annotated[int, typer.Option(help="Optimizer steps of the UNet.")] = 6000,
+    seed: Annotated[int, typer.Option(help="Seed of weights, crops, holes and noise.")] = 0,
+) -> None:
+    """Train the built-in model `tiny` from photographs; goes on where it was interrupted."""
+    from rlhf.pretrain import PretrainConfig
+    from rlhf.pretrain import pretrain as train
+
+    settings = PretrainConfig(images=images, out=out, vae_updates=vae_updates, unet_updates=unet_updates, seed=seed)
+    print(f"pipeline in {train(settings)}")
