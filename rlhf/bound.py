@@ -32,19 +32,40 @@ class RidgeHead:
         return solved.square().sum(0).sqrt()
 
 
-def fit_ridge(features: torch.Tensor, scores: torch.Tensor, ridge: float) -> RidgeHead:
-    """psi_hat = (Z'Z + lambda I)^-1 Z'y (PrefPaint eq. 4), by Cholesky.
+def fit_ridge(
+    features: torch.Tensor, scores: torch.Tensor, ridge: float, prior: torch.Tensor | None = None
+) -> RidgeHead:
+    """psi_hat = psi_0 + (Z'Z + lambda I)^-1 Z'(y - Z psi_0), by Cholesky; PrefPaint eq. 4 where psi_0 = 0.
 
-    Shapes: features [N, d], scores [N]. Raises UserError where V is not positive definite.
+    Shapes: features [N, d], scores [N], prior [d]: psi_0, towards which the ridge pulls. Where psi_0
+    is independent of the scores' noise the theorem holds with S >= ||psi* - psi_0||.
+    Raises UserError where V is not positive definite.
     """
     z, y = features.double(), scores.double()
-    gram_matrix = z.T @ z + ridge * torch.eye(z.shape[1], dtype=torch.float64)
+    start = torch.zeros(z.shape[1], dtype=torch.float64) if prior is None else prior.double()
+    cholesky = _factorise(z.T @ z + ridge * torch.eye(z.shape[1], dtype=torch.float64))
+    weight = start + torch.cholesky_solve((z.T @ (y - z @ start))[:, None], cholesky)[:, 0]
+    return RidgeHead(weight=weight, cholesky=cholesky, ridge=ridge)
+
+
+def update_ridge(head: RidgeHead, features: torch.Tensor, scores: torch.Tensor) -> RidgeHead:
+    """The head after further annotations, features [N, d] and scores [N]: as if fitted with them from the start.
+
+    V gains z z' for each row, and psi moves by V^-1 Z'(y - Z psi): recursive least squares. Nothing
+    of the earlier annotations is needed but V and psi.
+    """
+    z, y = features.double(), scores.double()
+    cholesky = _factorise(head.cholesky @ head.cholesky.T + z.T @ z)
+    step = torch.cholesky_solve((z.T @ (y - z @ head.weight))[:, None], cholesky)[:, 0]
+    return RidgeHead(weight=head.weight + step, cholesky=cholesky, ridge=head.ridge)
+
+
+def _factorise(gram_matrix: torch.Tensor) -> torch.Tensor:
     cholesky, info = torch.linalg.cholesky_ex(gram_matrix)
     if int(info) != 0 or not torch.isfinite(cholesky).all():
         raise UserError("reward: V is not positive definite; raise reward.ridge, or check the features for NaN")
-    weight = torch.cholesky_solve((z.T @ y)[:, None], cholesky)[:, 0]
     # In rows, as it is read back from a file: the solver's last bits depend on the order.
-    return RidgeHead(weight=weight, cholesky=cholesky.contiguous(), ridge=ridge)
+    return cholesky.contiguous()
 
 
 def discount_prompt_effects(values: torch.Tensor, prompts: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
@@ -62,23 +83,35 @@ def discount_prompt_effects(values: torch.Tensor, prompts: torch.Tensor, shares:
     return values - sums[prompts] * (scale[:, None] if values.ndim == 2 else scale)
 
 
-def prompt_effect_shares(residuals: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-    """The shares for `discount_prompt_effects`: 1 - sqrt(within / (within + n between)), [P].
+@dataclass(frozen=True, kw_only=True)
+class PromptEffects:
+    """Variances of a random-intercept model: of annotations within a prompt, and of what a prompt's share."""
 
-    The variances within and between prompts are those of a one-way analysis of residuals [N]
-    (prompts int64 [N]); where no variance lies between prompts, or none within can be measured, all are 0.
+    within: float
+    between: float
+
+    def shares(self, prompts: torch.Tensor) -> torch.Tensor:
+        """The shares for `discount_prompt_effects`: 1 - sqrt(within / (within + n between)), [P]; prompts [N]."""
+        counts = torch.bincount(prompts).double()
+        total = self.within + counts * self.between
+        return 1 - (self.within / total.clamp(min=1e-12)).clamp(max=1.0).sqrt()
+
+
+def measure_prompt_effects(residuals: torch.Tensor, prompts: torch.Tensor) -> PromptEffects:
+    """A one-way analysis of residuals [N] by prompts int64 [N], numbered from 0.
+
+    `between` is 0 where no variance lies between prompts, or none within can be measured.
     """
     residuals = residuals.double()
     counts = torch.bincount(prompts).double()
     degrees = float(len(residuals) - len(counts))
     if degrees < 1 or len(counts) < 2:
-        return torch.zeros_like(counts)
+        return PromptEffects(within=float(residuals.var(correction=0)), between=0.0)
     means = torch.zeros_like(counts).index_add(0, prompts, residuals) / counts
     within = float((residuals - means[prompts]).square().sum()) / degrees
     spread = float((counts * (means - residuals.mean()).square()).sum()) / (len(counts) - 1)
     typical = float(counts.sum() - counts.square().sum() / counts.sum()) / (len(counts) - 1)
-    between = max(0.0, (spread - within) / typical)
-    return 1 - (within / (within + counts * between).clamp(min=1e-12)).clamp(max=1.0).sqrt()
+    return PromptEffects(within=within, between=max(0.0, (spread - within) / typical))
 
 
 def effective_rank(features: torch.Tensor) -> float:

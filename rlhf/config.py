@@ -111,18 +111,24 @@ class RewardConfig(Section):
     """`mirror`: left and right; `strong`: also upside down, turned, colours swapped and inverted (few data)."""
     within_prompt: NonNegative = 30.0
     """Weight of the error of differences between samples of one prompt."""
+    objective: Literal["scores", "pairs"] = "scores"
+    """`scores`: regression on all marks; `pairs`: Bradley-Terry on the totals of one prompt's samples."""
+    validation_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of part A's photographs that tells when to stop; 0 trains all epochs."""
+    patience: Count = 6
+    """Epochs without a better validation before training stops."""
     decorrelation: NonNegative = 0.05
     """Weight of the penalty on the features' covariance; keeps them from collapsing."""
-    ridge: Positive = 1.0
-    """lambda of the ridge head and of V = Z'Z + lambda I."""
+    ridge: Positive | Literal["auto"] = "auto"
+    """lambda of the ridge head and of V = Z'Z + lambda I; `auto` chooses it on part A."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     """The theorem's bound holds with probability 1 - delta."""
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     """Stated coverage of the conformal bound on a new annotation."""
-    parameter_norm: Positive = 3.0
-    """S: assumed norm of the true last layer psi*, in the theorem's constant."""
-    parts: tuple[Positive, Positive, Positive] = (0.65, 0.2, 0.15)
-    """Shares of photographs: A trains the features and fits head and V, B calibrates, C reports."""
+    parameter_norm: Positive = 0.3
+    """S: assumed norm of psi* less the head of part A, in the theorem's constant."""
+    parts: tuple[Positive, Positive, Positive, Positive] = (0.5, 0.2, 0.15, 0.15)
+    """Shares of photographs: A trains features and a first head, B corrects it and makes V, C calibrates, D reports."""
     trust_k: NonNegative = 0.05
     """k of the trust weight exp(-k u + b) (PrefPaint, section 3)."""
     trust_b: float = 0.7

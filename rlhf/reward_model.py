@@ -82,6 +82,10 @@ MAX_LENGTH = 1.5
 """Length that features are cut to, in units of the length that whitened features have at the root of mean square."""
 
 
+BATCH = 256
+"""Images that a backbone describes at once."""
+
+
 class FeatureNetwork(nn.Module):
     """Backbone, then a linear and a non-linear head to whitened features z of bounded length plus a constant 1."""
 
@@ -109,26 +113,36 @@ class FeatureNetwork(nn.Module):
 
         The features are whitened and at most MAX_LENGTH sqrt(feature_dim) long; the constant comes last.
         """
-        z = self.centred_features(images, masks) @ self.whitening
+        return self.features_of(self.backbone(images, masks))
+
+    def features_of(self, described: torch.Tensor) -> torch.Tensor:
+        """The same from what the backbone says of the images, [B, output_dim]."""
+        z = self.centred_features(described) @ self.whitening
         z = z * (MAX_LENGTH * z.shape[1] ** 0.5 / z.norm(dim=1, keepdim=True)).clamp(max=1.0)
         return torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
 
-    def centred_features(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    def centred_features(self, described: torch.Tensor) -> torch.Tensor:
         """Features before the whitening, [B, feature_dim]."""
-        pooled = self.standardise(self.backbone(images, masks))
+        pooled = self.standardise(described)
         return self.centre(self.head(pooled) + self.shortcut(pooled))
 
 
 @torch.no_grad()
-def whiten(network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor, shrinkage: float = 0.05) -> None:
-    """Set the whitening so that the features of these images are all but uncorrelated.
+def describe(network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """What the backbone says of any number of images: [N, output_dim]."""
+    parts = zip(images.split(BATCH), masks.split(BATCH), strict=True)
+    return torch.cat([network.backbone(i, m) for i, m in parts])
+
+
+@torch.no_grad()
+def whiten(network: FeatureNetwork, described: torch.Tensor, shrinkage: float = 0.05) -> None:
+    """Set the whitening so that the features of these images, [N, output_dim], are all but uncorrelated.
 
     The inverse square root of their covariance, shrunk towards its mean eigenvalue. Without it a few
     directions carry everything, and V measures distance in those alone.
     """
     network.eval()
-    parts = zip(images.split(256), masks.split(256), strict=True)
-    z = torch.cat([network.centred_features(i, m) for i, m in parts])
+    z = network.centred_features(described)
     eigenvalues, vectors = torch.linalg.eigh(torch.cov(z.T.double()))
     shrunk = (1 - shrinkage) * eigenvalues + shrinkage * eigenvalues.mean()
     network.whitening.copy_((vectors * shrunk.rsqrt()) @ vectors.T)

@@ -11,9 +11,10 @@ from rlhf.bound import (
     discount_prompt_effects,
     effective_rank,
     fit_ridge,
-    prompt_effect_shares,
+    measure_prompt_effects,
     theorem_multiplier,
     trust_weight,
+    update_ridge,
 )
 from rlhf.errors import UserError
 
@@ -49,6 +50,26 @@ def test_ridge_minimises_the_penalised_squared_error() -> None:
     loss = (features @ weight - scores).square().sum() + RIDGE * weight.square().sum()
     (gradient,) = torch.autograd.grad(loss, weight)
     assert float(gradient.abs().max()) < 1e-9
+
+
+def test_ridge_pulls_towards_its_prior() -> None:
+    features, scores = make_data()
+    prior = torch.arange(6, dtype=torch.float64)
+    expected = prior + fit_ridge(features, scores - features @ prior, RIDGE).weight
+    torch.testing.assert_close(fit_ridge(features, scores, RIDGE, prior=prior).weight, expected)
+    torch.testing.assert_close(fit_ridge(features, scores, 1e12, prior=prior).weight, prior)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_annotations_that_come_later_leave_the_head_that_a_new_fit_gives(size: int) -> None:
+    features, scores = make_data(60)
+    prior = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    head = fit_ridge(features[:20], scores[:20], RIDGE, prior=prior)
+    for rows in torch.arange(20, 60).split(size):
+        head = update_ridge(head, features[rows], scores[rows])
+    whole = fit_ridge(features, scores, RIDGE, prior=prior)
+    torch.testing.assert_close(head.weight, whole.weight, atol=1e-9, rtol=0)
+    torch.testing.assert_close(head.cholesky, whole.cholesky, atol=1e-9, rtol=0)
 
 
 def test_uncertainty_is_the_norm_of_v_inverse() -> None:
@@ -90,7 +111,7 @@ def test_least_squares_on_discounted_rows_is_generalised_least_squares() -> None
     residuals, prompts = prompts_with_effects(0.9, 0.4, count=12)
     features = make_data(len(residuals), seed=3)[0]
     scores = features @ torch.arange(6, dtype=torch.float64) + residuals
-    shares = prompt_effect_shares(residuals, prompts)
+    shares = measure_prompt_effects(residuals, prompts).shares(prompts)
     counts = torch.bincount(prompts)
     # The variance ratio that the shares imply, and the covariance that it makes.
     ratio = ((1 - shares[0]) ** -2 - 1) / counts[0]
@@ -105,12 +126,14 @@ def test_least_squares_on_discounted_rows_is_generalised_least_squares() -> None
 def test_shares_of_prompt_effects_are_those_of_the_true_variances(effect_sd: float) -> None:
     residuals, prompts = prompts_with_effects(effect_sd, 0.5, count=3000)
     expected = torch.tensor([1 - 0.5 / math.sqrt(0.25 + n * effect_sd**2) for n in (3, 4, 5, 6)])
-    torch.testing.assert_close(prompt_effect_shares(residuals, prompts)[:4].float(), expected, atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        measure_prompt_effects(residuals, prompts).shares(prompts)[:4].float(), expected, atol=0.03, rtol=0
+    )
 
 
 def test_one_annotation_per_prompt_leaves_nothing_to_discount() -> None:
     residuals, prompts = torch.randn(9, generator=torch.Generator().manual_seed(0)), torch.arange(9)
-    shares = prompt_effect_shares(residuals, prompts)
+    shares = measure_prompt_effects(residuals, prompts).shares(prompts)
     assert torch.equal(shares, torch.zeros(9, dtype=torch.float64))
     assert torch.equal(discount_prompt_effects(residuals, prompts, shares), residuals)
 

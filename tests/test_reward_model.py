@@ -73,7 +73,7 @@ def test_features_end_with_a_constant_and_are_cut_only_beyond_a_length() -> None
     network = make_model().network
     limit = MAX_LENGTH * 8**0.5
     with torch.no_grad():
-        short = network.centred_features(*batch())
+        short = network.centred_features(network.backbone(*batch()))
         assert (short.norm(dim=1) < limit).all(), "or the case below tests nothing"
         torch.testing.assert_close(network(*batch())[:, :-1], short)
         network.whitening.mul_(100)
@@ -205,9 +205,10 @@ def test_whitening_leaves_the_features_uncorrelated_and_rank_full() -> None:
     network.eval()
     with torch.no_grad():
         before = effective_rank(network(images, masks)[:, :-1])
-        whiten(network, images, masks, shrinkage=1e-6)
+        described = network.backbone(images, masks)
+        whiten(network, described, shrinkage=1e-6)
         features = network(images, masks)
-    z = network.centred_features(images, masks) @ network.whitening
+    z = network.centred_features(described) @ network.whitening
     torch.testing.assert_close(torch.cov(z.T), torch.eye(8), atol=2e-2, rtol=0)
     assert z.mean(0).abs().max() < 1e-3
     assert effective_rank(features[:, :-1]) > max(before, 7.0)

@@ -1,0 +1,231 @@
+"""Training of the reward's features on part A: objectives, augmentation, early stopping, resume."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from rlhf.annotated_images import AnnotatedImages, average_repeats, prompt_weights, split_photographs
+from rlhf.config import RewardConfig
+from rlhf.progress import progress_bar
+from rlhf.reward_model import FeatureNetwork, build_backbone, describe, whiten
+from rlhf.storage import atomic_torch_save, atomic_write_text
+
+VARIANTS = 8
+"""Augmented versions of each image that a backbone without trained weights describes, once; epochs draw from them."""
+
+
+def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: Path | None = None) -> FeatureNetwork:
+    """Train features z so that a linear layer on them tells the marks; then whiten them.
+
+    With `out`, `learning_curve.jsonl` is written there, and a training that was interrupted goes on.
+    """
+    torch.manual_seed(seed)
+    network = FeatureNetwork(build_backbone(config.backbone), config.feature_dim)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained, held_out = _hold_out(data, config, seed)
+    training = FeatureTraining(network, trained, config, seed)
+    fingerprint = _fingerprint(data, config, seed)
+    curve, best = training.resume(out, fingerprint)
+    with progress_bar(stage="reward", total=config.epochs, initial=len(curve)) as bar:
+        while len(curve) < config.epochs and not _is_over(curve, config.patience):
+            figures = {"epoch": len(curve) + 1, "loss": training.run_epoch()}
+            if held_out is not None:
+                figures["validation"] = training.validate(held_out)
+            curve.append(figures)
+            if held_out is None or figures["validation"] <= min(f["validation"] for f in curve):
+                best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+            training.keep(out, curve, best, fingerprint)
+            bar.set_postfix({name: f"{figures[name]:.3f}" for name in figures if name != "epoch"}, refresh=False)
+            bar.update()
+    network.load_state_dict(best)
+    first_rows = average_repeats(trained)[1]
+    whiten(network, describe(network, trained.images[first_rows], trained.masks[first_rows]))
+    return network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def _hold_out(data: AnnotatedImages, config: RewardConfig, seed: int) -> tuple[AnnotatedImages, AnnotatedImages | None]:
+    """The photographs that train, and those that tell when to stop (None where `validation_share` is 0)."""
+    if config.validation_share == 0:
+        return data, None
+    shares = (1 - config.validation_share, config.validation_share)
+    trained, held_out = split_photographs(data.photographs, shares, seed + 1)
+    return data.of(trained), data.of(held_out)
+
+
+def _is_over(curve: list[dict[str, Any]], patience: int) -> bool:
+    """Whether the validation has not improved for `patience` epochs."""
+    if not curve or "validation" not in curve[0]:
+        return False
+    values = [figures["validation"] for figures in curve]
+    return len(values) - 1 - values.index(min(values)) >= patience
+
+
+def _fingerprint(data: AnnotatedImages, config: RewardConfig, seed: int) -> str:
+    digest = hashlib.sha256(f"{config.model_dump_json()} {seed} {data.keys}".encode())
+    digest.update(data.marks.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTargets:
+    """What is learned of each image, image by image: M images of P prompts."""
+
+    groups: list[torch.Tensor]
+    """[P] of int64: the images of each prompt."""
+    first_rows: torch.Tensor
+    """int64 [M]: a row of the data that shows the image."""
+    marks: torch.Tensor
+    """float32 [M, 4]: mean structure, texture, overall and total."""
+    weights: torch.Tensor
+    """float32 [M]: of differences within the image's prompt."""
+
+    @classmethod
+    def of(cls, data: AnnotatedImages) -> "ImageTargets":
+        """Repeated annotations averaged."""
+        groups, first_rows, marks = average_repeats(data)
+        return cls(groups=groups, first_rows=first_rows, marks=marks, weights=prompt_weights(data)[first_rows])
+
+    def loss(self, predicted: torch.Tensor, chosen: list[torch.Tensor], config: RewardConfig) -> torch.Tensor:
+        """The objective on predicted marks [B, 4] of the images of some groups, in their order.
+
+        `scores`: squared errors of all marks, and once more of their differences between samples of one
+        prompt, which are what alignment climbs, and a small share of the marks' variance. `pairs`: the
+        total orders the samples of a prompt.
+        """
+        rows, sizes = torch.cat(chosen), [len(group) for group in chosen]
+        if config.objective == "pairs":
+            return pair_loss(predicted[:, 3], self.marks[rows, 3], sizes)
+        errors = predicted - self.marks[rows]
+        within = torch.cat([e - e.mean(0) for e in errors.split(sizes)]) * self.weights[rows][:, None]
+        return errors.square().mean() + config.within_prompt * within.square().mean()
+
+
+class FeatureTraining:
+    """One training of a feature network: what an epoch changes, and what a resumed one needs."""
+
+    def __init__(self, network: FeatureNetwork, data: AnnotatedImages, config: RewardConfig, seed: int) -> None:
+        self.network, self.data, self._config = network, data, config
+        self._targets = ImageTargets.of(data)
+        self._generator = torch.Generator().manual_seed(seed)
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05)
+        images, prompts = len(self._targets.marks), len(self._targets.groups)
+        self._batches = min(max(1, images // config.micro_batch_size), prompts)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, config.learning_rate, total_steps=config.epochs * self._batches
+        )
+        is_fixed = not any(p.requires_grad for p in network.backbone.parameters())
+        self._variants = self._describe_variants() if is_fixed else None
+
+    def _describe_variants(self) -> torch.Tensor:
+        """[VARIANTS, M, D]: what the backbone says of all images, each time augmented anew."""
+        rows, strength = self._targets.first_rows, self._config.augmentation
+        images, masks = self.data.images[rows], self.data.masks[rows]
+        augmented = (_augment(images, masks, strength, self._generator) for _ in range(VARIANTS))
+        return torch.stack([describe(self.network, *pair) for pair in augmented])
+
+    def run_epoch(self) -> float:
+        """One pass over all prompts; returns the mean loss."""
+        self.network.train()
+        losses = []
+        order = torch.randperm(len(self._targets.groups), generator=self._generator)
+        for numbers in order.tensor_split(self._batches):
+            groups = [self._targets.groups[i] for i in numbers.tolist()]
+            z = self.network.features_of(self._describe(groups))
+            loss = self._targets.loss(self.network.linear(z), groups, self._config)
+            loss = loss + self._config.decorrelation * covariance_penalty(z[:, :-1])
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
+            self._schedule.step()
+            losses.append(loss.item())
+        return sum(losses) / len(losses)
+
+    def _describe(self, groups: list[torch.Tensor]) -> torch.Tensor:
+        rows = torch.cat(groups)
+        if self._variants is None:
+            source = self._targets.first_rows[rows]
+            pair = self.data.images[source], self.data.masks[source]
+            return self.network.backbone(*_augment(*pair, self._config.augmentation, self._generator))
+        # Samples of a prompt are augmented alike: their differences are what counts.
+        drawn = torch.randint(VARIANTS, (len(groups),), generator=self._generator)
+        return self._variants[drawn.repeat_interleave(torch.tensor([len(group) for group in groups])), rows]
+
+    @torch.no_grad()
+    def validate(self, data: AnnotatedImages) -> float:
+        """The objective on other photographs, without augmentation."""
+        self.network.eval()
+        targets = ImageTargets.of(data)
+        z = self.network.features_of(describe(self.network, data.images, data.masks))
+        rows = targets.first_rows[torch.cat(targets.groups)]
+        return float(targets.loss(self.network.linear(z[rows]), targets.groups, self._config))
+
+    def keep(self, out: Path | None, curve: list[dict[str, Any]], best: dict[str, Any], fingerprint: str) -> None:
+        """Write the learning curve and all that `resume` needs."""
+        if out is None:
+            return
+        state = {"fingerprint": fingerprint, "curve": curve, "best": best, "network": self.network.state_dict()}
+        state |= {"optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict()}
+        state |= {"generator": self._generator.get_state(), "dropout": torch.get_rng_state()}
+        atomic_torch_save(state, out / "training.pt")
+        atomic_write_text(out / "learning_curve.jsonl", "".join(json.dumps(figures) + "\n" for figures in curve))
+
+    def resume(self, out: Path | None, fingerprint: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The curve and the best weights so far; empty where `out` holds no training of the same inputs."""
+        path = out / "training.pt" if out is not None else None
+        if path is None or not path.is_file():
+            return [], {}
+        state = torch.load(path, weights_only=True)
+        if state["fingerprint"] != fingerprint:
+            return [], {}
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._generator.set_state(state["generator"])
+        torch.set_rng_state(state["dropout"])
+        return state["curve"], state["best"]
+
+
+def pair_loss(rewards: torch.Tensor, scores: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Mean -log P(the higher scored wins) over the pairs of each prompt's samples (Bradley and Terry, 1952).
+
+    Shapes: rewards, scores [B], prompt by prompt; sizes: samples of each. Ties count nothing.
+    """
+    losses = []
+    for reward, score in zip(rewards.split(sizes), scores.split(sizes), strict=True):
+        better, worse = (score[:, None] > score[None, :]).nonzero(as_tuple=True)
+        losses.append(F.softplus(reward[worse] - reward[better]))
+    pairs = torch.cat(losses)
+    return pairs.mean() if len(pairs) else rewards.sum() * 0.0
+
+
+def _augment(
+    images: torch.Tensor, masks: torch.Tensor, strength: str, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mirror the whole batch or not; `strong` also turns it, swaps its colours and inverts them."""
+    coins = torch.rand(5, generator=generator) < 0.5
+    permutation = torch.randperm(3, generator=generator)
+    if coins[0]:
+        images, masks = images.flip(-1), masks.flip(-1)
+    if strength == "strong":
+        if coins[1]:
+            images, masks = images.flip(-2), masks.flip(-2)
+        if coins[2]:
+            images, masks = images.transpose(-1, -2), masks.transpose(-1, -2)
+        if coins[3]:
+            images = images[:, permutation]
+        if coins[4]:
+            images = -images
+    return images.contiguous(memory_format=torch.channels_last), masks.contiguous()
+
+
+def covariance_penalty(features: torch.Tensor) -> torch.Tensor:
+    """Sum of squared off-diagonal covariances over the dimension; features [B, d]."""
+    centred = features - features.mean(0)
+    covariance = centred.T @ centred / max(1, len(features) - 1)
+    return (covariance.square().sum() - covariance.diagonal().square().sum()) / features.shape[1]
