@@ -24,6 +24,7 @@ COMMANDS = (
     release.import_prefpaint,
     release.export_prefpaint,
     training.reward,
+    release.import_prefpaint_reward,
     training.align,
     results.evaluate,
     results.report,

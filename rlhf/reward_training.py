@@ -118,7 +118,7 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int) -> Fe
     the covariance of features keeps them apart (VICReg, arXiv:2105.04906, eq. 4).
     """
     torch.manual_seed(seed)
-    network = FeatureNetwork(build_backbone(config.backbone), config.feature_dim)
+    network = FeatureNetwork(build_backbone(config.backbone, config.frozen_share), config.feature_dim)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.05)
