@@ -154,7 +154,7 @@ def _import_prompt(
         except _LeaveOutError as reason:
             left_out.add(f"labels whose {reason}", f"{image_id}_{k}")
             continue
-        append["candidates"](_candidate_row(image_id, k, _resample(picture, options.size_px)))
+        append["candidates"](_candidate_row(folder, image_id, k, picture, options.size_px))
         append["annotations"](_annotation_row(image_id, k, score, options.score_range))
         kept += 1
     if kept:
@@ -216,9 +216,11 @@ def _prompt_row(prompt: _Prompt, split: str) -> dict[str, Any]:
     }
 
 
-def _candidate_row(image_id: str, k: int, picture: Image.Image) -> dict[str, Any]:
-    """Seed, policy and sampler of a released picture are not known: null."""
-    known = {"prompt_id": image_id, "sample_index": k, "image": image_cell(encode_png(picture), f"{image_id}_{k}.png")}
+def _candidate_row(folder: Path, image_id: str, k: int, picture: Image.Image, size_px: int | None) -> dict[str, Any]:
+    """Seed, policy and sampler of a released picture are not known: null. A picture that is kept keeps its bytes."""
+    path = inpaint_path(folder, image_id, k)
+    data = path.read_bytes() if size_px is None else encode_png(_resample(picture, size_px))
+    known = {"prompt_id": image_id, "sample_index": k, "image": image_cell(data, path.name)}
     return dict.fromkeys(CANDIDATES.names) | known
 
 
@@ -235,14 +237,16 @@ def source_of(image_id: str) -> str:
 
 
 def hole_family(mask: np.ndarray, image_id: str) -> str:
-    """`boundary_band` or `boundary_square` where the known pixels are one rectangle; `warp` if the id says so.
+    """`warp` if the id says so; `boundary_band` or `boundary_square` where the known pixels are one rectangle.
 
     A band is as high as the image. Everything else is `unknown`. Shapes: mask bool [H, W], True = hole.
     """
+    if "warp" in image_id.lower():
+        return "warp"
     rows, columns = np.flatnonzero(~mask.all(1)), np.flatnonzero(~mask.all(0))
     if len(rows) and not mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].any():
         return "boundary_band" if len(rows) == len(mask) else "boundary_square"
-    return "warp" if "warp" in image_id.lower() else "unknown"
+    return "unknown"
 
 
 def describe(summary: dict[str, Any]) -> Iterator[str]:

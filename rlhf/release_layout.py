@@ -24,8 +24,14 @@ MASK_THRESHOLD = 125
 """Values of the mask from here on are the hole."""
 NOT_DATA = {"readme", "license", "licence", "requirements", "import", "export"}
 """Names, without suffix, of files that never hold ids or labels."""
+MAX_ID_BYTES = 200
+"""Longest id; file systems allow 255 bytes, of which the endings need some."""
 EXAMPLES = 5
 """Names kept of each reason for leaving something out."""
+
+
+class _Pairs(list):
+    """A JSON object as its pairs, since a name that is repeated must not vanish unseen."""
 
 
 class LeftOut:
@@ -73,7 +79,8 @@ def inpaint_path(folder: Path, image_id: str, k: int) -> Path:
 
 def is_file_name(image_id: str) -> bool:
     """Whether an id can be part of a file's name on every system, and leads out of no folder."""
-    return bool(image_id) and image_id.isprintable() and not set(image_id) & set('/\\:*?"<>|') and image_id[0] != "."
+    is_plain = image_id.isprintable() and not set(image_id) & set('/\\:*?"<>|')
+    return is_plain and 0 < len(image_id.encode()) <= MAX_ID_BYTES and image_id[0] != "."
 
 
 def find_file(folder: Path, name: str | None, suffix: str, option: str) -> Path:
@@ -121,19 +128,19 @@ def read_labels(
 ) -> tuple[dict[str, dict[int, float]], set[str]]:
     """Scores by id and k, of both forms, and the names of all labels, usable or not.
 
-    What is no score within `score_range` (ends included) is left out.
+    What is no score within `score_range` (ends included) is left out; of a repeated name the first one counts.
     Raises UserError where the file is no JSON object.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
+        record = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(record, dict):
+    if not isinstance(record, _Pairs):
         raise UserError(f'{path}: must be an object such as {{"ID_0": [score, rank]}}')
     scores: defaultdict[str, dict[int, float]] = defaultdict(dict)
     names: set[str] = set()
-    for name, value in record.items():
-        for key, label in (value if isinstance(value, dict) else {name: value}).items():
+    for name, value in record:
+        for key, label in value if isinstance(value, _Pairs) else [(name, value)]:
             image_id, _, k = key.rpartition("_")
             score = _score(label)
             names.add(key)

@@ -72,7 +72,7 @@ def test_what_cannot_be_used_is_counted_by_reason_with_names(tmp_path: Path) -> 
     labels = {name: [1.0, 1] for name in labels_of(folder) if not name.startswith("lone")}
     labels |= {"good_2": ["high", 1], "stranger_0": [1.0, 1], "no index": [1.0, 1], "size_2": [7.5, 1]}
     write_labels(folder, labels)
-    (folder / "train.txt").write_text("\n".join([*names, "good", "", "../good"]))
+    (folder / "train.txt").write_text("\n".join([*names, "good", "", "../good", "x" * 300]))
     summary = import_release(folder, tmp_path / "out", DEFAULTS)
     assert {k: summary[k] for k in ("ids", "prompts", "candidates", "annotations")} == {
         "ids": 8,
@@ -82,7 +82,7 @@ def test_what_cannot_be_used_is_counted_by_reason_with_names(tmp_path: Path) -> 
     }
     assert left_out(summary) == {
         "ids listed twice": 1,
-        "ids that cannot be file names": 1,
+        "ids that cannot be file names": 2,
         "ids without a label": 1,
         "ids without a usable picture": 1,
         "ids whose mask is missing": 1,
@@ -108,6 +108,15 @@ def test_a_label_that_is_no_number_is_left_out(tmp_path: Path, bad: object) -> N
     write_labels(folder, {**labels_of(folder), "a_1": bad})
     summary = import_release(folder, tmp_path / "out", DEFAULTS)
     assert summary["annotations"] == 2
+
+
+def test_of_a_label_given_twice_the_first_counts_in_either_form(tmp_path: Path) -> None:
+    folder = write_release(tmp_path / "release", ("a",))
+    text = '{"a_0": [1, 3], "a": {"a_1": [2, 2], "a_2": [3, 1], "a_1": [7, 1]}, "a_0": [7, 1]}'
+    (folder / "labels.json").write_text(text)
+    summary = import_release(folder, tmp_path / "out", DEFAULTS)
+    assert left_out(summary) == {"labels given twice": 2}
+    assert [row["overall"] for row in read_table(tmp_path / "out/annotations", ANNOTATIONS)] == [1.0, 2.0, 3.0]
 
 
 def test_where_nothing_is_left_the_reasons_are_an_error_and_nothing_is_written(tmp_path: Path) -> None:
