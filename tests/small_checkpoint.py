@@ -11,7 +11,22 @@ TRUE |= {"context": 77, "hidden": 512, "features": 256, "feed_forward": 1024}
 
 def release_state(sizes: dict[str, int] = SMALL, seed: int = 0) -> Weights:
     """Every tensor of the release, at random; the encoder layer's template differs from the layer that is used."""
-    s = sizes
+    shapes, norms = _shapes(sizes)
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in shapes.items():
+        fan_in = shape[0] if name.endswith("proj") else torch.Size(shape[1:]).numel()
+        scale = fan_in**-0.5 if len(shape) > 1 else 0.3
+        state[name] = scale * torch.randn(shape, generator=generator)
+    for name, width in norms.items():
+        state[f"{name}.weight"] = 1 + 0.2 * torch.randn(width, generator=generator)
+        state[f"{name}.bias"] = 0.2 * torch.randn(width, generator=generator)
+    state["mlp.last_layer_weight"] = state["mlp.last_layer.weight"]
+    return state
+
+
+def _shapes(s: dict[str, int]) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Shapes of all tensors but those of layer norms, and the widths of these."""
     token, grid = 2 * s["embedding"], s["image"] // s["patch"]
     shapes: dict[str, tuple[int, ...]] = {
         "clip_model.visual.class_embedding": (s["width"],),
@@ -22,11 +37,9 @@ def release_state(sizes: dict[str, int] = SMALL, seed: int = 0) -> Weights:
         "clip_model.text_projection": (s["text"], s["embedding"]),
         "clip_model.logit_scale": (),
         "clip_model.token_embedding.weight": (s["words"], s["text"]),
-        "mlp.layers.0.weight": (s["hidden"], token),
-        "mlp.layers.0.bias": (s["hidden"],),
-        "mlp.layers.2.weight": (s["features"], s["hidden"]),
-        "mlp.layers.2.bias": (s["features"],),
         "mlp.last_layer.weight": (1, s["features"]),
+        **_linear("mlp.layers.0", s["hidden"], token),
+        **_linear("mlp.layers.2", s["features"], s["hidden"]),
     }
     norms = {"clip_model.visual.ln_pre": s["width"], "clip_model.visual.ln_post": s["width"]}
     norms["clip_model.ln_final"] = s["text"]
@@ -41,18 +54,7 @@ def release_state(sizes: dict[str, int] = SMALL, seed: int = 0) -> Weights:
         shapes |= _linear(f"{layer}.linear1", s["feed_forward"], token)
         shapes |= _linear(f"{layer}.linear2", token, s["feed_forward"])
         norms |= {f"{layer}.norm1": token, f"{layer}.norm2": token}
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for name, shape in shapes.items():
-        scale = (
-            (shape[0] if name.endswith("proj") else torch.Size(shape[1:]).numel()) ** -0.5 if len(shape) > 1 else 0.3
-        )
-        state[name] = scale * torch.randn(shape, generator=generator)
-    for name, width in norms.items():
-        state[f"{name}.weight"] = 1 + 0.2 * torch.randn(width, generator=generator)
-        state[f"{name}.bias"] = 0.2 * torch.randn(width, generator=generator)
-    state["mlp.last_layer_weight"] = state["mlp.last_layer.weight"]
-    return state
+    return shapes, norms
 
 
 def _attention(name: str, width: int) -> dict[str, tuple[int, ...]]:
