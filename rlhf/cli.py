@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from rlhf.commands import data, results, training
+from rlhf.commands import data, release, results, training
 from rlhf.errors import UserError
 
 app = typer.Typer(
@@ -21,7 +21,10 @@ COMMANDS = (
     data.prompts,
     data.candidates,
     data.annotate,
+    release.import_prefpaint,
+    release.export_prefpaint,
     training.reward,
+    release.import_prefpaint_reward,
     training.align,
     results.evaluate,
     results.report,

@@ -98,7 +98,10 @@ class RewardConfig(Section):
     """The reward model and its bound."""
 
     backbone: str = "small"
-    """`small`, or a CLIP vision model: a folder or a hub name."""
+    """`small`, a CLIP vision model (a folder or a hub name), or `prefpaint-release:` and the file of PrefPaint's
+    released reward model."""
+    frozen_share: Share = 0.7
+    """Share of CLIP's layers, from the first, that are not trained (PrefPaint: 0.7); at 1 all of it is fixed."""
     feature_dim: Count = 48
     """Length of the features z, without the constant."""
     epochs: Count = 12

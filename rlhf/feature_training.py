@@ -25,7 +25,7 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: 
     With `out`, `learning_curve.jsonl` is written there, and a training that was interrupted goes on.
     """
     torch.manual_seed(seed)
-    network = FeatureNetwork(build_backbone(config.backbone), config.feature_dim)
+    network = FeatureNetwork(build_backbone(config.backbone, config.frozen_share), config.feature_dim)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained, held_out = _hold_out(data, config, seed)
     training = FeatureTraining(network, trained, config, seed)

@@ -117,9 +117,9 @@ def composite(generated: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) 
     return torch.where(mask > 0.5, rounded, image)
 
 
-def blank_hole(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The masked image: hole pixels set to 0 in [-1, 1] (mid-grey), as diffusers does."""
-    return image * (mask < 0.5)
+def blank_hole(image: torch.Tensor, mask: torch.Tensor, value: float = 0.0) -> torch.Tensor:
+    """The masked image: hole pixels set to 0 in [-1, 1] (mid-grey), as diffusers does, or to another value."""
+    return image * (mask < 0.5) if value == 0 else torch.where(mask < 0.5, image, value)
 
 
 def square_crop(image: Image.Image, rng: np.random.Generator, *, size: int, scale: tuple[float, float]) -> Image.Image:

@@ -3,22 +3,19 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlhf.bound import RidgeHead, trust_weight
+from rlhf.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.errors import UserError
 from rlhf.hole_statistics import COUNT, hole_statistics
-from rlhf.images import blank_hole
+from rlhf.release_backbone import ReleaseBackbone, load_release
 from rlhf.storage import atomic_write, atomic_write_json
-
-if TYPE_CHECKING:
-    from transformers import CLIPVisionModel
 
 SCHEMA_VERSION = 3
 
@@ -33,49 +30,27 @@ class SmallBackbone(nn.Module):
         return hole_statistics(images, masks)
 
 
-class ClipBackbone(nn.Module):
-    """A CLIP vision tower on the inpainting and on the masked image, concatenated (PrefPaint, section 5)."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, tower: "CLIPVisionModel", frozen_share: float = 0.7) -> None:
-        super().__init__()
-        self.tower = tower
-        layers = tower.vision_model.encoder.layers if hasattr(tower, "vision_model") else tower.encoder.layers
-        for layer in layers[: round(frozen_share * len(layers))]:
-            layer.requires_grad_(False)
-        self.output_dim = 2 * tower.config.hidden_size
-        self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1))
-
-    def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] and [B, 1, H, W] to [B, output_dim]."""
-        both = [self._embed(x) for x in (images, blank_hole(images, masks))]
-        return torch.cat(both, dim=1)
-
-    def _embed(self, images: torch.Tensor) -> torch.Tensor:
-        size = self.tower.config.image_size
-        resized = F.interpolate(
-            (images + 1) / 2, size=(size, size), mode="bicubic", antialias=True, align_corners=False
-        )
-        return self.tower(pixel_values=(resized.clamp(0, 1) - self.mean) / self.std).pooler_output
+Backbone = SmallBackbone | ClipBackbone | ReleaseBackbone
+RELEASE_KIND = "prefpaint-release"
+"""`kind` in the reward.json of a folder that holds PrefPaint's released checkpoint."""
+RELEASE_PREFIX = f"{RELEASE_KIND}:"
 
 
-Backbone = SmallBackbone | ClipBackbone
-
-
-def build_backbone(name: str) -> Backbone:
-    """`small`, or the CLIP vision model in a folder or hub repository of that name."""
+def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backbone:
+    """`small`, `prefpaint-release:CHECKPOINT`, or the CLIP vision model in a folder or hub repository of that name."""
     if name == "small":
         return SmallBackbone()
+    if name.startswith(RELEASE_PREFIX):
+        return load_release(Path(name.removeprefix(RELEASE_PREFIX)), frozen_share)[0]
     from transformers import CLIPVisionModel
 
     try:
-        return ClipBackbone(CLIPVisionModel.from_pretrained(name))
+        return ClipBackbone(CLIPVisionModel.from_pretrained(name), frozen_share)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"reward.backbone: {name!r} is neither `small` nor a CLIP vision model ({reason})") from error
+        raise UserError(
+            f"reward.backbone: {name!r} is neither `small`, `{RELEASE_PREFIX}FILE` nor a CLIP vision model ({reason})"
+        ) from error
 
 
 MAX_LENGTH = 1.5
@@ -241,17 +216,22 @@ class RewardModel:
         )
 
 
-def load_reward(folder: Path) -> RewardModel:
+def load_reward(folder: Path) -> Reward:
     """Open a reward folder; UserError where it is incomplete or of another architecture."""
     try:
         record = json.loads((folder / "reward.json").read_text())
+        if record.get("kind") == RELEASE_KIND:
+            # Imported here, since its scores are this module's.
+            from rlhf.release_reward import load_released_reward
+
+            return load_released_reward(folder, record)
         if record["schema_version"] != SCHEMA_VERSION:
             raise UserError(f"{folder}: schema {record['schema_version']}, but this version reads {SCHEMA_VERSION}")
         network = FeatureNetwork(build_backbone(record["backbone"]), record["feature_dim"])
         network.load_state_dict(load_file(folder / "model.safetensors"))
         head = load_file(folder / "head.safetensors")
         calibration = Calibration(**record["calibration"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a complete reward folder ({error}); run `rlhf reward` again") from error
     ridge_head = RidgeHead(weight=head["weight"], cholesky=head["cholesky"], ridge=calibration.ridge)
     return RewardModel(

@@ -4,7 +4,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from rlhf.errors import UserError
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it to `path`.
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` to be filled; at the block's end it is flushed to disk and renamed to `path`.
 
-    Raises UserError where the folder cannot be written; a previous file then stays as it was.
+    Where the block raises, a previous file stays as it was. Raises UserError where the folder cannot be
+    written; the block itself must turn its OSErrors that mean something else.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +27,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         os.close(descriptor)
         temporary = Path(name)
         try:
-            write(temporary)
+            yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
@@ -35,6 +38,15 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another --out"
         ) from error
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it to `path`.
+
+    Raises UserError where the folder cannot be written; a previous file then stays as it was.
+    """
+    with atomic_path(path) as temporary:
+        write(temporary)
 
 
 def atomic_write_text(path: Path, text: str) -> None:

@@ -1,7 +1,8 @@
 """The Parquet tables that stages hand over, and their checks on the way in."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write
+from rlhf.storage import atomic_path
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -65,10 +66,39 @@ EVALUATION = pa.schema(
 )
 
 
+ROWS_PER_GROUP = 100
+"""Rows that are held in memory at once when a table is written or read as a stream."""
+
+
 def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path) -> None:
     """Write rows as zstd Parquet, whole or not at all; image columns carry Hugging Face's metadata."""
-    table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata(_hub_metadata(schema)))
-    atomic_write(path, lambda temporary: pq.write_table(table, temporary, compression="zstd", row_group_size=100))
+    with open_table(schema, path) as append:
+        for row in rows:
+            append(row)
+
+
+@contextmanager
+def open_table(schema: pa.Schema, path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A table that is written row by row, a row group at a time; `path` appears when the block ends well.
+
+    Gives the function that appends a row. Where the block raises, a previous file stays as it was.
+    """
+    full = schema.with_metadata(_hub_metadata(schema))
+    pending: list[dict[str, Any]] = []
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, full, compression="zstd") as writer:
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(pending, schema=full))
+            pending.clear()
+
+        def append(row: dict[str, Any]) -> None:
+            pending.append(row)
+            if len(pending) == ROWS_PER_GROUP:
+                flush()
+
+        yield append
+        if pending:
+            flush()
 
 
 def _hub_metadata(schema: pa.Schema) -> dict[str, str]:
@@ -89,24 +119,31 @@ def read_table(folder: Path, schema: pa.Schema) -> list[dict[str, Any]]:
     Raises UserError that names the file and the column where a file is unreadable, a column is
     missing or of another type, or there is no row at all.
     """
+    return list(stream_table(folder, schema))
+
+
+def stream_table(folder: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:
+    """The rows of `read_table` one after another, with a row group in memory; the same errors."""
     paths = [folder] if folder.is_file() else sorted(folder.glob("*.parquet"))
     if not paths:
         raise UserError(f"{folder}: no Parquet files there; run the stage that writes them first")
-    rows: list[dict[str, Any]] = []
+    is_empty = True
     for path in paths:
-        rows += _read_file(path, schema).to_pylist()
-    if not rows:
+        for row in _stream_file(path, schema):
+            is_empty = False
+            yield row
+    if is_empty:
         raise UserError(f"{folder}: holds no rows")
-    return rows
 
 
-def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
+def _stream_file(path: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:
     try:
-        file = pq.ParquetFile(path)
-        missing = [name for name in schema.names if name not in file.schema_arrow.names]
-        if missing:
-            raise UserError(f"{path}: column {', '.join(missing)} missing; expected {', '.join(schema.names)}")
-        return file.read(columns=schema.names).select(schema.names).cast(schema)
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in schema.names if name not in file.schema_arrow.names]
+            if missing:
+                raise UserError(f"{path}: column {', '.join(missing)} missing; expected {', '.join(schema.names)}")
+            for batch in file.iter_batches(ROWS_PER_GROUP, columns=schema.names):
+                yield from pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_pylist()
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise UserError(f"{path}: not a Parquet file of this kind ({error}); write it again") from error
 

@@ -176,6 +176,15 @@ def test_clip_trains_only_the_last_30_percent_of_its_layers(layers: int) -> None
     assert trained == list(range(round(0.7 * layers), layers))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_frozen_share_counts_layers_from_the_first_and_takes_what_is_below_them(share: float) -> None:
+    trained = {name for name, p in ClipBackbone(tiny_tower(10), share).named_parameters() if p.requires_grad}
+    layers = {n for n in range(10) if any(f"layers.{n}." in name for name in trained)}
+    assert layers == set(range(round(10 * share), 10))
+    assert any("embeddings" in name or "pre_layrnorm" in name for name in trained) == (share == 0)
+    assert any("post_layernorm" in name for name in trained) == (share < 1)
+
+
 def test_clip_embeds_the_inpainting_and_the_masked_image() -> None:
     backbone, (images, masks) = ClipBackbone(tiny_tower()).eval(), batch()
     with torch.no_grad():

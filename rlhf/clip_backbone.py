@@ -1,0 +1,79 @@
+"""A CLIP vision tower that looks at an inpainting twice: as it is, and with its hole blanked."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rlhf.images import blank_hole
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
+
+PAPER_FROZEN_SHARE = 0.7
+"""Of CLIP's layers (PrefPaint, section 5)."""
+
+
+class ClipBackbone(nn.Module):
+    """A CLIP vision tower on the inpainting and on the masked image, concatenated (PrefPaint, section 5)."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        tower: "CLIPVisionModel | CLIPVisionModelWithProjection",
+        frozen_share: float = PAPER_FROZEN_SHARE,
+        *,
+        hole_value: float = 0.0,
+    ) -> None:
+        """The first `frozen_share` of the layers, and the embeddings below them, are not trained; at 1 nothing is.
+
+        Args:
+            tower: its projected embedding is taken where it has one, else its pooled output.
+            frozen_share: 0 to 1.
+            hole_value: what holes are blanked with, in [-1, 1].
+        """
+        super().__init__()
+        self.tower = tower
+        self.hole_value = hole_value
+        _freeze(tower, frozen_share)
+        has_projection = hasattr(tower, "visual_projection")
+        self.output_dim = 2 * (tower.config.projection_dim if has_projection else tower.config.hidden_size)
+        self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] and [B, 1, H, W] to [B, output_dim]."""
+        both = [self._embed(x) for x in (images, blank_hole(images, masks, self.hole_value))]
+        return torch.cat(both, dim=1)
+
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """CLIP's input [B, 3, S, S]: bicubic with antialiasing to its size (as PIL does), then normalised.
+
+        CLIP itself crops what is not square; here it is squeezed, since the hole may lie at the border.
+        """
+        size = self.tower.config.image_size
+        resized = F.interpolate(
+            (images + 1) / 2, size=(size, size), mode="bicubic", antialias=True, align_corners=False
+        )
+        return (resized.clamp(0, 1) - self.mean) / self.std
+
+    def _embed(self, images: torch.Tensor) -> torch.Tensor:
+        output = self.tower(pixel_values=self.pixels(images))
+        return output.image_embeds if hasattr(output, "image_embeds") else output.pooler_output
+
+
+def _freeze(tower: "CLIPVisionModel | CLIPVisionModelWithProjection", share: float) -> None:
+    """Freeze the first `share` of the layers and what lies below them; at 1 the whole tower."""
+    vision = tower.vision_model if hasattr(tower, "vision_model") else tower
+    layers = vision.encoder.layers
+    frozen = round(share * len(layers))
+    for layer in layers[:frozen]:
+        layer.requires_grad_(False)
+    if frozen:
+        vision.embeddings.requires_grad_(False)
+        vision.pre_layrnorm.requires_grad_(False)
+    if share == 1:
+        tower.requires_grad_(False)

@@ -1,0 +1,73 @@
+"""PrefPaint's own release: its data in and out, its reward model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhf.commands.options import Config, Out, Overrides, resolve_config
+from rlhf.errors import UserError
+
+
+def import_prefpaint(
+    folder: Annotated[Path, typer.Argument(help="Folder with masks, masks_color and inpaint.")],
+    out: Out,
+    ids: Annotated[str | None, typer.Option(help="File of ids in it; default: its only .txt file.")] = None,
+    labels: Annotated[str | None, typer.Option(help="File of labels in it; default: its only .json file.")] = None,
+    split: Annotated[str, typer.Option(help="Split of all prompts.")] = "train",
+    size_px: Annotated[int | None, typer.Option(help="Resample pictures to this side.", min=8)] = None,
+    score_range: Annotated[tuple[float, float], typer.Option(help="Lowest and highest score.")] = (0.0, 7.0),
+) -> None:
+    """Turn PrefPaint's released data into prompts, candidates and annotations."""
+    from rlhf.release_import import ReleaseImport, describe, import_release
+
+    options = ReleaseImport(ids=ids, labels=labels, split=split, size_px=size_px, score_range=score_range)
+    for line in describe(import_release(folder, out, options)):
+        print(line)
+
+
+def export_prefpaint(
+    prompts: Annotated[Path, typer.Argument(help="Folder of prompts.")],
+    candidates: Annotated[Path, typer.Argument(help="Folder of candidates.")],
+    annotations: Annotated[Path, typer.Argument(help="Folder of annotations.")],
+    out: Out,
+) -> None:
+    """Write annotated candidates in the layout of PrefPaint's release."""
+    from rlhf.release_export import export_release
+    from rlhf.release_layout import describe_left_out
+
+    summary = export_release(prompts, candidates, annotations, out)
+    print(f"{summary['pictures']} pictures of {summary['ids']} prompts in {out}")
+    for line in describe_left_out(summary["left_out"]):
+        print(line)
+
+
+def import_prefpaint_reward(
+    checkpoint: Annotated[Path, typer.Argument(help="Released reward model: .pt, .pth or .safetensors.")],
+    v_inverse: Annotated[Path, typer.Argument(help="Released V_inverse.pt.")],
+    out: Out,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts to calibrate the bound on.")] = None,
+    candidates: Annotated[Path | None, typer.Option(help="Their candidates.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Their annotations.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make a reward folder of PrefPaint's released reward model."""
+    given = [folder for folder in (prompts, candidates, annotations) if folder is not None]
+    if 0 < len(given) < 3:
+        raise UserError("import-prefpaint-reward: --prompts, --candidates and --annotations go together")
+    resolved = resolve_config(config, overrides)
+    from rlhf.annotated_images import join_annotations
+    from rlhf.annotators import load_annotations
+    from rlhf.candidates import load_candidates
+    from rlhf.prompts import load_prompts
+    from rlhf.release_reward import adopt_release, calibrate
+
+    adopt_release(checkpoint, v_inverse, out)
+    if prompts is None or candidates is None or annotations is None:
+        print(f"reward in {out}; no annotations to calibrate it on, so its bounds are infinite")
+        return
+    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
+    data = join_annotations(by_id, load_candidates(candidates, by_id), load_annotations(annotations))
+    fitted = calibrate(out, data, resolved.reward.coverage)
+    print(f"reward in {out}: multiplier {fitted.conformal:.3g} for coverage {fitted.coverage} on {fitted.annotations}")

@@ -1,0 +1,170 @@
+"""The layout in which PrefPaint's preference data were released: names of files, ids and labels.
+
+    ids.txt                              one image id per line
+    masks/{id}_mask.png                  white = hole, threshold 125
+    masks_color/{id}_mask_color.png      the image with its hole painted over
+    inpaint/{id}_{k}.png                 the inpaintings
+    labels.json                          {"{id}_{k}": [score, rank]}, or grouped {id: {"{id}_{k}": [score, rank]}}
+
+Rank 1 is the best of an id's inpaintings. Released: PrefPaint (arXiv:2410.21966), section 4, and its code.
+"""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import UserError
+
+IDS_NAME = "ids.txt"
+LABELS_NAME = "labels.json"
+MASK_THRESHOLD = 125
+"""Values of the mask from here on are the hole."""
+NOT_DATA = {"readme", "license", "licence", "requirements", "import", "export"}
+"""Names, without suffix, of files that never hold ids or labels."""
+MAX_ID_BYTES = 200
+"""Longest id; file systems allow 255 bytes, of which the endings need some."""
+EXAMPLES = 5
+"""Names kept of each reason for leaving something out."""
+
+
+class _Pairs(list):
+    """A JSON object as its pairs, since a name that is repeated must not vanish unseen."""
+
+
+class LeftOut:
+    """Counts what an import or export leaves out, by reason, with the first few names."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, reason: str, name: str) -> None:
+        """One more thing of this name left out for this reason."""
+        self.counts[reason] += 1
+        if len(self.examples[reason]) < EXAMPLES:
+            self.examples[reason].append(name)
+
+    def record(self) -> dict[str, Any]:
+        """{reason: {"count": n, "examples": [names]}}, most frequent first."""
+        return {r: {"count": n, "examples": self.examples[r]} for r, n in self.counts.most_common()}
+
+    def __str__(self) -> str:
+        return "; ".join(f"{count} {reason}" for reason, count in self.counts.most_common()) or "nothing"
+
+
+def describe_left_out(record: dict[str, Any]) -> Iterator[str]:
+    """A line for people on each reason of `LeftOut.record`."""
+    for reason, found in record.items():
+        more = ", ..." if found["count"] > len(found["examples"]) else ""
+        yield f"left out: {found['count']} {reason} ({', '.join(found['examples'])}{more})"
+
+
+def mask_path(folder: Path, image_id: str) -> Path:
+    """The mask of an id."""
+    return folder / "masks" / f"{image_id}_mask.png"
+
+
+def color_path(folder: Path, image_id: str) -> Path:
+    """The image of an id with its hole painted over."""
+    return folder / "masks_color" / f"{image_id}_mask_color.png"
+
+
+def inpaint_path(folder: Path, image_id: str, k: int) -> Path:
+    """The k-th inpainting of an id."""
+    return folder / "inpaint" / f"{image_id}_{k}.png"
+
+
+def is_file_name(image_id: str) -> bool:
+    """Whether an id can be part of a file's name on every system, and leads out of no folder."""
+    is_plain = image_id.isprintable() and not set(image_id) & set('/\\:*?"<>|')
+    return is_plain and 0 < len(image_id.encode()) <= MAX_ID_BYTES and image_id[0] != "."
+
+
+def find_file(folder: Path, name: str | None, suffix: str, option: str) -> Path:
+    """The named file in `folder`, or its only file with that suffix.
+
+    Raises UserError where it is missing, or where several could be meant: then `option` must say which.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name the folder that holds masks, masks_color and inpaint")
+    if name is not None:
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; {option} names a {suffix} file relative to {folder}")
+        return path
+    found = sorted(p for p in folder.glob(f"*{suffix}") if p.is_file() and p.stem.lower() not in NOT_DATA)
+    if not found:
+        raise UserError(f"{folder}: holds no {suffix} file; name one by {option}")
+    if len(found) > 1:
+        names = ", ".join(p.name for p in found[:6])
+        raise UserError(f"{folder}: {len(found)} files could be meant ({names}); choose one by {option}")
+    return found[0]
+
+
+def read_ids(path: Path, left_out: LeftOut) -> list[str]:
+    """The ids of a text file, each once, in its order; repeated ones and those that name no file are left out."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable text file ({error}); it must hold one id per line") from error
+    ids: dict[str, None] = {}
+    for image_id in filter(None, map(str.strip, lines)):
+        if image_id in ids:
+            left_out.add("ids listed twice", image_id)
+        elif not is_file_name(image_id):
+            left_out.add("ids that cannot be file names", image_id[:80])
+        else:
+            ids[image_id] = None
+    if not ids:
+        raise UserError(f"{path}: holds no id; it must hold one per line")
+    return list(ids)
+
+
+def read_labels(
+    path: Path, left_out: LeftOut, score_range: tuple[float, float]
+) -> tuple[dict[str, dict[int, float]], set[str]]:
+    """Scores by id and k, of both forms, and the names of all labels, usable or not.
+
+    What is no score within `score_range` (ends included) is left out; of a repeated name the first one counts.
+    Raises UserError where the file is no JSON object.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(record, _Pairs):
+        raise UserError(f'{path}: must be an object such as {{"ID_0": [score, rank]}}')
+    scores: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    names: set[str] = set()
+    for name, value in record:
+        for key, label in value if isinstance(value, _Pairs) else [(name, value)]:
+            image_id, _, k = key.rpartition("_")
+            score = _score(label)
+            names.add(key)
+            if not image_id or not _is_index(k):
+                left_out.add("labels whose name is not {id}_{k}", key[:80])
+            elif score is None:
+                left_out.add("labels whose score is no number", key)
+            elif not score_range[0] <= score <= score_range[1]:
+                left_out.add("labels whose score is out of range", key)
+            elif int(k) in scores[image_id]:
+                left_out.add("labels given twice", key)
+            else:
+                scores[image_id][int(k)] = score
+    return dict(scores), names
+
+
+def _is_index(text: str) -> bool:
+    """Whether `text` is a non-negative 32-bit number written as `str` writes it."""
+    return text.isascii() and text.isdigit() and text == str(int(text[:10])) and int(text) < 2**31
+
+
+def _score(label: Any) -> float | None:
+    if isinstance(label, list) and label:
+        label = label[0]
+    if isinstance(label, bool) or not isinstance(label, int | float):
+        return None
+    return float(label) if math.isfinite(label) else None
