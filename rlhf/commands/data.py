@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 import typer
 
 from rlhf.commands.options import Config, Out, Overrides, PromptsFolder, resolve_config, save_config
-from rlhf.errors import UserError
 
 Selection = Literal["random", "uncertain"]
 
