@@ -55,12 +55,13 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; UserError where the address is taken or not this machine's."""
+    """A socket that takes connections; UserError where the address is taken or not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(128)
     except (OSError, OverflowError) as error:
         listener.close()
         raise UserError(f"{host}:{port}: cannot be listened on ({error}); choose another --host or --port") from error

@@ -4,6 +4,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_parts import save_small_reward
 from small_study import judge, marks, open_small_study, write_study
@@ -13,8 +14,10 @@ from rlhf.annotation_export import export_annotations, export_by_hand, refuse_pe
 from rlhf.annotation_items import load_items, order_prompts
 from rlhf.annotation_store import TaskRefused
 from rlhf.annotators import load_annotations
-from rlhf.candidates import prompts_of
+from rlhf.candidates import load_candidates, prompts_of
 from rlhf.errors import UserError
+from rlhf.prompts import load_prompts
+from rlhf.reward_model import load_reward
 from rlhf.tables import ANNOTATIONS, CANDIDATES, PAGE_ANNOTATIONS, image_cell, read_table, write_table
 
 
@@ -289,7 +292,15 @@ def test_uncertain_prompts_come_first_where_a_reward_is_given(tmp_path: Path) ->
     shuffled = order_prompts(items, "random", None, seed=0)
     assert sorted(shuffled) == sorted(items.prompt_ids)
     assert shuffled == order_prompts(items, "random", None, seed=0)
-    ranked = order_prompts(items, "uncertain", save_small_reward(tmp_path / "reward"), seed=0)
-    assert sorted(ranked) == sorted(items.prompt_ids)
+    reward = save_small_reward(tmp_path / "reward")
+    ranked = order_prompts(items, "uncertain", reward, seed=0)
+    prompts = {p.prompt_id: p for p in load_prompts(folder / "prompts")}
+    uncertainty: dict[str, list[float]] = {name: [] for name in prompts}
+    for (name, _), image in load_candidates(folder, prompts).items():
+        scored = load_reward(reward).score(image[None], prompts[name].mask[None])
+        uncertainty[name].append(float(scored.uncertainty))
+    means = [np.mean(uncertainty[name]) for name in ranked]
+    assert len(means) == 6
+    assert means == sorted(means, reverse=True)
     with pytest.raises(UserError, match="belong together"):
         order_prompts(items, "uncertain", None, seed=0)
