@@ -9,7 +9,7 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,7 +203,7 @@ class AnnotationStore:
     def _is_free(self, prompt_id: str, taken: Mapping[str, int]) -> bool:
         return taken.get(prompt_id, 0) < self.assignment.overlap
 
-    def _repeat_due(self, annotator: str, own: list[Any], *, is_last: bool) -> str | None:
+    def _repeat_due(self, annotator: str, own: Sequence[Any], *, is_last: bool) -> str | None:
         """A prompt that the person judged a while ago, where their share of repeats is not reached."""
         firsts = [row.prompt_id for row in own if row.round == 0 and row.state == "done"]
         repeated = {row.prompt_id for row in own if row.round == 1}

@@ -1,5 +1,7 @@
 """A small candidates folder with its prompts, as people annotate it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 from small_parts import small_prompts, write_prompts
@@ -61,3 +63,13 @@ def judge(store: AnnotationStore, annotator: str, value: float = 4.0) -> str:
     store.save_marks(task.key, {position: marks(value) for position in range(len(task.sample_order))})
     store.finish(task.key)
     return task.prompt_id
+
+
+def start_server(folder: Path, *options: object, port: int = 0) -> tuple[subprocess.Popen, str]:
+    """`rlhf annotate` of `folder/candidates` into `folder/out`, and its address."""
+    command = [sys.executable, "-m", "rlhf", "annotate", folder / "candidates", "--out", folder / "out"]
+    arguments = list(map(str, [*command, "--port", port, *options]))
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    return process, next(word for word in line.split() if word.startswith("http")).rstrip("/")

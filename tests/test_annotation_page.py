@@ -4,8 +4,6 @@ import io
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ import pytest
 import requests
 from fastapi.testclient import TestClient
 from PIL import Image
-from small_study import Clock, open_small_study, write_study
+from small_study import Clock, open_small_study, start_server, write_study
 
 from rlhf.annotators import load_annotations
 from rlhf.errors import UserError
@@ -210,15 +208,6 @@ def test_a_port_in_use_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"127.0.0.1:{port}: cannot be listened on"):
             listen("127.0.0.1", port)
-
-
-def start_server(folder: Path) -> tuple[subprocess.Popen, str]:
-    """`rlhf annotate` on a free port, and its address."""
-    command = [sys.executable, "-m", "rlhf", "annotate", folder / "candidates", "--out", folder / "out", "--port", "0"]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    return process, next(word for word in line.split() if word.startswith("http")).rstrip("/")
 
 
 def test_kill_9_loses_no_judgement_and_sigterm_exports(tmp_path: Path) -> None:
