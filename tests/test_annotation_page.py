@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,6 +179,15 @@ def test_agreement_counts_images_that_two_people_scored(tmp_path: Path) -> None:
         figures = page.get("/agreement").json()
     assert figures["images_scored_by_several"] == 3
     assert figures["krippendorff_alpha"]["overall"] is not None
+
+
+def test_a_database_that_fails_is_answered_in_json(tmp_path: Path) -> None:
+    with client(tmp_path) as (page, _):
+        with sqlite3.connect(tmp_path / "annotations" / "annotations.db") as other:
+            other.execute("ALTER TABLE tasks RENAME TO gone")
+        answer = page.post("/api/next", json=PERSON)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "database_unavailable"
 
 
 def test_with_a_token_nothing_is_shown_without_it(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rlhf.annotation_export import export_annotations, export_by_hand, refuse_pe
 from rlhf.annotation_items import load_items, order_prompts
 from rlhf.annotation_store import TaskRefused
 from rlhf.annotators import load_annotations
-from rlhf.candidates import load_candidates, prompts_of
+from rlhf.candidates import keep_prompts, load_candidates, prompts_of
 from rlhf.errors import UserError
 from rlhf.prompts import load_prompts
 from rlhf.reward_model import load_reward
@@ -280,6 +280,8 @@ def test_prompts_are_found_beside_the_candidates(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "candidates")
     assert prompts_of(folder, None) == folder / "prompts"
     assert prompts_of(folder, tmp_path) == tmp_path
+    keep_prompts(folder / "prompts", tmp_path / "other")
+    assert load_prompts(prompts_of(tmp_path / "other", None))[0].prompt_id == "p0"
     with pytest.raises(UserError, match="--prompts"):
         prompts_of(tmp_path, None)
     with pytest.raises(UserError, match="no such folder"):

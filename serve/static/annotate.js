@@ -4,6 +4,8 @@
 const MARKS = ["structure", "texture", "overall"];
 const SAVE_DELAY_MS = 150;
 const RETRY_MS = 3000;
+const PASSING = ["unreachable", "database_unavailable"]; // refusals that time may mend
+const OUTDATED = ["lease_expired", "task_closed", "unknown_task"]; // refusals after which the page asks anew
 
 const $ = (id) => document.getElementById(id);
 const leaseMs = Number(document.body.dataset.leaseS) * 1000;
@@ -62,7 +64,8 @@ async function act(work) {
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     tell(error.message);
-    if (["lease_expired", "task_closed", "unknown_task"].includes(error.code)) await reload().catch(() => {});
+    if (OUTDATED.includes(error.code)) await reload().catch(() => {});
+    else if (pending.size && PASSING.includes(error.code)) saveLater(RETRY_MS);
   } finally {
     isBusy = false;
     showMissing();
@@ -87,8 +90,12 @@ function queue(position) {
   if (marks === null) return;
   pending.set(position, marks);
   $("saved").textContent = "Saving …";
+  saveLater(SAVE_DELAY_MS);
+}
+
+function saveLater(delayMs) {
   clearTimeout(saveTimer);
-  saveTimer = setTimeout(() => flush().catch(retry), SAVE_DELAY_MS);
+  saveTimer = setTimeout(() => flush().catch(retry), delayMs);
 }
 
 function flush() {
@@ -108,8 +115,8 @@ function retry(error) {
   if (!(error instanceof Refusal)) throw error;
   tell(error.message);
   $("saved").textContent = "Not saved yet";
-  if (error.code === "lease_expired" || error.code === "task_closed") act(reload);
-  else saveTimer = setTimeout(() => flush().catch(retry), RETRY_MS);
+  if (OUTDATED.includes(error.code)) act(reload);
+  else if (PASSING.includes(error.code)) saveLater(RETRY_MS);
 }
 
 function renew() {
