@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlhf.agreement import write_agreement
 from rlhf.config import AnnotatorsConfig
 from rlhf.errors import UserError
 from rlhf.gold_judge import gold_utility
@@ -41,7 +42,8 @@ def simulate_annotations(
     """Score every candidate 0-7 (whole marks) into `out/annotations.parquet`; returns the number of rows.
 
     An annotator has a constant bias drawn once; each mark adds fresh noise. Every candidate is
-    scored by `marks_per_candidate` of them, so that the noise can be measured.
+    scored by `marks_per_candidate` of them, so that the noise can be measured. How far they agree
+    goes to `out/agreement.json`.
     """
     rng = np.random.default_rng([seed, 11])
     bias = rng.normal(0.0, config.bias_sd, size=config.count)
@@ -66,6 +68,7 @@ def simulate_annotations(
                 }
             )
     write_table(rows, ANNOTATIONS, out / "annotations.parquet")
+    write_agreement(rows, out)
     return len(rows)
 
 

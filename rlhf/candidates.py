@@ -12,7 +12,7 @@ from rlhf.policy import Policy
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
 from rlhf.rollout import RolloutPlan, rollout
-from rlhf.tables import CANDIDATES, image_cell, read_table, write_table
+from rlhf.tables import CANDIDATES, PROMPTS, image_cell, read_table, write_table
 
 
 def make_candidates(policy: Policy, prompts: list[Prompt], out: Path, config: CandidatesConfig, *, seed: int) -> int:
@@ -84,3 +84,22 @@ def load_candidates(folder: Path, prompts: dict[str, Prompt]) -> dict[tuple[str,
     if not images:
         raise UserError(f"{folder}: no candidate belongs to these prompts; check that both are of one run")
     return images
+
+
+def keep_prompts(prompts: Path, candidates: Path) -> None:
+    """Copy the prompts beside the candidates made from them, where `prompts_of` looks."""
+    write_table(read_table(prompts, PROMPTS), PROMPTS, candidates / "prompts" / "prompts.parquet")
+
+
+def prompts_of(candidates: Path, given: Path | None) -> Path:
+    """Where the prompts of these candidates are: the folder that was given, else their own copy.
+
+    Raises UserError where the candidates folder does not exist or holds no copy.
+    """
+    if given is not None:
+        return given
+    if not candidates.is_dir():
+        raise UserError(f"{candidates}: no such folder; name one that `rlhf candidates` wrote")
+    if not (candidates / "prompts" / "prompts.parquet").is_file():
+        raise UserError(f"{candidates}: no copy of the prompts in prompts/; name their folder with --prompts")
+    return candidates / "prompts"

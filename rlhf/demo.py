@@ -70,7 +70,7 @@ def stage_commands(out: Path, images: Path, eval_images: Path) -> list[tuple[str
         ("prompts", ["prompts", "--images", str(images), "--split", "train", "--out", prompts]),
         ("held-out prompts", ["prompts", "--images", str(eval_images), "--split", "test", "--out", held_out]),
         ("candidates", ["candidates", "--prompts", prompts, "--out", candidates]),
-        ("annotations", ["annotate", "--simulated", *given, "--out", annotations]),
+        ("annotations", ["annotate", candidates, "--simulated", "--prompts", prompts, "--out", annotations]),
         ("reward", ["reward", *given, "--annotations", annotations, "--out", reward]),
         ("align", ["align", "--prompts", prompts, "--reward", reward, "--out", align]),
         (

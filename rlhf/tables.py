@@ -50,6 +50,10 @@ ANNOTATIONS = pa.schema(
         ("is_simulated", pa.bool_()),
     ]
 )
+MARKS = ("structure", "texture", "overall")
+"""The columns that hold a person's marks, each 0-7."""
+PAGE_ANNOTATIONS = ANNOTATIONS.append(pa.field("round", pa.int32()))
+"""What the annotation page exports: round 1 is a prompt shown to the same person a second time."""
 EVALUATION = pa.schema(
     [
         ("prompt_id", pa.string()),

@@ -1,5 +1,6 @@
 """Simulated annotators: bias and noise as configured, and the checks on what people wrote."""
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def simulate(shares: list[float], out: Path, seed: int = 0, **changes: Any) -> l
     rows = read_table(out, ANNOTATIONS)
     assert len(rows) == count
     return rows
+
+
+def test_the_agreement_of_simulated_annotators_stands_beside_their_marks(tmp_path: Path) -> None:
+    simulate([0.0, 0.3, 0.6, 1.0], tmp_path, count=3, marks_per_candidate=2)
+    figures = json.loads((tmp_path / "agreement.json").read_text())
+    assert figures["is_simulated"]
+    assert figures["images_scored_by_several"] == 4
+    assert -1 <= figures["krippendorff_alpha"]["overall"] <= 1
 
 
 def test_marks_rise_with_utility_from_0_to_7() -> None:

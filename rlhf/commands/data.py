@@ -1,12 +1,13 @@
 """Prompts, candidates, annotations."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from rlhf.commands.options import CandidatesFolder, Config, Out, Overrides, PromptsFolder, resolve_config, save_config
-from rlhf.errors import UserError
+from rlhf.commands.options import Config, Out, Overrides, PromptsFolder, resolve_config, save_config
+
+Selection = Literal["random", "uncertain"]
 
 
 def prompts(
@@ -35,33 +36,69 @@ def candidates(
 ) -> None:
     """Sample inpaintings for annotation."""
     resolved = resolve_config(config, overrides)
-    from rlhf.candidates import make_candidates
+    from rlhf.candidates import keep_prompts, make_candidates
     from rlhf.policy import load_policy
     from rlhf.prompts import load_prompts
 
     save_config(resolved, out)
     loaded = load_prompts(prompts, split=split)
     model = load_policy(resolved.model, policy)
+    keep_prompts(prompts, out)
     count = make_candidates(model, loaded, out, resolved.candidates, seed=resolved.seed)
     print(f"{count} candidates in {out}")
 
 
 def annotate(
-    prompts: PromptsFolder,
-    candidates: CandidatesFolder,
+    candidates: Annotated[Path, typer.Argument(help="Folder that `rlhf candidates` wrote.")],
     out: Out,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="Prompts; default: the candidates' copy.")] = None,
     simulated: Annotated[bool, typer.Option("--simulated", help="Let simulated annotators score.")] = False,
+    host: Annotated[str, typer.Option(help="Address to bind; beyond this machine a token is asked for.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 takes a free one.")] = 8001,
+    database: Annotated[str | None, typer.Option(help="postgresql://... default: OUT/annotations.db.")] = None,
+    overlap: Annotated[int, typer.Option(min=1, help="People that each prompt is given to.")] = 1,
+    repeat: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of prompts shown twice to the same person.")
+    ] = 0.05,
+    lease_minutes: Annotated[float, typer.Option(min=0.05, help="Idle minutes until a prompt goes to another.")] = 10,
+    select: Annotated[Selection, typer.Option(help="Order of the prompts; `uncertain` needs --reward.")] = "random",
+    reward: Annotated[Path | None, typer.Option("--reward", help="Reward folder, for `--select uncertain`.")] = None,
+    export: Annotated[bool, typer.Option("--export", help="Only write OUT/annotations.parquet anew.")] = False,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Score candidates 0-7 on structure, texture and overall."""
-    if not simulated:
-        raise UserError("annotate: this version has no annotation page yet; add --simulated")
+    """Score candidates 0-7 on structure, texture and overall, on a web page that several people share."""
     resolved = resolve_config(config, overrides)
+    from rlhf.candidates import prompts_of
+
+    prompts = prompts_of(candidates, prompts)
+    if simulated:
+        _simulate(resolved, candidates, prompts, out)
+        return
+    from rlhf.annotation_export import export_by_hand, open_study
+    from rlhf.annotation_items import load_items, order_prompts
+    from rlhf.annotation_store import Assignment
+
+    items = load_items(candidates, prompts)
+    if export:
+        print(f"{export_by_hand(items, out, database)} judgements in {out / 'annotations.parquet'}")
+        return
+    from serve.annotation_server import run
+
+    order = order_prompts(items, select, reward, seed=resolved.seed)
+    assignment = Assignment(order=order, overlap=overlap, repeat=repeat, lease_s=60 * lease_minutes, seed=resolved.seed)
+    store = open_study(items, assignment, out, database)
+    save_config(resolved, out)
+    run(store, items, out, host, port)
+
+
+def _simulate(resolved, candidates: Path, prompts: Path, out: Path) -> None:  # noqa: ANN001
+    from rlhf.annotation_export import refuse_peoples_annotations
     from rlhf.annotators import simulate_annotations
     from rlhf.candidates import load_candidates
     from rlhf.prompts import load_prompts
 
+    refuse_peoples_annotations(out)
     save_config(resolved, out)
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images = load_candidates(candidates, by_id)

@@ -1,0 +1,75 @@
+"""From the page's database to the tables that the reward stage reads."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlhf.agreement import write_agreement
+from rlhf.annotation_database import AnnotationDatabase, sqlite_url
+from rlhf.annotation_items import AnnotationItems
+from rlhf.annotation_store import AnnotationStore, Assignment
+from rlhf.errors import UserError
+from rlhf.tables import PAGE_ANNOTATIONS, write_table
+
+DATABASE_FILE = "annotations.db"
+
+
+def export_annotations(store: AnnotationStore, out: Path) -> int:
+    """Write all judgements to `out/annotations.parquet` and their agreement to `out/agreement.json`.
+
+    Returns the number of rows; where there is none, nothing is written.
+    """
+    rows = store.rows()
+    if not rows:
+        return 0
+    for row in rows:
+        row["annotated_at"] = datetime.fromtimestamp(row.pop("judged_at"), UTC)
+        row["is_simulated"] = False
+    write_table(rows, PAGE_ANNOTATIONS, out / "annotations.parquet")
+    write_agreement(rows, out)
+    return len(rows)
+
+
+def open_study(items: AnnotationItems, assignment: Assignment, out: Path, database: str | None) -> AnnotationStore:
+    """The store of these candidates, in `database` or else in `out/annotations.db`.
+
+    Raises UserError where the database cannot be opened or is of other candidates, or `out` holds
+    annotations that an export would overwrite.
+    """
+    refuse_foreign_annotations(out)
+    opened = AnnotationDatabase(database or sqlite_url(out / DATABASE_FILE), items.fingerprint)
+    return AnnotationStore(opened, {name: sorted(samples) for name, samples in items.candidates.items()}, assignment)
+
+
+def export_by_hand(items: AnnotationItems, out: Path, database: str | None) -> int:
+    """Export without a server; returns the number of judgements. Raises UserError where there is none."""
+    if database is None and not (out / DATABASE_FILE).is_file():
+        raise UserError(f"{out}: no {DATABASE_FILE} there; name the folder that was annotated into, or --database")
+    store = open_study(items, Assignment(order=tuple(items.prompt_ids)), out, database)
+    count = export_annotations(store, out)
+    store.database.close()
+    if not count:
+        raise UserError(f"{store.database.name}: holds no judgements yet; start the page without --export")
+    return count
+
+
+def refuse_foreign_annotations(out: Path) -> None:
+    """Raise UserError where `out` holds annotations that no page exported: they would be overwritten."""
+    path = out / "annotations.parquet"
+    if not path.is_file():
+        return
+    try:
+        is_ours = "round" in pq.read_schema(path).names
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: not a Parquet file ({error}); remove it or choose another --out") from error
+    if not is_ours:
+        raise UserError(f"{path}: holds annotations from elsewhere (simulated ones?); choose another --out")
+
+
+def refuse_peoples_annotations(out: Path) -> None:
+    """Raise UserError where `out` holds people's judgements, which simulated ones would overwrite."""
+    path = out / "annotations.parquet"
+    if (out / DATABASE_FILE).exists() or (path.is_file() and "round" in pq.read_schema(path).names):
+        raise UserError(f"{out}: holds people's annotations; choose another --out for simulated ones")
