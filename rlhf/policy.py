@@ -80,7 +80,7 @@ def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
     """
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    device = _device(config.device)
+    device = resolve_device(config.device)
     name = resolve_model(config.path)
     try:
         pipeline = StableDiffusionInpaintPipeline.from_pretrained(
@@ -112,7 +112,8 @@ def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
     )
 
 
-def _device(choice: str) -> torch.device:
+def resolve_device(choice: str) -> torch.device:
+    """The device of `model.device`; UserError where `cuda` is asked for and there is none."""
     if choice == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device: cuda asked for, but PyTorch sees no GPU; use auto or cpu")
     return torch.device("cuda" if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()) else "cpu")

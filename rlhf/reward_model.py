@@ -157,6 +157,8 @@ class Calibration:
     """On part C; trust weights are scaled by it."""
     trust_k: float
     trust_b: float
+    uncertainty_quantile: float | None = None
+    """0.95 quantile of the uncertainty on part B; beyond it an image is out of distribution. None in older folders."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,8 @@ from rlhf.storage import atomic_write_json
 
 MIN_EFFECTIVE_RANK = 4.0
 """Features below it have collapsed."""
+OUTLYING = 0.95
+"""Quantile of the uncertainty on part B beyond which an image is out of distribution."""
 
 
 def train_reward(
@@ -77,6 +79,7 @@ def train_reward(
         median_uncertainty=float(uncertainty.median()),
         trust_k=config.trust_k,
         trust_b=config.trust_b,
+        uncertainty_quantile=float(uncertainty.quantile(OUTLYING)),
     )
     model = RewardModel(
         network=network, head=head, calibration=calibration, backbone=config.backbone, feature_dim=config.feature_dim
