@@ -15,9 +15,9 @@ from actors.rollout_sampler import RolloutSampler
 from actors.run_progress import follow_metrics
 from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
+from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
-from rlhf.policy import resolve_device
 from rlhf.prompts import load_prompts
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
 from rlhf.storage import atomic_write_text

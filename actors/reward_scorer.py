@@ -6,8 +6,8 @@ import torch
 
 from actors.messages import RolloutReceipt
 from rlhf.config import RunConfig
+from rlhf.devices import resolve_device
 from rlhf.errors import UserError
-from rlhf.policy import resolve_device
 from rlhf.prompts import Prompt
 from rlhf.rewards.build import build_rewards
 from rlhf.rewards.scores import Scores

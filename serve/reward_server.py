@@ -10,8 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from rlhf.config import ModelConfig
+from rlhf.devices import resolve_device
 from rlhf.errors import UserError
-from rlhf.policy import resolve_device
 from rlhf.rewards.build import build_reward
 from rlhf.rewards.entry import RewardEntry
 from rlhf.rewards.scores import RewardSource
