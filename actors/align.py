@@ -7,6 +7,7 @@ from pathlib import Path
 import ray
 import ray.exceptions
 import ray.train
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.learner_loop import learner_loop
@@ -15,10 +16,9 @@ from actors.rollout_sampler import RolloutSampler
 from actors.run_progress import follow_metrics
 from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
-from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
-from rlhf.prompts import load_prompts
+from rlhf.prompts import Prompt, load_prompts
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
 from rlhf.storage import atomic_write_text
 
@@ -43,9 +43,7 @@ def align(
     wanted = config.align.prompts_per_update
     if len(by_id) < wanted:
         raise UserError(f"{prompts}: {len(by_id)} training prompts, but align.prompts_per_update is {wanted}")
-    config = config.model_copy(update={"rewards": with_absolute_paths(config.rewards)})
-    check_captions(config.rewards, by_id.values())
-    build_rewards(config.rewards, reward, resolve_device(config.model.device))
+    config = check_rewards(config, reward, by_id)
     last = out / f"policy-{config.align.updates:06d}"
     start_ray(config, address)
     try:
@@ -63,6 +61,18 @@ def align(
         if address is None:
             ray.shutdown()
     return last
+
+
+def check_rewards(config: RunConfig, reward: Path | None, prompts: dict[str, Prompt]) -> RunConfig:
+    """The configuration with the rewards' folders made absolute, since actors start elsewhere.
+
+    Raises UserError where a reward does not load, or reads a caption that a prompt does not have.
+    """
+    config = config.model_copy(update={"rewards": with_absolute_paths(config.rewards)})
+    check_captions(config.rewards, prompts.values())
+    # Only to see that they load: the scorers hold them, and this machine may have no GPU.
+    build_rewards(config.rewards, reward, torch.device("cpu"))
+    return config
 
 
 def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
