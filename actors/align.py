@@ -2,33 +2,39 @@
 
 import logging
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+import ray.exceptions
 import ray.train
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.learner_loop import learner_loop
 from actors.reward_scorer import RewardScorer
 from actors.rollout_sampler import RolloutSampler
+from actors.run_progress import follow_metrics
 from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
-from rlhf.progress import progress_bar
-from rlhf.prompts import load_prompts
-from rlhf.reward_model import load_reward
+from rlhf.prompts import Prompt, load_prompts
+from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
 from rlhf.storage import atomic_write_text
 
 
 def align(
-    config: RunConfig, prompts: Path, reward: Path, out: Path, *, resume: bool = False, address: str | None = None
+    config: RunConfig,
+    prompts: Path,
+    reward: Path | None,
+    out: Path,
+    *,
+    resume: bool = False,
+    address: str | None = None,
 ) -> Path:
     """Align the model to the reward; returns the last policy folder.
 
+    `reward` is the reward folder; None where `config.rewards` names all that is needed.
     Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints below
     `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
     """
@@ -37,7 +43,7 @@ def align(
     wanted = config.align.prompts_per_update
     if len(by_id) < wanted:
         raise UserError(f"{prompts}: {len(by_id)} training prompts, but align.prompts_per_update is {wanted}")
-    load_reward(reward)
+    config = check_rewards(config, reward, by_id)
     last = out / f"policy-{config.align.updates:06d}"
     start_ray(config, address)
     try:
@@ -49,12 +55,24 @@ def align(
             "prompt_ids": sorted(by_id),
             "out": str(out.resolve()),
         }
-        with _progress(out, config.align.updates):
+        with follow_metrics(out, config.align):
             _fit(make_trainer(setup, out), out)
     finally:
         if address is None:
             ray.shutdown()
     return last
+
+
+def check_rewards(config: RunConfig, reward: Path | None, prompts: dict[str, Prompt]) -> RunConfig:
+    """The configuration with the rewards' folders made absolute, since actors start elsewhere.
+
+    Raises UserError where a reward does not load, or reads a caption that a prompt does not have.
+    """
+    config = config.model_copy(update={"rewards": with_absolute_paths(config.rewards)})
+    check_captions(config.rewards, prompts.values())
+    # Only to see that they load: the scorers hold them, and this machine may have no GPU.
+    build_rewards(config.rewards, reward, torch.device("cpu"))
+    return config
 
 
 def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
@@ -86,7 +104,7 @@ def start_ray(config: RunConfig, address: str | None) -> None:
     ray.init(num_cpus=wanted, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def start_actors(config: RunConfig, prompts: dict, reward: Path) -> tuple[list, list]:
+def start_actors(config: RunConfig, prompts: dict, reward: Path | None) -> tuple[list, list]:
     """Samplers and scorers; Ray restarts those that die and retries the call in flight."""
     cluster = config.cluster
     options = {
@@ -100,7 +118,8 @@ def start_actors(config: RunConfig, prompts: dict, reward: Path) -> tuple[list, 
     sampler_actor = ray.remote(**options)(RolloutSampler)
     scorer_actor = ray.remote(**options)(RewardScorer)
     samplers = [sampler_actor.remote(config, shared) for _ in range(cluster.samplers)]
-    scorers = [scorer_actor.remote(config, reward.resolve(), shared) for _ in range(cluster.scorers)]
+    folder = reward.resolve() if reward is not None else None
+    scorers = [scorer_actor.remote(config, folder, shared) for _ in range(cluster.scorers)]
     return samplers, scorers
 
 
@@ -131,34 +150,18 @@ def _fit(trainer: TorchTrainer, out: Path) -> None:
         trainer.fit()
     except ray.train.WorkerGroupError as error:
         for failure in error.worker_failures.values():
-            cause = getattr(failure, "cause", None) or failure.__cause__ or failure
-            if isinstance(cause, UserError):
+            cause = _find_user_error(failure)
+            if cause is not None:
                 raise cause from error
         raise
     if not read_metrics(out):
         raise UserError(f"{out}: the run wrote no metrics")
 
 
-@contextmanager
-def _progress(out: Path, updates: int) -> Iterator[None]:
-    """A bar that follows `metrics.jsonl`, which the learner writes in another process."""
-    is_done = threading.Event()
-    thread = threading.Thread(target=_follow, args=(out, updates, is_done), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_done.set()
-        thread.join()
-
-
-def _follow(out: Path, updates: int, is_done: threading.Event) -> None:
-    with progress_bar(stage="align", total=updates, initial=len(read_metrics(out))) as bar:
-        is_last = False
-        while not is_last:
-            is_last = is_done.wait(0.5)
-            lines = read_metrics(out)
-            if len(lines) > bar.n:
-                figures = lines[-1]
-                bar.set_postfix(reward=f"{figures['reward']:.3f}", kl=f"{figures['kl_to_base']:.4f}", refresh=False)
-                bar.update(len(lines) - bar.n)
+def _find_user_error(error: BaseException | None) -> UserError | None:
+    """The UserError inside the wrappers that each process puts around it; Ray's own name the traceback."""
+    while error is not None:
+        if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayTaskError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None

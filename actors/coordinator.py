@@ -1,24 +1,49 @@
 """Plain code on learner rank 0: hands out rollouts, proves the weights, completes groups, shares the work."""
 
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import ray
 import torch
 
-from actors.messages import BatchShare, RolloutReceipt, RolloutTask, Scores, UpdateWork, WeightsNotice
+from actors.messages import BatchShare, RolloutReceipt, RolloutTask, UpdateWork, WeightsNotice
 from rlhf.algorithms import algorithm_of
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.policy import checksum
+from rlhf.rewards.combination import (
+    Scale,
+    combine,
+    join_scores,
+    load_scales,
+    measure_scales,
+    outlying_share,
+    save_scales,
+)
+from rlhf.rewards.scores import Scores
 
 
 class Coordinator:
-    """Everything random in it depends on (seed, update) alone, so it has no state to lose."""
+    """Everything random in it depends on (seed, update) alone, so it has no state to lose.
 
-    def __init__(self, config: RunConfig, prompt_ids: list[str], samplers: list, scorers: list, ranks: int) -> None:
+    The scales of several rewards are measured in update 0, written into the folder `out`, and read from then on.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        prompt_ids: list[str],
+        samplers: list,
+        scorers: list,
+        ranks: int,
+        out: Path | None = None,
+    ) -> None:
         self._config, self._prompt_ids = config, prompt_ids
         self._samplers, self._scorers, self._ranks = samplers, scorers, ranks
+        self._out = out
+        self._weights = {entry.label: entry.weight for entry in config.rewards} or {"model": 1.0}
 
     def collect(self, update: int, weights: dict[str, torch.Tensor]) -> UpdateWork:
         """One rollout of the current weights, scored and divided among the learner ranks.
@@ -36,9 +61,12 @@ class Coordinator:
         verdicts = [self._scorers[i % len(self._scorers)].score.remote(*result) for i, result in enumerate(results)]
         receipts: list[RolloutReceipt] = ray.get([receipt for receipt, _ in results])
         check_receipts(receipts, notice)
-        scores: list[Scores] = ray.get(verdicts)
+        scores: list[dict[str, Scores]] = ray.get(verdicts)
         check_rewards(scores, receipts)
-        batches, metrics = self._weigh(scores, [trajectories for _, trajectories in results])
+        by_reward = join_scores(scores)
+        combined = combine(by_reward, self._weights, self._scales(update, by_reward))
+        batches, metrics = self._weigh(combined, [trajectories for _, trajectories in results])
+        metrics |= reward_metrics(by_reward, combined)
         metrics |= {
             "rollout_s": time.perf_counter() - started,
             "sampler_busy_s": sum(r.duration_s for r in receipts),
@@ -72,11 +100,26 @@ class Coordinator:
             for i in range(0, len(chosen), groups)
         ]
 
-    def _weigh(self, scores: list[Scores], trajectories: list) -> tuple[list[BatchShare], dict[str, float]]:
-        """Advantages over complete groups, trust weights over the whole update."""
+    def _scales(self, update: int, by_reward: Mapping[str, Scores]) -> dict[str, Scale]:
+        """Of the rewards in `rewards:`; the reward folder alone is taken as it is."""
+        entries, align = self._config.rewards, self._config.align
+        if not entries:
+            return {"model": Scale()}
+        assert self._out is not None
+        if update > 0:
+            return load_scales(self._out)
+        is_grouped = align.algorithm == "grpo"
+        scales = measure_scales(entries, by_reward, align.samples_per_prompt, within_prompts=is_grouped)
+        save_scales(scales, self._out)
+        return scales
+
+    def _weigh(self, scores: Scores, trajectories: list) -> tuple[list[BatchShare], dict[str, float]]:
+        """Advantages over complete groups, trust weights over the whole update; 1 where no reward has a bound."""
         align = self._config.align
-        reward = torch.cat([s.reward for s in scores]).float()
-        trust = torch.cat([s.trust_weight for s in scores]).float() if align.trust else torch.ones_like(reward)
+        reward = scores.reward.float()
+        trust = torch.ones_like(reward)
+        if align.trust and scores.trust_weight is not None:
+            trust = scores.trust_weight.float()
         normalised = trust / trust.mean()
         grouped = reward.view(-1, align.samples_per_prompt)
         advantages = algorithm_of(align).compute_advantages(grouped, align).flatten()
@@ -88,7 +131,6 @@ class Coordinator:
         return batches, {
             "reward": float(reward.mean()),
             "reward_std_in_group": float(grouped.std(dim=1).mean()),
-            "uncertainty": float(torch.cat([s.uncertainty for s in scores]).mean()),
             "trust_weight": float(trust.mean()),
             "trust_weight_std": float(normalised.std()),
             "effective_sample_share": float(normalised.sum() ** 2 / normalised.square().sum() / len(normalised)),
@@ -114,11 +156,27 @@ def check_receipts(receipts: list[RolloutReceipt], notice: WeightsNotice) -> Non
             )
 
 
-def check_rewards(scores: list[Scores], receipts: list[RolloutReceipt]) -> None:
-    """UserError naming the prompt whose reward or trust weight is not finite; it never counts as 0."""
-    for score, receipt in zip(scores, receipts, strict=True):
-        is_finite = torch.isfinite(score.reward) & torch.isfinite(score.trust_weight)
-        if not bool(is_finite.all()):
-            first = int((~is_finite).nonzero()[0, 0])
-            prompt_id = receipt.prompt_ids[first * len(receipt.prompt_ids) // len(score.reward)]
-            raise UserError(f"align: the reward of prompt {prompt_id} is {float(score.reward[first])}; update refused")
+def reward_metrics(by_reward: Mapping[str, Scores], combined: Scores) -> dict[str, float]:
+    """Uncertainty and share out of distribution, where they are known; and the mean of each of several rewards."""
+    metrics = {}
+    if combined.uncertainty is not None:
+        metrics["uncertainty"] = float(combined.uncertainty.mean())
+    ood_share = outlying_share(by_reward)
+    if ood_share is not None:
+        metrics["ood_share"] = ood_share
+    if len(by_reward) > 1:
+        metrics |= {f"rewards/{name}": float(part.reward.mean()) for name, part in by_reward.items()}
+    return metrics
+
+
+def check_rewards(scores: Sequence[Mapping[str, Scores]], receipts: list[RolloutReceipt]) -> None:
+    """UserError naming prompt and reward where a reward or its bound is not finite; it never counts as 0."""
+    for verdicts, receipt in zip(scores, receipts, strict=True):
+        for name, part in verdicts.items():
+            columns = [c for c in (part.reward, part.uncertainty, part.trust_weight) if c is not None]
+            is_finite = torch.isfinite(torch.stack(columns)).all(0)
+            if not bool(is_finite.all()):
+                first = int((~is_finite).nonzero()[0, 0])
+                prompt_id = receipt.prompt_ids[first * len(receipt.prompt_ids) // len(part.reward)]
+                value = float(part.reward[first])
+                raise UserError(f"align: the reward of prompt {prompt_id} is {value} (reward {name}); update refused")

@@ -34,7 +34,7 @@ def learner_loop(setup: dict[str, Any]) -> None:
     rank, ranks = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.cluster.threads_per_learner)
     learner = _start_learner(config, ranks)
-    coordinator = Coordinator(config, setup["prompt_ids"], setup["samplers"], setup["scorers"], ranks)
+    coordinator = Coordinator(config, setup["prompt_ids"], setup["samplers"], setup["scorers"], ranks, out)
     first = _resume(learner)
     log = MetricsLog(out, first_update=first) if rank == 0 else None
 

@@ -41,15 +41,6 @@ class RolloutReceipt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """A scorer's verdict on a task's images, each float64 [B], in the order of the trajectories."""
-
-    reward: torch.Tensor
-    uncertainty: torch.Tensor
-    trust_weight: torch.Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
 class BatchShare:
     """One micro-batch for one learner rank."""
 

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from rlhf.commands import data, release, results, training
+from rlhf.commands import data, release, results, rewards, training
 from rlhf.errors import UserError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ COMMANDS = (
     results.report,
     results.export,
     results.serve,
+    rewards.reward_server,
     results.quality,
     training.pretrain,
     results.demo,

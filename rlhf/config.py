@@ -2,25 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0)]
-PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
+from rlhf.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
+from rlhf.rewards.entry import RewardEntry
 
 
 def _ascending(values: tuple[float, float]) -> tuple[float, float]:
     if values[0] > values[1]:
         raise ValueError("the smaller share comes first")
     return values
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -177,6 +168,9 @@ class AlignConfig(Section):
     """Of the KL to the base policy, in nats per latent element."""
     trust: bool = True
     """Weigh each sample by the trust weight of its reward."""
+    ood_alarm: Share = 0.5
+    """A warning is printed where more than this share of the rewards is out of distribution: their uncertainty
+    lies beyond the 0.95 quantile that was calibrated."""
     trainable: Literal["lora", "full"] = "lora"
     """What is trained: LoRA adapters or the whole UNet."""
     lora_rank: Count = 16
@@ -264,12 +258,24 @@ class RunConfig(Section):
     """Stage `rlhf annotate --simulated`."""
     reward: RewardConfig = RewardConfig()
     """Stage `rlhf reward`."""
+    rewards: tuple[RewardEntry, ...] = ()
+    """What `rlhf align` climbs: the weighted sum of these; none is the reward folder alone."""
     align: AlignConfig = AlignConfig()
     """Stage `rlhf align`."""
     cluster: ClusterConfig = ClusterConfig()
     """Processes of `rlhf align`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Stage `rlhf evaluate`."""
+
+    @model_validator(mode="after")
+    def _rewards_are_told_apart(self) -> "RunConfig":
+        names = [entry.label for entry in self.rewards]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"rewards: {names.count(name)} are called {name!r}; give each its own `name`")
+        if self.rewards and not any(entry.weight for entry in self.rewards):
+            raise ValueError("rewards: all weights are 0, so there is nothing to climb")
+        return self
 
     @model_validator(mode="after")
     def _ranks_share_evenly(self) -> "RunConfig":

@@ -2,13 +2,14 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
+from rlhf.rewards.entry import RewardEntry
 
 
 def load_config(file: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
@@ -65,10 +66,20 @@ def _explain(error: ValidationError, file: Path | None) -> str:
 
 
 def _keys_at(path: list[str]) -> list[str]:
-    section: type[BaseModel] = RunConfig
+    section: Any = RunConfig
     for part in path:
-        section = section.model_fields[part].annotation  # type: ignore[assignment]
+        # `rewards` is a tuple of sections; its items are named by numbers.
+        section = get_args(section)[0] if part.isdigit() else section.model_fields[part].annotation
     return list(section.model_fields)
+
+
+def parse_reward(record: dict[str, Any]) -> RewardEntry:
+    """One entry of `rewards:`; UserError that says which key is off."""
+    try:
+        return RewardEntry.model_validate(record)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))} {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        raise UserError(f"reward: {'; '.join(problems).strip()}") from error
 
 
 def dump_config(config: RunConfig) -> str:

@@ -27,7 +27,7 @@ SECTIONS = {
     "candidates": ("model", "candidates"),
     "annotations": ("annotators",),
     "reward": ("reward",),
-    "align": ("model", "align", "cluster"),
+    "align": ("model", "rewards", "align", "cluster"),
     "evaluate": ("model", "evaluate"),
 }
 """Sections of the configuration that a stage rests on; a change there outdates it and all that follow."""

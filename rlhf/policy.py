@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from transformers.utils import logging as transformers_logging
 
 from rlhf.config import ModelConfig
+from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.storage import atomic_write_json
 
@@ -80,7 +81,7 @@ def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
     """
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    device = _device(config.device)
+    device = resolve_device(config.device)
     name = resolve_model(config.path)
     try:
         pipeline = StableDiffusionInpaintPipeline.from_pretrained(
@@ -110,12 +111,6 @@ def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
         precision=config.precision,
         version=version,
     )
-
-
-def _device(choice: str) -> torch.device:
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise UserError("model.device: cuda asked for, but PyTorch sees no GPU; use auto or cpu")
-    return torch.device("cuda" if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def _set_attention(pipeline: StableDiffusionInpaintPipeline, choice: str, device: torch.device) -> None:

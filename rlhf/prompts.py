@@ -41,6 +41,8 @@ class Prompt:
     """float32 [3, H, W] in [-1, 1], hole included: the original, which policies never see."""
     mask: torch.Tensor
     """float32 [1, H, W], 1 = repaint."""
+    caption: str = ""
+    """What the image shows, for rewards that read text."""
 
 
 def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, split: str | None = None) -> int:
@@ -137,4 +139,5 @@ def _decode(row: dict[str, Any], folder: Path) -> Prompt:
         split=row["split"],
         image=image_to_tensor(image),
         mask=mask_to_tensor(mask),
+        caption=row["caption"] or "",
     )

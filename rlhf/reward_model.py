@@ -146,6 +146,8 @@ class Calibration:
     """On part C; trust weights are scaled by it."""
     trust_k: float
     trust_b: float
+    uncertainty_quantile: float | None = None
+    """0.95 quantile of the uncertainty on part C; beyond it an image is out of distribution. None in older folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +165,8 @@ class ScoredImages:
     """exp(-k u + b), not divided by its mean."""
     features: torch.Tensor
     """[B, d]."""
+    is_outlying: torch.Tensor | None = None
+    """bool: less certain than 95 % of the calibrated images; None where that is not known."""
 
 
 class Reward(Protocol):
@@ -197,6 +201,7 @@ class RewardModel:
             theorem_width=c.theorem * uncertainty,
             trust_weight=trust_weight(uncertainty, c.median_uncertainty, c.trust_k, c.trust_b),
             features=features,
+            is_outlying=None if c.uncertainty_quantile is None else uncertainty > c.uncertainty_quantile,
         )
 
     def save(self, folder: Path) -> None:

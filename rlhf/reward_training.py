@@ -26,6 +26,8 @@ MIN_EFFECTIVE_RANK = 4.0
 """Features below it have collapsed."""
 FIRST_RIDGE = 1.0
 """lambda of the head of part A, which V has no part in."""
+OUTLYING = 0.95
+"""Quantile of the uncertainty on part C beyond which an image is out of distribution."""
 
 
 def train_reward(
@@ -91,6 +93,7 @@ def fit_reward(
         median_uncertainty=float(uncertainty.median()),
         trust_k=config.trust_k,
         trust_b=config.trust_b,
+        uncertainty_quantile=float(uncertainty.quantile(OUTLYING)),
     )
     model = RewardModel(
         network=network, head=head, calibration=calibration, backbone=config.backbone, feature_dim=config.feature_dim

@@ -98,8 +98,8 @@ def write_prompts(prompts: list[Prompt], folder: Path) -> Path:
     return folder
 
 
-def save_small_reward(folder: Path, *, scale: float = 1.0) -> Path:
-    """A random reward model with a sound V."""
+def save_small_reward(folder: Path, *, scale: float = 1.0, quantile: float | None = None) -> Path:
+    """A random reward model with a sound V; images less certain than `quantile` are out of distribution."""
     torch.manual_seed(1)
     network = FeatureNetwork(SmallBackbone(), 8).eval()
     weight = scale * torch.randn(9, dtype=torch.float64)
@@ -115,6 +115,7 @@ def save_small_reward(folder: Path, *, scale: float = 1.0) -> Path:
         median_uncertainty=3.0,
         trust_k=0.05,
         trust_b=0.7,
+        uncertainty_quantile=quantile,
     )
     RewardModel(network=network, head=head, calibration=calibration, backbone="small", feature_dim=8).save(folder)
     return folder

@@ -46,7 +46,7 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     [
         ("align.learning_rat", "align.learning_rate"),
         ("align.prompts_per_updates", "align.prompts_per_update"),
-        ("rewards", "reward"),
+        ("aligns", "align"),
         ("reward.lambda_ridge", "reward.ridge"),
     ],
 )

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from actors.coordinator import check_receipts, check_rewards, prompts_of_update
-from actors.messages import RolloutReceipt, Scores, WeightsNotice
+from actors.messages import RolloutReceipt, WeightsNotice
 from rlhf.errors import UserError
+from rlhf.rewards.scores import Scores
 
 
 def receipt(**changes: object) -> RolloutReceipt:
@@ -39,6 +40,9 @@ def test_a_rollout_of_other_weights_is_refused_by_name(changes: dict) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_reward_that_is_not_finite_names_its_prompt(bad: float) -> None:
-    check_rewards([scores([0, 1, 2, 3])], [receipt()])
-    with pytest.raises(UserError, match="prompt b"):
-        check_rewards([scores([0, 1, bad, 3])], [receipt()])
+    good = scores([0, 1, 2, 3])
+    check_rewards([{"model": good, "seam": Scores(reward=good.reward)}], [receipt()])
+    with pytest.raises(UserError, match="prompt b.*reward seam"):
+        check_rewards([{"model": good, "seam": Scores(reward=scores([0, 1, bad, 3]).reward)}], [receipt()])
+    with pytest.raises(UserError, match="prompt b.*reward model"):
+        check_rewards([{"model": scores([0, 1, bad, 3])}], [receipt()])

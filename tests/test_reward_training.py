@@ -72,6 +72,7 @@ def test_the_report_is_stored_with_all_that_it_promises(trained: tuple[Path, dic
     assert set(report["calibration"]) == {field.name for field in fields(Calibration)}
     assert 4 <= report["effective_rank"] <= CONFIG.feature_dim + 1
     assert report["calibration"]["noise"] > 0
+    assert report["calibration"]["uncertainty_quantile"] > report["calibration"]["median_uncertainty"]
 
 
 def test_a_report_that_rests_on_any_simulated_annotation_says_so(trained: tuple[Path, dict[str, Any]]) -> None:

@@ -11,7 +11,6 @@ from rlhf.commands.options import (
     Out,
     Overrides,
     PromptsFolder,
-    RewardFolder,
     resolve_config,
     save_config,
 )
@@ -46,8 +45,10 @@ def reward(
 
 def align(
     prompts: PromptsFolder,
-    reward: RewardFolder,
     out: Out,
+    reward: Annotated[
+        Path | None, typer.Option("--reward", help="Reward folder; not needed where `rewards:` names all.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
     config: Config = None,

@@ -1,0 +1,1 @@
+"""The kinds of reward, one file each, and their weighted sum."""

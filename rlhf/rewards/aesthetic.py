@@ -1,0 +1,107 @@
+"""LAION's aesthetic predictor: a published MLP on the image embedding of CLIP ViT-L/14; reads no text.
+
+github.com/christophschuhmann/improved-aesthetic-predictor, `sac+logos+ava1-l14-linearMSE`.
+"""
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from rlhf.errors import UserError
+from rlhf.rewards.clip_score import clip_pixels, load_complete
+from rlhf.rewards.scores import Scores
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModelWithProjection
+
+PUBLISHED = "trl-lib/ddpo-aesthetic-predictor"
+PUBLISHED_FILE = "aesthetic-model.pth"
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
+"""What reading files of weights that are none, or of another shape, raises."""
+
+
+class AestheticHead(nn.Module):
+    """The published layers, 768-1024-128-64-16-1 without non-linearities; keys are `layers.0.weight`, ..."""
+
+    def __init__(self, embedding_dim: int = 768) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(embedding_dim, 1024),
+            nn.Dropout(0.2),
+            nn.Linear(1024, 128),
+            nn.Dropout(0.2),
+            nn.Linear(128, 64),
+            nn.Dropout(0.1),
+            nn.Linear(64, 16),
+            nn.Linear(16, 1),
+        )
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """[B, embedding_dim] of length 1 to [B], about 1 to 10."""
+        return self.layers(embeddings)[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aesthetic:
+    """CLIP's image tower and the head on it."""
+
+    tower: "CLIPVisionModelWithProjection"
+    head: AestheticHead
+
+    @torch.no_grad()
+    def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Scores:
+        """Shapes as in RewardSource."""
+        pixels = clip_pixels(images, self.tower.config.image_size).to(self.tower.device)
+        embeddings = nn.functional.normalize(self.tower(pixel_values=pixels).image_embeds, dim=1)
+        return Scores(reward=self.head(embeddings).double().cpu())
+
+
+def load_aesthetic(path: str | None, tower: str, name: str, device: torch.device) -> Aesthetic:
+    """The head from a file, a folder that holds one, or the hub; the tower from a folder or the hub."""
+    from transformers import CLIPVisionModelWithProjection
+
+    clip = load_complete(CLIPVisionModelWithProjection, tower, name, device)
+    head = AestheticHead(clip.config.projection_dim)
+    file = _find_head(path or PUBLISHED, name)
+    try:
+        weights = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+        head.load_state_dict(weights)
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"reward {name}: {file} is not the aesthetic MLP that fits {tower} ({reason})") from error
+    return Aesthetic(tower=clip, head=head.to(device).eval().requires_grad_(False))
+
+
+def _find_head(path: str, name: str) -> Path:
+    place = Path(path)
+    if place.is_file():
+        return place
+    if place.is_dir():
+        found = sorted(p for p in place.iterdir() if p.suffix in (".pth", ".pt", ".safetensors"))
+        if len(found) != 1:
+            raise UserError(
+                f"reward {name}: {place} holds {len(found)} files of weights (.pth, .pt, .safetensors), not one; "
+                "name the file"
+            )
+        return found[0]
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(path, PUBLISHED_FILE))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"reward {name}: {path}: neither a folder nor on the hub ({reason})") from error

@@ -1,0 +1,43 @@
+"""HPSv2: CLIP ViT-H fine-tuned on people's preferences (arXiv:2306.09341); its score is the plain cosine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlhf.images import tensor_to_image
+from rlhf.rewards.clip_score import ClipScore, load_clip_score
+from rlhf.rewards.packages import import_package
+from rlhf.rewards.scores import Scores, texts_of
+
+VERSION = "v2.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hpsv2Package:
+    """The published weights (in open_clip's layout) through the package `hpsv2`, which loads them at each call."""
+
+    name: str
+    package: Any
+    text: str | None
+
+    def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Scores:
+        """Shapes as in RewardSource; UserError where a caption is empty and no text is set."""
+        texts = texts_of(captions, self.text, self.name)
+        reward = torch.full((len(images),), torch.nan, dtype=torch.float64)
+        for text in sorted(set(texts)):
+            rows = [index for index, other in enumerate(texts) if other == text]
+            pictures = [tensor_to_image(images[index]) for index in rows]
+            reward[rows] = torch.tensor(
+                [float(s) for s in self.package.score(pictures, text, hps_version=VERSION)]
+            ).double()
+        return Scores(reward=reward)
+
+
+def load_hpsv2(path: str | None, name: str, device: torch.device, text: str | None) -> ClipScore | Hpsv2Package:
+    """A folder or hub repository converted to a CLIPModel; without a path, the package `hpsv2`."""
+    if path is not None:
+        return load_clip_score(path, name, device, scale=1.0, text=text)
+    remedy = "or set `path` to the weights converted to a transformers CLIPModel"
+    return Hpsv2Package(name=name, package=import_package("hpsv2", "hpsv2", name, remedy), text=text)

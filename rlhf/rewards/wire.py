@@ -1,0 +1,78 @@
+"""What travels between `kind: http` and a reward server: JSON, images as PNG."""
+
+import base64
+import binascii
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rlhf.errors import UserError
+from rlhf.images import decode_image, decode_mask, encode_png, image_to_tensor, mask_to_tensor, tensor_to_image
+
+MAX_IMAGES = 64
+"""Images per request."""
+
+
+class RewardRequest(BaseModel):
+    """A batch to be scored: three lists of equal length."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)]
+    """Base64 of RGB PNGs, all of one size."""
+    masks: list[str]
+    """Base64 of PNGs of that size, white = repainted."""
+    captions: list[str]
+    """What the images show; "" where there is no caption."""
+
+    @model_validator(mode="after")
+    def _has_equal_lengths(self) -> "RewardRequest":
+        if not len(self.images) == len(self.masks) == len(self.captions):
+            raise ValueError(
+                f"{len(self.images)} images, {len(self.masks)} masks, {len(self.captions)} captions: not equally many"
+            )
+        return self
+
+
+class RewardReply(BaseModel):
+    """The answer to a batch; further keys are not looked at."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, strict=True)
+
+    rewards: list[float | None]
+    """One number per image, in their order; null where it could not be scored, which refuses the update."""
+
+
+def encode_request(images: torch.Tensor, masks: torch.Tensor, captions: list[str]) -> RewardRequest:
+    """A batch of at most MAX_IMAGES; exact for images on the 8-bit grid, as those of rollouts are."""
+    pictures = [encode_png(tensor_to_image(image)) for image in images]
+    holes = [encode_png(tensor_to_image((mask * 2 - 1).expand(3, -1, -1)).convert("L")) for mask in masks]
+    return RewardRequest(images=_to_base64(pictures), masks=_to_base64(holes), captions=captions)
+
+
+def decode_request(request: RewardRequest) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W]; UserError that names what is unreadable."""
+    images, masks = [], []
+    for index, (picture, hole) in enumerate(zip(request.images, request.masks, strict=True)):
+        image = decode_image(_from_base64(picture, f"images[{index}]"), name=f"images[{index}]")
+        mask = decode_mask(_from_base64(hole, f"masks[{index}]"), size=image.size, name=f"masks[{index}]")
+        images.append(image_to_tensor(np.asarray(image)))
+        masks.append(mask_to_tensor(mask))
+        if images[-1].shape != images[0].shape:
+            raise UserError(
+                f"images[{index}]: {image.width}x{image.height} is not the size of images[0]; make them equal"
+            )
+    return torch.stack(images), torch.stack(masks)
+
+
+def _to_base64(files: list[bytes]) -> list[str]:
+    return [base64.b64encode(file).decode() for file in files]
+
+
+def _from_base64(text: str, name: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"{name}: not base64 ({error})") from error

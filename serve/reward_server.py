@@ -1,0 +1,82 @@
+"""A reward over HTTP: the reference server of `kind: http`."""
+
+import math
+import socket
+import threading
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from rlhf.config import ModelConfig
+from rlhf.devices import resolve_device
+from rlhf.errors import UserError
+from rlhf.rewards.build import build_reward
+from rlhf.rewards.entry import RewardEntry
+from rlhf.rewards.scores import RewardSource
+from rlhf.rewards.wire import MAX_IMAGES, RewardReply, RewardRequest, decode_request
+from serve.api_errors import (
+    ApiError,
+    BodyLimit,
+    answer_api_error,
+    answer_failure,
+    answer_http_error,
+    answer_invalid_form,
+)
+
+MAX_BODY_BYTES = MAX_IMAGES * 8_000_000
+
+
+def build_app(reward: RewardSource, name: str) -> FastAPI:
+    """The application: POST /v1/rewards and GET /healthz; one batch is scored at a time."""
+    app = FastAPI(title="prefpaint-ray reward")
+    app.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
+    app.exception_handler(ApiError)(answer_api_error)
+    app.exception_handler(RequestValidationError)(answer_invalid_form)
+    app.exception_handler(HTTPException)(answer_http_error)
+    app.exception_handler(Exception)(answer_failure)
+    lock = threading.Lock()
+
+    @app.get("/healthz")
+    def health() -> dict[str, str]:
+        """200 once the reward is loaded."""
+        return {"status": "ok", "reward": name}
+
+    @app.post("/v1/rewards")
+    def score(request: RewardRequest) -> RewardReply:
+        """One number per image; null where it is not finite."""
+        try:
+            images, masks = decode_request(request)
+        except UserError as error:
+            raise ApiError(str(error)) from error
+        try:
+            with lock:
+                scores = reward.score(images, masks, request.captions)
+        except UserError as error:
+            raise ApiError(str(error), status=500) from error
+        return RewardReply(rewards=[r if math.isfinite(r) else None for r in scores.reward.tolist()])
+
+    return app
+
+
+def run(entry: RewardEntry, model: ModelConfig, host: str, port: int) -> None:
+    """Serve until Ctrl-C; UserError where the reward does not load or the address is taken."""
+    listener = _listen(host, port)
+    with listener:
+        reward = build_reward(entry, None, resolve_device(model.device))
+        address, port = listener.getsockname()[:2]
+        where = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1/rewards"
+        print(f"Serving reward {entry.label} at {where} until Ctrl-C", flush=True)
+        config = uvicorn.Config(build_app(reward, entry.label), log_level="warning")
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:
+            print("stopping", flush=True)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{host}:{port}: cannot be listened on ({error}); choose another --host or --port") from error
