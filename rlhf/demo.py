@@ -65,13 +65,12 @@ def stage_commands(out: Path, images: Path, eval_images: Path) -> list[tuple[str
     """Name and `rlhf` arguments of every stage, in order."""
     prompts, candidates, annotations = str(out / "prompts"), str(out / "candidates"), str(out / "annotations")
     held_out, reward, align = str(out / "held_out_prompts"), str(out / "reward"), str(out / "align")
-    given = ["--prompts", prompts, "--candidates", candidates]
     return [
         ("prompts", ["prompts", "--images", str(images), "--split", "train", "--out", prompts]),
         ("held-out prompts", ["prompts", "--images", str(eval_images), "--split", "test", "--out", held_out]),
         ("candidates", ["candidates", "--prompts", prompts, "--out", candidates]),
         ("annotations", ["annotate", candidates, "--simulated", "--prompts", prompts, "--out", annotations]),
-        ("reward", ["reward", *given, "--annotations", annotations, "--out", reward]),
+        ("reward", ["reward", prompts, candidates, annotations, "--out", reward]),
         ("align", ["align", "--prompts", prompts, "--reward", reward, "--out", align]),
         (
             "evaluate",

@@ -9,7 +9,6 @@ Config = Annotated[Path | None, typer.Option("--config", help="YAML file with wh
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, as section.key=value; repeatable.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 PromptsFolder = Annotated[Path, typer.Option("--prompts", help="Folder of prompts.")]
-CandidatesFolder = Annotated[Path, typer.Option("--candidates", help="Folder of candidates.")]
 RewardFolder = Annotated[Path, typer.Option("--reward", help="Reward folder.")]
 
 

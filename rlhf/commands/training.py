@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from rlhf.commands.options import (
-    CandidatesFolder,
     Config,
     Out,
     Overrides,
@@ -17,15 +16,19 @@ from rlhf.commands.options import (
 
 
 def reward(
-    prompts: PromptsFolder,
-    candidates: CandidatesFolder,
-    annotations: Annotated[Path, typer.Option("--annotations", help="Folder of annotations.")],
+    prompts: Annotated[Path, typer.Argument(help="Folder of prompts.")],
+    candidates: Annotated[Path, typer.Argument(help="Folder of candidates.")],
+    annotations: Annotated[Path, typer.Argument(help="Folder of annotations.")],
     out: Out,
+    objective: Annotated[
+        str | None, typer.Option(help="`scores` (regression) or `pairs` (Bradley-Terry); default: reward.objective.")
+    ] = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train the reward model, fit its ridge head and V, calibrate its bound."""
-    resolved = resolve_config(config, overrides)
+    """Train the reward model, fit its ridge head and V, calibrate its bound; goes on where it was interrupted."""
+    chosen = [f"reward.objective={objective}"] if objective else []
+    resolved = resolve_config(config, [*(overrides or []), *chosen])
     from rlhf.annotators import load_annotations
     from rlhf.candidates import load_candidates
     from rlhf.prompts import load_prompts
