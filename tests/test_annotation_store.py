@@ -12,7 +12,7 @@ from small_study import judge, marks, open_small_study, write_study
 from rlhf.annotation_database import AnnotationDatabase
 from rlhf.annotation_export import export_annotations, export_by_hand, refuse_peoples_annotations
 from rlhf.annotation_items import load_items, order_prompts
-from rlhf.annotation_store import TaskRefused
+from rlhf.annotation_store import Assignment, TaskRefused
 from rlhf.annotators import load_annotations
 from rlhf.candidates import keep_prompts, load_candidates, prompts_of
 from rlhf.errors import UserError
@@ -286,6 +286,12 @@ def test_prompts_are_found_beside_the_candidates(tmp_path: Path) -> None:
         prompts_of(tmp_path, None)
     with pytest.raises(UserError, match="no such folder"):
         prompts_of(tmp_path / "absent", None)
+
+
+@pytest.mark.parametrize("settings", [{"overlap": 0}, {"repeat": float("nan")}, {"lease_s": float("inf")}])
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="--overlap"):
+        Assignment(order=(), **settings)
 
 
 def test_uncertain_prompts_come_first_where_a_reward_is_given(tmp_path: Path) -> None:
