@@ -36,7 +36,8 @@ def page(browser: sync_api.Browser) -> Iterator[sync_api.Page]:
     opened = context.new_page()
     failures: list[str] = []
     opened.on("pageerror", lambda error: failures.append(str(error)))
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(30_000)
+    sync_api.expect.set_options(timeout=30_000)
     yield opened
     context.close()
     assert failures == []
@@ -141,7 +142,7 @@ def test_marks_given_while_the_server_is_dead_arrive_when_it_is_back(tmp_path: P
             page.keyboard.press(key)
         sync_api.expect(page.locator("#saved")).to_have_text("Not saved yet")
         server, _ = start_server(tmp_path, port=int(address.rsplit(":", 1)[1]))
-        sync_api.expect(page.locator("#saved")).to_have_text("Saved", timeout=15_000)
+        sync_api.expect(page.locator("#saved")).to_have_text("Saved")
         page.keyboard.press("Enter")
         progress(page, "All: 1 of 2 · you: 1")
     finally:
