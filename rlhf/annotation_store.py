@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlhf.annotation_database import AnnotationDatabase, judgements, tasks
+from rlhf.errors import UserError
 from rlhf.tables import MARKS
 
 REPEAT_GAP = 5
@@ -60,6 +61,11 @@ class Assignment:
     lease_s: float = 600.0
     """How long a task waits for its person; every stored mark starts it anew."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no number of people or minutes can be."""
+        if self.overlap < 1 or not 0 <= self.repeat <= 1 or not 0 < self.lease_s < 1e9:
+            raise UserError("annotate: needs --overlap of 1 or more, --repeat within 0-1 and --lease-minutes above 0")
 
 
 class AnnotationStore:

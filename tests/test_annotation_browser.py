@@ -36,7 +36,8 @@ def page(browser: sync_api.Browser) -> Iterator[sync_api.Page]:
     opened = context.new_page()
     failures: list[str] = []
     opened.on("pageerror", lambda error: failures.append(str(error)))
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(30_000)
+    sync_api.expect.set_options(timeout=30_000)
     yield opened
     context.close()
     assert failures == []
@@ -68,7 +69,7 @@ def test_from_the_page_to_the_parquet_file(tmp_path: Path, page: sync_api.Page) 
     server, address = start_server(tmp_path, "--repeat", 0)
     try:
         enter(page, address, "Ann Example")
-        progress(page, "0 of 3 prompts · you: 0")
+        progress(page, "All: 0 of 3 · you: 0")
         assert page.locator(".card img").evaluate_all("all => all.every(i => i.complete && i.naturalWidth === 32)")
         # Sliders with the mouse, the middle included, which is where an unset slider stands.
         for name, value in (("structure", 3.5), ("texture", 6), ("overall", 2.5)):
@@ -79,14 +80,14 @@ def test_from_the_page_to_the_parquet_file(tmp_path: Path, page: sync_api.Page) 
         page.click('[data-verb="same"]')
         sync_api.expect(page.locator("#saved")).to_have_text("Saved")
         page.keyboard.press("Enter")
-        progress(page, "1 of 3 prompts · you: 1")
+        progress(page, "All: 1 of 3 · you: 1")
         # Six digits, one of them made a half, an arrow back and down.
         for key in ("1", "2", ".", "3", "4", "5", "6", "ArrowLeft"):
             page.keyboard.press(key)
         outputs = page.locator(".card output").all_inner_texts()
         assert outputs == ["1", "2.5", "3", "4", "5", "5.5"]
         page.keyboard.press("Enter")
-        progress(page, "2 of 3 prompts · you: 2")
+        progress(page, "All: 2 of 3 · you: 2")
         page.keyboard.press("s")
         sync_api.expect(page.locator("#finished-title")).to_have_text("Nothing left for you now")
         page.keyboard.press("u")
@@ -141,9 +142,9 @@ def test_marks_given_while_the_server_is_dead_arrive_when_it_is_back(tmp_path: P
             page.keyboard.press(key)
         sync_api.expect(page.locator("#saved")).to_have_text("Not saved yet")
         server, _ = start_server(tmp_path, port=int(address.rsplit(":", 1)[1]))
-        sync_api.expect(page.locator("#saved")).to_have_text("Saved", timeout=15_000)
+        sync_api.expect(page.locator("#saved")).to_have_text("Saved")
         page.keyboard.press("Enter")
-        progress(page, "1 of 2 prompts · you: 1")
+        progress(page, "All: 1 of 2 · you: 1")
     finally:
         server.terminate()
         server.wait()

@@ -143,7 +143,7 @@ function show(view) {
     $("finished-title").textContent = done >= needed ? "All prompts are judged" : "Nothing left for you now";
     $("finished-text").textContent = done >= needed
       ? "Thank you. The results are exported when the server stops."
-      : "The other prompts are with other people. Those that they abandon come back to you later.";
+      : "What is left is with other people, or you skipped it. What others abandon comes to you later.";
     return;
   }
   $("masked").src = `/api/tasks/${task.key}/masked.png`;
@@ -181,7 +181,7 @@ function makeCard(position) {
 function showProgress({ judged, skipped, done, needed }) {
   $("bar").value = needed ? done / needed : 0;
   const skips = skipped ? `, ${skipped} skipped` : "";
-  $("progress-text").textContent = `${done} of ${needed} prompts · you: ${judged}${skips}`;
+  $("progress-text").textContent = `All: ${done} of ${needed} · you: ${judged}${skips}`;
 }
 
 function number(value) {
