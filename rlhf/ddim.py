@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDIMScheduler
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,7 @@ class Schedule:
     """`epsilon`, `v_prediction` or `sample`."""
 
 
-def make_schedule(scheduler: DDIMScheduler, num_inference_steps: int) -> Schedule:
+def make_schedule(scheduler: "DDIMScheduler", num_inference_steps: int) -> Schedule:
     """The schedule that diffusers' DDIMScheduler walks through with as many steps."""
     scheduler.set_timesteps(num_inference_steps)
     timesteps = scheduler.timesteps.to(torch.int64)

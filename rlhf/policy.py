@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
-from peft import LoraConfig, get_peft_model_state_dict
-from transformers.utils import logging as transformers_logging
 
 from rlhf.config import ModelConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.storage import atomic_write_json
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+
+# diffusers and peft take 4 s to import, and half of the processes that import this module need neither:
+# the functions that do import them themselves.
 
 TINY = Path(__file__).parent / "models" / "tiny"
 MANIFEST = "manifest.json"
@@ -27,8 +30,8 @@ SCHEMA_VERSION = 1
 class Policy:
     """The pipeline, its schedule and the embedding of the empty text."""
 
-    pipeline: StableDiffusionInpaintPipeline
-    scheduler: DDIMScheduler
+    pipeline: "StableDiffusionInpaintPipeline"
+    scheduler: "DDIMScheduler"
     text_embedding: torch.Tensor
     """[1, length, width]: of the empty text, which is all that the method uses."""
     device: torch.device
@@ -36,7 +39,7 @@ class Policy:
     version: int = 0
 
     @property
-    def unet(self) -> UNet2DConditionModel:
+    def unet(self) -> "UNet2DConditionModel":
         """The network that acts."""
         return self.pipeline.unet
 
@@ -51,7 +54,7 @@ class Policy:
 
 
 def predict_with(
-    unet: UNet2DConditionModel,
+    unet: "UNet2DConditionModel",
     latents: torch.Tensor,
     timestep: torch.Tensor,
     condition: torch.Tensor,
@@ -79,6 +82,10 @@ def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
 
     Raises UserError where the folder is incomplete or of another kind.
     """
+    from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     device = resolve_device(config.device)
@@ -113,7 +120,7 @@ def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
     )
 
 
-def _set_attention(pipeline: StableDiffusionInpaintPipeline, choice: str, device: torch.device) -> None:
+def _set_attention(pipeline: "StableDiffusionInpaintPipeline", choice: str, device: torch.device) -> None:
     if choice != "xformers":
         return
     if device.type != "cuda":
@@ -125,14 +132,14 @@ def _set_attention(pipeline: StableDiffusionInpaintPipeline, choice: str, device
 
 
 @torch.no_grad()
-def _embed_empty_text(pipeline: StableDiffusionInpaintPipeline) -> torch.Tensor:
+def _embed_empty_text(pipeline: "StableDiffusionInpaintPipeline") -> torch.Tensor:
     tokens = pipeline.tokenizer(
         "", padding="max_length", max_length=pipeline.tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
     return pipeline.text_encoder(tokens.input_ids.to(pipeline.device))[0].float()
 
 
-def _apply_adapter(pipeline: StableDiffusionInpaintPipeline, folder: Path) -> int:
+def _apply_adapter(pipeline: "StableDiffusionInpaintPipeline", folder: Path) -> int:
     manifest = read_manifest(folder)
     if manifest["trainable"] == "lora":
         pipeline.load_lora_weights(folder)
@@ -158,6 +165,8 @@ def make_trainable(policy: Policy, trainable: str, *, rank: int, targets: tuple[
     if trainable == "full":
         policy.unet.requires_grad_(True)
         return
+    from peft import LoraConfig
+
     names = [name for name, _ in policy.unet.named_modules()]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
@@ -167,7 +176,7 @@ def make_trainable(policy: Policy, trainable: str, *, rank: int, targets: tuple[
 
 
 @contextmanager
-def base_policy(unet: UNet2DConditionModel) -> Iterator[None]:
+def base_policy(unet: "UNet2DConditionModel") -> Iterator[None]:
     """Within the block the adapters are off: the UNet is the base policy, with no second copy."""
     unet.disable_adapters()
     try:
@@ -176,13 +185,13 @@ def base_policy(unet: UNet2DConditionModel) -> Iterator[None]:
         unet.enable_adapters()
 
 
-def trainable_state(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+def trainable_state(unet: "UNet2DConditionModel") -> dict[str, torch.Tensor]:
     """Copies of the trained tensors by name, on the CPU."""
     return {n: p.detach().cpu().clone() for n, p in unet.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
-def load_trainable_state(unet: UNet2DConditionModel, state: dict[str, torch.Tensor]) -> None:
+def load_trainable_state(unet: "UNet2DConditionModel", state: dict[str, torch.Tensor]) -> None:
     """Put `trainable_state` into a UNet of the same kind; ValueError where names differ."""
     own = {n: p for n, p in unet.named_parameters() if p.requires_grad}
     if own.keys() != state.keys():
@@ -208,6 +217,9 @@ def save_policy(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     if trainable == "lora":
+        from diffusers import StableDiffusionInpaintPipeline
+        from peft import get_peft_model_state_dict
+
         layers = get_peft_model_state_dict(policy.unet, state_dict=state)
         StableDiffusionInpaintPipeline.save_lora_weights(folder, unet_lora_layers=layers)
     else:
