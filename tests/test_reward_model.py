@@ -34,6 +34,7 @@ CALIBRATION = Calibration(
     median_uncertainty=0.2,
     trust_k=0.05,
     trust_b=0.7,
+    uncertainty_quantile=4.0,
 )
 
 
