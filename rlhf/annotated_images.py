@@ -79,10 +79,19 @@ def join_annotations(
 
 def normalise(scores: np.ndarray, groups: list[Any], annotators: list[str]) -> np.ndarray:
     """Scores [N] less their annotator's mean deviation, standardised within each group."""
-    residuals = scores - _group_means(scores, groups)
-    unbiased = scores - _group_means(residuals, annotators)
-    centred = unbiased - _group_means(unbiased, groups)
-    return centred / np.sqrt(np.maximum(_group_means(centred**2, groups), 1e-6))
+    unbiased = _without_bias(scores, groups, annotators)
+    return normalise_as(unbiased, scores, groups, annotators)
+
+
+def normalise_as(values: np.ndarray, scores: np.ndarray, groups: list[Any], annotators: list[str]) -> np.ndarray:
+    """Values without bias, [N], on the scale that `normalise` gives the scores of the same rows."""
+    unbiased = _without_bias(scores, groups, annotators)
+    means = _group_means(unbiased, groups)
+    return (values - means) / np.sqrt(np.maximum(_group_means((unbiased - means) ** 2, groups), 1e-6))
+
+
+def _without_bias(scores: np.ndarray, groups: list[Any], annotators: list[str]) -> np.ndarray:
+    return scores - _group_means(scores - _group_means(scores, groups), annotators)
 
 
 def _group_means(values: np.ndarray, groups: list[Any]) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from rlhf.agreement import write_agreement
+from rlhf.annotated_images import normalise_as
 from rlhf.config import AnnotatorsConfig
 from rlhf.errors import UserError
 from rlhf.gold_judge import gold_utility
@@ -85,6 +86,25 @@ def _utilities(
         judged = gold_utility(images, originals, masks)
         parts.append(torch.stack([judged.structure, judged.texture, judged.overall], dim=1).numpy())
     return np.concatenate(parts)
+
+
+def noiseless_scores(
+    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
+) -> np.ndarray:
+    """What simulated annotators' scores would be without noise and bias, [N], normalised as their scores are.
+
+    One row per annotation that has a candidate, in the order of `join_annotations`.
+    """
+    rows = [r for r in annotations if (r["prompt_id"], r["sample_index"]) in candidates]
+    keys = sorted({(r["prompt_id"], r["sample_index"]) for r in rows})
+    totals = to_mark(_utilities(prompts, candidates, keys)) @ np.array(list(TOTAL_WEIGHTS.values()))
+    total_of = dict(zip(keys, totals, strict=True))
+    return normalise_as(
+        np.array([total_of[r["prompt_id"], r["sample_index"]] for r in rows]),
+        np.array([r["annotation_score"] for r in rows], dtype=float),
+        [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows],
+        [r["annotator"] for r in rows],
+    )
 
 
 def load_annotations(folder: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from rlhf.commands import data, release, results, rewards, training
+from rlhf.commands import data, release, results, rewards, studies, training
 from rlhf.errors import UserError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(studies.study, name="study")
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "DEEPSPEED_LOG_LEVEL": "error"}
 """Libraries whose notes say nothing to a user of this command."""

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_parts import small_prompts
 
-from rlhf.annotators import UTILITY_RANGE, load_annotations, simulate_annotations, to_mark
+from rlhf.annotated_images import join_annotations
+from rlhf.annotators import UTILITY_RANGE, load_annotations, noiseless_scores, simulate_annotations, to_mark
 from rlhf.config import AnnotatorsConfig
 from rlhf.errors import UserError
 from rlhf.prompts import Prompt
@@ -127,3 +129,20 @@ def test_marks_off_the_scale_are_refused_with_their_row(mark: float | None, tmp_
     write_table(rows, ANNOTATIONS, tmp_path / "annotations.parquet")
     with pytest.raises(UserError, match=r"row 4 \(prompt p\): texture"):
         load_annotations(tmp_path)
+
+
+def test_noiseless_scores_are_those_of_annotators_without_noise_and_bias(tmp_path: Path) -> None:
+    prompts = {p.prompt_id: p for p in small_prompts(6)}
+    generator = torch.Generator().manual_seed(0)
+    candidates = {
+        (name, s): (p.image + p.mask * 0.3 * s * torch.randn(p.image.shape, generator=generator)).clamp(-1, 1)
+        for name, p in prompts.items()
+        for s in range(4)
+    }
+    config = AnnotatorsConfig(count=3, bias_sd=0.0, noise_sd=0.0, marks_per_candidate=2)
+    simulate_annotations(prompts, candidates, tmp_path, config, seed=0)
+    rows = load_annotations(tmp_path)
+    scores = join_annotations(prompts, candidates, rows).scores.numpy()
+    # Marks come in steps, so a little of what noise would add is left.
+    differences = noiseless_scores(prompts, candidates, rows) - scores
+    assert differences.std() < 0.25 * scores.std()
