@@ -5,6 +5,7 @@ import copy
 import html
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,8 @@ CONFIG = RewardConfig(feature_dim=12, epochs=4, decorrelation=1.0, ridge=30.0)
 def world(photographs: int) -> tuple:
     """Photographs of a hostile name."""
     prompts, candidates, annotations = make_world(photographs)
-    for prompt in prompts.values():
-        object.__setattr__(prompt, "photograph", MALICIOUS + prompt.photograph)
-    return prompts, candidates, annotations
+    hostile = {name: replace(prompt, photograph=MALICIOUS + prompt.photograph) for name, prompt in prompts.items()}
+    return hostile, candidates, annotations
 
 
 class Page(HTMLParser):

@@ -28,7 +28,7 @@ def reward(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train the reward model, fit its ridge head and V, calibrate its bound; goes on where it was interrupted."""
+    """Train the reward model, fit its head and V, calibrate its bound, report; goes on where it was interrupted."""
     chosen = [f"reward.objective={objective}"] if objective else []
     resolved = resolve_config(config, [*(overrides or []), *chosen])
     from rlhf.annotated_images import count_unknown
