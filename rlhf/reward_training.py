@@ -76,18 +76,11 @@ def train_reward(
     fitted = fit_reward(a, b, c, config, seed, out)
     report = measure_reward(fitted, d, prompts) | {
         "feature_dim": config.feature_dim + 1,
-        "is_simulated": any(row["is_simulated"] for row in annotations),
-        "simulated_annotations": sum(bool(row["is_simulated"]) for row in annotations),
-        "annotations": len(annotations),
         "unknown_annotations": len(annotations) - len(data.keys),
-        "annotations_per_part": [len(part.keys) for part in (a, b, c, d)],
-        "candidates_per_part": [len(set(part.keys)) for part in (a, b, c, d)],
-        "photographs_per_part": [len(part) for part in parts],
-        "parts": [sorted(part) for part in parts],
         "learning_curve": read_learning_curve(out),
         "command": command,
     }
-    report = finite(report)
+    report = finite(report | count_annotations(annotations, [a, b, c, d]))
     atomic_write_json(out / "report.json", report)
     write_reward_page(out, report, d)
     fitted.model.save(out)
@@ -112,6 +105,20 @@ def measure_reward(fitted: FittedReward, data: AnnotatedImages, prompts: dict[st
     )
 
 
+def count_annotations(annotations: list[dict[str, Any]], parts: list[AnnotatedImages]) -> dict[str, Any]:
+    """Which photographs are in which part, how much each part holds, and how many annotations are simulated."""
+    simulated = sum(bool(row["is_simulated"]) for row in annotations)
+    return {
+        "is_simulated": simulated > 0,
+        "simulated_annotations": simulated,
+        "annotations": len(annotations),
+        "annotations_per_part": [len(part.keys) for part in parts],
+        "candidates_per_part": [len(set(part.keys)) for part in parts],
+        "photographs_per_part": [len(set(part.photographs)) for part in parts],
+        "parts": [sorted(set(part.photographs)) for part in parts],
+    }
+
+
 def read_learning_curve(out: Path) -> list[dict[str, Any]]:
     """Epoch, loss and, where photographs were held out, validation; empty where nothing was recorded."""
     path = out / "learning_curve.jsonl"
@@ -127,11 +134,7 @@ def fit_reward(
     """
     network = train_features(a, config, seed, out)
     of_a, of_b, of_c = (features_of(network, part) for part in (a, b, c))
-    rank = effective_rank(of_b)
-    if rank < MIN_EFFECTIVE_RANK:
-        raise UserError(
-            f"reward: features collapsed (effective rank {rank:.1f}); raise reward.decorrelation or reward.feature_dim"
-        )
+    rank = _require_rank(of_b)
     first, effects = fit_first_head(of_a, a, FIRST_RIDGE)
     ridge = choose_ridge(of_a, a, FIRST_RIDGE, seed) if config.ridge == "auto" else config.ridge
     head = correct_head(first, effects, of_b, b, ridge)
@@ -162,6 +165,16 @@ def fit_reward(
         uncertainty=uncertainty,
         is_noise_measured=measured_noise is not None,
     )
+
+
+def _require_rank(features: torch.Tensor) -> float:
+    """Their effective rank; UserError where they have collapsed."""
+    rank = effective_rank(features)
+    if rank < MIN_EFFECTIVE_RANK:
+        raise UserError(
+            f"reward: features collapsed (effective rank {rank:.1f}); raise reward.decorrelation or reward.feature_dim"
+        )
+    return rank
 
 
 @torch.no_grad()
