@@ -41,13 +41,16 @@ def simulate_annotations(
 ) -> int:
     """Score every candidate 0-7 (whole marks) into `out/annotations.parquet`; returns the number of rows.
 
-    An annotator has a constant bias drawn once; each mark adds fresh noise. Every candidate is
+    An annotator has a constant bias drawn once; each mark adds fresh noise, other noise for candidates
+    that begin at another `sample_index`. Every candidate is
     scored by `marks_per_candidate` of them, so that the noise can be measured. How far they agree
     goes to `out/agreement.json`.
     """
     rng = np.random.default_rng([seed, 11])
     bias = rng.normal(0.0, config.bias_sd, size=config.count)
     keys = list(candidates)
+    first = min(sample_index for _, sample_index in keys)
+    rng = np.random.default_rng([seed, 11, first]) if first else rng
     utility = _utilities(prompts, candidates, keys)
     rows: list[dict[str, Any]] = []
     now = datetime.now(UTC)

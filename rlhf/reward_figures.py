@@ -6,24 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.annotated_images import AnnotatedImages
-from rlhf.reward_model import RewardModel
+from rlhf.bound import RidgeHead
+from rlhf.reward_memory import DescribedAnnotations
+from rlhf.reward_model import Calibration
 from rlhf.statistics import cluster_bootstrap, rank_correlation
 
 
-def report_figures(model: RewardModel, data: AnnotatedImages) -> dict[str, Any]:
+def report_figures(head: RidgeHead, calibration: Calibration, data: DescribedAnnotations) -> dict[str, Any]:
     """Measured on photographs that the model has never seen: accuracy, coverage, width, correlations."""
-    scored = model.score(data.images, data.masks)
-    reward, uncertainty = scored.reward.numpy(), scored.uncertainty.numpy()
+    reward, uncertainty = head.reward(data.features).numpy(), head.uncertainty(data.features).numpy()
     scores = data.scores.numpy()
     errors = np.abs(scores - reward)
-    covered = (errors <= model.calibration.conformal * uncertainty).astype(float)
+    covered = (errors <= calibration.conformal * uncertainty).astype(float)
     accuracy = pair_accuracy(reward, scores, data.keys)
     return {
-        "calibration": asdict(model.calibration),
-        "coverage_stated": model.calibration.coverage,
+        "calibration": asdict(calibration),
+        "coverage_stated": calibration.coverage,
         "coverage_measured": asdict(cluster_bootstrap(covered, data.photographs)),
-        "mean_width": float(2 * model.calibration.conformal * uncertainty.mean()),
+        "mean_width": float(2 * calibration.conformal * uncertainty.mean()),
         "rank_correlation_error_uncertainty": asdict(
             cluster_bootstrap(np.stack([errors, uncertainty], 1), data.photographs, statistic=rank_correlation)
         ),
@@ -31,7 +31,7 @@ def report_figures(model: RewardModel, data: AnnotatedImages) -> dict[str, Any]:
             cluster_bootstrap(np.stack([reward, scores], 1), data.photographs, statistic=rank_correlation)
         ),
         "pair_accuracy": accuracy,
-        "reliability": reliability(errors, uncertainty, model.calibration.conformal),
+        "reliability": reliability(errors, uncertainty, calibration.conformal),
     }
 
 

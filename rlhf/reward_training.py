@@ -10,15 +10,18 @@ from rlhf.annotated_images import (
     average_repeats,
     join_annotations,
     measure_noise,
+    measure_scores,
     split_photographs,
 )
-from rlhf.bound import conformal_multiplier, effective_rank, theorem_multiplier
+from rlhf.bound import PromptEffects, RidgeHead, conformal_multiplier, effective_rank, theorem_multiplier
 from rlhf.config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.feature_training import train_features
+from rlhf.normalisation import Normalisation
 from rlhf.prompts import Prompt
 from rlhf.reward_figures import report_figures
 from rlhf.reward_head import choose_ridge, correct_head, fit_first_head
+from rlhf.reward_memory import DescribedAnnotations, RewardMemory, described, no_prompts
 from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, describe
 from rlhf.storage import atomic_write_json
 
@@ -44,12 +47,14 @@ def train_reward(
     Photographs are split into four parts: A trains the features, a first head, lambda and B; B corrects
     the head and makes V; C calibrates the conformal multiplier; D reports. No photograph is in two parts.
     """
-    data = join_annotations(prompts, candidates, annotations)
+    normalisation = measure_scores(prompts, candidates, annotations)
+    data = join_annotations(prompts, candidates, annotations, normalisation)
     parts = split_photographs(data.photographs, config.parts, seed)
     a, b, c, d = (data.of(part) for part in parts)
     model, rank = fit_reward(a, b, c, config, seed, out)
-    model.save(out)
-    report = report_figures(model, d) | {
+    of_b, of_c, of_d = (described(features_of(model.network, part), part) for part in (b, c, d))
+    seen = no_prompts(config.feature_dim + 1).added(of_b)
+    report = report_figures(model.head, model.calibration, of_d) | {
         "effective_rank": rank,
         "feature_dim": config.feature_dim + 1,
         "is_simulated": any(row["is_simulated"] for row in annotations),
@@ -57,9 +62,20 @@ def train_reward(
         "photographs_per_part": [len(part) for part in parts],
         "parts": [sorted(part) for part in parts],
     }
-    atomic_write_json(out / "report.json", report)
+    save_reward(model, RewardMemory(seen=seen, calibration=of_c, report=of_d), normalisation, report, out)
     (out / "training.pt").unlink(missing_ok=True)
     return report
+
+
+def save_reward(
+    model: RewardModel, memory: RewardMemory, normalisation: Normalisation, report: dict[str, Any], out: Path
+) -> None:
+    """Write a whole reward folder; without `reward.json`, which is not there meanwhile, it is none."""
+    (out / "reward.json").unlink(missing_ok=True)
+    memory.save(out)
+    normalisation.save(out)
+    atomic_write_json(out / "report.json", report)
+    model.save(out)
 
 
 def fit_reward(
@@ -81,24 +97,39 @@ def fit_reward(
     head = correct_head(first, effects, of_b, b, ridge)
     measured_noise = measure_noise(a)
     noise = float((a.scores - first.reward(of_a)).std()) if measured_noise is None else measured_noise
-    errors, uncertainty = c.scores - head.reward(of_c), head.uncertainty(of_c)
-    calibration = Calibration(
-        coverage=config.coverage,
-        conformal=conformal_multiplier(errors, uncertainty, config.coverage),
-        theorem=theorem_multiplier(head, noise=noise, delta=config.delta, parameter_norm=config.parameter_norm),
-        noise=noise,
-        delta=config.delta,
-        ridge=ridge,
-        parameter_norm=config.parameter_norm,
-        median_uncertainty=float(uncertainty.median()),
-        trust_k=config.trust_k,
-        trust_b=config.trust_b,
-        uncertainty_quantile=float(uncertainty.quantile(OUTLYING)),
-    )
+    calibration = fit_calibration(head, described(of_c, c), config, noise=noise, effects=effects)
     model = RewardModel(
         network=network, head=head, calibration=calibration, backbone=config.backbone, feature_dim=config.feature_dim
     )
     return model, rank
+
+
+def fit_calibration(
+    head: RidgeHead,
+    part: DescribedAnnotations,
+    settings: RewardConfig | Calibration,
+    *,
+    noise: float,
+    effects: PromptEffects,
+) -> Calibration:
+    """Multipliers and scale of the head's uncertainty, on part C; UserError where C is too small for the coverage."""
+    uncertainty = head.uncertainty(part.features)
+    theorem = theorem_multiplier(head, noise=noise, delta=settings.delta, parameter_norm=settings.parameter_norm)
+    return Calibration(
+        coverage=settings.coverage,
+        conformal=conformal_multiplier(part.scores - head.reward(part.features), uncertainty, settings.coverage),
+        theorem=theorem,
+        noise=noise,
+        delta=settings.delta,
+        ridge=head.ridge,
+        parameter_norm=settings.parameter_norm,
+        median_uncertainty=float(uncertainty.median()),
+        trust_k=settings.trust_k,
+        trust_b=settings.trust_b,
+        uncertainty_quantile=float(uncertainty.quantile(OUTLYING)),
+        within=effects.within,
+        between=effects.between,
+    )
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from rlhf.commands.options import (
     resolve_config,
     save_config,
 )
+from rlhf.errors import UserError
 
 
 def reward(
@@ -23,21 +24,33 @@ def reward(
     objective: Annotated[
         str | None, typer.Option(help="`scores` (regression) or `pairs` (Bradley-Terry); default: reward.objective.")
     ] = None,
+    update: Annotated[
+        Path | None, typer.Option("--update", help="Reward folder that takes these annotations in; features stay.")
+    ] = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Train the reward model, fit its ridge head and V, calibrate its bound; goes on where it was interrupted."""
+    if update is not None and (objective or config or overrides):
+        raise UserError("reward: --update keeps the settings of its reward; leave --objective, --config and --set out")
     chosen = [f"reward.objective={objective}"] if objective else []
     resolved = resolve_config(config, [*(overrides or []), *chosen])
     from rlhf.annotators import load_annotations
     from rlhf.candidates import load_candidates
     from rlhf.prompts import load_prompts
-    from rlhf.reward_training import train_reward
 
-    save_config(resolved, out)
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     rows = load_annotations(annotations)
-    figures = train_reward(by_id, load_candidates(candidates, by_id), rows, out, resolved.reward, seed=resolved.seed)
+    images = load_candidates(candidates, by_id)
+    if update is not None:
+        from rlhf.reward_update import update_reward
+
+        figures = update_reward(update, by_id, images, rows, out)
+    else:
+        from rlhf.reward_training import train_reward
+
+        save_config(resolved, out)
+        figures = train_reward(by_id, images, rows, out, resolved.reward, seed=resolved.seed)
     measured = figures["coverage_measured"]
     print(
         f"reward in {out}: coverage {measured['value']:.3f} [{measured['low']:.3f}, {measured['high']:.3f}] "

@@ -1,0 +1,80 @@
+"""Further annotations for a reward that is there: features stay, V and the head learn, the bound is calibrated anew."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.annotated_images import join_annotations
+from rlhf.bound import update_ridge
+from rlhf.errors import UserError
+from rlhf.normalisation import load_normalisation
+from rlhf.prompts import Prompt
+from rlhf.reward_figures import report_figures
+from rlhf.reward_memory import described, load_memory, rows_to_add
+from rlhf.reward_model import RewardModel, load_reward
+from rlhf.reward_training import features_of, fit_calibration, save_reward
+
+
+def update_reward(
+    folder: Path,
+    prompts: dict[str, Prompt],
+    candidates: dict[tuple[str, int], torch.Tensor],
+    annotations: list[dict[str, Any]],
+    out: Path,
+) -> dict[str, Any]:
+    """Take annotations into the reward in `folder` that it has not had, and write it to `out`; returns its report.
+
+    Scores are normalised by the folder's own figures. Photographs of parts C and D stay out of the head:
+    their annotations join those that calibrate and report. All others, those of part A included, go
+    into V and psi as if they had been there at the first correction; photographs that are new join part B.
+    C's stored annotations calibrate again even where it gets no new ones, since V has grown: an old
+    multiplier of smaller uncertainties would cover less than it states.
+
+    Raises UserError where the folder is incomplete, of PrefPaint's release, or of an older version.
+    """
+    if out.resolve() == folder.resolve():
+        raise UserError(f"{out}: is the reward that is updated; choose another --out")
+    model, report = load_reward(folder), _read_report(folder)
+    if not isinstance(model, RewardModel) or model.calibration.prompt_effects is None:
+        raise UserError(f"{folder}: cannot take in annotations; fit a reward with `rlhf reward` of this version")
+    normalisation, effects = load_normalisation(folder), model.calibration.prompt_effects
+    data = join_annotations(prompts, candidates, annotations, normalisation)
+    before = load_memory(folder)
+    memory, learnt = before.taking_in(described(features_of(model.network, data), data))
+    head = update_ridge(model.head, *rows_to_add(learnt, before.seen, effects)) if learnt.keys else model.head
+    old = model.calibration
+    calibration = fit_calibration(head, memory.calibration, old, noise=old.noise, effects=effects)
+    parts = _parts_with(report["parts"], set(data.photographs))
+    for_a, for_b, *_ = report["annotations_per_part"]
+    counts = [for_a, for_b + len(learnt.keys), len(memory.calibration.keys), len(memory.report.keys)]
+    report |= report_figures(head, calibration, memory.report) | {
+        "is_simulated": report["is_simulated"] or any(row["is_simulated"] for row in annotations),
+        "annotations_per_part": counts,
+        "photographs_per_part": [len(part) for part in parts],
+        "parts": parts,
+        "updates": report.get("updates", 0) + 1,
+    }
+    save_reward(replace(model, head=head, calibration=calibration), memory, normalisation, report, out)
+    if (folder / "config.yaml").is_file():
+        shutil.copyfile(folder / "config.yaml", out / "config.yaml")
+    return report
+
+
+def _parts_with(parts: list[list[str]], photographs: set[str]) -> list[list[str]]:
+    """The parts, with photographs that are in none of them added to B."""
+    new = photographs - set().union(*parts)
+    return [parts[0], sorted({*parts[1], *new}), *parts[2:]]
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    try:
+        report = json.loads((folder / "report.json").read_text())
+        return report | {"parts": report["parts"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: no readable report.json with its parts ({error}); run `rlhf reward` again"
+        ) from error
