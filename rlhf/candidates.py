@@ -15,16 +15,19 @@ from rlhf.rollout import RolloutPlan, rollout
 from rlhf.tables import CANDIDATES, PROMPTS, image_cell, read_table, write_table
 
 
-def make_candidates(policy: Policy, prompts: list[Prompt], out: Path, config: CandidatesConfig, *, seed: int) -> int:
+def make_candidates(
+    policy: Policy, prompts: list[Prompt], out: Path, config: CandidatesConfig, *, seed: int, first_sample: int = 0
+) -> int:
     """Inpaint every prompt `samples_per_prompt` times into `out/candidates.parquet`; returns the number of images.
 
     Sample i uses entry i of `num_inference_steps`, `eta` and `strength` (modulo their lengths), so that
-    annotators see good and poor samples alike.
+    annotators see good and poor samples alike. They are numbered from `first_sample`, and their noise
+    depends on the number, so candidates of several policies can be told apart.
     """
     rows: list[dict[str, Any]] = []
     total = len(prompts) * config.samples_per_prompt
     with progress_bar(stage="candidates", total=total) as bar:
-        for sample_index in range(config.samples_per_prompt):
+        for sample_index in range(first_sample, first_sample + config.samples_per_prompt):
             plan = sample_plan(config, sample_index)
             for start in range(0, len(prompts), config.micro_batch_size):
                 batch = prompts[start : start + config.micro_batch_size]

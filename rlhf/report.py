@@ -25,10 +25,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import rlhf
-from rlhf.demo import read_stages
 from rlhf.errors import UserError
 from rlhf.images import decode_image, decode_mask, encode_png
 from rlhf.metrics_log import read_metrics
+from rlhf.stages import read_stages
 from rlhf.statistics import cluster_bootstrap, wins
 from rlhf.storage import atomic_write_text
 from rlhf.tables import EVALUATION, PROMPTS, read_table

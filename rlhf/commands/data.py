@@ -31,6 +31,7 @@ def candidates(
     out: Out,
     policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the base model.")] = None,
     split: Annotated[str, typer.Option(help="Which prompts.")] = "train",
+    first_sample: Annotated[int, typer.Option(min=0, help="Number of the first sample, where there are others.")] = 0,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -44,7 +45,7 @@ def candidates(
     loaded = load_prompts(prompts, split=split)
     model = load_policy(resolved.model, policy)
     keep_prompts(prompts, out)
-    count = make_candidates(model, loaded, out, resolved.candidates, seed=resolved.seed)
+    count = make_candidates(model, loaded, out, resolved.candidates, seed=resolved.seed, first_sample=first_sample)
     print(f"{count} candidates in {out}")
 
 

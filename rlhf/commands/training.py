@@ -65,6 +65,9 @@ def align(
     reward: Annotated[
         Path | None, typer.Option("--reward", help="Reward folder; not needed where `rewards:` names all.")
     ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="Policy folder to start from; the KL is to the base model still.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
     config: Config = None,
@@ -74,7 +77,7 @@ def align(
     resolved = resolve_config(config, overrides)
     from actors.align import align as run
 
-    last = run(resolved, prompts, reward, out, resume=resume, address=address)
+    last = run(resolved, prompts, reward, out, start=policy, resume=resume, address=address)
     print(f"aligned policy in {last}")
 
 
