@@ -61,7 +61,7 @@ def join_annotations(
     and, where they are to be measured, where all scores are the same.
     """
     normalisation = normalisation or measure_scores(prompts, candidates, annotations)
-    rows = _matching(candidates, annotations)
+    rows = annotations_of(candidates, annotations)
     normalised = torch.from_numpy(normalisation.apply(*_columns(prompts, rows))).float()
     keys = [(r["prompt_id"], r["sample_index"]) for r in rows]
     return AnnotatedImages(
@@ -78,15 +78,16 @@ def measure_scores(
     prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
 ) -> Normalisation:
     """The normalisation of all annotations that have a candidate; UserError where it cannot be measured."""
-    rows = _matching(candidates, annotations)
+    rows = annotations_of(candidates, annotations)
     if np.std([r["annotation_score"] for r in rows]) == 0:
         raise UserError("annotations: all scores are the same, so there is nothing to learn")
     return measure_normalisation(*_columns(prompts, rows))
 
 
-def _matching(
+def annotations_of(
     candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
+    """The annotations that have a candidate; UserError where none has."""
     rows = [r for r in annotations if (r["prompt_id"], r["sample_index"]) in candidates]
     if not rows:
         raise UserError("annotations: none belongs to these candidates; check that both are of one run")

@@ -1,8 +1,11 @@
 """What a reward folder keeps of its annotations, so that further ones can be taken in without the pictures."""
 
+import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -122,6 +125,12 @@ def rows_to_add(
     return discount_prompt_effects(z, prompts, shares), discount_prompt_effects(y, prompts, shares)
 
 
+def annotation_id(row: Mapping[str, Any]) -> str:
+    """The same for the same annotation only: of its candidate, annotator, time and marks."""
+    names = ("prompt_id", "sample_index", "annotator", "annotated_at", "structure", "texture", "overall")
+    return hashlib.sha256(repr([row.get(name) for name in names]).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardMemory:
     """All that a reward folder keeps of its annotations."""
@@ -132,22 +141,25 @@ class RewardMemory:
     """Of part C's photographs."""
     report: DescribedAnnotations
     """Of part D's photographs."""
+    taken_in: frozenset[str]
+    """`annotation_id` of every annotation that the reward has had, part A's included."""
 
-    def taking_in(self, data: DescribedAnnotations) -> tuple["RewardMemory", DescribedAnnotations]:
-        """The memory with further annotations, and those of them that the head may learn from."""
+    def taking_in(self, data: DescribedAnnotations, ids: Iterable[str]) -> tuple["RewardMemory", DescribedAnnotations]:
+        """The memory with further annotations of these ids, and those of them that the head may learn from."""
         for_calibration, for_report = set(self.calibration.photographs), set(self.report.photographs)
         learnt = data.without(for_calibration | for_report)
         memory = RewardMemory(
             seen=self.seen.added(learnt) if learnt.keys else self.seen,
             calibration=self.calibration.joined(data.of(for_calibration)),
             report=self.report.joined(data.of(for_report)),
+            taken_in=self.taken_in.union(ids),
         )
         return memory, learnt
 
     def save(self, folder: Path) -> None:
         """Write `memory.safetensors` and `memory.json`."""
         tensors = {"counts": self.seen.counts, "z_sums": self.seen.features, "y_sums": self.seen.scores}
-        record: dict[str, object] = {"prompt_ids": self.seen.prompt_ids}
+        record: dict[str, object] = {"prompt_ids": self.seen.prompt_ids, "taken_in": sorted(self.taken_in)}
         for name, part in (("calibration", self.calibration), ("report", self.report)):
             tensors |= {f"{name}_features": part.features, f"{name}_scores": part.scores}
             record[name] = {"keys": part.keys, "photographs": part.photographs}
@@ -176,8 +188,9 @@ def load_memory(folder: Path) -> RewardMemory:
             features=tensors["z_sums"],
             scores=tensors["y_sums"],
         )
+        taken_in = frozenset(record["taken_in"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
             f"{folder}: keeps no annotations to add to ({error}); fit it anew with `rlhf reward` of this version"
         ) from error
-    return RewardMemory(seen=seen, calibration=calibration, report=report)
+    return RewardMemory(seen=seen, calibration=calibration, report=report, taken_in=taken_in)

@@ -7,6 +7,7 @@ import torch
 
 from rlhf.annotated_images import (
     AnnotatedImages,
+    annotations_of,
     average_repeats,
     join_annotations,
     measure_noise,
@@ -21,7 +22,7 @@ from rlhf.normalisation import Normalisation
 from rlhf.prompts import Prompt
 from rlhf.reward_figures import report_figures
 from rlhf.reward_head import choose_ridge, correct_head, fit_first_head
-from rlhf.reward_memory import DescribedAnnotations, RewardMemory, described, no_prompts
+from rlhf.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts
 from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, describe
 from rlhf.storage import atomic_write_json
 
@@ -62,7 +63,9 @@ def train_reward(
         "photographs_per_part": [len(part) for part in parts],
         "parts": [sorted(part) for part in parts],
     }
-    save_reward(model, RewardMemory(seen=seen, calibration=of_c, report=of_d), normalisation, report, out)
+    taken_in = frozenset(map(annotation_id, annotations_of(candidates, annotations)))
+    memory = RewardMemory(seen=seen, calibration=of_c, report=of_d, taken_in=taken_in)
+    save_reward(model, memory, normalisation, report, out)
     (out / "training.pt").unlink(missing_ok=True)
     return report
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from rlhf.annotated_images import join_annotations
+from rlhf.annotated_images import annotations_of, join_annotations
 from rlhf.bound import update_ridge
 from rlhf.errors import UserError
 from rlhf.normalisation import load_normalisation
 from rlhf.prompts import Prompt
 from rlhf.reward_figures import report_figures
-from rlhf.reward_memory import described, load_memory, rows_to_add
+from rlhf.reward_memory import annotation_id, described, load_memory, rows_to_add
 from rlhf.reward_model import RewardModel, load_reward
 from rlhf.reward_training import features_of, fit_calibration, save_reward
 
@@ -26,8 +26,9 @@ def update_reward(
     annotations: list[dict[str, Any]],
     out: Path,
 ) -> dict[str, Any]:
-    """Take annotations into the reward in `folder` that it has not had, and write it to `out`; returns its report.
+    """Take the annotations that the reward in `folder` has not had into it, and write it to `out`; returns its report.
 
+    So a table that has grown can be given whole; a mark that was changed since counts as another.
     Scores are normalised by the folder's own figures. Photographs of parts C and D stay out of the head:
     their annotations join those that calibrate and report. All others, those of part A included, go
     into V and psi as if they had been there at the first correction; photographs that are new join part B.
@@ -41,10 +42,14 @@ def update_reward(
     model, report = load_reward(folder), _read_report(folder)
     if not isinstance(model, RewardModel) or model.calibration.prompt_effects is None:
         raise UserError(f"{folder}: cannot take in annotations; fit a reward with `rlhf reward` of this version")
-    normalisation, effects = load_normalisation(folder), model.calibration.prompt_effects
-    data = join_annotations(prompts, candidates, annotations, normalisation)
     before = load_memory(folder)
-    memory, learnt = before.taking_in(described(features_of(model.network, data), data))
+    matching = annotations_of(candidates, annotations)
+    new = [row for row in matching if annotation_id(row) not in before.taken_in]
+    if not new:
+        raise UserError(f"{folder}: has had all of these annotations; give others")
+    normalisation, effects = load_normalisation(folder), model.calibration.prompt_effects
+    data = join_annotations(prompts, candidates, new, normalisation)
+    memory, learnt = before.taking_in(described(features_of(model.network, data), data), map(annotation_id, new))
     head = update_ridge(model.head, *rows_to_add(learnt, before.seen, effects)) if learnt.keys else model.head
     old = model.calibration
     calibration = fit_calibration(head, memory.calibration, old, noise=old.noise, effects=effects)
@@ -52,7 +57,7 @@ def update_reward(
     for_a, for_b, *_ = report["annotations_per_part"]
     counts = [for_a, for_b + len(learnt.keys), len(memory.calibration.keys), len(memory.report.keys)]
     report |= report_figures(head, calibration, memory.report) | {
-        "is_simulated": report["is_simulated"] or any(row["is_simulated"] for row in annotations),
+        "is_simulated": report["is_simulated"] or any(row["is_simulated"] for row in new),
         "annotations_per_part": counts,
         "photographs_per_part": [len(part) for part in parts],
         "parts": parts,

@@ -150,3 +150,13 @@ def test_what_cannot_be_updated_is_said(world, trained: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="none belongs to these candidates"):
         update_reward(trained, prompts, candidates, [annotation("unknown", 0, "a", 3.0)], tmp_path)
     assert not (tmp_path / "reward.json").exists()
+
+
+def test_an_annotation_is_taken_in_once_though_it_is_given_twice(world, trained: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    prompts, candidates, annotations = world
+    update_reward(trained, prompts, candidates, [r for r in annotations if r["sample_index"] >= 6], tmp_path / "new")
+    update_reward(trained, prompts, candidates, annotations, tmp_path / "all")
+    new, whole = (load_reward(tmp_path / name) for name in ("new", "all"))
+    assert torch.equal(new.head.weight, whole.head.weight)
+    with pytest.raises(UserError, match="has had all of these"):
+        update_reward(tmp_path / "all", prompts, candidates, annotations, tmp_path / "again")
