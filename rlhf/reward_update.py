@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlhf.annotated_images import annotations_of, join_annotations
-from rlhf.bound import update_ridge
+from rlhf.bound import PromptEffects, update_ridge
 from rlhf.errors import UserError
 from rlhf.normalisation import load_normalisation
 from rlhf.prompts import Prompt
@@ -39,15 +39,12 @@ def update_reward(
     """
     if out.resolve() == folder.resolve():
         raise UserError(f"{out}: is the reward that is updated; choose another --out")
-    model, report = load_reward(folder), _read_report(folder)
-    if not isinstance(model, RewardModel) or model.calibration.prompt_effects is None:
-        raise UserError(f"{folder}: cannot take in annotations; fit a reward with `rlhf reward` of this version")
-    before = load_memory(folder)
+    model, effects = _open(folder)
+    report, before, normalisation = _read_report(folder), load_memory(folder), load_normalisation(folder)
     matching = annotations_of(candidates, annotations)
     new = [row for row in matching if annotation_id(row) not in before.taken_in]
     if not new:
         raise UserError(f"{folder}: has had all of these annotations; give others")
-    normalisation, effects = load_normalisation(folder), model.calibration.prompt_effects
     data = join_annotations(prompts, candidates, new, normalisation)
     memory, learnt = before.taking_in(described(features_of(model.network, data), data), map(annotation_id, new))
     head = update_ridge(model.head, *rows_to_add(learnt, before.seen, effects)) if learnt.keys else model.head
@@ -55,10 +52,14 @@ def update_reward(
     calibration = fit_calibration(head, memory.calibration, old, noise=old.noise, effects=effects)
     parts = _parts_with(report["parts"], set(data.photographs))
     for_a, for_b, *_ = report["annotations_per_part"]
-    counts = [for_a, for_b + len(learnt.keys), len(memory.calibration.keys), len(memory.report.keys)]
     report |= report_figures(head, calibration, memory.report) | {
         "is_simulated": report["is_simulated"] or any(row["is_simulated"] for row in new),
-        "annotations_per_part": counts,
+        "annotations_per_part": [
+            for_a,
+            for_b + len(learnt.keys),
+            len(memory.calibration.keys),
+            len(memory.report.keys),
+        ],
         "photographs_per_part": [len(part) for part in parts],
         "parts": parts,
         "updates": report.get("updates", 0) + 1,
@@ -67,6 +68,14 @@ def update_reward(
     if (folder / "config.yaml").is_file():
         shutil.copyfile(folder / "config.yaml", out / "config.yaml")
     return report
+
+
+def _open(folder: Path) -> tuple[RewardModel, PromptEffects]:
+    model = load_reward(folder)
+    effects = model.calibration.prompt_effects if isinstance(model, RewardModel) else None
+    if not isinstance(model, RewardModel) or effects is None:
+        raise UserError(f"{folder}: cannot take in annotations; fit a reward with `rlhf reward` of this version")
+    return model, effects
 
 
 def _parts_with(parts: list[list[str]], photographs: set[str]) -> list[list[str]]:

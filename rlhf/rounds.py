@@ -63,7 +63,6 @@ def run_rounds(
     yet; the same call then goes on. Raises UserError and SystemExit as `run_stages` does.
     """
     file = config or find_run_file("demo")
-    options = ("--config", str(file), *(word for override in overrides for word in ("--set", override)))
     plan = RoundsPlan(
         out=out,
         rounds=rounds,
@@ -71,23 +70,30 @@ def run_rounds(
         select=select,
         people=people,
         config=load_config(file, overrides),
-        options=options,
+        options=("--config", str(file), *(word for override in overrides for word in ("--set", override))),
     )
     _run(plan, prompt_stages(plan, images, eval_images), 1)
     lines: list[dict[str, Any]] = []
     for number in range(1, rounds + 1):
-        _run(plan, candidate_stages(plan, number), number)
-        if people and not (plan.folder(number) / "annotations" / "annotations.parquet").is_file():
-            print(f"round {number}: let people annotate, then run the same command again to go on:")
-            print(f"    {shlex.join(['rlhf', *annotate_arguments(plan, number)])}")
+        if not _run_round(plan, number):
             break
-        if plan.config.rounds.refit:
-            collect_annotated(plan, number)
-        _run(plan, learning_stages(plan, number), number)
         lines.append(summarise_round(plan, number))
         atomic_write_json(plan.out / "rounds.json", lines)
         print(describe_round(lines[-1]))
     return lines
+
+
+def _run_round(plan: RoundsPlan, number: int) -> bool:
+    """False where it waits for people."""
+    _run(plan, candidate_stages(plan, number), number)
+    if plan.people and not (plan.folder(number) / "annotations" / "annotations.parquet").is_file():
+        print(f"round {number}: let people annotate, then run the same command again to go on:")
+        print(f"    {shlex.join(['rlhf', *annotate_arguments(plan, number)])}")
+        return False
+    if plan.config.rounds.refit:
+        collect_annotated(plan, number)
+    _run(plan, learning_stages(plan, number), number)
+    return True
 
 
 def _run(plan: RoundsPlan, stages: list[Stage], number: int) -> None:
