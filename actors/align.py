@@ -1,5 +1,6 @@
 """The driver of `rlhf align`: starts Ray, makes the actors, lets Ray Train own the learner."""
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -18,9 +19,10 @@ from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
+from rlhf.policy import check_start
 from rlhf.prompts import Prompt, load_prompts
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
-from rlhf.storage import atomic_write_text
+from rlhf.storage import atomic_write_json, atomic_write_text
 
 
 def align(
@@ -29,16 +31,20 @@ def align(
     reward: Path | None,
     out: Path,
     *,
+    start: Path | None = None,
     resume: bool = False,
     address: str | None = None,
 ) -> Path:
     """Align the model to the reward; returns the last policy folder.
 
-    `reward` is the reward folder; None where `config.rewards` names all that is needed.
+    `reward` is the reward folder; None where `config.rewards` names all that is needed. Training begins with
+    the policy folder `start`, else with the base model.
     Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints below
     `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
     """
-    prepare_run_folder(out, config, resume=resume)
+    if start is not None:
+        check_start(start, config.align.trainable, config.model.path)
+    prepare_run_folder(out, config, resume=resume, start=start)
     by_id = {p.prompt_id: p for p in load_prompts(prompts, split="train")}
     wanted = config.align.prompts_per_update
     if len(by_id) < wanted:
@@ -54,6 +60,7 @@ def align(
             "scorers": scorers,
             "prompt_ids": sorted(by_id),
             "out": str(out.resolve()),
+            "start": None if start is None else start.resolve(),
         }
         with follow_metrics(out, config.align):
             _fit(make_trainer(setup, out), out)
@@ -75,16 +82,23 @@ def check_rewards(config: RunConfig, reward: Path | None, prompts: dict[str, Pro
     return config
 
 
-def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
-    """Save the resolved configuration; refuse a used folder without `--resume`, and another configuration with it."""
-    saved = out / "config.yaml"
+def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Path | None = None) -> None:
+    """Save the resolved configuration and the policy to start from.
+
+    Raises UserError for a used folder without `--resume`, and for another configuration or start with it.
+    """
+    saved, begun = out / "config.yaml", out / "start.json"
+    begins = {"policy": None if start is None else str(start.resolve())}
     if (out / "learner").exists():
         if not resume:
             raise UserError(f"{out}: holds a run already; add --resume to go on with it, or choose another --out")
         before = load_config(saved)
         if before.model_copy(update={"cluster": config.cluster}) != config:
             raise UserError(f"{out}: was started with another configuration ({saved}); resume with the same one")
+        if begun.is_file() and json.loads(begun.read_text()) != begins:
+            raise UserError(f"{out}: was started from another policy ({begun}); resume with the same --policy")
     atomic_write_text(saved, dump_config(config))
+    atomic_write_json(begun, begins)
 
 
 def start_ray(config: RunConfig, address: str | None) -> None:

@@ -23,7 +23,8 @@ from rlhf.policy import load_policy, save_policy
 def learner_loop(setup: dict[str, Any]) -> None:
     """Rollout, score, train, publish; again for every update.
 
-    `setup` holds `config`, the actor handles `samplers` and `scorers`, `prompt_ids` and `out`.
+    `setup` holds `config`, the actor handles `samplers` and `scorers`, `prompt_ids`, `out`, and the policy
+    folder to `start` from or None.
     Rank 0 also coordinates; it waits for samplers and scorers, the other ranks wait for it. A
     checkpoint is complete only when all ranks have reported it; a restarted worker goes on from the
     last one.
@@ -33,7 +34,7 @@ def learner_loop(setup: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.cluster.threads_per_learner)
-    learner = _start_learner(config, ranks)
+    learner = _start_learner(config, ranks, setup["start"])
     coordinator = Coordinator(config, setup["prompt_ids"], setup["samplers"], setup["scorers"], ranks, out)
     first = _resume(learner)
     log = MetricsLog(out, first_update=first) if rank == 0 else None
@@ -56,12 +57,12 @@ def learner_loop(setup: dict[str, Any]) -> None:
         _report(learner, metrics, update + 1, is_checkpoint)
 
 
-def _start_learner(config: RunConfig, ranks: int) -> Learner:
+def _start_learner(config: RunConfig, ranks: int, start: Path | None) -> Learner:
     align = config.align
     micro_batches = align.prompts_per_update * align.samples_per_prompt // align.micro_batch_size // ranks
     steps = align.window_size if align.algorithm == "grpo" else align.trained_steps
     policy = load_policy(config.model)
-    return Learner(policy, align, micro_batches=micro_batches * steps, seed=config.seed)
+    return Learner(policy, align, micro_batches=micro_batches * steps, seed=config.seed, start=start)
 
 
 def _resume(learner: Learner) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from rlhf.errors import UserError
+from rlhf.normalisation import Normalisation, measure_normalisation
 from rlhf.prompts import Prompt
 
 COLUMNS = ("structure", "texture", "overall", "annotation_score")
@@ -49,28 +50,19 @@ class AnnotatedImages:
 
 
 def join_annotations(
-    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
+    prompts: dict[str, Prompt],
+    candidates: dict[tuple[str, int], torch.Tensor],
+    annotations: list[dict[str, Any]],
+    normalisation: Normalisation | None = None,
 ) -> AnnotatedImages:
     """Images, masks and normalised scores of all annotations that have a candidate.
 
-    A score loses its annotator's mean deviation and is then standardised within source x hole
-    family (PrefPaint, appendix A; the standard deviation is what its text means).
-    Raises UserError where no annotation fits, or all scores are the same, if only within each group.
+    They are normalised by the given figures, else by their own. Raises UserError where no annotation fits;
+    and, where they are to be measured, where all scores are the same.
     """
-    rows = [r for r in annotations if (r["prompt_id"], r["sample_index"]) in candidates]
-    if not rows:
-        raise UserError("annotations: none belongs to these candidates; check that both are of one run")
-    if np.std([r["annotation_score"] for r in rows]) == 0:
-        raise UserError("annotations: all scores are the same, so there is nothing to learn; use the whole scale")
-    groups = [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows]
-    annotators = [r["annotator"] for r in rows]
-    columns = [normalise(np.array([r[name] for r in rows], dtype=float), groups, annotators) for name in COLUMNS]
-    normalised = torch.from_numpy(np.stack(columns, axis=1)).float()
-    if float(normalised[:, 3].std(correction=0)) < 1e-3:
-        raise UserError(
-            "annotations: all scores of a hole family, less their annotator's mean, are the same, so there is "
-            "nothing to learn; use the whole scale"
-        )
+    normalisation = normalisation or measure_scores(prompts, candidates, annotations)
+    rows = annotations_of(candidates, annotations)
+    normalised = torch.from_numpy(normalisation.apply(*_columns(prompts, rows))).float()
     keys = [(r["prompt_id"], r["sample_index"]) for r in rows]
     return AnnotatedImages(
         images=torch.stack([candidates[k] for k in keys]),
@@ -87,32 +79,40 @@ def count_unknown(candidates: dict[tuple[str, int], torch.Tensor], annotations: 
     return sum((row["prompt_id"], row["sample_index"]) not in candidates for row in annotations)
 
 
-def normalise(scores: np.ndarray, groups: list[Any], annotators: list[str]) -> np.ndarray:
-    """Scores [N] less their annotator's mean deviation, standardised within each group."""
-    unbiased = _without_bias(scores, groups, annotators)
-    return normalise_as(unbiased, scores, groups, annotators)
+def measure_scores(
+    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
+) -> Normalisation:
+    """The normalisation of all annotations that have a candidate; UserError where it cannot be measured."""
+    rows = annotations_of(candidates, annotations)
+    if np.std([r["annotation_score"] for r in rows]) == 0:
+        raise UserError("annotations: all scores are the same, so there is nothing to learn; use the whole scale")
+    columns = _columns(prompts, rows)
+    normalisation = measure_normalisation(*columns)
+    if float(normalisation.apply(*columns)[:, 3].std()) < 1e-3:
+        raise UserError(
+            "annotations: all scores of a hole family, less their annotator's mean, are the same, so there is "
+            "nothing to learn; use the whole scale"
+        )
+    return normalisation
 
 
-def normalise_as(values: np.ndarray, scores: np.ndarray, groups: list[Any], annotators: list[str]) -> np.ndarray:
-    """Values without bias, [N], on the scale that `normalise` gives the scores of the same rows."""
-    unbiased = _without_bias(scores, groups, annotators)
-    means = _group_means(unbiased, groups)
-    return (values - means) / np.sqrt(np.maximum(_group_means((unbiased - means) ** 2, groups), 1e-6))
+def annotations_of(
+    candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The annotations that have a candidate; UserError where none has."""
+    rows = [r for r in annotations if (r["prompt_id"], r["sample_index"]) in candidates]
+    if not rows:
+        raise UserError("annotations: none belongs to these candidates; check that both are of one run")
+    return rows
 
 
-def _without_bias(scores: np.ndarray, groups: list[Any], annotators: list[str]) -> np.ndarray:
-    return scores - _group_means(scores - _group_means(scores, groups), annotators)
-
-
-def _group_means(values: np.ndarray, groups: list[Any]) -> np.ndarray:
-    """[N]: the mean of each row's group."""
-    members = defaultdict(list)
-    for index, group in enumerate(groups):
-        members[group].append(index)
-    means = np.empty_like(values)
-    for rows in members.values():
-        means[rows] = values[rows].mean()
-    return means
+def _columns(
+    prompts: dict[str, Prompt], rows: list[dict[str, Any]]
+) -> tuple[np.ndarray, list[tuple[str, str]], list[str]]:
+    """Marks [N, 4], families and annotators of annotations."""
+    marks = np.array([[r[name] for name in COLUMNS] for r in rows], dtype=float)
+    families = [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows]
+    return marks, families, [r["annotator"] for r in rows]
 
 
 def split_photographs(photographs: list[str], shares: tuple[float, ...], seed: int) -> list[set[str]]:

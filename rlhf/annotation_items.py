@@ -1,7 +1,6 @@
 """What people are shown: the candidates of each prompt, its masked image, and the order of prompts."""
 
 import hashlib
-import random
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,32 +104,21 @@ def _blank(image: Image.Image, mask: np.ndarray) -> Image.Image:
     return tensor_to_image(blank_hole(image_to_tensor(image), mask_to_tensor(mask)))
 
 
-def order_prompts(items: AnnotationItems, select: str, reward: Path | None, *, seed: int) -> tuple[str, ...]:
-    """All prompts: `random`, in an order that only the seed decides; `uncertain`, the least known first.
+def order_prompts(
+    items: AnnotationItems, select: str, reward: Path | None, *, seed: int, limit: int | None = None
+) -> tuple[str, ...]:
+    """Prompts in the order of annotation, `random` or `uncertain`; no more than have `limit` candidates together.
 
     Raises UserError where `uncertain` comes without a reward folder, or it is incomplete.
     """
-    if (select == "uncertain") != (reward is not None):
-        raise UserError("annotate: --select uncertain and --reward belong together; give both or neither")
-    order = sorted(items.prompt_ids)
-    if reward is None:
-        random.Random(f"{seed} annotate").shuffle(order)
-        return tuple(order)
-    uncertainty = _mean_uncertainty(items, reward)
-    return tuple(sorted(order, key=lambda prompt_id: -uncertainty[prompt_id]))
-
-
-def _mean_uncertainty(items: AnnotationItems, reward: Path) -> dict[str, float]:
-    """By prompt, the uncertainty of its reward: the mean over its candidates."""
     import torch
 
-    from rlhf.progress import progress_bar
-    from rlhf.reward_model import load_reward
+    from rlhf.selection import select_prompts
 
-    model = load_reward(reward)
-    means = {}
-    for prompt_id, samples in progress_bar(list(items.candidates.items()), stage="uncertainty"):
-        images = torch.stack([image_to_tensor(decode_image(data)) for data in samples.values()])
-        masks = mask_to_tensor(items.masks[prompt_id]).expand(len(images), -1, -1, -1)
-        means[prompt_id] = float(model.score(images, masks).uncertainty.mean())
-    return means
+    def pictures(prompt_id: str) -> tuple[torch.Tensor, torch.Tensor]:
+        samples = items.candidates[prompt_id].values()
+        images = torch.stack([image_to_tensor(decode_image(data)) for data in samples])
+        return images, mask_to_tensor(items.masks[prompt_id]).expand(len(images), -1, -1, -1)
+
+    counts = {name: len(samples) for name, samples in items.candidates.items()}
+    return tuple(select_prompts(counts, pictures, select, reward, seed=seed, limit=limit))

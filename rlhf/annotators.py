@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rlhf.agreement import write_agreement
-from rlhf.annotated_images import normalise_as
+from rlhf.annotated_images import annotations_of, measure_scores
 from rlhf.config import AnnotatorsConfig
 from rlhf.errors import UserError
 from rlhf.gold_judge import gold_utility
@@ -42,13 +42,16 @@ def simulate_annotations(
 ) -> int:
     """Score every candidate 0-7 (whole marks) into `out/annotations.parquet`; returns the number of rows.
 
-    An annotator has a constant bias drawn once; each mark adds fresh noise. Every candidate is
+    An annotator has a constant bias drawn once; each mark adds fresh noise, other noise for candidates
+    that begin at another `sample_index`. Every candidate is
     scored by `marks_per_candidate` of them, so that the noise can be measured. How far they agree
     goes to `out/agreement.json`.
     """
     rng = np.random.default_rng([seed, 11])
     bias = rng.normal(0.0, config.bias_sd, size=config.count)
     keys = list(candidates)
+    first = min(sample_index for _, sample_index in keys)
+    rng = np.random.default_rng([seed, 11, first]) if first else rng
     utility = _utilities(prompts, candidates, keys)
     rows: list[dict[str, Any]] = []
     now = datetime.now(UTC)
@@ -95,16 +98,16 @@ def noiseless_scores(
 
     One row per annotation that has a candidate, in the order of `join_annotations`.
     """
-    rows = [r for r in annotations if (r["prompt_id"], r["sample_index"]) in candidates]
+    normalisation = measure_scores(prompts, candidates, annotations)
+    rows = annotations_of(candidates, annotations)
     keys = sorted({(r["prompt_id"], r["sample_index"]) for r in rows})
-    totals = to_mark(_utilities(prompts, candidates, keys)) @ np.array(list(TOTAL_WEIGHTS.values()))
-    total_of = dict(zip(keys, totals, strict=True))
-    return normalise_as(
-        np.array([total_of[r["prompt_id"], r["sample_index"]] for r in rows]),
-        np.array([r["annotation_score"] for r in rows], dtype=float),
-        [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows],
-        [r["annotator"] for r in rows],
-    )
+    marks = to_mark(_utilities(prompts, candidates, keys))
+    with_totals = np.column_stack([marks, marks @ np.array(list(TOTAL_WEIGHTS.values()))])
+    marks_of = dict(zip(keys, with_totals, strict=True))
+    families = [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows]
+    truth = np.stack([marks_of[r["prompt_id"], r["sample_index"]] for r in rows])
+    # Nobody of that name was measured, so no bias is taken off.
+    return normalisation.apply(truth, families, ["nobody"] * len(rows))[:, 3]
 
 
 def load_annotations(folder: Path) -> list[dict[str, Any]]:

@@ -90,6 +90,10 @@ class PromptEffects:
     within: float
     between: float
 
+    def known_share(self, counts: torch.Tensor) -> torch.Tensor:
+        """What the sum of n = `counts` [P] residuals tells of a prompt's effect: between / (within + n between)."""
+        return self.between / (self.within + counts.double() * self.between).clamp(min=1e-12)
+
     def shares(self, prompts: torch.Tensor) -> torch.Tensor:
         """The shares for `discount_prompt_effects`: 1 - sqrt(within / (within + n between)), [P]; prompts [N]."""
         counts = torch.bincount(prompts).double()

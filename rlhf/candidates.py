@@ -15,16 +15,19 @@ from rlhf.rollout import RolloutPlan, rollout
 from rlhf.tables import CANDIDATES, PROMPTS, image_cell, read_table, write_table
 
 
-def make_candidates(policy: Policy, prompts: list[Prompt], out: Path, config: CandidatesConfig, *, seed: int) -> int:
+def make_candidates(
+    policy: Policy, prompts: list[Prompt], out: Path, config: CandidatesConfig, *, seed: int, first_sample: int = 0
+) -> int:
     """Inpaint every prompt `samples_per_prompt` times into `out/candidates.parquet`; returns the number of images.
 
     Sample i uses entry i of `num_inference_steps`, `eta` and `strength` (modulo their lengths), so that
-    annotators see good and poor samples alike.
+    annotators see good and poor samples alike. They are numbered from `first_sample`, and their noise
+    depends on the number, so candidates of several policies can be told apart.
     """
     rows: list[dict[str, Any]] = []
     total = len(prompts) * config.samples_per_prompt
     with progress_bar(stage="candidates", total=total) as bar:
-        for sample_index in range(config.samples_per_prompt):
+        for sample_index in range(first_sample, first_sample + config.samples_per_prompt):
             plan = sample_plan(config, sample_index)
             for start in range(0, len(prompts), config.micro_batch_size):
                 batch = prompts[start : start + config.micro_batch_size]
@@ -84,6 +87,31 @@ def load_candidates(folder: Path, prompts: dict[str, Prompt]) -> dict[tuple[str,
     if not images:
         raise UserError(f"{folder}: no candidate belongs to these prompts; check that both are of one run")
     return images
+
+
+def select_candidates(
+    prompts: dict[str, Prompt],
+    candidates: dict[tuple[str, int], torch.Tensor],
+    select: str,
+    reward: Path | None,
+    *,
+    seed: int,
+    limit: int | None,
+) -> dict[tuple[str, int], torch.Tensor]:
+    """The candidates of the prompts that `select_prompts` chooses, in the order in which they are to be annotated."""
+    from rlhf.selection import select_prompts
+
+    keys: dict[str, list[tuple[str, int]]] = {}
+    for key in candidates:
+        keys.setdefault(key[0], []).append(key)
+
+    def pictures(prompt_id: str) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.stack([candidates[key] for key in keys[prompt_id]])
+        return images, prompts[prompt_id].mask.expand(len(images), -1, -1, -1)
+
+    counts = {name: len(samples) for name, samples in keys.items()}
+    chosen = select_prompts(counts, pictures, select, reward, seed=seed, limit=limit)
+    return {key: candidates[key] for name in chosen for key in keys[name]}
 
 
 def keep_prompts(prompts: Path, candidates: Path) -> None:

@@ -243,6 +243,13 @@ class EvaluateConfig(Section):
     """Resamples of the photographs."""
 
 
+class RoundsConfig(Section):
+    """What `rlhf rounds` does from its second round on."""
+
+    refit: bool = True
+    """True: the reward is fitted anew to all rounds' annotations; False: it takes the new ones in, features stay."""
+
+
 class RunConfig(Section):
     """Everything that a run is told."""
 
@@ -266,6 +273,8 @@ class RunConfig(Section):
     """Processes of `rlhf align`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Stage `rlhf evaluate`."""
+    rounds: RoundsConfig = RoundsConfig()
+    """`rlhf rounds`."""
 
     @model_validator(mode="after")
     def _rewards_are_told_apart(self) -> "RunConfig":

@@ -1,17 +1,13 @@
 """All stages in a row, each as the command a user would type, with timings; then the report."""
 
-import json
-import os
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from rlhf.config_files import load_config
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write_json
+from rlhf.stages import Stage, run_stages
 
 PHOTOGRAPHS = (
     ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg"),
@@ -52,9 +48,16 @@ def run_demo(
     resolved = load_config(file, overrides).model_dump(mode="json")
     options = ["--config", str(file), *(word for override in overrides for word in ("--set", override))]
     print(f"demo: 7 stages into {out}; about 9 minutes on 2 cores", file=sys.stderr)
-    for stage, arguments in stage_commands(out, images, eval_images):
-        settings = {name: resolved[name] for name in ("seed", *SECTIONS[stage])}
-        _run_stage(out, stage, [*arguments, *options], settings)
+    stages = [
+        Stage(
+            name=name,
+            arguments=[*arguments, *options],
+            settings={section: resolved[section] for section in ("seed", *SECTIONS[name])},
+            run=out / "align" if name == "align" else None,
+        )
+        for name, arguments in stage_commands(out, images, eval_images)
+    ]
+    run_stages(out, stages, program="demo")
     from rlhf.report import summarise, write_report
 
     report = write_report(out)
@@ -87,12 +90,6 @@ def find_run_file(name: str) -> Path:
     raise UserError(f"no run configuration {name!r} in this installation; name one with --config")
 
 
-def read_stages(out: Path) -> dict[str, dict]:
-    """Finished stages by name: command and seconds."""
-    path = out / "stages.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
 def lay_out_photographs(folder: Path) -> tuple[Path, Path]:
     """Copy scikit-image's photographs into `folder`; returns those to train on and those held out."""
     import skimage.data
@@ -108,30 +105,3 @@ def lay_out_photographs(folder: Path) -> tuple[Path, Path]:
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
     return folder / "train", folder / "test"
-
-
-def _run_stage(out: Path, stage: str, arguments: list[str], settings: dict) -> None:
-    stages = read_stages(out)
-    command = shlex.join(["rlhf", *arguments])
-    before = stages.get(stage, {})
-    if (before.get("command"), before.get("settings")) == (command, settings):
-        print(f"demo: {stage}: done before", file=sys.stderr)
-        return
-    if before and (out / "align" / "learner").exists():
-        raise UserError(
-            f"{out}: {stage} has changed, but align/ rests on it; remove {out / 'align'} or choose another --out"
-        )
-    if stage == "align" and (out / "align" / "learner").exists():
-        arguments = [*arguments, "--resume"]
-    started = time.perf_counter()
-    print(f"demo: {command}", file=sys.stderr)
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
-    code = subprocess.run([sys.executable, "-m", "rlhf", *arguments], env=environment, check=False).returncode
-    if code != 0:
-        print(f"demo: stage {stage} failed; mend it and run the same command again to go on", file=sys.stderr)
-        raise SystemExit(code)
-    # A stage that was run anew outdates all that came after it.
-    names = list(stages)
-    kept = {n: stages[n] for n in names[: names.index(stage)]} if stage in stages else stages
-    kept[stage] = {"command": command, "settings": settings, "duration_s": round(time.perf_counter() - started, 1)}
-    atomic_write_json(out / "stages.json", kept)

@@ -11,7 +11,15 @@ import torch.distributed as dist
 from rlhf.config import AlignConfig
 from rlhf.ddim import make_schedule
 from rlhf.errors import UserError
-from rlhf.policy import Policy, base_policy, make_trainable, predict_with, trainable_state
+from rlhf.policy import (
+    Policy,
+    base_policy,
+    load_trainable_state,
+    make_trainable,
+    predict_with,
+    read_trainable_state,
+    trainable_state,
+)
 from rlhf.policy_gradient import clipped_objective, replay_transition
 from rlhf.rollout import Trajectories
 
@@ -34,11 +42,18 @@ class TrainingBatch:
 class Learner:
     """Holds the trained UNet; every rank calls the same methods in the same order."""
 
-    def __init__(self, policy: Policy, config: AlignConfig, *, micro_batches: int, seed: int) -> None:
-        """Wrap the policy's UNet; `micro_batches` is this rank's forward passes per optimizer step."""
+    def __init__(
+        self, policy: Policy, config: AlignConfig, *, micro_batches: int, seed: int, start: Path | None = None
+    ) -> None:
+        """Wrap the policy's UNet; `micro_batches` is this rank's forward passes per optimizer step.
+
+        Training starts from the weights in the policy folder `start`, if any; the KL is to the base policy still.
+        """
         self.policy, self.config = policy, config
         make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=seed)
         self._base = copy.deepcopy(policy.unet).requires_grad_(False) if self._needs_base_copy else None
+        if start is not None:
+            load_trainable_state(policy.unet, read_trainable_state(start, policy.unet, config.trainable))
         parameters = [p for p in policy.unet.parameters() if p.requires_grad]
         self.engine = start_deepspeed(policy, parameters, config, micro_batches)
         self.averaged = trainable_state(policy.unet)

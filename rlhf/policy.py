@@ -201,6 +201,37 @@ def load_trainable_state(unet: "UNet2DConditionModel", state: dict[str, torch.Te
         parameter.copy_(state[name])
 
 
+def read_trainable_state(folder: Path, unet: UNet2DConditionModel, trainable: str) -> dict[str, torch.Tensor]:
+    """The tensors of a policy folder by the names of `trainable_state(unet)`, to start training from.
+
+    Raises UserError where the folder is incomplete, or its adapters are of another kind, rank or modules.
+    """
+    check_start(folder, trainable)
+    own = trainable_state(unet)
+    if trainable == "full":
+        found = dict(type(unet).from_pretrained(folder / "unet").named_parameters())
+    else:
+        layers, _ = StableDiffusionInpaintPipeline.lora_state_dict(folder)
+        found = {_parameter_name(name): tensor for name, tensor in layers.items()}
+    if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in own.items()}:
+        raise UserError(f"{folder}: its adapters are of another rank or on other modules than align.lora_* say")
+    return {name: tensor.detach().to(own[name]) for name, tensor in found.items()}
+
+
+def _parameter_name(layer: str) -> str:
+    """`unet.mid.to_q.lora_A.weight`, as diffusers writes it, to the name that the UNet's own adapter has."""
+    return f"{layer.removeprefix('unet.').removesuffix('.weight')}.default.weight"
+
+
+def check_start(folder: Path, trainable: str, base: str | None = None) -> None:
+    """UserError where training cannot start from a policy folder: incomplete, of another kind or base model."""
+    manifest = read_manifest(folder)
+    if manifest["trainable"] != trainable:
+        raise UserError(f"{folder}: holds `{manifest['trainable']}` weights, but align.trainable is `{trainable}`")
+    if base is not None and manifest["base_model"] != base:
+        raise UserError(f"{folder}: is a policy of {manifest['base_model']}, but model.path is {base}")
+
+
 def checksum(state: dict[str, torch.Tensor]) -> str:
     """SHA-256 over names and bytes: what a sampler acknowledges."""
     digest = hashlib.sha256()

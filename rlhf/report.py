@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from rlhf.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
-from rlhf.demo import read_stages
 from rlhf.errors import UserError
 from rlhf.images import decode_image, decode_mask
 from rlhf.metrics_log import read_metrics
@@ -27,6 +26,7 @@ from rlhf.pages import (
     write_page,
 )
 from rlhf.reward_charts import reliability_charts
+from rlhf.stages import read_stages
 from rlhf.statistics import cluster_bootstrap, wins
 from rlhf.tables import EVALUATION, PROMPTS, read_table
 

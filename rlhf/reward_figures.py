@@ -9,7 +9,7 @@ import torch
 
 from rlhf.annotated_images import AnnotatedImages, average_repeats
 from rlhf.prompts import Prompt
-from rlhf.reward_model import BATCH, Reward, RewardModel
+from rlhf.reward_model import BATCH, Calibration, Reward, RewardModel
 from rlhf.statistics import cluster_bootstrap, rank_correlation
 
 SIZE_GROUPS = 5
@@ -59,28 +59,42 @@ def score_annotations(model: Reward, data: AnnotatedImages, prompts: dict[str, P
 
 def report_figures(model: RewardModel, data: ScoredAnnotations) -> dict[str, Any]:
     """Accuracy, errors by kind of prompt, coverage, width, correlations; intervals are clustered by photograph."""
-    errors, uncertainty, conformal = data.errors, data.uncertainty, model.calibration.conformal
-    covered = (errors <= conformal * uncertainty).astype(float)
-    return {
-        "calibration": asdict(model.calibration),
-        "coverage_stated": model.calibration.coverage,
-        "coverage_measured": asdict(cluster_bootstrap(covered, data.photographs)),
-        "mean_width": float(2 * conformal * uncertainty.mean()),
-        "mean_theorem_width": float(2 * model.calibration.theorem * uncertainty.mean()),
-        "rank_correlation_error_uncertainty": asdict(
-            cluster_bootstrap(np.stack([errors, uncertainty], 1), data.photographs, statistic=rank_correlation)
-        ),
-        "rank_correlation_reward_score": asdict(
-            cluster_bootstrap(np.stack([data.reward, data.scores], 1), data.photographs, statistic=rank_correlation)
-        ),
-        "pair_accuracy": pair_accuracy(data.reward, data.scores, data.keys),
+    covered = (data.errors <= model.calibration.conformal * data.uncertainty).astype(float)
+    return bound_figures(model.calibration, data.reward, data.uncertainty, data.scores, data.keys, data.photographs) | {
         "pair_accuracy_interval": pair_accuracy_interval(data),
-        "reliability": reliability(errors, uncertainty, conformal),
-        "error": asdict(cluster_bootstrap(errors, data.photographs)),
         "error_by_source": errors_by(data, data.sources, covered),
         "error_by_hole": errors_by(data, data.holes, covered),
         "error_by_hole_size": errors_by(data, hole_sizes(data), covered),
         "calibration_curve": calibration_curve(data),
+    }
+
+
+def bound_figures(
+    calibration: Calibration,
+    reward: np.ndarray,
+    uncertainty: np.ndarray,
+    scores: np.ndarray,
+    keys: list[tuple[str, int]],
+    photographs: list[str],
+) -> dict[str, Any]:
+    """The figures that need neither pictures nor prompts; reward, uncertainty and scores are [N]."""
+    errors = np.abs(scores - reward)
+    covered = (errors <= calibration.conformal * uncertainty).astype(float)
+    return {
+        "calibration": asdict(calibration),
+        "coverage_stated": calibration.coverage,
+        "coverage_measured": asdict(cluster_bootstrap(covered, photographs)),
+        "mean_width": float(2 * calibration.conformal * uncertainty.mean()),
+        "mean_theorem_width": float(2 * calibration.theorem * uncertainty.mean()),
+        "rank_correlation_error_uncertainty": asdict(
+            cluster_bootstrap(np.stack([errors, uncertainty], 1), photographs, statistic=rank_correlation)
+        ),
+        "rank_correlation_reward_score": asdict(
+            cluster_bootstrap(np.stack([reward, scores], 1), photographs, statistic=rank_correlation)
+        ),
+        "pair_accuracy": pair_accuracy(reward, scores, keys),
+        "reliability": reliability(errors, uncertainty, calibration.conformal),
+        "error": asdict(cluster_bootstrap(errors, photographs)),
     }
 
 

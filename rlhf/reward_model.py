@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rlhf.bound import RidgeHead, trust_weight
+from rlhf.bound import PromptEffects, RidgeHead, trust_weight
 from rlhf.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.errors import UserError
 from rlhf.hole_statistics import COUNT, hole_statistics
@@ -148,6 +148,17 @@ class Calibration:
     trust_b: float
     uncertainty_quantile: float | None = None
     """0.95 quantile of the uncertainty on part C; beyond it an image is out of distribution. None in older folders."""
+    within: float | None = None
+    """Variance of a prompt's annotations around the head, and `between`: of what a prompt's annotations share.
+    Further annotations are discounted by them; None in older folders."""
+    between: float | None = None
+
+    @property
+    def prompt_effects(self) -> PromptEffects | None:
+        """Both variances, where they are known."""
+        if self.within is None or self.between is None:
+            return None
+        return PromptEffects(within=self.within, between=self.between)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +185,9 @@ class Reward(Protocol):
 
     def score(self, images: torch.Tensor, masks: torch.Tensor) -> ScoredImages:
         """Images [B, 3, H, W] in [-1, 1]; masks [B, 1, H, W]."""
+
+    def gram_inverse(self) -> torch.Tensor:
+        """float64 [d, d]: V^-1, for choosing what to annotate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +217,10 @@ class RewardModel:
             features=features,
             is_outlying=None if c.uncertainty_quantile is None else uncertainty > c.uncertainty_quantile,
         )
+
+    def gram_inverse(self) -> torch.Tensor:
+        """float64 [d, d]: V^-1."""
+        return torch.cholesky_inverse(self.head.cholesky)
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors`, `head.safetensors` and `reward.json`, which comes last."""

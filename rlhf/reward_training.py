@@ -9,18 +9,30 @@ import torch
 
 from rlhf.annotated_images import (
     AnnotatedImages,
+    annotations_of,
     average_repeats,
     join_annotations,
     measure_noise,
+    measure_scores,
     split_photographs,
 )
-from rlhf.bound import conformal_multiplier, effective_rank, require_calibration, spectrum, theorem_multiplier
+from rlhf.bound import (
+    PromptEffects,
+    RidgeHead,
+    conformal_multiplier,
+    effective_rank,
+    require_calibration,
+    spectrum,
+    theorem_multiplier,
+)
 from rlhf.config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.feature_training import train_features
+from rlhf.normalisation import Normalisation
 from rlhf.prompts import Prompt
 from rlhf.reward_figures import rank_by_trust, report_figures, score_annotations
 from rlhf.reward_head import choose_ridge, correct_head, fit_first_head
+from rlhf.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts
 from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, describe
 from rlhf.reward_page import write_reward_page
 from rlhf.storage import atomic_write_json, finite
@@ -68,12 +80,15 @@ def train_reward(
     `reward.json` is removed before anything is written, and comes last, after `report.json` and
     `report.html`: a folder that holds it is whole. The page quotes `command`.
     """
-    data = join_annotations(prompts, candidates, annotations)
+    normalisation = measure_scores(prompts, candidates, annotations)
+    data = join_annotations(prompts, candidates, annotations, normalisation)
     parts = split_photographs(data.photographs, config.parts, seed)
     a, b, c, d = (data.of(part) for part in parts)
     require_calibration(len(c.keys), config.coverage)
     (out / "reward.json").unlink(missing_ok=True)
     fitted = fit_reward(a, b, c, config, seed, out)
+    of_b, of_c, of_d = (described(features_of(fitted.model.network, part), part) for part in (b, c, d))
+    seen = no_prompts(config.feature_dim + 1).added(of_b)
     report = measure_reward(fitted, d, prompts) | {
         "feature_dim": config.feature_dim + 1,
         "unknown_annotations": len(annotations) - len(data.keys),
@@ -81,9 +96,10 @@ def train_reward(
         "command": command,
     }
     report = finite(report | count_annotations(annotations, [a, b, c, d]))
-    atomic_write_json(out / "report.json", report)
     write_reward_page(out, report, d)
-    fitted.model.save(out)
+    taken_in = frozenset(map(annotation_id, annotations_of(candidates, annotations)))
+    memory = RewardMemory(seen=seen, calibration=of_c, report=of_d, taken_in=taken_in)
+    save_reward(fitted.model, memory, normalisation, report, out)
     (out / "training.pt").unlink(missing_ok=True)
     return report
 
@@ -125,6 +141,17 @@ def read_learning_curve(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+def save_reward(
+    model: RewardModel, memory: RewardMemory, normalisation: Normalisation, report: dict[str, Any], out: Path
+) -> None:
+    """Write a whole reward folder; without `reward.json`, which is not there meanwhile, it is none."""
+    (out / "reward.json").unlink(missing_ok=True)
+    memory.save(out)
+    normalisation.save(out)
+    atomic_write_json(out / "report.json", report)
+    model.save(out)
+
+
 def fit_reward(
     a: AnnotatedImages, b: AnnotatedImages, c: AnnotatedImages, config: RewardConfig, seed: int, out: Path | None = None
 ) -> FittedReward:
@@ -140,20 +167,7 @@ def fit_reward(
     head = correct_head(first, effects, of_b, b, ridge)
     measured_noise = measure_noise(a)
     noise = float((a.scores - first.reward(of_a)).std()) if measured_noise is None else measured_noise
-    errors, uncertainty = c.scores - head.reward(of_c), head.uncertainty(of_c)
-    calibration = Calibration(
-        coverage=config.coverage,
-        conformal=conformal_multiplier(errors, uncertainty, config.coverage),
-        theorem=theorem_multiplier(head, noise=noise, delta=config.delta, parameter_norm=config.parameter_norm),
-        noise=noise,
-        delta=config.delta,
-        ridge=ridge,
-        parameter_norm=config.parameter_norm,
-        median_uncertainty=float(uncertainty.median()),
-        trust_k=config.trust_k,
-        trust_b=config.trust_b,
-        uncertainty_quantile=float(uncertainty.quantile(OUTLYING)),
-    )
+    calibration = fit_calibration(head, described(of_c, c), config, noise=noise, effects=effects)
     model = RewardModel(
         network=network, head=head, calibration=calibration, backbone=config.backbone, feature_dim=config.feature_dim
     )
@@ -161,8 +175,8 @@ def fit_reward(
         model=model,
         effective_rank=rank,
         spectrum=spectrum(of_b),
-        errors=errors,
-        uncertainty=uncertainty,
+        errors=c.scores - head.reward(of_c),
+        uncertainty=head.uncertainty(of_c),
         is_noise_measured=measured_noise is not None,
     )
 
@@ -175,6 +189,34 @@ def _require_rank(features: torch.Tensor) -> float:
             f"reward: features collapsed (effective rank {rank:.1f}); raise reward.decorrelation or reward.feature_dim"
         )
     return rank
+
+
+def fit_calibration(
+    head: RidgeHead,
+    part: DescribedAnnotations,
+    settings: RewardConfig | Calibration,
+    *,
+    noise: float,
+    effects: PromptEffects,
+) -> Calibration:
+    """Multipliers and scale of the head's uncertainty, on part C; UserError where C is too small for the coverage."""
+    uncertainty = head.uncertainty(part.features)
+    theorem = theorem_multiplier(head, noise=noise, delta=settings.delta, parameter_norm=settings.parameter_norm)
+    return Calibration(
+        coverage=settings.coverage,
+        conformal=conformal_multiplier(part.scores - head.reward(part.features), uncertainty, settings.coverage),
+        theorem=theorem,
+        noise=noise,
+        delta=settings.delta,
+        ridge=head.ridge,
+        parameter_norm=settings.parameter_norm,
+        median_uncertainty=float(uncertainty.median()),
+        trust_k=settings.trust_k,
+        trust_b=settings.trust_b,
+        uncertainty_quantile=float(uncertainty.quantile(OUTLYING)),
+        within=effects.within,
+        between=effects.between,
+    )
 
 
 @torch.no_grad()

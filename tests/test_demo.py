@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlhf.demo import find_run_file, lay_out_photographs, read_stages, run_demo, stage_commands
+from rlhf.demo import find_run_file, lay_out_photographs, run_demo, stage_commands
 from rlhf.errors import UserError
+from rlhf.stages import read_stages
 from rlhf.storage import atomic_write_json
 
 FIRST_STAGE_ONLY = ("candidates.samples_per_prompt=0",)

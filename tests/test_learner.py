@@ -12,7 +12,15 @@ from rlhf.config import AlignConfig
 from rlhf.ddim import make_schedule
 from rlhf.errors import UserError
 from rlhf.learner import Learner, RatioError, TrainingBatch
-from rlhf.policy import Policy, load_policy, load_trainable_state, make_trainable, trainable_state
+from rlhf.policy import (
+    Policy,
+    check_start,
+    load_policy,
+    load_trainable_state,
+    make_trainable,
+    save_policy,
+    trainable_state,
+)
 from rlhf.policy_gradient import clipped_objective, replay_transition
 from rlhf.rollout import rollout
 
@@ -31,10 +39,10 @@ def align_config(pipeline: Path, **changes: object) -> AlignConfig:
     return small_config(pipeline, **changes).align
 
 
-def start(pipeline: Path, config: AlignConfig) -> Learner:
+def start(pipeline: Path, config: AlignConfig, begin: Path | None = None) -> Learner:
     steps = config.window_size if config.algorithm == "grpo" else config.trained_steps
     policy = load_policy(small_config(pipeline).model)
-    return Learner(policy, config, micro_batches=2 * steps, seed=0)
+    return Learner(policy, config, micro_batches=2 * steps, seed=0, start=begin)
 
 
 def sampler_policy(pipeline: Path, config: AlignConfig, weights: dict[str, torch.Tensor]) -> Policy:
@@ -174,3 +182,40 @@ def test_every_zero_stage_takes_the_same_step(small_pipeline: Path, stage: int) 
         results.append(learner.weights())
     for name in results[0]:
         torch.testing.assert_close(results[1][name], results[0][name], atol=2e-5, rtol=0)
+
+
+def save_trained(learner: Learner, config: AlignConfig, folder: Path) -> Path:
+    save_policy(
+        learner.policy, learner.weights(), folder, version=1, trainable=config.trainable, base=str(folder.parent)
+    )
+    return folder
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_training_from_a_policy_begins_with_its_very_weights_and_holds_to_the_base(
+    small_pipeline: Path, tmp_path: Path, trainable: str
+) -> None:
+    config = align_config(small_pipeline, trainable=trainable)
+    first = start(small_pipeline, config)
+    first.train(batches(sampler_policy(small_pipeline, config, first.weights()), config))
+    policy = save_trained(first, config, tmp_path / "policy")
+    second = start(small_pipeline, config, policy)
+    held, averaged, trained = second.weights(), second.averaged, first.weights()
+    assert held.keys() == trained.keys()
+    assert all(torch.equal(held[n], trained[n]) and torch.equal(averaged[n], trained[n]) for n in held)
+    # The folder, opened as users open it, samples what the learner replays.
+    rolled = batches(load_policy(small_config(small_pipeline).model, policy), config)
+    metrics = second.train(rolled)
+    assert metrics["ratio_error"] <= 1e-6
+    assert metrics["kl_to_base"] > 0, "the KL is to the base model, not to the policy of the start"
+
+
+def test_a_policy_that_does_not_fit_is_no_start(small_pipeline: Path, tmp_path: Path) -> None:
+    config = align_config(small_pipeline)
+    policy = save_trained(start(small_pipeline, config), config, tmp_path / "policy")
+    with pytest.raises(UserError, match="another rank"):
+        start(small_pipeline, align_config(small_pipeline, lora_rank=2), policy)
+    with pytest.raises(UserError, match="`lora` weights, but align.trainable is `full`"):
+        start(small_pipeline, align_config(small_pipeline, trainable="full"), policy)
+    with pytest.raises(UserError, match="is a policy of"):
+        check_start(policy, "lora", "elsewhere")

@@ -31,6 +31,7 @@ def candidates(
     out: Out,
     policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the base model.")] = None,
     split: Annotated[str, typer.Option(help="Which prompts.")] = "train",
+    first_sample: Annotated[int, typer.Option(min=0, help="Number of the first sample, where there are others.")] = 0,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -44,7 +45,7 @@ def candidates(
     loaded = load_prompts(prompts, split=split)
     model = load_policy(resolved.model, policy)
     keep_prompts(prompts, out)
-    count = make_candidates(model, loaded, out, resolved.candidates, seed=resolved.seed)
+    count = make_candidates(model, loaded, out, resolved.candidates, seed=resolved.seed, first_sample=first_sample)
     print(f"{count} candidates in {out}")
 
 
@@ -61,8 +62,11 @@ def annotate(
         float, typer.Option(min=0, max=1, help="Share of prompts shown twice to the same person.")
     ] = 0.05,
     lease_minutes: Annotated[float, typer.Option(min=0.05, help="Idle minutes until a prompt goes to another.")] = 10,
-    select: Annotated[Selection, typer.Option(help="Order of the prompts; `uncertain` needs --reward.")] = "random",
+    select: Annotated[Selection, typer.Option(help="Which prompts first; `uncertain` needs --reward.")] = "random",
     reward: Annotated[Path | None, typer.Option("--reward", help="Reward folder, for `--select uncertain`.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Candidates to annotate, in whole prompts; default: all.")
+    ] = None,
     export: Annotated[bool, typer.Option("--export", help="Only write OUT/annotations.parquet anew.")] = False,
     config: Config = None,
     overrides: Overrides = None,
@@ -73,7 +77,7 @@ def annotate(
 
     prompts = prompts_of(candidates, prompts)
     if simulated:
-        _simulate(resolved, candidates, prompts, out)
+        _simulate(resolved, candidates, prompts, out, select, reward, limit)
         return
     from rlhf.annotation_export import export_by_hand, open_study
     from rlhf.annotation_items import load_items, order_prompts
@@ -85,22 +89,24 @@ def annotate(
         return
     from serve.annotation_server import run
 
-    order = order_prompts(items, select, reward, seed=resolved.seed)
+    order = order_prompts(items, select, reward, seed=resolved.seed, limit=limit)
     assignment = Assignment(order=order, overlap=overlap, repeat=repeat, lease_s=60 * lease_minutes, seed=resolved.seed)
     store = open_study(items, assignment, out, database)
     save_config(resolved, out)
     run(store, items, out, host, port)
 
 
-def _simulate(resolved, candidates: Path, prompts: Path, out: Path) -> None:  # noqa: ANN001
+def _simulate(resolved, candidates: Path, prompts: Path, out: Path, select: str, reward, limit) -> None:  # noqa: ANN001
     from rlhf.annotation_export import refuse_peoples_annotations
     from rlhf.annotators import simulate_annotations
-    from rlhf.candidates import load_candidates
+    from rlhf.candidates import load_candidates, select_candidates
     from rlhf.prompts import load_prompts
 
     refuse_peoples_annotations(out)
     save_config(resolved, out)
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images = load_candidates(candidates, by_id)
+    if reward is not None or limit is not None or select != "random":
+        images = select_candidates(by_id, images, select, reward, seed=resolved.seed, limit=limit)
     count = simulate_annotations(by_id, images, out, resolved.annotators, seed=resolved.seed)
-    print(f"{count} simulated annotations in {out}")
+    print(f"{count} simulated annotations of {len(images)} candidates in {out}")

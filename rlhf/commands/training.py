@@ -15,6 +15,7 @@ from rlhf.commands.options import (
     resolve_config,
     save_config,
 )
+from rlhf.errors import UserError
 
 
 def reward(
@@ -25,10 +26,15 @@ def reward(
     objective: Annotated[
         str | None, typer.Option(help="`scores` (regression) or `pairs` (Bradley-Terry); default: reward.objective.")
     ] = None,
+    update: Annotated[
+        Path | None, typer.Option("--update", help="Reward folder that takes these annotations in; features stay.")
+    ] = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Train the reward model, fit its head and V, calibrate its bound, report; goes on where it was interrupted."""
+    if update is not None and (objective or config or overrides):
+        raise UserError("reward: --update keeps the settings of its reward; leave --objective, --config and --set out")
     chosen = [f"reward.objective={objective}"] if objective else []
     resolved = resolve_config(config, [*(overrides or []), *chosen])
     from rlhf.annotated_images import count_unknown
@@ -36,22 +42,28 @@ def reward(
     from rlhf.candidates import load_candidates
     from rlhf.pages import show
     from rlhf.prompts import load_prompts
-    from rlhf.reward_training import train_reward
 
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images, rows = load_candidates(candidates, by_id), load_annotations(annotations)
     unknown = count_unknown(images, rows)
     if 0 < unknown < len(rows):
         print(f"reward: {unknown} of {len(rows)} annotations are of unknown candidates; left out", file=sys.stderr)
-    save_config(resolved, out)
-    command = shlex.join(["rlhf", *sys.argv[1:]])
-    figures = train_reward(by_id, images, rows, out, resolved.reward, seed=resolved.seed, command=command)
+    if update is not None:
+        from rlhf.reward_update import update_reward
+
+        figures = update_reward(update, by_id, images, rows, out)
+    else:
+        from rlhf.reward_training import train_reward
+
+        save_config(resolved, out)
+        command = shlex.join(["rlhf", *sys.argv[1:]])
+        figures = train_reward(by_id, images, rows, out, resolved.reward, seed=resolved.seed, command=command)
     value, low, high = (show(figures["coverage_measured"][key], ".3f") for key in ("value", "low", "high"))
     print(
         f"reward in {out}: coverage {value} [{low}, {high}] "
         f"(stated {figures['coverage_stated']}), effective rank {figures['effective_rank']:.1f}, "
         f"rank correlation with scores {show(figures['rank_correlation_reward_score']['value'], '.2f')}; "
-        f"report in {out / 'report.html'}"
+        f"figures in {out / ('report.json' if update else 'report.html')}"
     )
 
 
@@ -60,6 +72,9 @@ def align(
     out: Out,
     reward: Annotated[
         Path | None, typer.Option("--reward", help="Reward folder; not needed where `rewards:` names all.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="Policy folder to start from; the KL is to the base model still.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
@@ -70,7 +85,7 @@ def align(
     resolved = resolve_config(config, overrides)
     from actors.align import align as run
 
-    last = run(resolved, prompts, reward, out, resume=resume, address=address)
+    last = run(resolved, prompts, reward, out, start=policy, resume=resume, address=address)
     print(f"aligned policy in {last}")
 
 

@@ -1,0 +1,196 @@
+"""What a reward folder keeps of its annotations, so that further ones can be taken in without the pictures."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rlhf.annotated_images import AnnotatedImages
+from rlhf.bound import PromptEffects, discount_prompt_effects
+from rlhf.errors import UserError
+from rlhf.storage import atomic_write, atomic_write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedAnnotations:
+    """Annotations as the ridge head sees them: [N] throughout."""
+
+    features: torch.Tensor
+    """[N, d]."""
+    scores: torch.Tensor
+    """Normalised."""
+    keys: list[tuple[str, int]]
+    photographs: list[str]
+
+    def joined(self, other: "DescribedAnnotations") -> "DescribedAnnotations":
+        """These and then the others."""
+        return DescribedAnnotations(
+            features=torch.cat([self.features, other.features]),
+            scores=torch.cat([self.scores, other.scores]),
+            keys=[*self.keys, *other.keys],
+            photographs=[*self.photographs, *other.photographs],
+        )
+
+    def of(self, photographs: set[str]) -> "DescribedAnnotations":
+        """The rows of some photographs."""
+        return self.rows([i for i, name in enumerate(self.photographs) if name in photographs])
+
+    def without(self, photographs: set[str]) -> "DescribedAnnotations":
+        """The rows of all other photographs."""
+        return self.rows([i for i, name in enumerate(self.photographs) if name not in photographs])
+
+    def rows(self, rows: list[int]) -> "DescribedAnnotations":
+        """Some rows, by their numbers."""
+        return DescribedAnnotations(
+            features=self.features[rows],
+            scores=self.scores[rows],
+            keys=[self.keys[i] for i in rows],
+            photographs=[self.photographs[i] for i in rows],
+        )
+
+
+def described(features: torch.Tensor, data: AnnotatedImages) -> DescribedAnnotations:
+    """Annotations with the features [N, d] of their images."""
+    return DescribedAnnotations(
+        features=features, scores=data.scores, keys=list(data.keys), photographs=list(data.photographs)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSums:
+    """By prompt, what the head has seen of it: enough to discount the annotations that come later."""
+
+    prompt_ids: tuple[str, ...]
+    counts: torch.Tensor
+    """float64 [P]: annotations."""
+    features: torch.Tensor
+    """float64 [P, d]: sums of z."""
+    scores: torch.Tensor
+    """float64 [P]: sums of the scores."""
+
+    def added(self, data: DescribedAnnotations) -> "PromptSums":
+        """The sums with further annotations."""
+        numbers = {name: number for number, name in enumerate(self.prompt_ids)}
+        places = torch.tensor([numbers.setdefault(prompt_id, len(numbers)) for prompt_id, _ in data.keys])
+        new = len(numbers) - len(self.prompt_ids)
+
+        def add(sums: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            longer = torch.cat([sums, sums.new_zeros((new, *sums.shape[1:]))])
+            return longer.index_add(0, places, values.double())
+
+        return PromptSums(
+            prompt_ids=tuple(numbers),
+            counts=add(self.counts, torch.ones(len(places))),
+            features=add(self.features, data.features),
+            scores=add(self.scores, data.scores),
+        )
+
+
+def no_prompts(dim: int) -> PromptSums:
+    """The sums of a head that has seen nothing."""
+    empty = torch.zeros(0, dtype=torch.float64)
+    return PromptSums(prompt_ids=(), counts=empty, features=empty.new_zeros(0, dim), scores=empty)
+
+
+def rows_to_add(
+    data: DescribedAnnotations, seen: PromptSums, effects: PromptEffects
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features [N, d] and scores [N] to update a head with that has `seen` other annotations of maybe the same prompts.
+
+    Their innovations: of a prompt's effect, what the earlier annotations told is subtracted, and the
+    rest, of variance within x between / (within + n between), is discounted. So the head is the one of
+    all annotations at once (random intercepts, Fuller and Battese 1974), in whatever portions they come.
+    """
+    own = no_prompts(data.features.shape[1]).added(data)
+    places = {name: number for number, name in enumerate(own.prompt_ids)}
+    prompts = torch.tensor([places[prompt_id] for prompt_id, _ in data.keys])
+    before = {name: number for number, name in enumerate(seen.prompt_ids)}
+    counts, z_sums, y_sums = (torch.zeros_like(sums) for sums in (own.counts, own.features, own.scores))
+    for name, place in places.items():
+        if name in before:
+            row = before[name]
+            counts[place], z_sums[place], y_sums[place] = seen.counts[row], seen.features[row], seen.scores[row]
+    share = effects.known_share(counts)
+    left = effects.within * share
+    total = (effects.within + own.counts * left).clamp(min=1e-12)
+    shares = 1 - (effects.within / total).clamp(max=1.0).sqrt()
+    z = data.features.double() - (share[:, None] * z_sums)[prompts]
+    y = data.scores.double() - (share * y_sums)[prompts]
+    return discount_prompt_effects(z, prompts, shares), discount_prompt_effects(y, prompts, shares)
+
+
+def annotation_id(row: Mapping[str, Any]) -> str:
+    """The same for the same annotation only: of its candidate, annotator, time and marks."""
+    names = ("prompt_id", "sample_index", "annotator", "annotated_at", "structure", "texture", "overall")
+    return hashlib.sha256(repr([row.get(name) for name in names]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardMemory:
+    """All that a reward folder keeps of its annotations."""
+
+    seen: PromptSums
+    """Of the prompts that the head was corrected on."""
+    calibration: DescribedAnnotations
+    """Of part C's photographs."""
+    report: DescribedAnnotations
+    """Of part D's photographs."""
+    taken_in: frozenset[str]
+    """`annotation_id` of every annotation that the reward has had, part A's included."""
+
+    def taking_in(self, data: DescribedAnnotations, ids: Iterable[str]) -> tuple["RewardMemory", DescribedAnnotations]:
+        """The memory with further annotations of these ids, and those of them that the head may learn from."""
+        for_calibration, for_report = set(self.calibration.photographs), set(self.report.photographs)
+        learnt = data.without(for_calibration | for_report)
+        memory = RewardMemory(
+            seen=self.seen.added(learnt) if learnt.keys else self.seen,
+            calibration=self.calibration.joined(data.of(for_calibration)),
+            report=self.report.joined(data.of(for_report)),
+            taken_in=self.taken_in.union(ids),
+        )
+        return memory, learnt
+
+    def save(self, folder: Path) -> None:
+        """Write `memory.safetensors` and `memory.json`."""
+        tensors = {"counts": self.seen.counts, "z_sums": self.seen.features, "y_sums": self.seen.scores}
+        record: dict[str, object] = {"prompt_ids": self.seen.prompt_ids, "taken_in": sorted(self.taken_in)}
+        for name, part in (("calibration", self.calibration), ("report", self.report)):
+            tensors |= {f"{name}_features": part.features, f"{name}_scores": part.scores}
+            record[name] = {"keys": part.keys, "photographs": part.photographs}
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        atomic_write(folder / "memory.safetensors", lambda p: save_file(whole, p))
+        atomic_write_json(folder / "memory.json", record)
+
+
+def load_memory(folder: Path) -> RewardMemory:
+    """Read what `RewardMemory.save` wrote; UserError where it is not there or not whole."""
+    try:
+        record = json.loads((folder / "memory.json").read_text())
+        tensors = load_file(folder / "memory.safetensors")
+        calibration, report = (
+            DescribedAnnotations(
+                features=tensors[f"{name}_features"],
+                scores=tensors[f"{name}_scores"],
+                keys=[(prompt_id, sample) for prompt_id, sample in record[name]["keys"]],
+                photographs=record[name]["photographs"],
+            )
+            for name in ("calibration", "report")
+        )
+        seen = PromptSums(
+            prompt_ids=tuple(record["prompt_ids"]),
+            counts=tensors["counts"],
+            features=tensors["z_sums"],
+            scores=tensors["y_sums"],
+        )
+        taken_in = frozenset(record["taken_in"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: keeps no annotations to add to ({error}); fit it anew with `rlhf reward` of this version"
+        ) from error
+    return RewardMemory(seen=seen, calibration=calibration, report=report, taken_in=taken_in)

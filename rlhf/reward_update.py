@@ -1,0 +1,104 @@
+"""Further annotations for a reward that is there: features stay, V and the head learn, the bound is calibrated anew."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.annotated_images import annotations_of, join_annotations
+from rlhf.bound import PromptEffects, update_ridge
+from rlhf.errors import UserError
+from rlhf.normalisation import load_normalisation
+from rlhf.prompts import Prompt
+from rlhf.reward_figures import bound_figures
+from rlhf.reward_memory import annotation_id, described, load_memory, rows_to_add
+from rlhf.reward_model import RewardModel, load_reward
+from rlhf.reward_training import features_of, fit_calibration, save_reward
+
+KEPT = ("effective_rank", "spectrum", "feature_dim", "is_noise_measured")
+"""Figures of the first fit that an update leaves as they are."""
+
+
+def update_reward(
+    folder: Path,
+    prompts: dict[str, Prompt],
+    candidates: dict[tuple[str, int], torch.Tensor],
+    annotations: list[dict[str, Any]],
+    out: Path,
+) -> dict[str, Any]:
+    """Take the annotations that the reward in `folder` has not had into it, and write it to `out`; returns its report.
+
+    So a table that has grown can be given whole; a mark that was changed since counts as another.
+    Scores are normalised by the folder's own figures. Photographs of parts C and D stay out of the head:
+    their annotations join those that calibrate and report. All others, those of part A included, go
+    into V and psi as if they had been there at the first correction; photographs that are new join part B.
+    C's stored annotations calibrate again even where it gets no new ones, since V has grown: an old
+    multiplier of smaller uncertainties would cover less than it states.
+
+    Raises UserError where the folder is incomplete, of PrefPaint's release, or of an older version.
+    """
+    if out.resolve() == folder.resolve():
+        raise UserError(f"{out}: is the reward that is updated; choose another --out")
+    model, effects = _open(folder)
+    report, before, normalisation = _read_report(folder), load_memory(folder), load_normalisation(folder)
+    matching = annotations_of(candidates, annotations)
+    new = [row for row in matching if annotation_id(row) not in before.taken_in]
+    if not new:
+        raise UserError(f"{folder}: has had all of these annotations; give others")
+    data = join_annotations(prompts, candidates, new, normalisation)
+    memory, learnt = before.taking_in(described(features_of(model.network, data), data), map(annotation_id, new))
+    head = update_ridge(model.head, *rows_to_add(learnt, before.seen, effects)) if learnt.keys else model.head
+    old = model.calibration
+    calibration = fit_calibration(head, memory.calibration, old, noise=old.noise, effects=effects)
+    parts = _parts_with(report["parts"], set(data.photographs))
+    for_a, for_b, *_ = report["annotations_per_part"]
+    judged = memory.report
+    reward, uncertainty = head.reward(judged.features).numpy(), head.uncertainty(judged.features).numpy()
+    figures = bound_figures(calibration, reward, uncertainty, judged.scores.numpy(), judged.keys, judged.photographs)
+    report = (
+        {name: report[name] for name in KEPT if name in report}
+        | figures
+        | {
+            "is_simulated": report["is_simulated"] or any(row["is_simulated"] for row in new),
+            "annotations_per_part": [
+                for_a,
+                for_b + len(learnt.keys),
+                len(memory.calibration.keys),
+                len(memory.report.keys),
+            ],
+            "photographs_per_part": [len(part) for part in parts],
+            "parts": parts,
+            "updates": report.get("updates", 0) + 1,
+        }
+    )
+    save_reward(replace(model, head=head, calibration=calibration), memory, normalisation, report, out)
+    if (folder / "config.yaml").is_file():
+        shutil.copyfile(folder / "config.yaml", out / "config.yaml")
+    return report
+
+
+def _open(folder: Path) -> tuple[RewardModel, PromptEffects]:
+    model = load_reward(folder)
+    effects = model.calibration.prompt_effects if isinstance(model, RewardModel) else None
+    if not isinstance(model, RewardModel) or effects is None:
+        raise UserError(f"{folder}: cannot take in annotations; fit a reward with `rlhf reward` of this version")
+    return model, effects
+
+
+def _parts_with(parts: list[list[str]], photographs: set[str]) -> list[list[str]]:
+    """The parts, with photographs that are in none of them added to B."""
+    new = photographs - set().union(*parts)
+    return [parts[0], sorted({*parts[1], *new}), *parts[2:]]
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    try:
+        report = json.loads((folder / "report.json").read_text())
+        return report | {"parts": report["parts"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: no readable report.json with its parts ({error}); run `rlhf reward` again"
+        ) from error
