@@ -55,17 +55,22 @@ def join_annotations(
 
     A score loses its annotator's mean deviation and is then standardised within source x hole
     family (PrefPaint, appendix A; the standard deviation is what its text means).
-    Raises UserError where no annotation fits, or all scores are the same.
+    Raises UserError where no annotation fits, or all scores are the same, if only within each group.
     """
     rows = [r for r in annotations if (r["prompt_id"], r["sample_index"]) in candidates]
     if not rows:
         raise UserError("annotations: none belongs to these candidates; check that both are of one run")
     if np.std([r["annotation_score"] for r in rows]) == 0:
-        raise UserError("annotations: all scores are the same, so there is nothing to learn")
+        raise UserError("annotations: all scores are the same, so there is nothing to learn; use the whole scale")
     groups = [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows]
     annotators = [r["annotator"] for r in rows]
     columns = [normalise(np.array([r[name] for r in rows], dtype=float), groups, annotators) for name in COLUMNS]
     normalised = torch.from_numpy(np.stack(columns, axis=1)).float()
+    if float(normalised[:, 3].std(correction=0)) < 1e-3:
+        raise UserError(
+            "annotations: all scores of a hole family, less their annotator's mean, are the same, so there is "
+            "nothing to learn; use the whole scale"
+        )
     keys = [(r["prompt_id"], r["sample_index"]) for r in rows]
     return AnnotatedImages(
         images=torch.stack([candidates[k] for k in keys]),
@@ -75,6 +80,11 @@ def join_annotations(
         keys=keys,
         photographs=[prompts[k[0]].photograph for k in keys],
     )
+
+
+def count_unknown(candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]) -> int:
+    """How many annotations have no candidate; `join_annotations` leaves them out."""
+    return sum((row["prompt_id"], row["sample_index"]) not in candidates for row in annotations)
 
 
 def normalise(scores: np.ndarray, groups: list[Any], annotators: list[str]) -> np.ndarray:

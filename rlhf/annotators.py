@@ -16,7 +16,7 @@ from rlhf.config import AnnotatorsConfig
 from rlhf.errors import UserError
 from rlhf.gold_judge import gold_utility
 from rlhf.prompts import Prompt
-from rlhf.tables import ANNOTATIONS, read_table, write_table
+from rlhf.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
 
 UTILITY_RANGE = (0.25, 0.95)
 """The utilities that get the marks 0 and 7; fixed before any policy was aligned."""
@@ -108,17 +108,28 @@ def noiseless_scores(
 
 
 def load_annotations(folder: Path) -> list[dict[str, Any]]:
-    """Annotation rows with `annotation_score`, the weighted total of the three marks.
+    """Annotation rows with `annotation_score`, the weighted total of the three marks, and `round` (0 unless given).
 
-    Raises UserError that names the row where a mark is missing, not finite or outside 0-7.
+    Raises UserError that names the row where a mark is missing, not finite or outside 0-7, or where an
+    annotator judges a candidate twice in one round.
     """
-    rows = read_table(folder, ANNOTATIONS)
+    rows = read_table(folder, PAGE_ANNOTATIONS, optional=("round",))
+    first_of: dict[tuple[Any, ...], int] = {}
     for number, row in enumerate(rows):
         for column in TOTAL_WEIGHTS:
             mark = row[column]
             if mark is None or not 0 <= mark <= 7:
                 raise UserError(
-                    f"{folder}: row {number} (prompt {row['prompt_id']}): {column} is {mark}, not within 0-7"
+                    f"{folder}: row {number} (prompt {row['prompt_id']}): {column} is {mark}, not within 0-7; "
+                    "mend or remove the row"
                 )
         row["annotation_score"] = sum(weight * row[column] for column, weight in TOTAL_WEIGHTS.items())
+        row["round"] = row["round"] or 0
+        judged = tuple(row[column] for column in ("annotator", "prompt_id", "sample_index", "round"))
+        first = first_of.setdefault(judged, number)
+        if first != number:
+            raise UserError(
+                f"{folder}: row {number} (prompt {row['prompt_id']}, sample {row['sample_index']}, annotator "
+                f"{row['annotator']}) repeats row {first}; remove one, or number the repeats in a column `round`"
+            )
     return rows

@@ -116,9 +116,14 @@ def measure_prompt_effects(residuals: torch.Tensor, prompts: torch.Tensor) -> Pr
 
 def effective_rank(features: torch.Tensor) -> float:
     """exp of the entropy of the normalised eigenvalues of Z'Z (Roy and Vetterli, 2007); features [N, d]."""
-    eigenvalues = torch.linalg.svdvals(features.double()).square()
-    share = eigenvalues / eigenvalues.sum()
+    share = spectrum(features)
     return float(torch.exp(-(share * share.clamp(min=1e-300).log()).sum()))
+
+
+def spectrum(features: torch.Tensor) -> torch.Tensor:
+    """Eigenvalues of Z'Z over their sum, largest first: float64 [min(N, d)]; features [N, d]."""
+    eigenvalues = torch.linalg.svdvals(features.double()).square()
+    return eigenvalues / eigenvalues.sum()
 
 
 def theorem_multiplier(head: RidgeHead, *, noise: float, delta: float, parameter_norm: float) -> float:
@@ -143,15 +148,30 @@ def conformal_multiplier(errors: torch.Tensor, uncertainties: torch.Tensor, cove
     Split conformal prediction (arXiv:2107.07511, section 2) on ratios; errors and uncertainties are
     [N], of photographs that fitted nothing. Raises UserError where N is too small for `coverage`.
     """
+    require_calibration(len(errors), coverage)
     ratios = (errors.double().abs() / uncertainties.double()).sort().values
-    # The small term keeps 100 x 0.55 from becoming 56.
-    rank = math.ceil((len(ratios) + 1) * coverage - 1e-9)
-    if rank > len(ratios):
+    return float(ratios[_conformal_rank(len(ratios), coverage) - 1])
+
+
+def can_calibrate(count: int, coverage: float) -> bool:
+    """Whether that many annotations are enough for a finite multiplier."""
+    return _conformal_rank(count, coverage) <= count
+
+
+def require_calibration(count: int, coverage: float) -> None:
+    """Raise UserError that says how many annotations are needed, where `count` cannot calibrate `coverage`."""
+    if not can_calibrate(count, coverage):
         needed = math.ceil(coverage / (1 - coverage) - 1e-9)
         raise UserError(
-            f"reward: {len(ratios)} annotations cannot calibrate a coverage of {coverage}; {needed} are needed"
+            f"reward: {count} annotations cannot calibrate a coverage of {coverage}; {needed} are needed: "
+            "annotate more, or lower reward.coverage"
         )
-    return float(ratios[rank - 1])
+
+
+def _conformal_rank(count: int, coverage: float) -> int:
+    """Which of the sorted ratios, from 1, is the multiplier."""
+    # The small term keeps 100 x 0.55 from becoming 56.
+    return math.ceil((count + 1) * coverage - 1e-9)
 
 
 def trust_weight(uncertainty: torch.Tensor, median: float, k: float, b: float) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 from rlhf.annotated_images import AnnotatedImages, average_repeats, prompt_weights, split_photographs
 from rlhf.config import RewardConfig
+from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.reward_model import FeatureNetwork, build_backbone, describe, whiten
 from rlhf.storage import atomic_torch_save, atomic_write_text
@@ -23,6 +25,7 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: 
     """Train features z so that a linear layer on them tells the marks; then whiten them.
 
     With `out`, `learning_curve.jsonl` is written there, and a training that was interrupted goes on.
+    Raises UserError where the loss is no longer finite.
     """
     torch.manual_seed(seed)
     network = FeatureNetwork(build_backbone(config.backbone, config.frozen_share), config.feature_dim)
@@ -36,6 +39,10 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: 
             figures = {"epoch": len(curve) + 1, "loss": training.run_epoch()}
             if held_out is not None:
                 figures["validation"] = training.validate(held_out)
+            if not all(map(math.isfinite, figures.values())) or not all(
+                p.isfinite().all() for p in network.parameters()
+            ):
+                raise UserError(f"reward: training diverged in epoch {figures['epoch']}; lower reward.learning_rate")
             curve.append(figures)
             if held_out is None or figures["validation"] <= min(f["validation"] for f in curve):
                 best = {name: tensor.clone() for name, tensor in network.state_dict().items()}

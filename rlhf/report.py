@@ -1,49 +1,36 @@
 """One self-contained HTML page about a run, and the last lines on the screen."""
 
-import base64
-import io
 import json
 import math
-import os
-import platform
-import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from PIL import Image
 
-import rlhf
+from rlhf.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
 from rlhf.demo import read_stages
 from rlhf.errors import UserError
-from rlhf.images import decode_image, decode_mask, encode_png
+from rlhf.images import decode_image, decode_mask
 from rlhf.metrics_log import read_metrics
+from rlhf.pages import (
+    FEW_PHOTOGRAPHS,
+    MAX_PICTURE_PX,
+    data_uri,
+    picture_uri,
+    show,
+    show_duration,
+    show_hole,
+    write_page,
+)
+from rlhf.reward_charts import reliability_charts
 from rlhf.statistics import cluster_bootstrap, wins
-from rlhf.storage import atomic_write_text
 from rlhf.tables import EVALUATION, PROMPTS, read_table
 
 GALLERY_PROMPTS = 20
-FEW_PHOTOGRAPHS = 30
-"""Below it, intervals over photographs are rough, and the report says so."""
-MAX_PICTURE_PX = 256
-"""Larger pictures are scaled down for the page."""
-REWARD, GOLD, GREY = "#4080e0", "#c98a1b", "#8a8f98"
-INK, FAINT = "#010203", "#040506"
-"""Stand-ins in charts for colours that depend on the page's theme."""
-THEMES = {"light": {INK: "#3c4149", FAINT: "#e3e4e8"}, "dark": {INK: "#b9bec7", FAINT: "#343840"}}
-Series = dict[str, tuple[str, list[float]]]
-"""Curves of a chart: name to colour and values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,26 +54,20 @@ def write_report(run: Path) -> Path:
     summary = _read_json(run / "evaluation" / "summary.json", "evaluate")
     reward = _read_json(run / "reward" / "report.json", "reward")
     pairs = pair_samples(read_table(run / "evaluation" / "samples.parquet", EVALUATION))
-    environment = Environment(loader=PackageLoader("rlhf"), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"show": lambda v, spec: show(v, spec).replace("-", "−"), "duration": show_duration}
-    page = environment.get_template("report.html").render(
+    return write_page(
+        "report.html",
+        run / "report.html",
         name=run.resolve().name,
-        written=date.today(),
         summary=summary,
         reward=reward,
-        few=FEW_PHOTOGRAPHS,
         pair_count=len(pairs),
         gallery=_gallery(run, pairs),
         charts=_training_charts(read_metrics(run / "align"), summary["curve"]) | _judged_charts(summary, reward, pairs),
-        grids={path.stem: _data_uri(path.read_bytes(), "png") for path in sorted(run.glob("align/grids/*.png"))[-4:]},
+        grids={path.stem: data_uri(path.read_bytes(), "png") for path in sorted(run.glob("align/grids/*.png"))[-4:]},
         stages=read_stages(run),
         configurations={path.parent.name: path.read_text() for path in sorted(run.glob("*/config.yaml"))},
-        machine=describe_machine(),
         skipped=[s for path in sorted(run.glob("*prompts/skipped.json")) for s in _read_json(path, "prompts")],
     )
-    # A file name may hold bytes that are no UTF-8; they arrive as surrogates, which cannot be written.
-    atomic_write_text(run / "report.html", page.encode("utf-8", "replace").decode())
-    return run / "report.html"
 
 
 def summarise(run: Path, report: Path, duration_s: float) -> list[str]:
@@ -115,19 +96,6 @@ def summarise(run: Path, report: Path, duration_s: float) -> list[str]:
         "or": "rlhf demo --images YOUR_PHOTOS --eval-images OTHER_PHOTOS --out runs/mine",
     }
     return ["", *(f"{label:<18} {text}" for label, text in lines.items())]
-
-
-def show(value: float | None, spec: str) -> str:
-    """A figure as text; "n/a" where it could not be measured."""
-    return "n/a" if value is None or not math.isfinite(value) else format(value, spec)
-
-
-def show_duration(duration_s: float) -> str:
-    """Seconds as people say them."""
-    if duration_s < 60:
-        return f"{duration_s:.1f} s"
-    minutes, seconds = divmod(round(duration_s), 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {seconds:02d} s"
 
 
 def _read_json(path: Path, stage: str) -> Any:
@@ -177,74 +145,9 @@ def _gallery(run: Path, pairs: list[Pair]) -> Iterator[dict[str, Any]]:
             raise UserError(f"{run}: held-out prompt {pair.base['prompt_id']} is gone; run `rlhf evaluate` again")
         original, base, aligned = (decode_image(row["image"]["bytes"]) for row in (prompt, pair.base, pair.aligned))
         mask = decode_mask(prompt["mask"]["bytes"], size=original.size, name=f"mask of {prompt['prompt_id']}")
-        masked = original.copy()
-        masked.putalpha(Image.fromarray(np.where(mask, 0, 255).astype(np.uint8)))
-        pictures = {"masked": masked, "base": base, "aligned": aligned, "original": original}
+        pictures = {"masked": show_hole(original, mask), "base": base, "aligned": aligned, "original": original}
         uris = {title: picture_uri(picture) for title, picture in pictures.items()}
         yield {"pair": pair, "rank": place + 1, "is_small": original.width <= MAX_PICTURE_PX // 2, "pictures": uris}
-
-
-def picture_uri(picture: Image.Image) -> str:
-    """A picture as a PNG data URI, scaled down to `MAX_PICTURE_PX`."""
-    picture.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX), Image.Resampling.LANCZOS)
-    return _data_uri(encode_png(picture), "png")
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _chart(draw: Callable[[Axes], Any], xlabel: str, ylabel: str, height: float = 2.6) -> dict[str, str]:
-    """An SVG as data URIs by theme; `height` in inches. Text stays text, in the page's own font."""
-    with rc_context({"svg.fonttype": "none", "text.color": INK, "axes.labelcolor": INK, "legend.frameon": False}):
-        figure = Figure(figsize=(4.4, height), layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        axes.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
-        axes.tick_params(length=0, colors=INK)
-        axes.grid(color=FAINT, linewidth=0.8)
-        axes.spines[:].set_visible(False)
-        if "(share)" in xlabel:
-            axes.set_xlim(-0.03, 1.03)
-        if "(share)" in ylabel:
-            axes.set_ylim(-0.03, 1.03)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue().replace("'DejaVu Sans'", "system-ui, 'Segoe UI', Helvetica, Arial")
-    themed = {theme: svg.replace(INK, c[INK]).replace(FAINT, c[FAINT]) for theme, c in THEMES.items()}
-    return {theme: _data_uri(text.encode(), "svg+xml") for theme, text in themed.items()}
-
-
-def _lines(
-    x: list[float], series: Series, xlabel: str, ylabel: str, *, band: Any = None, reference: float | None = None
-) -> dict[str, str]:
-    """Curves by name (colour, values), intervals [N, 2] as a band, a dashed line at `reference`."""
-
-    def draw(axes: Axes) -> None:
-        for name, (colour, values) in series.items():
-            axes.plot(x, values, ".-", color=colour, label=name, linewidth=1.6, markersize=8 if len(x) < 10 else 4)
-        if band is not None:
-            axes.fill_between(x, *np.transpose(band), color=GREY, alpha=0.25, linewidth=0)
-        if reference is not None:
-            axes.axhline(reference, color=GREY, linestyle="--", linewidth=1)
-        if len(series) > 1:
-            axes.legend(fontsize=9)
-
-    return _chart(draw, xlabel, ylabel)
-
-
-def _forest(estimates: dict[str, dict[str, float]], label: str, reference: float) -> dict[str, str]:
-    """One row per estimate, with its interval, and a dashed line at `reference`."""
-
-    def draw(axes: Axes) -> None:
-        axes.axvline(reference, color=GREY, linestyle="--", linewidth=1)
-        for row, e in enumerate(estimates.values()):
-            axes.plot([e["low"], e["value"], e["high"]], [row] * 3, "o-", color=GOLD, markevery=[1], linewidth=2)
-        names = [f"{name.replace('_', ' ')}  {show(e['value'], '.2f')}" for name, e in estimates.items()]
-        axes.set_yticks(range(len(estimates)), names)
-        axes.set_ylim(len(estimates) - 0.5, -0.5)
-
-    return _chart(draw, label, "", 0.8 + 0.34 * len(estimates))
 
 
 def _training_charts(metrics: list[dict[str, Any]], curve: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
@@ -259,12 +162,14 @@ def _training_charts(metrics: list[dict[str, Any]], curve: list[dict[str, Any]])
     trust = track("sd (mean is 1)", "trust_weight_std") | track("effective share", "effective_sample_share", GREY)
     by_version, sd = "policy version (updates; 0 is the base model)", "reward (sd of scores)"
     return {
-        "reward": _lines(updates, track("", "reward"), "update", sd),
-        "kl": _lines(updates, track("", "kl_to_base"), "update", "KL (nats per latent element)"),
-        "trust": _lines(updates, trust, "update", "trust weights (no unit)"),
-        "held_out_reward": _lines(versions, {"": (REWARD, [p["reward"] for p in curve])}, by_version, sd),
-        "held_out_gold": _lines(versions, {"": (GOLD, [p["gold"] for p in curve])}, by_version, "gold mark (0 to 1)"),
-        "held_out_wins": _lines(versions, rates, by_version, "WinRate (share)", band=band, reference=0.5),
+        "reward": draw_lines(updates, track("", "reward"), "update", sd),
+        "kl": draw_lines(updates, track("", "kl_to_base"), "update", "KL (nats per latent element)"),
+        "trust": draw_lines(updates, trust, "update", "trust weights (no unit)"),
+        "held_out_reward": draw_lines(versions, {"": (REWARD, [p["reward"] for p in curve])}, by_version, sd),
+        "held_out_gold": draw_lines(
+            versions, {"": (GOLD, [p["gold"] for p in curve])}, by_version, "gold mark (0 to 1)"
+        ),
+        "held_out_wins": draw_lines(versions, rates, by_version, "WinRate (share)", band=band, reference=0.5),
     }
 
 
@@ -276,25 +181,7 @@ def _judged_charts(summary: dict[str, Any], reward: dict[str, Any], pairs: list[
         won = wins(np.array([pair.gain for pair in own]), np.zeros(len(own)))
         rates[hole] = asdict(cluster_bootstrap(won, [pair.base["photograph"] for pair in own]))
     ratios = {name: summary[f"{name}_ratio"] for name in ("sharpness", "diversity")}
-    fifths = {key: [row[key] for row in reward["reliability"]] for key in ("uncertainty", "error", "bound", "coverage")}
-    errors = {"bound": (GREY, fifths["bound"]), "mean |error|": (REWARD, fifths["error"])}
-    x, label, stated = fifths["uncertainty"], "mean uncertainty of the fifth (no unit)", reward["coverage_stated"]
     return {
-        "win_rates": _forest(rates, "WinRate over base (share)", 0.5),
-        "ratios": _forest(ratios, "aligned / base (ratio)", 1.0),
-        "errors": _lines(x, errors, label, "score (sd)"),
-        "coverage": _lines(x, {"": (REWARD, fifths["coverage"])}, label, "covered (share)", reference=stated),
-    }
-
-
-def describe_machine() -> dict[str, str]:
-    """Processor, accelerators and the versions of what matters."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
-    return {
-        "processor": models[0] if models else platform.machine(),
-        "CPUs": str(os.cpu_count()),
-        "GPUs": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
-        "prefpaint-ray": rlhf.__version__,
-        "python": platform.python_version(),
-    } | {name: version(name) for name in ("torch", "ray", "diffusers", "deepspeed", "transformers", "peft")}
+        "win_rates": draw_forest(rates, "WinRate over base (share)", 0.5),
+        "ratios": draw_forest(ratios, "aligned / base (ratio)", 1.0),
+    } | reliability_charts(reward)

@@ -1,53 +1,117 @@
 """What is measured of a reward model on photographs that it has never seen."""
 
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from rlhf.annotated_images import AnnotatedImages
-from rlhf.reward_model import RewardModel
+from rlhf.annotated_images import AnnotatedImages, average_repeats
+from rlhf.prompts import Prompt
+from rlhf.reward_model import BATCH, Reward, RewardModel
 from rlhf.statistics import cluster_bootstrap, rank_correlation
 
+SIZE_GROUPS = 5
+CALIBRATION_GROUPS = 10
+TRUSTED = 8
+"""Candidates that the page shows from either end of the uncertainty."""
 
-def report_figures(model: RewardModel, data: AnnotatedImages) -> dict[str, Any]:
-    """Measured on photographs that the model has never seen: accuracy, coverage, width, correlations."""
-    scored = model.score(data.images, data.masks)
-    reward, uncertainty = scored.reward.numpy(), scored.uncertainty.numpy()
-    scores = data.scores.numpy()
-    errors = np.abs(scores - reward)
-    covered = (errors <= model.calibration.conformal * uncertainty).astype(float)
-    accuracy = pair_accuracy(reward, scores, data.keys)
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredAnnotations:
+    """Annotations beside what the reward model says of their images: [N] throughout, in sd of scores."""
+
+    reward: np.ndarray
+    uncertainty: np.ndarray
+    scores: np.ndarray
+    keys: list[tuple[str, int]]
+    photographs: list[str]
+    sources: list[str]
+    holes: list[str]
+    hole_shares: np.ndarray
+    """Share of the image that is to be repainted, 0 to 1."""
+
+    @property
+    def errors(self) -> np.ndarray:
+        """|score - reward|."""
+        return np.abs(self.scores - self.reward)
+
+
+def score_annotations(model: Reward, data: AnnotatedImages, prompts: dict[str, Prompt]) -> ScoredAnnotations:
+    """Reward and uncertainty of all annotated images; those annotated repeatedly are scored once."""
+    _, first_rows, _ = average_repeats(data)
+    numbers = {data.keys[row]: number for number, row in enumerate(first_rows.tolist())}
+    parts = [model.score(data.images[rows], data.masks[rows]) for rows in first_rows.split(BATCH)]
+    rows = [numbers[key] for key in data.keys]
+    of = [prompts[prompt_id] for prompt_id, _ in data.keys]
+    return ScoredAnnotations(
+        reward=torch.cat([part.reward for part in parts]).numpy()[rows],
+        uncertainty=torch.cat([part.uncertainty for part in parts]).numpy()[rows],
+        scores=data.scores.numpy(),
+        keys=data.keys,
+        photographs=data.photographs,
+        sources=[prompt.source for prompt in of],
+        holes=[prompt.hole for prompt in of],
+        hole_shares=data.masks.mean(dim=(1, 2, 3)).numpy(),
+    )
+
+
+def report_figures(model: RewardModel, data: ScoredAnnotations) -> dict[str, Any]:
+    """Accuracy, errors by kind of prompt, coverage, width, correlations; intervals are clustered by photograph."""
+    errors, uncertainty, conformal = data.errors, data.uncertainty, model.calibration.conformal
+    covered = (errors <= conformal * uncertainty).astype(float)
     return {
         "calibration": asdict(model.calibration),
         "coverage_stated": model.calibration.coverage,
         "coverage_measured": asdict(cluster_bootstrap(covered, data.photographs)),
-        "mean_width": float(2 * model.calibration.conformal * uncertainty.mean()),
+        "mean_width": float(2 * conformal * uncertainty.mean()),
+        "mean_theorem_width": float(2 * model.calibration.theorem * uncertainty.mean()),
         "rank_correlation_error_uncertainty": asdict(
             cluster_bootstrap(np.stack([errors, uncertainty], 1), data.photographs, statistic=rank_correlation)
         ),
         "rank_correlation_reward_score": asdict(
-            cluster_bootstrap(np.stack([reward, scores], 1), data.photographs, statistic=rank_correlation)
+            cluster_bootstrap(np.stack([data.reward, data.scores], 1), data.photographs, statistic=rank_correlation)
         ),
-        "pair_accuracy": accuracy,
-        "reliability": reliability(errors, uncertainty, model.calibration.conformal),
+        "pair_accuracy": pair_accuracy(data.reward, data.scores, data.keys),
+        "pair_accuracy_interval": pair_accuracy_interval(data),
+        "reliability": reliability(errors, uncertainty, conformal),
+        "error": asdict(cluster_bootstrap(errors, data.photographs)),
+        "error_by_source": errors_by(data, data.sources, covered),
+        "error_by_hole": errors_by(data, data.holes, covered),
+        "error_by_hole_size": errors_by(data, hole_sizes(data), covered),
+        "calibration_curve": calibration_curve(data),
     }
 
 
 def pair_accuracy(reward: np.ndarray, scores: np.ndarray, keys: list[tuple[str, int]]) -> float | None:
     """Share of pairs of one prompt's samples, scored differently, that the reward orders as the scores do."""
+    hits, _ = _ordered_pairs(reward, scores, keys)
+    return float(np.mean(hits)) if hits else None
+
+
+def pair_accuracy_interval(data: ScoredAnnotations) -> dict[str, Any] | None:
+    """The same with its interval and the number of `pairs`; None where there is no pair."""
+    hits, rows = _ordered_pairs(data.reward, data.scores, data.keys)
+    if not hits:
+        return None
+    estimate = cluster_bootstrap(np.array(hits, dtype=float), [data.photographs[row] for row in rows])
+    return asdict(estimate) | {"pairs": len(hits)}
+
+
+def _ordered_pairs(reward: np.ndarray, scores: np.ndarray, keys: list[tuple[str, int]]) -> tuple[list[bool], list[int]]:
+    """Per pair whether it is ordered alike, and one of its two rows."""
     members = defaultdict(list)
     for index, key in enumerate(keys):
         members[key[0]].append(index)
-    hits = [
-        (reward[i] > reward[j]) == (scores[i] > scores[j])
+    pairs = [
+        ((reward[i] > reward[j]) == (scores[i] > scores[j]), i)
         for rows in members.values()
         for n, i in enumerate(rows)
         for j in rows[:n]
         if scores[i] != scores[j] and keys[i] != keys[j]
     ]
-    return float(np.mean(hits)) if hits else None
+    return [bool(hit) for hit, _ in pairs], [row for _, row in pairs]
 
 
 def reliability(errors: np.ndarray, uncertainty: np.ndarray, conformal: float) -> list[dict[str, float]]:
@@ -64,3 +128,80 @@ def reliability(errors: np.ndarray, uncertainty: np.ndarray, conformal: float) -
                 }
             )
     return rows
+
+
+def errors_by(data: ScoredAnnotations, groups: list[str], covered: np.ndarray) -> list[dict[str, Any]]:
+    """Per group, in the order of names: how much is in it, mean |score - reward| and coverage with intervals.
+
+    Shapes: groups and covered [N], the latter 1 where the bound holds.
+    """
+    labels, errors = np.array(groups), data.errors
+    table = []
+    for name in sorted(set(groups)):
+        rows = np.flatnonzero(labels == name)
+        photographs = [data.photographs[row] for row in rows]
+        table.append(
+            {
+                "name": name,
+                "annotations": len(rows),
+                "candidates": len({data.keys[row] for row in rows}),
+                "photographs": len(set(photographs)),
+                "error": asdict(cluster_bootstrap(errors[rows], photographs)),
+                "coverage": asdict(cluster_bootstrap(covered[rows], photographs)),
+            }
+        )
+    return table
+
+
+def hole_sizes(data: ScoredAnnotations) -> list[str]:
+    """The fifth of the prompts, ordered by their hole's share of the image, that each row is in: [N] of names.
+
+    Holes of one size are in one fifth, so there may be fewer than five.
+    """
+    share_of = {key[0]: float(share) for key, share in zip(data.keys, data.hole_shares, strict=True)}
+    shares = np.array(list(share_of.values()))
+    below, upto = (np.searchsorted(np.sort(shares), shares, side=side) for side in ("left", "right"))
+    fifths = (SIZE_GROUPS * (below + upto) / 2 / len(shares)).astype(int).clip(max=SIZE_GROUPS - 1)
+    names = {}
+    for number in set(fifths.tolist()):
+        low, high = (f"{end(shares[fifths == number]):.1%}" for end in (np.min, np.max))
+        names[number] = f"{number + 1}: {low}" if low == high else f"{number + 1}: {low} to {high}"
+    fifth_of = dict(zip(share_of, fifths.tolist(), strict=True))
+    return [names[fifth_of[prompt_id]] for prompt_id, _ in data.keys]
+
+
+def calibration_curve(data: ScoredAnnotations) -> list[dict[str, Any]]:
+    """In ten equal groups by reward: its mean, and the mean score with its interval."""
+    return [
+        {
+            "reward": float(data.reward[part].mean()),
+            "score": asdict(cluster_bootstrap(data.scores[part], [data.photographs[row] for row in part])),
+        }
+        for part in np.array_split(np.argsort(data.reward, kind="stable"), CALIBRATION_GROUPS)
+        if len(part)
+    ]
+
+
+def rank_by_trust(data: ScoredAnnotations, conformal: float) -> dict[str, list[dict[str, Any]]]:
+    """`most` and `least` certain candidates, the extreme ones first, none in both: reward, bound, mean score."""
+    rows_of: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for row, key in enumerate(data.keys):
+        rows_of[key].append(row)
+    ordered = sorted(rows_of, key=lambda key: data.uncertainty[rows_of[key][0]])
+
+    def describe(key: tuple[str, int]) -> dict[str, Any]:
+        first = rows_of[key][0]
+        return {
+            "prompt_id": key[0],
+            "sample_index": key[1],
+            "photograph": data.photographs[first],
+            "hole": data.holes[first],
+            "reward": float(data.reward[first]),
+            "uncertainty": float(data.uncertainty[first]),
+            "bound": float(conformal * data.uncertainty[first]),
+            "score": float(data.scores[rows_of[key]].mean()),
+            "annotations": len(rows_of[key]),
+        }
+
+    least = ordered[TRUSTED:][-TRUSTED:][::-1]
+    return {"most": [describe(key) for key in ordered[:TRUSTED]], "least": [describe(key) for key in least]}

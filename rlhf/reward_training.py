@@ -1,5 +1,7 @@
 """From annotations to a reward model: normalise, split by photograph, train, fit, calibrate, report."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,17 @@ from rlhf.annotated_images import (
     measure_noise,
     split_photographs,
 )
-from rlhf.bound import conformal_multiplier, effective_rank, theorem_multiplier
+from rlhf.bound import conformal_multiplier, effective_rank, require_calibration, spectrum, theorem_multiplier
 from rlhf.config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.feature_training import train_features
 from rlhf.prompts import Prompt
-from rlhf.reward_figures import report_figures
+from rlhf.reward_figures import rank_by_trust, report_figures, score_annotations
 from rlhf.reward_head import choose_ridge, correct_head, fit_first_head
 from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, describe
-from rlhf.storage import atomic_write_json
+from rlhf.reward_page import write_reward_page
+from rlhf.storage import atomic_write_json, finite
+from rlhf.uncertainty_figures import coverage_by_level, risk_coverage
 
 MIN_EFFECTIVE_RANK = 4.0
 """Features below it have collapsed."""
@@ -28,6 +32,23 @@ FIRST_RIDGE = 1.0
 """lambda of the head of part A, which V has no part in."""
 OUTLYING = 0.95
 """Quantile of the uncertainty on part C beyond which an image is out of distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedReward:
+    """A reward model, and what its parts say of it."""
+
+    model: RewardModel
+    effective_rank: float
+    """Of Z'Z on part B."""
+    spectrum: torch.Tensor
+    """float64 [d]: eigenvalues of Z'Z on part B over their sum, largest first."""
+    errors: torch.Tensor
+    """float64 [N]: score less reward on part C, which calibrates."""
+    uncertainty: torch.Tensor
+    """float64 [N], on part C."""
+    is_noise_measured: bool
+    """Whether B is from images annotated repeatedly; else from the residuals of A's head."""
 
 
 def train_reward(
@@ -38,44 +59,82 @@ def train_reward(
     config: RewardConfig,
     *,
     seed: int,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Train, fit and calibrate a reward model into `out`; returns the figures of `out/report.json`.
 
     Photographs are split into four parts: A trains the features, a first head, lambda and B; B corrects
     the head and makes V; C calibrates the conformal multiplier; D reports. No photograph is in two parts.
+    `reward.json` is removed before anything is written, and comes last, after `report.json` and
+    `report.html`: a folder that holds it is whole. The page quotes `command`.
     """
     data = join_annotations(prompts, candidates, annotations)
     parts = split_photographs(data.photographs, config.parts, seed)
     a, b, c, d = (data.of(part) for part in parts)
-    model, rank = fit_reward(a, b, c, config, seed, out)
-    model.save(out)
-    report = report_figures(model, d) | {
-        "effective_rank": rank,
+    require_calibration(len(c.keys), config.coverage)
+    (out / "reward.json").unlink(missing_ok=True)
+    fitted = fit_reward(a, b, c, config, seed, out)
+    report = measure_reward(fitted, d, prompts) | {
         "feature_dim": config.feature_dim + 1,
-        "is_simulated": any(row["is_simulated"] for row in annotations),
-        "annotations_per_part": [len(part.keys) for part in (a, b, c, d)],
-        "photographs_per_part": [len(part) for part in parts],
-        "parts": [sorted(part) for part in parts],
+        "unknown_annotations": len(annotations) - len(data.keys),
+        "learning_curve": read_learning_curve(out),
+        "command": command,
     }
+    report = finite(report | count_annotations(annotations, [a, b, c, d]))
     atomic_write_json(out / "report.json", report)
+    write_reward_page(out, report, d)
+    fitted.model.save(out)
     (out / "training.pt").unlink(missing_ok=True)
     return report
 
 
+def measure_reward(fitted: FittedReward, data: AnnotatedImages, prompts: dict[str, Prompt]) -> dict[str, Any]:
+    """All figures of a reward model on part D, which it never saw, and those that B and C leave behind."""
+    scored = score_annotations(fitted.model, data, prompts)
+    levels = coverage_by_level(fitted.errors, fitted.uncertainty, scored)
+    return (
+        report_figures(fitted.model, scored)
+        | risk_coverage(scored)
+        | {
+            "coverage_by_level": levels,
+            "effective_rank": fitted.effective_rank,
+            "spectrum": fitted.spectrum.tolist(),
+            "is_noise_measured": fitted.is_noise_measured,
+            "trusted": rank_by_trust(scored, fitted.model.calibration.conformal),
+        }
+    )
+
+
+def count_annotations(annotations: list[dict[str, Any]], parts: list[AnnotatedImages]) -> dict[str, Any]:
+    """Which photographs are in which part, how much each part holds, and how many annotations are simulated."""
+    simulated = sum(bool(row["is_simulated"]) for row in annotations)
+    return {
+        "is_simulated": simulated > 0,
+        "simulated_annotations": simulated,
+        "annotations": len(annotations),
+        "annotations_per_part": [len(part.keys) for part in parts],
+        "candidates_per_part": [len(set(part.keys)) for part in parts],
+        "photographs_per_part": [len(set(part.photographs)) for part in parts],
+        "parts": [sorted(set(part.photographs)) for part in parts],
+    }
+
+
+def read_learning_curve(out: Path) -> list[dict[str, Any]]:
+    """Epoch, loss and, where photographs were held out, validation; empty where nothing was recorded."""
+    path = out / "learning_curve.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def fit_reward(
     a: AnnotatedImages, b: AnnotatedImages, c: AnnotatedImages, config: RewardConfig, seed: int, out: Path | None = None
-) -> tuple[RewardModel, float]:
-    """The reward model of three parts of the data, and the effective rank of B's features.
+) -> FittedReward:
+    """The reward model of three parts of the data.
 
     Raises UserError where the features have collapsed, or C is too small for the stated coverage.
     """
     network = train_features(a, config, seed, out)
     of_a, of_b, of_c = (features_of(network, part) for part in (a, b, c))
-    rank = effective_rank(of_b)
-    if rank < MIN_EFFECTIVE_RANK:
-        raise UserError(
-            f"reward: features collapsed (effective rank {rank:.1f}); raise reward.decorrelation or reward.feature_dim"
-        )
+    rank = _require_rank(of_b)
     first, effects = fit_first_head(of_a, a, FIRST_RIDGE)
     ridge = choose_ridge(of_a, a, FIRST_RIDGE, seed) if config.ridge == "auto" else config.ridge
     head = correct_head(first, effects, of_b, b, ridge)
@@ -98,7 +157,24 @@ def fit_reward(
     model = RewardModel(
         network=network, head=head, calibration=calibration, backbone=config.backbone, feature_dim=config.feature_dim
     )
-    return model, rank
+    return FittedReward(
+        model=model,
+        effective_rank=rank,
+        spectrum=spectrum(of_b),
+        errors=errors,
+        uncertainty=uncertainty,
+        is_noise_measured=measured_noise is not None,
+    )
+
+
+def _require_rank(features: torch.Tensor) -> float:
+    """Their effective rank; UserError where they have collapsed."""
+    rank = effective_rank(features)
+    if rank < MIN_EFFECTIVE_RANK:
+        raise UserError(
+            f"reward: features collapsed (effective rank {rank:.1f}); raise reward.decorrelation or reward.feature_dim"
+        )
+    return rank
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ def cluster_bootstrap(
     for _ in range(resamples):
         chosen = rng.integers(0, len(names), size=len(names))
         draws.append(statistic(values[np.concatenate([members[c] for c in chosen])]))
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    # Where no draw has a value, as a correlation with a constant has none, neither has the interval.
+    low, high = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (np.nan, np.nan)
     return Estimate(value=statistic(values), low=float(low), high=float(high), clusters=len(names))
 
 

@@ -56,15 +56,15 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 def atomic_write_json(path: Path, record: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    atomic_write_text(path, json.dumps(_finite(record), indent=2, default=str) + "\n")
+    atomic_write_text(path, json.dumps(finite(record), indent=2, default=str) + "\n")
 
 
-def _finite(record: Any) -> Any:
+def finite(record: Any) -> Any:
     """NaN and infinity as null: JSON has neither."""
     if isinstance(record, dict):
-        return {key: _finite(value) for key, value in record.items()}
+        return {key: finite(value) for key, value in record.items()}
     if isinstance(record, list | tuple):
-        return [_finite(value) for value in record]
+        return [finite(value) for value in record]
     return None if isinstance(record, float) and not math.isfinite(record) else record
 
 

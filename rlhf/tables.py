@@ -117,37 +117,41 @@ def _hub_feature(kind: pa.DataType) -> dict[str, str]:
     return {"dtype": name, "_type": "Value"}
 
 
-def read_table(folder: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+def read_table(folder: Path, schema: pa.Schema, *, optional: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """All rows of the Parquet files in a folder (or of one file), in the order of file names.
 
-    Raises UserError that names the file and the column where a file is unreadable, a column is
-    missing or of another type, or there is no row at all.
+    A file may lack the `optional` columns of the schema; its rows then hold None. Raises UserError that
+    names the file and the column where a file is unreadable, another column is missing or one is of
+    another type, or there is no row at all.
     """
-    return list(stream_table(folder, schema))
+    return list(stream_table(folder, schema, optional=optional))
 
 
-def stream_table(folder: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:
+def stream_table(folder: Path, schema: pa.Schema, *, optional: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     """The rows of `read_table` one after another, with a row group in memory; the same errors."""
     paths = [folder] if folder.is_file() else sorted(folder.glob("*.parquet"))
     if not paths:
         raise UserError(f"{folder}: no Parquet files there; run the stage that writes them first")
     is_empty = True
     for path in paths:
-        for row in _stream_file(path, schema):
+        for row in _stream_file(path, schema, optional):
             is_empty = False
             yield row
     if is_empty:
         raise UserError(f"{folder}: holds no rows")
 
 
-def _stream_file(path: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:
+def _stream_file(path: Path, schema: pa.Schema, optional: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             missing = [name for name in schema.names if name not in file.schema_arrow.names]
-            if missing:
+            if not set(missing) <= set(optional):
                 raise UserError(f"{path}: column {', '.join(missing)} missing; expected {', '.join(schema.names)}")
-            for batch in file.iter_batches(ROWS_PER_GROUP, columns=schema.names):
-                yield from pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_pylist()
+            present = pa.schema([field for field in schema if field.name not in missing])
+            absent = dict.fromkeys(missing)
+            for batch in file.iter_batches(ROWS_PER_GROUP, columns=present.names):
+                rows = pa.Table.from_batches([batch]).select(present.names).cast(present).to_pylist()
+                yield from (row | absent for row in rows)
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise UserError(f"{path}: not a Parquet file of this kind ({error}); write it again") from error
 

@@ -1,13 +1,18 @@
 """Annotated photographs of flat noise whose score is the hole's brightness, and bare scores without pictures."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from small_parts import write_prompts
 
 from rlhf.annotated_images import AnnotatedImages
+from rlhf.images import encode_png, tensor_to_image
 from rlhf.prompts import Prompt
+from rlhf.tables import ANNOTATIONS, CANDIDATES, MARKS, PAGE_ANNOTATIONS, image_cell, write_table
 
 SAMPLES = 10
 Candidates = dict[tuple[str, int], torch.Tensor]
@@ -59,3 +64,27 @@ def bare_scores(keys: Sequence[tuple[str, int]], scores: torch.Tensor) -> Annota
         keys=list(keys),
         photographs=[prompt_id for prompt_id, _ in keys],
     )
+
+
+def write_world(
+    folder: Path, prompts: dict[str, Prompt], candidates: Candidates, annotations: list[dict[str, Any]]
+) -> list[str]:
+    """The three stage folders, as `rlhf reward` takes them; scores are cut to 0-7. Returns their paths."""
+    paths = [folder / name for name in ("prompts", "candidates", "annotations")]
+    write_prompts(list(prompts.values()), paths[0])
+    plan = {"seed": 0, "policy_version": 0, "num_inference_steps": 1, "eta": 0.0, "first_step": 0}
+    rows = [
+        plan | {"prompt_id": p, "sample_index": s, "image": image_cell(encode_png(tensor_to_image(image)), "c.png")}
+        for (p, s), image in candidates.items()
+    ]
+    write_table(rows, CANDIDATES, paths[1] / "candidates.parquet")
+    cut = [row | {mark: min(max(row[mark], 0.0), 7.0) for mark in MARKS} for row in annotations]
+    write_annotations(cut, paths[2])
+    return [str(path) for path in paths]
+
+
+def write_annotations(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Rows as they are; with the column `round` where the first has it."""
+    schema = PAGE_ANNOTATIONS if "round" in rows[0] else ANNOTATIONS
+    stamp = {"annotated_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    write_table([row | stamp for row in rows], schema, folder / "annotations.parquet")

@@ -1,5 +1,7 @@
 """Networks that are trained: reward model, policy, the built-in model."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,23 +28,30 @@ def reward(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train the reward model, fit its ridge head and V, calibrate its bound; goes on where it was interrupted."""
+    """Train the reward model, fit its head and V, calibrate its bound, report; goes on where it was interrupted."""
     chosen = [f"reward.objective={objective}"] if objective else []
     resolved = resolve_config(config, [*(overrides or []), *chosen])
+    from rlhf.annotated_images import count_unknown
     from rlhf.annotators import load_annotations
     from rlhf.candidates import load_candidates
+    from rlhf.pages import show
     from rlhf.prompts import load_prompts
     from rlhf.reward_training import train_reward
 
-    save_config(resolved, out)
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
-    rows = load_annotations(annotations)
-    figures = train_reward(by_id, load_candidates(candidates, by_id), rows, out, resolved.reward, seed=resolved.seed)
-    measured = figures["coverage_measured"]
+    images, rows = load_candidates(candidates, by_id), load_annotations(annotations)
+    unknown = count_unknown(images, rows)
+    if 0 < unknown < len(rows):
+        print(f"reward: {unknown} of {len(rows)} annotations are of unknown candidates; left out", file=sys.stderr)
+    save_config(resolved, out)
+    command = shlex.join(["rlhf", *sys.argv[1:]])
+    figures = train_reward(by_id, images, rows, out, resolved.reward, seed=resolved.seed, command=command)
+    value, low, high = (show(figures["coverage_measured"][key], ".3f") for key in ("value", "low", "high"))
     print(
-        f"reward in {out}: coverage {measured['value']:.3f} [{measured['low']:.3f}, {measured['high']:.3f}] "
+        f"reward in {out}: coverage {value} [{low}, {high}] "
         f"(stated {figures['coverage_stated']}), effective rank {figures['effective_rank']:.1f}, "
-        f"rank correlation with scores {figures['rank_correlation_reward_score']['value']:.2f}"
+        f"rank correlation with scores {show(figures['rank_correlation_reward_score']['value'], '.2f')}; "
+        f"report in {out / 'report.html'}"
     )
 
 

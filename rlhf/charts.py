@@ -1,0 +1,72 @@
+"""Charts of the HTML pages: SVG data URIs, one per colour theme, drawn by matplotlib."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlhf.pages import data_uri, show
+
+REWARD, GOLD, GREY = "#4080e0", "#c98a1b", "#8a8f98"
+INK, FAINT = "#010203", "#040506"
+"""Stand-ins in charts for colours that depend on the page's theme."""
+THEMES = {"light": {INK: "#3c4149", FAINT: "#e3e4e8"}, "dark": {INK: "#b9bec7", FAINT: "#343840"}}
+Series = dict[str, tuple[str, list[float]]]
+"""Curves of a chart: name to colour and values."""
+
+
+def draw_chart(draw: Callable[[Axes], Any], xlabel: str, ylabel: str, height: float = 2.6) -> dict[str, str]:
+    """An SVG as data URIs by theme; `height` in inches. Text stays text, in the page's own font."""
+    with rc_context({"svg.fonttype": "none", "text.color": INK, "axes.labelcolor": INK, "legend.frameon": False}):
+        figure = Figure(figsize=(4.4, height), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
+        axes.tick_params(length=0, colors=INK)
+        axes.grid(color=FAINT, linewidth=0.8)
+        axes.spines[:].set_visible(False)
+        if "(share)" in xlabel:
+            axes.set_xlim(-0.03, 1.03)
+        if "(share)" in ylabel:
+            axes.set_ylim(-0.03, 1.03)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue().replace("'DejaVu Sans'", "system-ui, 'Segoe UI', Helvetica, Arial")
+    themed = {theme: svg.replace(INK, c[INK]).replace(FAINT, c[FAINT]) for theme, c in THEMES.items()}
+    return {theme: data_uri(text.encode(), "svg+xml") for theme, text in themed.items()}
+
+
+def draw_lines(
+    x: list[float], series: Series, xlabel: str, ylabel: str, *, band: Any = None, reference: float | None = None
+) -> dict[str, str]:
+    """Curves by name (colour, values), intervals [N, 2] as a band, a dashed line at `reference`."""
+
+    def draw(axes: Axes) -> None:
+        for name, (colour, values) in series.items():
+            axes.plot(x, values, ".-", color=colour, label=name, linewidth=1.6, markersize=8 if len(x) < 10 else 4)
+        if band is not None:
+            axes.fill_between(x, *np.transpose(band), color=GREY, alpha=0.25, linewidth=0)
+        if reference is not None:
+            axes.axhline(reference, color=GREY, linestyle="--", linewidth=1)
+        if len(series) > 1:
+            axes.legend(fontsize=9)
+
+    return draw_chart(draw, xlabel, ylabel)
+
+
+def draw_forest(estimates: dict[str, dict[str, float]], label: str, reference: float) -> dict[str, str]:
+    """One row per estimate, with its interval, and a dashed line at `reference`."""
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(reference, color=GREY, linestyle="--", linewidth=1)
+        for row, e in enumerate(estimates.values()):
+            axes.plot([e["low"], e["value"], e["high"]], [row] * 3, "o-", color=GOLD, markevery=[1], linewidth=2)
+        names = [f"{name.replace('_', ' ')}  {show(e['value'], '.2f')}" for name, e in estimates.items()]
+        axes.set_yticks(range(len(estimates)), names)
+        axes.set_ylim(len(estimates) - 0.5, -0.5)
+
+    return draw_chart(draw, label, "", 0.8 + 0.34 * len(estimates))

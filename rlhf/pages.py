@@ -1,0 +1,83 @@
+"""What the HTML pages share: templates, figures as text, pictures, the machine."""
+
+import base64
+import math
+import os
+import platform
+import re
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+import rlhf
+from rlhf.images import encode_png
+from rlhf.storage import atomic_write_text
+
+FEW_PHOTOGRAPHS = 30
+"""Below it, intervals over photographs are rough, and the pages say so."""
+MAX_PICTURE_PX = 256
+"""Larger pictures are scaled down for the page."""
+
+
+def write_page(template: str, path: Path, **context: Any) -> Path:
+    """Fill a template of `rlhf/templates`, whole or not at all; returns `path`.
+
+    Templates also see `written` (the date), `machine`, `few`, and the filters `show` and `duration`.
+    """
+    environment = Environment(loader=PackageLoader("rlhf"), autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"show": lambda v, spec: show(v, spec).replace("-", "−"), "duration": show_duration}
+    common = {"written": date.today(), "machine": describe_machine(), "few": FEW_PHOTOGRAPHS}
+    page = environment.get_template(template).render(common | context)
+    # A file name may hold bytes that are no UTF-8; they arrive as surrogates, which cannot be written.
+    atomic_write_text(path, page.encode("utf-8", "replace").decode())
+    return path
+
+
+def show(value: float | None, spec: str) -> str:
+    """A figure as text; "n/a" where it could not be measured."""
+    return "n/a" if value is None or not math.isfinite(value) else format(value, spec)
+
+
+def show_duration(duration_s: float) -> str:
+    """Seconds as people say them."""
+    if duration_s < 60:
+        return f"{duration_s:.1f} s"
+    minutes, seconds = divmod(round(duration_s), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {seconds:02d} s"
+
+
+def picture_uri(picture: Image.Image) -> str:
+    """A picture as a PNG data URI, scaled down to `MAX_PICTURE_PX`."""
+    picture.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX), Image.Resampling.LANCZOS)
+    return data_uri(encode_png(picture), "png")
+
+
+def show_hole(picture: Image.Image, hole: np.ndarray) -> Image.Image:
+    """The picture with its hole transparent; hole bool [H, W]."""
+    masked = picture.copy()
+    masked.putalpha(Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
+    return masked
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes of an image of a kind, such as `png` or `svg+xml`, as an address that holds them."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, accelerators and the versions of what matters."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
+    return {
+        "processor": models[0] if models else platform.machine(),
+        "CPUs": str(os.cpu_count()),
+        "GPUs": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
+        "prefpaint-ray": rlhf.__version__,
+        "python": platform.python_version(),
+    } | {name: version(name) for name in ("torch", "ray", "diffusers", "deepspeed", "transformers", "peft")}
