@@ -72,7 +72,7 @@ def judge_split(
     """One split: figures per kind, and the rank correlation that the reward's true error would reach."""
     parts = split_photographs(data.photographs, config.parts, seed)
     a, b, c, d = (data.of(part) for part in parts)
-    models = [fit_reward(a, b, c, config, 1000 * seed + member)[0] for member in range(ensemble)]
+    models = [fit_reward(a, b, c, config, 1000 * seed + member).model for member in range(ensemble)]
     truth = None if noiseless is None else noiseless[[name in parts[3] for name in data.photographs]]
     scored_c, scored_d = _score(models, c), _score(models, d)
     figures: dict[str, Any] = {}
