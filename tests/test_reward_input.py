@@ -93,7 +93,7 @@ def test_a_training_that_diverges_names_the_learning_rate(tmp_path: Path) -> Non
         reward(tmp_path, make_world(12)[2], "reward.learning_rate=1.0e+30")
 
 
-def test_bad_input_ends_with_code_2_and_leaves_an_earlier_reward_as_it_was(tmp_path: Path) -> None:
+def test_bad_input_ends_with_code_2_and_writes_nothing(tmp_path: Path) -> None:
     rows = make_world(4)[2]
     folders = write_world(tmp_path, *make_world(4)[:2], [*rows, rows[5]])
     (tmp_path / "reward").mkdir()
