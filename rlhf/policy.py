@@ -201,7 +201,7 @@ def load_trainable_state(unet: "UNet2DConditionModel", state: dict[str, torch.Te
         parameter.copy_(state[name])
 
 
-def read_trainable_state(folder: Path, unet: UNet2DConditionModel, trainable: str) -> dict[str, torch.Tensor]:
+def read_trainable_state(folder: Path, unet: "UNet2DConditionModel", trainable: str) -> dict[str, torch.Tensor]:
     """The tensors of a policy folder by the names of `trainable_state(unet)`, to start training from.
 
     Raises UserError where the folder is incomplete, or its adapters are of another kind, rank or modules.
@@ -211,6 +211,8 @@ def read_trainable_state(folder: Path, unet: UNet2DConditionModel, trainable: st
     if trainable == "full":
         found = dict(type(unet).from_pretrained(folder / "unet").named_parameters())
     else:
+        from diffusers import StableDiffusionInpaintPipeline
+
         layers, _ = StableDiffusionInpaintPipeline.lora_state_dict(folder)
         found = {_parameter_name(name): tensor for name, tensor in layers.items()}
     if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in own.items()}:
