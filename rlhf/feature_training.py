@@ -168,9 +168,9 @@ class FeatureTraining:
         """The objective on other photographs, without augmentation."""
         self.network.eval()
         targets = ImageTargets.of(data)
-        z = self.network.features_of(describe(self.network, data.images, data.masks))
         rows = targets.first_rows[torch.cat(targets.groups)]
-        return float(targets.loss(self.network.linear(z[rows]), targets.groups, self._config))
+        z = self.network.features_of(describe(self.network, data.images[rows], data.masks[rows]))
+        return float(targets.loss(self.network.linear(z), targets.groups, self._config))
 
     def keep(self, out: Path | None, curve: list[dict[str, Any]], best: dict[str, Any], fingerprint: str) -> None:
         """Write the learning curve and all that `resume` needs."""

@@ -18,8 +18,7 @@ from rlhf.storage import atomic_write_json
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
-# diffusers and peft take 4 s to import, and half of the processes that import this module need neither:
-# the functions that do import them themselves.
+# diffusers and peft take 4 s to import, which half of this module's users need not wait for.
 
 TINY = Path(__file__).parent / "models" / "tiny"
 MANIFEST = "manifest.json"

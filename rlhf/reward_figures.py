@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from rlhf.annotated_images import AnnotatedImages, average_repeats
+from rlhf.bound import RidgeHead
 from rlhf.prompts import Prompt
-from rlhf.reward_model import BATCH, Calibration, Reward, RewardModel
+from rlhf.reward_memory import DescribedAnnotations
+from rlhf.reward_model import Calibration, RewardModel
 from rlhf.statistics import cluster_bootstrap, rank_correlation
 
 SIZE_GROUPS = 5
@@ -38,22 +38,19 @@ class ScoredAnnotations:
         return np.abs(self.scores - self.reward)
 
 
-def score_annotations(model: Reward, data: AnnotatedImages, prompts: dict[str, Prompt]) -> ScoredAnnotations:
-    """Reward and uncertainty of all annotated images; those annotated repeatedly are scored once."""
-    _, first_rows, _ = average_repeats(data)
-    numbers = {data.keys[row]: number for number, row in enumerate(first_rows.tolist())}
-    parts = [model.score(data.images[rows], data.masks[rows]) for rows in first_rows.split(BATCH)]
-    rows = [numbers[key] for key in data.keys]
+def score_annotations(head: RidgeHead, data: DescribedAnnotations, prompts: dict[str, Prompt]) -> ScoredAnnotations:
+    """What the head says of annotations, and what their prompts are."""
     of = [prompts[prompt_id] for prompt_id, _ in data.keys]
+    hole_shares = {name: float(prompts[name].mask.mean()) for name in {prompt_id for prompt_id, _ in data.keys}}
     return ScoredAnnotations(
-        reward=torch.cat([part.reward for part in parts]).numpy()[rows],
-        uncertainty=torch.cat([part.uncertainty for part in parts]).numpy()[rows],
+        reward=head.reward(data.features).numpy(),
+        uncertainty=head.uncertainty(data.features).numpy(),
         scores=data.scores.numpy(),
         keys=data.keys,
         photographs=data.photographs,
         sources=[prompt.source for prompt in of],
         holes=[prompt.hole for prompt in of],
-        hole_shares=data.masks.mean(dim=(1, 2, 3)).numpy(),
+        hole_shares=np.array([hole_shares[prompt_id] for prompt_id, _ in data.keys]),
     )
 
 

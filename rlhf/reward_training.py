@@ -55,10 +55,10 @@ class FittedReward:
     """Of Z'Z on part B."""
     spectrum: torch.Tensor
     """float64 [d]: eigenvalues of Z'Z on part B over their sum, largest first."""
-    errors: torch.Tensor
-    """float64 [N]: score less reward on part C, which calibrates."""
-    uncertainty: torch.Tensor
-    """float64 [N], on part C."""
+    corrected_on: DescribedAnnotations
+    """Part B."""
+    calibrated_on: DescribedAnnotations
+    """Part C."""
     is_noise_measured: bool
     """Whether B is from images annotated repeatedly; else from the residuals of A's head."""
 
@@ -87,9 +87,8 @@ def train_reward(
     require_calibration(len(c.keys), config.coverage)
     (out / "reward.json").unlink(missing_ok=True)
     fitted = fit_reward(a, b, c, config, seed, out)
-    of_b, of_c, of_d = (described(features_of(fitted.model.network, part), part) for part in (b, c, d))
-    seen = no_prompts(config.feature_dim + 1).added(of_b)
-    report = measure_reward(fitted, d, prompts) | {
+    of_d = described(features_of(fitted.model.network, d), d)
+    report = measure_reward(fitted, of_d, prompts) | {
         "feature_dim": config.feature_dim + 1,
         "unknown_annotations": len(annotations) - len(data.keys),
         "learning_curve": read_learning_curve(out),
@@ -98,16 +97,19 @@ def train_reward(
     report = finite(report | count_annotations(annotations, [a, b, c, d]))
     write_reward_page(out, report, d)
     taken_in = frozenset(map(annotation_id, annotations_of(candidates, annotations)))
-    memory = RewardMemory(seen=seen, calibration=of_c, report=of_d, taken_in=taken_in)
+    seen = no_prompts(config.feature_dim + 1).added(fitted.corrected_on)
+    memory = RewardMemory(seen=seen, calibration=fitted.calibrated_on, report=of_d, taken_in=taken_in)
     save_reward(fitted.model, memory, normalisation, report, out)
     (out / "training.pt").unlink(missing_ok=True)
     return report
 
 
-def measure_reward(fitted: FittedReward, data: AnnotatedImages, prompts: dict[str, Prompt]) -> dict[str, Any]:
+def measure_reward(fitted: FittedReward, data: DescribedAnnotations, prompts: dict[str, Prompt]) -> dict[str, Any]:
     """All figures of a reward model on part D, which it never saw, and those that B and C leave behind."""
-    scored = score_annotations(fitted.model, data, prompts)
-    levels = coverage_by_level(fitted.errors, fitted.uncertainty, scored)
+    head, calibrated_on = fitted.model.head, fitted.calibrated_on
+    scored = score_annotations(head, data, prompts)
+    errors = calibrated_on.scores - head.reward(calibrated_on.features)
+    levels = coverage_by_level(errors, head.uncertainty(calibrated_on.features), scored)
     return (
         report_figures(fitted.model, scored)
         | risk_coverage(scored)
@@ -167,7 +169,8 @@ def fit_reward(
     head = correct_head(first, effects, of_b, b, ridge)
     measured_noise = measure_noise(a)
     noise = float((a.scores - first.reward(of_a)).std()) if measured_noise is None else measured_noise
-    calibration = fit_calibration(head, described(of_c, c), config, noise=noise, effects=effects)
+    calibrated_on = described(of_c, c)
+    calibration = fit_calibration(head, calibrated_on, config, noise=noise, effects=effects)
     model = RewardModel(
         network=network, head=head, calibration=calibration, backbone=config.backbone, feature_dim=config.feature_dim
     )
@@ -175,8 +178,8 @@ def fit_reward(
         model=model,
         effective_rank=rank,
         spectrum=spectrum(of_b),
-        errors=c.scores - head.reward(of_c),
-        uncertainty=head.uncertainty(of_c),
+        corrected_on=described(of_b, b),
+        calibrated_on=calibrated_on,
         is_noise_measured=measured_noise is not None,
     )
 
