@@ -62,7 +62,7 @@ def join_annotations(
     """
     normalisation = normalisation or measure_scores(prompts, candidates, annotations)
     rows = annotations_of(candidates, annotations)
-    normalised = torch.from_numpy(normalisation.apply(*_columns(prompts, rows))).float()
+    normalised = torch.from_numpy(normalisation.apply(*score_columns(prompts, rows))).float()
     keys = [(r["prompt_id"], r["sample_index"]) for r in rows]
     return AnnotatedImages(
         images=torch.stack([candidates[k] for k in keys]),
@@ -86,7 +86,7 @@ def measure_scores(
     rows = annotations_of(candidates, annotations)
     if np.std([r["annotation_score"] for r in rows]) == 0:
         raise UserError("annotations: all scores are the same, so there is nothing to learn; use the whole scale")
-    columns = _columns(prompts, rows)
+    columns = score_columns(prompts, rows)
     normalisation = measure_normalisation(*columns)
     if float(normalisation.apply(*columns)[:, 3].std()) < 1e-3:
         raise UserError(
@@ -106,7 +106,7 @@ def annotations_of(
     return rows
 
 
-def _columns(
+def score_columns(
     prompts: dict[str, Prompt], rows: list[dict[str, Any]]
 ) -> tuple[np.ndarray, list[tuple[str, str]], list[str]]:
     """Marks [N, 4], families and annotators of annotations."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rlhf.agreement import write_agreement
-from rlhf.annotated_images import annotations_of, measure_scores
+from rlhf.annotated_images import annotations_of, measure_scores, score_columns
 from rlhf.config import AnnotatorsConfig
 from rlhf.errors import UserError
 from rlhf.gold_judge import gold_utility
@@ -94,9 +94,10 @@ def _utilities(
 def noiseless_scores(
     prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
 ) -> np.ndarray:
-    """What simulated annotators' scores would be without noise and bias, [N], normalised as their scores are.
+    """What simulated annotators' scores would be without noise, [N], normalised as their scores are.
 
-    One row per annotation that has a candidate, in the order of `join_annotations`.
+    One row per annotation that has a candidate, in the order of `join_annotations`. The mean of their
+    biases stays in: scores have no other origin, so without it every error would hold the same constant.
     """
     normalisation = measure_scores(prompts, candidates, annotations)
     rows = annotations_of(candidates, annotations)
@@ -107,7 +108,8 @@ def noiseless_scores(
     families = [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows]
     truth = np.stack([marks_of[r["prompt_id"], r["sample_index"]] for r in rows])
     # Nobody of that name was measured, so no bias is taken off.
-    return normalisation.apply(truth, families, ["nobody"] * len(rows))[:, 3]
+    scores = normalisation.apply(truth, families, ["nobody"] * len(rows))[:, 3]
+    return scores + np.mean(normalisation.apply(*score_columns(prompts, rows))[:, 3] - scores)
 
 
 def load_annotations(folder: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from rlhf.hole_statistics import COUNT, hole_statistics
 from rlhf.release_backbone import ReleaseBackbone, load_release
 from rlhf.storage import atomic_write, atomic_write_json
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class SmallBackbone(nn.Module):
@@ -53,16 +53,15 @@ def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backb
         ) from error
 
 
-MAX_LENGTH = 1.5
-"""Length that features are cut to, in units of the length that whitened features have at the root of mean square."""
-
+LINEAR_LENGTH = 1.5
+"""Length beyond which features grow as its logarithm, in units of the root of the whitened features' mean square."""
 
 BATCH = 256
 """Images that a backbone describes at once."""
 
 
 class FeatureNetwork(nn.Module):
-    """Backbone, then a linear and a non-linear head to whitened features z of bounded length plus a constant 1."""
+    """Backbone, then a linear and a non-linear head to whitened features z of compressed length plus a constant 1."""
 
     whitening: torch.Tensor
 
@@ -86,14 +85,17 @@ class FeatureNetwork(nn.Module):
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1], masks [B, 1, H, W], 1 = repainted; returns z [B, feature_dim + 1].
 
-        The features are whitened and at most MAX_LENGTH sqrt(feature_dim) long; the constant comes last.
+        The features are whitened, and longer than LINEAR_LENGTH sqrt(feature_dim) only by the logarithm, so that
+        what is far from all that was annotated is less certain, but not rewarded without measure; the constant
+        comes last.
         """
         return self.features_of(self.backbone(images, masks))
 
     def features_of(self, described: torch.Tensor) -> torch.Tensor:
         """The same from what the backbone says of the images, [B, output_dim]."""
         z = self.centred_features(described) @ self.whitening
-        z = z * (MAX_LENGTH * z.shape[1] ** 0.5 / z.norm(dim=1, keepdim=True)).clamp(max=1.0)
+        excess = (z.norm(dim=1, keepdim=True) / (LINEAR_LENGTH * z.shape[1] ** 0.5)).clamp(min=1.0)
+        z = z * (1 + excess.log()) / excess
         return torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
 
     def centred_features(self, described: torch.Tensor) -> torch.Tensor:

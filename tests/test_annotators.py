@@ -131,7 +131,8 @@ def test_marks_off_the_scale_are_refused_with_their_row(mark: float | None, tmp_
         load_annotations(tmp_path)
 
 
-def test_noiseless_scores_are_those_of_annotators_without_noise_and_bias(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bias_sd", [0.0, 0.5])
+def test_noiseless_scores_are_those_of_annotators_without_noise(bias_sd: float, tmp_path: Path) -> None:
     prompts = {p.prompt_id: p for p in small_prompts(6)}
     generator = torch.Generator().manual_seed(0)
     candidates = {
@@ -139,10 +140,11 @@ def test_noiseless_scores_are_those_of_annotators_without_noise_and_bias(tmp_pat
         for name, p in prompts.items()
         for s in range(4)
     }
-    config = AnnotatorsConfig(count=3, bias_sd=0.0, noise_sd=0.0, marks_per_candidate=2)
+    config = AnnotatorsConfig(count=3, bias_sd=bias_sd, noise_sd=0.0, marks_per_candidate=3)
     simulate_annotations(prompts, candidates, tmp_path, config, seed=0)
     rows = load_annotations(tmp_path)
     scores = join_annotations(prompts, candidates, rows).scores.numpy()
     # Marks come in steps, so a little of what noise would add is left.
     differences = noiseless_scores(prompts, candidates, rows) - scores
     assert differences.std() < 0.25 * scores.std()
+    assert abs(differences.mean()) < 1e-6, "the annotators' mean bias is no error of the reward"

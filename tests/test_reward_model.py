@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from rlhf.bound import effective_rank, fit_ridge
 from rlhf.errors import UserError
 from rlhf.reward_model import (
-    MAX_LENGTH,
+    LINEAR_LENGTH,
     Calibration,
     ClipBackbone,
     FeatureNetwork,
@@ -70,9 +70,9 @@ def tiny_tower(layers: int = 10) -> CLIPVisionModel:
     return CLIPVisionModel(config)
 
 
-def test_features_end_with_a_constant_and_are_cut_only_beyond_a_length() -> None:
+def test_features_end_with_a_constant_and_grow_only_logarithmically_beyond_a_length() -> None:
     network = make_model().network
-    limit = MAX_LENGTH * 8**0.5
+    limit = LINEAR_LENGTH * 8**0.5
     with torch.no_grad():
         short = network.centred_features(network.backbone(*batch()))
         assert (short.norm(dim=1) < limit).all(), "or the case below tests nothing"
@@ -81,7 +81,8 @@ def test_features_end_with_a_constant_and_are_cut_only_beyond_a_length() -> None
         features = network(*batch())
     assert features.shape == (6, 9)
     assert torch.equal(features[:, -1], torch.ones(6))
-    torch.testing.assert_close(features[:, :-1], short * limit / short.norm(dim=1, keepdim=True))
+    length = short.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(features[:, :-1], short / length * limit * (1 + (100 * length / limit).log()))
 
 
 def test_scores_do_not_depend_on_the_rest_of_the_batch() -> None:
