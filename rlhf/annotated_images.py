@@ -30,6 +30,8 @@ class AnnotatedImages:
     """[N, 3]: structure, texture and overall, normalised likewise."""
     keys: list[tuple[str, int]]
     photographs: list[str]
+    described: torch.Tensor | None = None
+    """[1 + V, N, D]: what a backbone without trained weights says of the images, then of V augmented versions."""
 
     def of(self, photographs: set[str]) -> "AnnotatedImages":
         """The rows of some photographs."""
@@ -41,6 +43,7 @@ class AnnotatedImages:
             marks=self.marks[rows],
             keys=[self.keys[i] for i in rows],
             photographs=[self.photographs[i] for i in rows],
+            described=None if self.described is None else self.described[:, rows],
         )
 
     def prompt_numbers(self) -> torch.Tensor:
@@ -152,6 +155,13 @@ def average_repeats(data: AnnotatedImages) -> tuple[list[torch.Tensor], torch.Te
         images_of_prompt[key[0]].append(number)
     groups = [torch.tensor(numbers) for numbers in images_of_prompt.values()]
     return groups, torch.tensor([rows[0] for rows in rows_of_image.values()]), targets
+
+
+def distinct_images(data: AnnotatedImages) -> tuple[torch.Tensor, torch.Tensor]:
+    """A row of each image, int64 [M], and the image of each row, int64 [N]: images are annotated repeatedly."""
+    _, first_rows, _ = average_repeats(data)
+    numbers = {data.keys[row]: number for number, row in enumerate(first_rows.tolist())}
+    return first_rows, torch.tensor([numbers[key] for key in data.keys])
 
 
 def prompt_weights(data: AnnotatedImages) -> torch.Tensor:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.annotated_images import AnnotatedImages, split_photographs
+from rlhf.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.bound import conformal_multiplier
 from rlhf.config import RewardConfig
 from rlhf.errors import UserError
+from rlhf.feature_training import describe_rows, with_descriptions
 from rlhf.progress import progress_bar
-from rlhf.reward_model import RewardModel, describe
+from rlhf.reward_model import RewardModel
 from rlhf.reward_training import features_of, fit_reward
 from rlhf.statistics import Estimate, cluster_bootstrap, rank_correlation
 from rlhf.storage import atomic_write_json
@@ -48,7 +49,7 @@ def study_bound(
     """
     settings = {"config": config.model_dump(mode="json"), "ensemble": ensemble, "rows": len(data.keys)}
     _check_settings(out / "settings.json", settings)
-    records = []
+    records, data = [], with_descriptions(data, config, 0)
     for seed in progress_bar(range(resplits), stage="study bound"):
         path = out / f"resplit-{seed:02d}.json"
         if not path.is_file():
@@ -103,7 +104,8 @@ def _score(models: Sequence[RewardModel], data: AnnotatedImages) -> dict[str, tu
 @torch.no_grad()
 def _dropout_spread(model: RewardModel, data: AnnotatedImages) -> torch.Tensor:
     """Standard deviation of the reward over dropout masks (Gal and Ghahramani, 2016), [N]."""
-    described = describe(model.network, data.images, data.masks)
+    first_rows, numbers = distinct_images(data)
+    described = describe_rows(model.network, data, first_rows)
     torch.manual_seed(0)
     dropouts = [m for m in model.network.modules() if isinstance(m, torch.nn.Dropout)]
     for module in dropouts:
@@ -111,7 +113,7 @@ def _dropout_spread(model: RewardModel, data: AnnotatedImages) -> torch.Tensor:
     passes = [model.head.reward(model.network.features_of(described)) for _ in range(DROPOUT_PASSES)]
     for module in dropouts:
         module.eval()
-    return torch.stack(passes).std(0)
+    return torch.stack(passes).std(0)[numbers]
 
 
 def judge(

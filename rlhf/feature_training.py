@@ -3,14 +3,14 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from rlhf.annotated_images import AnnotatedImages, average_repeats, prompt_weights, split_photographs
+from rlhf.annotated_images import AnnotatedImages, average_repeats, distinct_images, prompt_weights, split_photographs
 from rlhf.config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
@@ -51,7 +51,7 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: 
             bar.update()
     network.load_state_dict(best)
     first_rows = average_repeats(trained)[1]
-    whiten(network, describe(network, trained.images[first_rows], trained.masks[first_rows]))
+    whiten(network, describe_rows(network, trained, first_rows))
     return network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
 
@@ -126,15 +126,15 @@ class FeatureTraining:
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer, config.learning_rate, total_steps=config.epochs * self._batches
         )
-        is_fixed = not any(p.requires_grad for p in network.backbone.parameters())
-        self._variants = self._describe_variants() if is_fixed else None
+        self._variants = self._describe_variants() if is_fixed(network) else None
 
     def _describe_variants(self) -> torch.Tensor:
         """[VARIANTS, M, D]: what the backbone says of all images, each time augmented anew."""
-        rows, strength = self._targets.first_rows, self._config.augmentation
-        images, masks = self.data.images[rows], self.data.masks[rows]
-        augmented = (_augment(images, masks, strength, self._generator) for _ in range(VARIANTS))
-        return torch.stack([describe(self.network, *pair) for pair in augmented])
+        rows = self._targets.first_rows
+        if self.data.described is not None:
+            return self.data.described[1:, rows]
+        pair = self.data.images[rows], self.data.masks[rows]
+        return describe_variants(self.network, *pair, self._config.augmentation, self._generator)
 
     def run_epoch(self) -> float:
         """One pass over all prompts; returns the mean loss."""
@@ -169,7 +169,7 @@ class FeatureTraining:
         self.network.eval()
         targets = ImageTargets.of(data)
         rows = targets.first_rows[torch.cat(targets.groups)]
-        z = self.network.features_of(describe(self.network, data.images[rows], data.masks[rows]))
+        z = self.network.features_of(describe_rows(self.network, data, rows))
         return float(targets.loss(self.network.linear(z), targets.groups, self._config))
 
     def keep(self, out: Path | None, curve: list[dict[str, Any]], best: dict[str, Any], fingerprint: str) -> None:
@@ -196,6 +196,39 @@ class FeatureTraining:
         self._generator.set_state(state["generator"])
         torch.set_rng_state(state["dropout"])
         return state["curve"], state["best"]
+
+
+def is_fixed(network: FeatureNetwork) -> bool:
+    """Whether nothing of the backbone is trained."""
+    return not any(p.requires_grad for p in network.backbone.parameters())
+
+
+def describe_variants(
+    network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor, strength: str, generator: torch.Generator
+) -> torch.Tensor:
+    """[VARIANTS, M, D]: what the backbone says of images, each time augmented anew."""
+    augmented = (_augment(images, masks, strength, generator) for _ in range(VARIANTS))
+    return torch.stack([describe(network, *pair) for pair in augmented])
+
+
+def with_descriptions(data: AnnotatedImages, config: RewardConfig, seed: int) -> AnnotatedImages:
+    """The data, described once for many trainings; as it is where the backbone itself is trained."""
+    network = FeatureNetwork(build_backbone(config.backbone, config.frozen_share), config.feature_dim).eval()
+    if not is_fixed(network):
+        return data
+    first_rows, numbers = distinct_images(data)
+    pair = data.images[first_rows], data.masks[first_rows]
+    generator = torch.Generator().manual_seed(seed)
+    variants = describe_variants(network, *pair, config.augmentation, generator)
+    described = torch.cat([describe(network, *pair)[None], variants])
+    return replace(data, described=described[:, numbers])
+
+
+def describe_rows(network: FeatureNetwork, data: AnnotatedImages, rows: torch.Tensor) -> torch.Tensor:
+    """What the backbone says of some rows' images, [M, D]."""
+    if data.described is not None:
+        return data.described[0, rows]
+    return describe(network, data.images[rows], data.masks[rows])
 
 
 def pair_loss(rewards: torch.Tensor, scores: torch.Tensor, sizes: list[int]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from rlhf.annotated_images import (
     AnnotatedImages,
     annotations_of,
-    average_repeats,
+    distinct_images,
     join_annotations,
     measure_noise,
     measure_scores,
@@ -27,13 +27,13 @@ from rlhf.bound import (
 )
 from rlhf.config import RewardConfig
 from rlhf.errors import UserError
-from rlhf.feature_training import train_features
+from rlhf.feature_training import describe_rows, train_features
 from rlhf.normalisation import Normalisation
 from rlhf.prompts import Prompt
 from rlhf.reward_figures import rank_by_trust, report_figures, score_annotations
 from rlhf.reward_head import choose_ridge, correct_head, fit_first_head
 from rlhf.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts
-from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, describe
+from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel
 from rlhf.reward_page import write_reward_page
 from rlhf.storage import atomic_write_json, finite
 from rlhf.uncertainty_figures import coverage_by_level, risk_coverage
@@ -226,7 +226,5 @@ def fit_calibration(
 def features_of(network: FeatureNetwork, data: AnnotatedImages) -> torch.Tensor:
     """z of all rows, [N, d]; images that were annotated repeatedly are described once."""
     network.eval()
-    _, first_rows, _ = average_repeats(data)
-    numbers = {key: number for number, key in enumerate(data.keys[row] for row in first_rows.tolist())}
-    z = network.features_of(describe(network, data.images[first_rows], data.masks[first_rows]))
-    return z[[numbers[key] for key in data.keys]]
+    first_rows, numbers = distinct_images(data)
+    return network.features_of(describe_rows(network, data, first_rows))[numbers]

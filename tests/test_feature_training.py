@@ -10,8 +10,9 @@ from small_annotations import make_world
 
 from rlhf.annotated_images import AnnotatedImages, join_annotations
 from rlhf.config import RewardConfig
-from rlhf.feature_training import FeatureTraining, covariance_penalty, pair_loss, train_features
+from rlhf.feature_training import FeatureTraining, covariance_penalty, pair_loss, train_features, with_descriptions
 from rlhf.reward_model import FeatureNetwork, SmallBackbone
+from rlhf.reward_training import features_of
 
 CONFIG = RewardConfig(feature_dim=12, epochs=6, micro_batch_size=64, decorrelation=1.0)
 
@@ -98,6 +99,17 @@ def test_an_interrupted_training_goes_on_to_the_same_network(tmp_path: Path, mon
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     other = train_features(data, CONFIG, seed=1, out=tmp_path / "cut")
     assert not torch.equal(other.linear.weight, resumed.linear.weight), "another seed does not go on with it"
+
+
+def test_data_described_once_train_and_describe_as_their_pictures_do() -> None:
+    config = RewardConfig(epochs=2, feature_dim=8, micro_batch_size=8)
+    prompts, candidates, annotations = make_world(6)
+    data = join_annotations(prompts, candidates, annotations)
+    described = with_descriptions(data, config, 0)
+    network = train_features(described, config, 0)
+    assert torch.equal(features_of(network, described), features_of(network, data))
+    part = set(data.photographs[:1])
+    assert torch.equal(features_of(network, described.of(part)), features_of(network, data.of(part)))
 
 
 def test_a_backbone_with_weights_is_described_anew_in_every_batch() -> None:
