@@ -1,4 +1,4 @@
-"""The canary's log-prob is that of torch.distributions, the same in every process with the same weights, else another."""
+"""The canary: a log-prob as torch.distributions has it, the same wherever the same weights are, else another."""
 
 from pathlib import Path
 
