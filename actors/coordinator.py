@@ -50,14 +50,17 @@ class Coordinator:
         self._incidents, self._out, self._put_aside = incidents, out, PutAside(out)
         self._weights = {entry.label: entry.weight for entry in config.rewards} or {"model": 1.0}
 
-    def collect(self, update: int, weights: dict[str, torch.Tensor], canary: float | None = None) -> UpdateWork:
-        """One rollout of the current weights, scored and divided among the learner ranks.
+    def collect(
+        self, update: int, weights: dict[str, torch.Tensor], canary: float | None = None, *, version: int | None = None
+    ) -> UpdateWork:
+        """One rollout, scored and divided among the learner ranks; `version` of the weights, `update` by default.
 
         Raises UserError where a reward is not finite, or too many prompts had to be put aside.
         """
         started, busy = time.perf_counter(), self._busy()
         # One put: samplers fetch from one another's nodes.
-        notice = WeightsNotice(version=update, weights=[ray.put(weights)], checksum=checksum(weights), canary=canary)
+        version = update if version is None else version
+        notice = WeightsNotice(version=version, weights=[ray.put(weights)], checksum=checksum(weights), canary=canary)
         while True:
             try:
                 finished = self._dispatcher.run(notice, self._tasks(update))
@@ -73,7 +76,9 @@ class Coordinator:
         metrics |= {
             "rollout_s": duration,
             "images_per_s": len(combined.reward) / duration,
-            "policy_version": update,
+            "policy_version": version,
+            "staleness": update - version,
+            "weights_bytes": sum(tensor.nbytes for tensor in weights.values()),
             "prompts_put_aside": len(self._put_aside.reasons),
         }
         return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics)

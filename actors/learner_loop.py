@@ -18,7 +18,9 @@ from ray.train.collective import broadcast_from_rank_zero
 from actors.coordinator import Coordinator
 from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateWork
+from actors.overlapped_coordinator import OverlappedCoordinator
 from actors.placement import start_dispatcher
+from actors.telemetry import Telemetry
 from rlhf.canary import canary_log_prob
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
@@ -54,6 +56,7 @@ def train(setup: dict[str, Any]) -> None:
     coordinator = _start_coordinator(setup, ranks) if rank == 0 else None
     learner, first = _start_learner(config, ranks, setup["start"])
     log = MetricsLog(out, first_update=first) if rank == 0 else None
+    telemetry = Telemetry(out.name) if rank == 0 else None
 
     for update in range(first, align.updates):
         started = time.perf_counter()
@@ -63,11 +66,12 @@ def train(setup: dict[str, Any]) -> None:
         collect = None if coordinator is None else partial(coordinator.collect, update, weights, canary)
         work, batches = receive(rank, collect)
         train_started = time.perf_counter()
-        metrics = learner.train(batches)
+        metrics = learner.train(batches, is_on_policy=work.metrics["staleness"] == 0)
         metrics |= work.metrics | {"update": update + 1, "train_s": time.perf_counter() - train_started}
         metrics |= {"update_s": time.perf_counter() - started, "learners": ranks}
-        if log is not None:
+        if log is not None and telemetry is not None:
             log.write(metrics)
+            telemetry.publish(metrics)
 
         is_checkpoint = (update + 1) % align.checkpoint_every == 0 or update + 1 == align.updates
         if is_checkpoint and rank == 0:
@@ -75,13 +79,17 @@ def train(setup: dict[str, Any]) -> None:
         _report(learner, metrics, update + 1, is_checkpoint)
 
 
-def _start_coordinator(setup: dict[str, Any], ranks: int) -> Coordinator:
+def _start_coordinator(setup: dict[str, Any], ranks: int) -> Coordinator | OverlappedCoordinator:
     config, out = setup["config"], Path(setup["out"])
     incidents = Incidents(out)
     incidents.note_start(setup["run_id"], f"with {ranks} rank(s)")
     dispatcher = start_dispatcher(config, setup["reward"], setup["group"], incidents)
     prompts = PromptTable(setup["prompts"], split="train")
-    return Coordinator(config, prompts, dispatcher, incidents, ranks=ranks, out=out)
+    coordinator = Coordinator(config, prompts, dispatcher, incidents, ranks=ranks, out=out)
+    if config.align.max_staleness == 0:
+        return coordinator
+    ahead, updates = config.align.max_staleness, config.align.updates
+    return OverlappedCoordinator(coordinator, max_staleness=ahead, updates=updates)
 
 
 def _start_learner(config: RunConfig, ranks: int, start: Path | None) -> tuple[Learner, int]:

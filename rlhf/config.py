@@ -184,6 +184,8 @@ class AlignConfig(Section):
     """An update whose ratio differs from 1 by more before its first optimizer step is refused."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed's ZeRO stage."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """Versions that samplers may run ahead of the learner; 0 is synchronous. Ratios correct for it."""
     checkpoint_every: Count = 10
     """Updates between checkpoints."""
 

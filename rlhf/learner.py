@@ -86,11 +86,11 @@ class Learner:
         with deepspeed.zero.GatheredParameters([p for p in self.policy.unet.parameters() if p.requires_grad]):
             return trainable_state(self.policy.unet)
 
-    def train(self, batches: list[TrainingBatch]) -> dict[str, float]:
+    def train(self, batches: list[TrainingBatch], *, is_on_policy: bool = True) -> dict[str, float]:
         """`epochs_per_update` optimizer steps over this rank's share of a rollout; returns metrics.
 
-        Raises RatioError, before any weight has changed, where a ratio is not 1 in the first epoch,
-        and UserError where the loss is not finite.
+        Raises RatioError, before any weight has changed, where a ratio is not 1 in the first epoch
+        although the rollout `is_on_policy`, and UserError where the loss is not finite.
         """
         records: list[torch.Tensor] = []
         for epoch in range(self.config.epochs_per_update):
@@ -102,7 +102,7 @@ class Learner:
                 worst = max(worst, float((record[1] - 1).abs().max()))
                 records.append(torch.cat([loss.detach().reshape(1).cpu(), self._summary(record)]))
                 if number == len(passes) - 1:
-                    self._check(worst, loss, is_first=epoch == 0)
+                    self._check(worst, loss, is_first=is_on_policy and epoch == 0)
                 self.engine.step()
             if epoch == 0:
                 initial_error = worst
