@@ -9,7 +9,7 @@ from rlhf.errors import UserError
 
 
 def check_cluster(
-    files: Annotated[list[Path], typer.Argument(help="Files for `ray up`, or Kubernetes manifests.")],
+    files: Annotated[list[Path], typer.Argument(help="Files for `ray up`, Kubernetes manifests, run files.")],
     crds: Annotated[
         Path | None, typer.Option("--crds", help="Folder of KubeRay's own definitions (rayclusters.yaml, ...).")
     ] = None,

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from rlhf.commands.cluster_shell import command_problems
+from rlhf.config_files import load_config
 from rlhf.errors import UserError
 
 RAY_KINDS = ("RayCluster", "RayJob", "RayService")
@@ -37,7 +38,7 @@ NODE_KEYS = {
 
 
 def file_problems(path: Path, root: Path, crds: Path | None = None) -> list[str]:
-    """What is wrong with a `ray up` file or a file of Kubernetes manifests.
+    """What is wrong with a `ray up` file, a file of Kubernetes manifests or a run file.
 
     `crds` is a folder of KubeRay's own definitions (rayclusters.yaml and so on, also .gz); without it
     the custom resources are checked for what they run only. Raises UserError for a file that is no YAML.
@@ -52,8 +53,10 @@ def file_problems(path: Path, root: Path, crds: Path | None = None) -> list[str]
             problems.append("must hold keys such as `cluster_name:` or `kind:`")
         elif "kind" in record:
             problems += manifest_problems(record, root, crds)
-        else:
+        elif "cluster_name" in record or "provider" in record:
             problems += ray_up_problems(record, root)
+        else:
+            load_config(path)
     return problems
 
 
@@ -64,7 +67,7 @@ def ray_up_problems(record: dict[str, Any], root: Path) -> list[str]:
 
     provider = record.get("provider")
     kind = provider.get("type") if isinstance(provider, dict) else None
-    if kind not in PROVIDER_KEYS:
+    if not isinstance(kind, str) or kind not in PROVIDER_KEYS:
         return [f"provider.type: {kind!r}; known are {', '.join(PROVIDER_KEYS)}"]
     # prepare_config stumbles over what the schema would explain, so the schema comes first.
     problems = _ray_schema_problems(record)
@@ -74,7 +77,7 @@ def ray_up_problems(record: dict[str, Any], root: Path) -> list[str]:
     try:
         config = prepare_config(record)
         validate_config(config)
-    except (ValueError, KeyError, click.ClickException) as error:
+    except (ValueError, TypeError, KeyError, click.ClickException) as error:
         return [f"Ray refuses it: {error}"]
     problems = _unknown("provider", record["provider"], PROVIDER_KEYS[kind] | {"type"})
     for name, node in nodes.items():
@@ -120,7 +123,9 @@ def _azure_parameters() -> set[str]:
     return {*json.loads(template.read_text())["parameters"], "availability_zone"}
 
 
-def _unknown(where: str, record: dict[str, Any], known: set[str]) -> list[str]:
+def _unknown(where: str, record: Any, known: set[str]) -> list[str]:
+    if not isinstance(record, dict):
+        return [f"{where}: must hold keys"]
     return [
         f"{where}.{key}: unknown key; known are {', '.join(sorted(known))}" for key in sorted(record.keys() - known)
     ]
@@ -129,13 +134,16 @@ def _unknown(where: str, record: dict[str, Any], known: set[str]) -> list[str]:
 def manifest_problems(record: dict[str, Any], root: Path, crds: Path | None) -> list[str]:
     """A Kubernetes object; of Ray's kinds also the schema, the job's command and Serve's configuration."""
     kind = str(record["kind"])
-    name = f"{kind} {(record.get('metadata') or {}).get('name')}"
-    problems = _unknown("metadata", record.get("metadata") or {}, METADATA)
+    metadata, spec = record.get("metadata"), record.get("spec", {})
+    if not isinstance(metadata, dict) or not isinstance(spec, dict):
+        return [f"{kind}: `metadata` and `spec` must hold keys"]
+    name = f"{kind} {metadata.get('name')}"
+    problems = _unknown("metadata", metadata, METADATA)
     if kind in RAY_KINDS and crds is not None:
         problems += _schema_problems(record, crds / f"{kind.lower()}s.yaml")
     # What is of another type than the schema says cannot be read further.
     if kind in RAY_KINDS and not problems:
-        problems = _content_problems(kind, record.get("spec") or {}, root)
+        problems = _content_problems(kind, spec, root)
     return [f"{name}: {p}" for p in problems]
 
 
@@ -147,9 +155,10 @@ def _content_problems(kind: str, spec: dict[str, Any], root: Path) -> list[str]:
     if kind == "RayService":
         problems += serve_problems(str(spec.get("serveConfigV2", "")))
     cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
-    for group in cluster.get("workerGroupSpecs") or []:
+    groups = cluster.get("workerGroupSpecs") if isinstance(cluster, dict) else None
+    for group in [g for g in groups if isinstance(g, dict)] if isinstance(groups, list) else []:
         counts = [group.get(key, 0) for key in ("minReplicas", "replicas", "maxReplicas")]
-        if counts != sorted(counts, key=float):
+        if not all(isinstance(count, int) for count in counts) or counts != sorted(counts):
             low, now, high = counts
             problems.append(
                 f"{group.get('groupName')}: needs minReplicas {low} <= replicas {now} <= maxReplicas {high}"
