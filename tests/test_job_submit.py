@@ -1,6 +1,8 @@
 """`rlhf align` as a job of a running cluster: by `ray job submit`, and by the Jobs REST API."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -21,14 +23,27 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
-    """A local cluster with a dashboard, which takes the jobs."""
+    """A local cluster with a dashboard, which takes the jobs; ports of its own, as another Ray may run here."""
     import ray
+    from ray.cluster_utils import Cluster
 
-    context = ray.init(address="local", num_cpus=4, include_dashboard=True, dashboard_port=0, log_to_driver=False)
+    port, agent_port = free_ports(2)
+    ports = {"dashboard_port": port, "dashboard_agent_listen_port": agent_port}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": True, **ports})
     try:
-        yield f"http://{context.dashboard_url}"
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield f"http://127.0.0.1:{port}"
     finally:
         ray.shutdown()
+        cluster.shutdown()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +122,8 @@ def test_the_probes_of_the_manifests_are_answered(dashboard: str) -> None:
     record = yaml.safe_load((ROOT / "cluster" / "kubernetes" / "ray_cluster.yaml").read_text())
     container = record["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     node = ray.nodes()[0]
-    # Kubernetes gives every pod its own address, hence the fixed port there; here Ray may have chosen another.
-    port = node.get("DashboardAgentListenPort") or container["livenessProbe"]["httpGet"]["port"]
+    # Kubernetes gives every pod its own address, hence the fixed port there.
+    port = node["DashboardAgentListenPort"]
     for probe in ("livenessProbe", "readinessProbe"):
         path = container[probe]["httpGet"]["path"]
         answer = requests.get(f"http://{node['NodeManagerAddress']}:{port}{path}", timeout=30)
