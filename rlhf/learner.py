@@ -122,7 +122,7 @@ class Learner:
         latents, next_latents = t.latents[k].to(device), t.next_latents[k].to(device)
         condition, step = t.condition.to(device), t.step_indices[k]
         timestep = self._schedule.timesteps[torch.full((len(latents),), step)].to(device)
-        inputs = (latents, timestep, condition, self.policy.text_embedding, self.policy.precision)
+        inputs = (latents, timestep, condition, self.policy.text, self.policy.precision)
         base_output = self._base_output(inputs)
         output = predict_with(self.engine, *inputs)
         log_prob, kl = replay_transition(
