@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def resources_of(cluster: ClusterConfig, role: str) -> Resources:
     """What one actor of a role asks for: `sampler`, `scorer` or `learner`."""
     gpus = getattr(cluster, f"gpus_per_{role}")
     gpus = cluster.gpus_per_actor if gpus is None else gpus
-    return {"CPU": cluster.cpus_per_actor} | ({"GPU": gpus} if gpus else {})
+    marked = {role: gpus or 1.0} if cluster.role_resources else {}
+    return {"CPU": cluster.cpus_per_actor} | ({"GPU": gpus} if gpus else {}) | marked
 
 
 def bundles_of(cluster: ClusterConfig) -> list[Resources]:
@@ -66,7 +68,7 @@ def find_shortage(wanted: Sequence[Resources], nodes: Sequence[Mapping[str, floa
     STRICT_SPREAD one bundle per node.
     """
     if placement == "STRICT_PACK":
-        wanted = [{key: sum(bundle.get(key, 0.0) for bundle in wanted) for key in ("CPU", "GPU")}]
+        wanted = [_sum(wanted)]
     free = [dict(node) for node in nodes]
     unplaced = []
     for bundle in sorted(wanted, key=lambda b: (b.get("GPU", 0.0), b.get("CPU", 0.0)), reverse=True):
@@ -80,9 +82,16 @@ def find_shortage(wanted: Sequence[Resources], nodes: Sequence[Mapping[str, floa
                 fitting[0][key] -= amount
     if not unplaced:
         return None
-    missing = {key: sum(bundle.get(key, 0.0) for bundle in unplaced) for key in ("CPU", "GPU")}
     exists = "; ".join(f"node {number}: {_format(node)}" for number, node in enumerate(nodes)) or "no node"
-    return f"{len(unplaced)} of {len(wanted)} actors do not fit ({placement}): missing {_format(missing)}, {exists}"
+    count = f"{len(unplaced)} of {len(wanted)} actors do not fit ({placement})"
+    return f"{count}: missing {_format(_sum(unplaced))}; there are {exists}"
+
+
+def _sum(bundles: Sequence[Resources]) -> Resources:
+    total: Counter[str] = Counter()
+    for bundle in bundles:
+        total.update(bundle)  # type: ignore[arg-type]
+    return dict(total)
 
 
 def start_dispatcher(
@@ -93,7 +102,7 @@ def start_dispatcher(
 
     def start(role: str, actor: Any, first: int, *arguments: object) -> Crew:
         asked = resources_of(cluster, role)
-        options: dict[str, Any] = {"num_cpus": asked["CPU"], "num_gpus": asked.get("GPU", 0)}
+        options: dict[str, Any] = {"num_cpus": asked.pop("CPU"), "num_gpus": asked.pop("GPU", 0), "resources": asked}
         options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(cluster.threads_per_sampler)}}
 
         def make(place: int) -> Any:
@@ -121,4 +130,5 @@ def _describe(cluster: ClusterConfig) -> str:
 
 
 def _format(resources: Mapping[str, float]) -> str:
-    return " ".join(f"{resources[key]:g} {key}" for key in ("CPU", "GPU") if resources.get(key)) or "nothing"
+    shown = ("CPU", "GPU", "sampler", "scorer", "learner")
+    return " ".join(f"{resources[key]:g} {key}" for key in shown if resources.get(key)) or "nothing"

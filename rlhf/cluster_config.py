@@ -30,6 +30,9 @@ class ClusterConfig(Section):
     """In place of `gpus_per_actor`."""
     gpus_per_learner: NonNegative | None = None
     """In place of `gpus_per_actor`."""
+    role_resources: bool = False
+    """Actors also ask for the resource of their role's name (`sampler`, `scorer`, `learner`), as much as of GPUs, so
+    that nodes can be marked for a role."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How actors lie on the nodes: few nodes or many if possible, or one node or one each by force."""
     min_learners: Count | None = None

@@ -126,7 +126,7 @@ def write_prompts(prompts: list[Prompt], folder: Path) -> Path:
                 "source": p.source,
                 "photograph": p.photograph,
                 "split": p.split,
-                "caption": "",
+                "caption": p.caption,
             }
         )
     write_table(rows, PROMPTS, folder / "prompts.parquet")

@@ -42,3 +42,7 @@ def test_each_role_asks_for_its_own_share_of_gpus() -> None:
     cluster = ClusterConfig(samplers=2, scorers=1, cpus_per_actor=1.0, gpus_per_actor=1.0, gpus_per_scorer=0.25)
     assert bundles_of(cluster) == [ACTOR, ACTOR, {"CPU": 1.0, "GPU": 0.25}]
     assert resources_of(cluster.model_copy(update={"gpus_per_learner": 0.0}), "learner") == {"CPU": 1.0}
+    marked = cluster.model_copy(update={"role_resources": True})
+    assert resources_of(marked, "scorer") == {"CPU": 1.0, "GPU": 0.25, "scorer": 0.25}
+    assert find_shortage([resources_of(marked, "sampler")], [GPU_NODE], "PACK") is not None
+    assert find_shortage([resources_of(marked, "sampler")], [GPU_NODE | {"sampler": 1.0}], "PACK") is None
