@@ -56,7 +56,7 @@ def train(setup: dict[str, Any]) -> None:
     coordinator = _start_coordinator(setup, ranks) if rank == 0 else None
     learner, first = _start_learner(config, ranks, setup["start"])
     log = MetricsLog(out, first_update=first) if rank == 0 else None
-    telemetry = Telemetry(out.name) if rank == 0 else None
+    telemetry = Telemetry(out) if rank == 0 else None
 
     for update in range(first, align.updates):
         started = time.perf_counter()
