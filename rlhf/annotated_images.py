@@ -35,7 +35,10 @@ class AnnotatedImages:
 
     def of(self, photographs: set[str]) -> "AnnotatedImages":
         """The rows of some photographs."""
-        rows = [i for i, name in enumerate(self.photographs) if name in photographs]
+        return self.rows([i for i, name in enumerate(self.photographs) if name in photographs])
+
+    def rows(self, rows: list[int]) -> "AnnotatedImages":
+        """Some rows, by their numbers."""
         return AnnotatedImages(
             images=self.images[rows],
             masks=self.masks[rows],

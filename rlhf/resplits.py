@@ -1,0 +1,42 @@
+"""Studies that measure the same on several splits of the photographs: each split a file, so that a study goes on."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf.errors import UserError
+from rlhf.progress import progress_bar
+from rlhf.statistics import cluster_bootstrap
+from rlhf.storage import atomic_write_json
+
+
+def run_resplits(
+    out: Path, settings: dict[str, Any], count: int, measure: Callable[[int], dict[str, Any]], *, stage: str
+) -> list[dict[str, Any]]:
+    """What `measure` says of the splits 0 to `count` - 1; those that lie in `out` are not measured again.
+
+    Raises UserError where `out` holds a study of other settings.
+    """
+    path = out / "settings.json"
+    if path.is_file() and json.loads(path.read_text()) != settings:
+        raise UserError(f"{out}: holds a study with other settings or annotations; choose another --out")
+    atomic_write_json(path, settings)
+    records = []
+    for seed in progress_bar(range(count), stage=stage):
+        path = out / f"resplit-{seed:02d}.json"
+        if not path.is_file():
+            atomic_write_json(path, measure(seed))
+        records.append(json.loads(path.read_text()))
+    return records
+
+
+def average(values: Iterable[float | None]) -> dict[str, Any] | None:
+    """Mean of one figure per split with the 95 % interval of a bootstrap over splits; None where no split has it."""
+    known = [value for value in values if value is not None and np.isfinite(value)]
+    if not known:
+        return None
+    return asdict(cluster_bootstrap(np.array(known), [str(i) for i in range(len(known))]))
