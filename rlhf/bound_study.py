@@ -4,7 +4,6 @@ Each kind is given its own conformal multiplier on part C and is judged on part 
 coverage and differ in width and in whether they know which rewards are wrong.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +15,11 @@ import torch
 from rlhf.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.bound import conformal_multiplier
 from rlhf.config import RewardConfig
-from rlhf.errors import UserError
 from rlhf.feature_training import describe_rows, with_descriptions
-from rlhf.progress import progress_bar
+from rlhf.resplits import average, run_resplits
 from rlhf.reward_model import RewardModel
 from rlhf.reward_training import features_of, fit_reward
-from rlhf.statistics import Estimate, cluster_bootstrap, rank_correlation
+from rlhf.statistics import cluster_bootstrap, rank_correlation
 from rlhf.storage import atomic_write_json
 
 KINDS = ("proper norm", "released norm", "ensemble", "dropout", "constant")
@@ -48,23 +46,14 @@ def study_bound(
     holds a study of other settings.
     """
     settings = {"config": config.model_dump(mode="json"), "ensemble": ensemble, "rows": len(data.keys)}
-    _check_settings(out / "settings.json", settings)
-    records, data = [], with_descriptions(data, config, 0)
-    for seed in progress_bar(range(resplits), stage="study bound"):
-        path = out / f"resplit-{seed:02d}.json"
-        if not path.is_file():
-            atomic_write_json(path, judge_split(data, noiseless, config, seed, ensemble))
-        records.append(json.loads(path.read_text()))
+    data = with_descriptions(data, config, 0)
+    records = run_resplits(
+        out, settings, resplits, lambda seed: judge_split(data, noiseless, config, seed, ensemble), stage="study bound"
+    )
     summary = {"resplits": resplits, "kinds": {kind: _summarise([r[kind] for r in records]) for kind in KINDS}}
-    summary["ceiling"] = _estimate([r["ceiling"] for r in records])
+    summary["ceiling"] = average(r["ceiling"] for r in records)
     atomic_write_json(out / "bound_study.json", summary)
     return summary
-
-
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    if path.is_file() and json.loads(path.read_text()) != settings:
-        raise UserError(f"{path.parent}: holds a study with other settings or annotations; choose another --out")
-    atomic_write_json(path, settings)
 
 
 def judge_split(
@@ -160,17 +149,8 @@ def _summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     for name, value in records[0].items():
         values = [record[name]["value"] if isinstance(value, dict) else record[name] for record in records]
         is_share = name.startswith("is_")
-        summary[name] = float(np.mean(values)) if is_share else _estimate(values)
+        summary[name] = float(np.mean(values)) if is_share else average(values)
     return summary
-
-
-def _estimate(values: list[float | None]) -> dict[str, Any] | None:
-    """Mean of one figure per split, with the 95 % interval of a bootstrap over splits."""
-    known = [v for v in values if v is not None and np.isfinite(v)]
-    if not known:
-        return None
-    estimate: Estimate = cluster_bootstrap(np.array(known), [str(i) for i in range(len(known))])
-    return asdict(estimate)
 
 
 def format_table(summary: dict[str, Any]) -> str:

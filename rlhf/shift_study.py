@@ -1,14 +1,27 @@
-"""Whether uncertainty rises where the reward has seen nothing alike: corruptions, other sources, other holes."""
+"""Whether uncertainty rises where the reward has seen nothing alike: corruptions, other holes, other sources.
 
-from collections.abc import Callable
+Every model is fitted anew on parts A to C of a split of the photographs; nothing that it is asked about was
+in them. All uncertainties are relative to those of clean fills of part D, which are alike what it has seen.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from rlhf.reward_model import Reward
+from rlhf.annotated_images import AnnotatedImages, distinct_images, split_photographs
+from rlhf.config import RewardConfig
+from rlhf.feature_training import with_descriptions
+from rlhf.resplits import average, run_resplits
+from rlhf.reward_model import RewardModel
+from rlhf.reward_training import features_of, fit_reward
+from rlhf.storage import atomic_write_json
 
 SEVERITIES = (1, 2, 3, 4)
+BATCH = 256
 
 
 def blur(images: torch.Tensor, severity: int) -> torch.Tensor:
@@ -44,37 +57,135 @@ CORRUPTIONS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
 }
 
 
-def study_corruptions(model: Reward, images: torch.Tensor, masks: torch.Tensor) -> dict[str, list[dict[str, Any]]]:
-    """Per corruption of the holes and severity (0 first): mean uncertainty and the share beyond the quantile.
+@dataclass(frozen=True, kw_only=True)
+class ShiftedImages:
+    """Inpaintings of another source, which nobody annotated."""
 
-    Shapes: images [N, 3, H, W] in [-1, 1], masks [N, 1, H, W]. Known pixels stay, as in inpainting.
+    images: torch.Tensor
+    """[N, 3, H, W] in [-1, 1]."""
+    masks: torch.Tensor
+    """[N, 1, H, W]."""
+
+
+def study_shift(
+    data: AnnotatedImages,
+    families: list[str],
+    others: Mapping[str, ShiftedImages],
+    config: RewardConfig,
+    out: Path,
+    *,
+    resplits: int,
+) -> dict[str, Any]:
+    """Measure all shifts on `resplits` splits of the photographs; each split is a file, so a run goes on.
+
+    `families` names the hole of each row of the data. Writes `resplit-*.json` and, last, `shift_study.json`,
+    which is returned: by shift and degree, uncertainty relative to clean fills and `ood_share`. Raises
+    UserError where `out` holds a study of other settings.
     """
-    table = {}
+    settings = {
+        "config": config.model_dump(mode="json"),
+        "rows": len(data.keys),
+        "others": {name: len(other.images) for name, other in others.items()},
+    }
+    data = with_descriptions(data, config, 0)
+    records = run_resplits(
+        out,
+        settings,
+        resplits,
+        lambda seed: measure_split(data, families, others, config, seed),
+        stage="study shift",
+    )
+    summary = {"resplits": resplits, "shifts": _summarise(records)}
+    atomic_write_json(out / "shift_study.json", summary)
+    return summary
+
+
+def measure_split(
+    data: AnnotatedImages, families: list[str], others: Mapping[str, ShiftedImages], config: RewardConfig, seed: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """By shift and degree: `uncertainty`, relative to clean fills of part D, and `ood_share`."""
+    parts = split_photographs(data.photographs, config.parts, seed)
+    model, held_out = _fit(data, parts, config, seed), data.of(parts[3])
+    clean = _mean_uncertainty(model, features_of(model.network, held_out))
+    rows, _ = distinct_images(held_out)
+    images, masks = held_out.images[rows], held_out.masks[rows]
+    table: dict[str, dict[str, dict[str, float]]] = {}
     for name, corrupt in CORRUPTIONS.items():
-        rows = [_measure(model, images, masks, 0)]
+        table[name] = {"0": _relate(clean, clean)}
         for severity in SEVERITIES:
             corrupted = torch.where(masks > 0.5, corrupt(images, severity), images)
-            rows.append(_measure(model, corrupted, masks, severity))
-        table[name] = rows
+            table[name][str(severity)] = _relate(_measure_pictures(model, corrupted, masks), clean)
+    for name, other in others.items():
+        table[f"source {name}"] = {"other": _relate(_measure_pictures(model, other.images, other.masks), clean)}
+    for family in sorted(set(families)):
+        table[f"hole {family}"] = _leave_out(data, families, family, parts, model, config, seed)
     return table
 
 
-def _measure(model: Reward, images: torch.Tensor, masks: torch.Tensor, severity: int) -> dict[str, Any]:
-    parts = [model.score(i, m) for i, m in zip(images.split(256), masks.split(256), strict=True)]
-    outlying = [part.is_outlying for part in parts if part.is_outlying is not None]
+def _fit(data: AnnotatedImages, parts: list[set[str]], config: RewardConfig, seed: int) -> RewardModel:
+    a, b, c = (data.of(part) for part in parts[:3])
+    return fit_reward(a, b, c, config, seed).model
+
+
+def _leave_out(
+    data: AnnotatedImages,
+    families: list[str],
+    family: str,
+    parts: list[set[str]],
+    model: RewardModel,
+    config: RewardConfig,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Part D's holes of one family against its others: where all were annotated, and where this one never was."""
+    others = data.rows([i for i, name in enumerate(families) if name != family])
+    own = data.rows([i for i, name in enumerate(families) if name == family]).of(parts[3])
+    without = _fit(others, parts, config, seed)
     return {
-        "severity": severity,
-        "uncertainty": float(torch.cat([part.uncertainty for part in parts]).mean()),
-        "ood_share": float(torch.cat(outlying).double().mean()) if outlying else None,
+        degree: _relate(*(_mean_uncertainty(m, features_of(m.network, d)) for d in (own, others.of(parts[3]))))
+        for degree, m in (("annotated", model), ("never annotated", without))
     }
 
 
-def format_corruptions(table: dict[str, list[dict[str, Any]]]) -> str:
-    """A line per corruption: mean uncertainty against that of clean fills, and the share beyond the quantile."""
-    lines = [f"{'corruption':<14}" + "".join(f"{f'severity {s}':>20}" for s in (0, *SEVERITIES))]
-    for name, rows in table.items():
-        clean = rows[0]["uncertainty"]
-        shares = ["" if r["ood_share"] is None else f" ({r['ood_share']:.0%} beyond)" for r in rows]
-        cells = [f"{r['uncertainty'] / clean:.2f}{share}" for r, share in zip(rows, shares, strict=True)]
-        lines.append(f"{name:<14}" + "".join(f"{cell:>20}" for cell in cells))
+def _mean_uncertainty(model: RewardModel, features: torch.Tensor) -> tuple[float, float]:
+    """Of features [N, d], and the share that raises the alarm."""
+    uncertainty = model.head.uncertainty(features)
+    quantile = model.calibration.uncertainty_quantile
+    assert quantile is not None
+    return float(uncertainty.mean()), float((uncertainty > quantile).double().mean())
+
+
+@torch.no_grad()
+def _measure_pictures(model: RewardModel, images: torch.Tensor, masks: torch.Tensor) -> tuple[float, float]:
+    parts = zip(images.split(BATCH), masks.split(BATCH), strict=True)
+    return _mean_uncertainty(model, torch.cat([model.network(i, m) for i, m in parts]))
+
+
+def _relate(measured: tuple[float, float], clean: tuple[float, float]) -> dict[str, float]:
+    return {"uncertainty": measured[0] / clean[0], "ood_share": measured[1]}
+
+
+def _summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the splits, the uncertainty's with the 95 % interval of a bootstrap over splits."""
+    summary: dict[str, Any] = {}
+    for shift, degrees in records[0].items():
+        summary[shift] = {}
+        for degree in degrees:
+            cells = [record[shift][degree] for record in records]
+            share = sum(cell["ood_share"] for cell in cells) / len(cells)
+            summary[shift][degree] = {
+                "uncertainty": average(cell["uncertainty"] for cell in cells),
+                "ood_share": share,
+            }
+    return summary
+
+
+def format_shifts(summary: dict[str, Any]) -> str:
+    """A line per shift: by degree the mean uncertainty relative to clean fills, and the share that raises the alarm."""
+    lines = [f"uncertainty relative to clean fills (share out of distribution); {summary['resplits']} splits"]
+    for shift, degrees in summary["shifts"].items():
+        cells = [
+            f"{degree}: {cell['uncertainty']['value']:.2f} ({cell['ood_share']:.0%})"
+            for degree, cell in degrees.items()
+        ]
+        lines.append(f"{shift:<22}" + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Kinds of uncertainty judged alike, and corruptions by degrees."""
+"""Kinds of uncertainty judged alike."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 import torch
 from small_annotations import make_world
-from small_parts import save_small_reward, small_prompts
 
 from rlhf.annotated_images import join_annotations
 from rlhf.bound_study import KINDS, format_table, judge, risk_coverage_area, study_bound
 from rlhf.config import RewardConfig
 from rlhf.errors import UserError
-from rlhf.reward_model import load_reward
-from rlhf.shift_study import CORRUPTIONS, SEVERITIES, format_corruptions, study_corruptions
 
 CONFIG = RewardConfig(feature_dim=12, epochs=4, micro_batch_size=64, decorrelation=1.0)
 
@@ -70,16 +67,3 @@ def test_a_study_goes_on_without_repeating_a_split_and_refuses_other_settings(st
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("resplit-*.json")}
     with pytest.raises(UserError, match="other settings"):
         study_bound(data, None, CONFIG, out, resplits=2, ensemble=3)
-
-
-def test_corruptions_leave_known_pixels_and_grow_with_severity(tmp_path: Path) -> None:
-    prompts = small_prompts(6)
-    images, masks = (torch.stack([getattr(p, name) for p in prompts]) for name in ("image", "mask"))
-    for corrupt in CORRUPTIONS.values():
-        changes = [float((corrupt(images, severity) - images).abs().mean()) for severity in SEVERITIES]
-        assert changes == sorted(changes)
-        assert changes[0] > 0
-    table = study_corruptions(load_reward(save_small_reward(tmp_path)), images, masks)
-    assert [row["severity"] for row in table["blur"]] == [0, *SEVERITIES]
-    assert len({rows[0]["uncertainty"] for rows in table.values()}) == 1, "severity 0 is the clean fill"
-    assert all(name in format_corruptions(table) for name in CORRUPTIONS)

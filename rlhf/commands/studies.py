@@ -23,45 +23,50 @@ def bound(
 ) -> None:
     """Compare kinds of uncertainty on the same splits: coverage, width, and what they know of errors."""
     resolved = resolve_config(config, overrides)
-    import torch
-
-    from rlhf.annotated_images import join_annotations
-    from rlhf.annotators import load_annotations, noiseless_scores
     from rlhf.bound_study import format_table, study_bound
-    from rlhf.candidates import load_candidates
-    from rlhf.prompts import load_prompts
 
     save_config(resolved, out)
-    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
-    images, rows = load_candidates(candidates, by_id), load_annotations(annotations)
-    is_simulated = all(row["is_simulated"] for row in rows)
-    truth = torch.from_numpy(noiseless_scores(by_id, images, rows)) if is_simulated else None
-    data = join_annotations(by_id, images, rows)
+    data, truth = _load_annotated(prompts, candidates, annotations)
     print(format_table(study_bound(data, truth, resolved.reward, out, resplits=resplits, ensemble=ensemble)))
 
 
 @study.command()
 def shift(
-    reward: Annotated[Path, typer.Argument(help="Reward folder.")],
     prompts: Annotated[Path, typer.Argument(help="Folder of prompts.")],
-    candidates: Annotated[Path, typer.Argument(help="Folder of candidates; best of photographs of part D alone.")],
+    candidates: Annotated[Path, typer.Argument(help="Folder of candidates.")],
+    annotations: Annotated[Path, typer.Argument(help="Folder of annotations.")],
     out: Out,
+    other: Annotated[
+        list[Path] | None,
+        typer.Option(help="Candidates of another source, with their prompts/ beside them; may be repeated."),
+    ] = None,
+    resplits: Annotated[int, typer.Option(min=1, help="Splits of the photographs.")] = 5,
+    config: Config = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Corrupt the fills by degrees, and show how the reward's uncertainty answers."""
+    """Ask for what was never annotated: corrupted fills, other hole families, other sources. Does uncertainty rise?"""
+    resolved = resolve_config(config, overrides)
     import torch
 
+    from rlhf.annotated_images import join_annotations
+    from rlhf.annotators import load_annotations
     from rlhf.candidates import load_candidates
     from rlhf.prompts import load_prompts
-    from rlhf.reward_model import load_reward
-    from rlhf.shift_study import format_corruptions, study_corruptions
-    from rlhf.storage import atomic_write_json
+    from rlhf.shift_study import ShiftedImages, format_shifts, study_shift
 
+    save_config(resolved, out)
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
-    images = load_candidates(candidates, by_id)
-    masks = torch.stack([by_id[prompt_id].mask for prompt_id, _ in images])
-    table = study_corruptions(load_reward(reward), torch.stack(list(images.values())), masks)
-    atomic_write_json(out / "shift_study.json", table)
-    print(format_corruptions(table))
+    data = join_annotations(by_id, load_candidates(candidates, by_id), load_annotations(annotations))
+    families = [by_id[prompt_id].hole for prompt_id, _ in data.keys]
+    others = {}
+    for folder in other or []:
+        own = {p.prompt_id: p for p in load_prompts(folder / "prompts")}
+        images = load_candidates(folder, own)
+        masks = torch.stack([own[prompt_id].mask for prompt_id, _ in images])
+        others[folder.parent.name or folder.name] = ShiftedImages(
+            images=torch.stack(list(images.values())), masks=masks
+        )
+    print(format_shifts(study_shift(data, families, others, resolved.reward, out, resplits=resplits)))
 
 
 @study.command()
@@ -77,22 +82,12 @@ def selection(
 ) -> None:
     """Does active choice pay? Rewards of equally many annotations, chosen by uncertainty or at random."""
     resolved = resolve_config(config, overrides)
-    import torch
-
-    from rlhf.annotated_images import join_annotations
-    from rlhf.annotators import load_annotations, noiseless_scores
-    from rlhf.candidates import load_candidates
-    from rlhf.prompts import load_prompts
     from rlhf.selection_study import format_table, study_selection
 
     save_config(resolved, out)
-    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
-    images, rows = load_candidates(candidates, by_id), load_annotations(annotations)
-    is_simulated = all(row["is_simulated"] for row in rows)
-    truth = torch.from_numpy(noiseless_scores(by_id, images, rows)) if is_simulated else None
-    data = join_annotations(by_id, images, rows)
+    data, truth = _load_annotated(prompts, candidates, annotations)
     summary = study_selection(data, truth, resolved.reward, out, seeds=seeds, portion=portion)
-    print(format_table(summary) + ("; all annotators simulated" if is_simulated else ""))
+    print(format_table(summary) + ("" if truth is None else "; all annotators simulated"))
 
 
 @study.command()
@@ -110,3 +105,19 @@ def rounds(
         name, _, folder = run.rpartition("=")
         named.append((name or Path(folder).name, Path(folder)))
     print(format_study(study_rounds(named, out)))
+
+
+def _load_annotated(prompts: Path, candidates: Path, annotations: Path):  # noqa: ANN202
+    """Annotated images and, where all annotators are simulated, their scores without noise; else None."""
+    import torch
+
+    from rlhf.annotated_images import join_annotations
+    from rlhf.annotators import load_annotations, noiseless_scores
+    from rlhf.candidates import load_candidates
+    from rlhf.prompts import load_prompts
+
+    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
+    images, rows = load_candidates(candidates, by_id), load_annotations(annotations)
+    is_simulated = all(row["is_simulated"] for row in rows)
+    truth = torch.from_numpy(noiseless_scores(by_id, images, rows)) if is_simulated else None
+    return join_annotations(by_id, images, rows), truth
