@@ -5,10 +5,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rlhf.charts import GREY, REWARD
+from rlhf.charts import GOLD, GREY, REWARD
 from rlhf.storage import atomic_write
 
-COLOURS = {"uncertain": REWARD, "random": GREY}
+COLOURS = {"uncertain": REWARD, "mean uncertainty": GOLD, "equal spread": "#3f9e6b", "random": GREY}
 LINES = {"refit": "-", "update": "--"}
 
 
@@ -22,25 +22,23 @@ def draw_errors(summary: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     errors, differences = figure.subplots(1, 2)
     for label, curve in summary["curves"].items():
-        learning, selection = label.split()
-        x = [point["annotations"] for point in curve]
+        learning, selection = label.split(" ", 1)
+        style = {"linestyle": LINES[learning], "color": COLOURS[selection]}
         values = [point[name]["value"] for point in curve]
-        errors.plot(
-            x, values, ".", linestyle=LINES[learning], color=COLOURS[selection], label=f"{selection}, {learning}"
-        )
-    errors.legend(fontsize=8, frameon=False)
-    for offset, (learning, points) in zip((0.99, 1.01), summary["differences"].items(), strict=True):
+        errors.plot([point["annotations"] for point in curve], values, ".", **style, label=label)
+    errors.legend(fontsize=7, frameon=False)
+    for number, (label, points) in enumerate(summary["differences"].items()):
+        learning, selection = label.split(" ", 1)
         # Set apart, so that bars of equal numbers do not lie on each other.
-        x = [offset * point["annotations"] for point in points]
+        x = [(0.95 + 0.02 * number) * point["annotations"] for point in points]
         estimates = [point[name] for point in points]
-        differences.vlines(x, [e["low"] for e in estimates], [e["high"] for e in estimates], color=REWARD)
-        values = [e["value"] for e in estimates]
-        differences.plot(x, values, "o", linestyle=LINES[learning], color=REWARD, label=learning)
+        style = {"linestyle": LINES[learning], "color": COLOURS[selection]}
+        differences.vlines(x, [e["low"] for e in estimates], [e["high"] for e in estimates], **style)
+        differences.plot(x, [e["value"] for e in estimates], "o", color=COLOURS[selection], label=label)
     differences.axhline(0, color=GREY, linewidth=1)
-    differences.legend(fontsize=8, frameon=False)
     judged = "noiseless scores (simulated)" if is_simulated else "annotators' scores"
     errors.set(xlabel="annotations", ylabel="mean squared error", title=f"held-out error, {judged}")
-    title = "uncertain less random; below 0: active choice pays"
+    title = "difference from random; below 0: active choice pays"
     differences.set(xlabel="annotations", ylabel="difference", title=title)
     for axes in (errors, differences):
         axes.title.set_fontsize(10)

@@ -27,13 +27,20 @@ from rlhf.selection import order_by_uncertainty, order_randomly, take_prompts
 from rlhf.selection_figure import draw_errors
 from rlhf.storage import atomic_write_json
 
-SELECTIONS = ("uncertain", "random")
+SELECTIONS = ("uncertain", "mean uncertainty", "equal spread", "random")
+"""Greedy D-optimal, as `rlhf annotate` has it; two variants of it; what all are compared with.
+
+`mean uncertainty` takes the prompts whose candidates are least certain on average, alike or not. `equal
+spread` is greedy on candidates that differ by as much in every prompt, as the fit weighs prompts alike.
+"""
 LEARNING = ("refit", "update")
 """Fitted anew to all annotations; features stay, V and the head take the new ones in."""
 HELD_OUT = 0.3
 """Share of the photographs that judge."""
 ROUNDS = 2
 """Further portions after the first."""
+Record = dict[str, list[dict[str, Any]]]
+"""Of a split, by learning and selection: figures after each portion."""
 
 
 def study_selection(
@@ -80,7 +87,7 @@ class Learner:
 
 def compare_selections(
     data: AnnotatedImages, noiseless: torch.Tensor | None, config: RewardConfig, seed: int, portion: float
-) -> dict[str, list[dict[str, Any]]]:
+) -> Record:
     """One split: by learning and selection the figures after each portion, the first of which all have in common."""
     pool_photographs, judges = split_photographs(data.photographs, (1 - HELD_OUT, HELD_OUT), seed)
     pool, held_out = data.of(pool_photographs), data.of(judges)
@@ -137,7 +144,21 @@ def order_prompts(learner: Learner, pool: AnnotatedImages, prompts: list[str], s
     for row in first_rows.tolist():
         rows.setdefault(shown.keys[row][0], []).append(row)
     features = {name: z[own] for name, own in rows.items()}
-    return order_by_uncertainty(features, learner.model.gram_inverse(), learner.model.calibration.prompt_effects)
+    inverse, effects = learner.model.gram_inverse(), learner.model.calibration.prompt_effects
+    if selection == "mean uncertainty":
+        uncertainty = {name: float(learner.model.head.uncertainty(own).mean()) for name, own in features.items()}
+        return sorted(uncertainty, key=lambda name: -uncertainty[name])
+    if selection == "equal spread":
+        return order_by_uncertainty(with_equal_spread(features), inverse)
+    return order_by_uncertainty(features, inverse, effects)
+
+
+def with_equal_spread(features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By prompt the candidates' features less their mean, [k, d], scaled to the mean norm that these have over all."""
+    centred = {name: z.double() - z.double().mean(0) for name, z in features.items()}
+    norms = {name: float(z.square().sum(1).mean().sqrt()) for name, z in centred.items()}
+    typical = sum(norms.values()) / len(norms)
+    return {name: z * typical / max(norms[name], 1e-9) for name, z in centred.items()}
 
 
 def rows_of(data: AnnotatedImages, prompts: list[str]) -> AnnotatedImages:
@@ -160,48 +181,51 @@ def judge(
     return figures
 
 
-def summarise(records: list[dict[str, list[dict[str, Any]]]]) -> dict[str, Any]:
-    """Means over the splits of every figure and of its paired difference, uncertain - random, with intervals."""
+def summarise(records: list[Record]) -> dict[str, Any]:
+    """Means over the splits of every figure and of its paired difference from `random`, with intervals."""
     names = [name for name in records[0]["refit random"][0] if name != "annotations"]
     curves, differences = {}, {}
     for learning in LEARNING:
         for selection in SELECTIONS:
-            curves[f"{learning} {selection}"] = [
-                _mean_annotations(records, learning, number)
-                | {name: average(r[f"{learning} {selection}"][number][name] for r in records) for name in names}
+            label, reference = f"{learning} {selection}", f"{learning} random"
+            curves[label] = [
+                _mean_annotations(records, label, number)
+                | {name: average(r[label][number][name] for r in records) for name in names}
                 for number in range(ROUNDS + 1)
             ]
-        differences[learning] = [
-            _mean_annotations(records, learning, number)
-            | {name: average(_difference(r, learning, number, name) for r in records) for name in names}
-            for number in range(1, ROUNDS + 1)
-        ]
+            if label != reference:
+                differences[label] = [
+                    _mean_annotations(records, label, number)
+                    | {name: average(_difference(r, label, reference, number, name) for r in records) for name in names}
+                    for number in range(1, ROUNDS + 1)
+                ]
     return {"seeds": len(records), "curves": curves, "differences": differences}
 
 
-def _mean_annotations(records: list[dict[str, list[dict[str, Any]]]], learning: str, number: int) -> dict[str, float]:
-    given = [record[f"{learning} random"][number]["annotations"] for record in records]
+def _mean_annotations(records: list[Record], label: str, number: int) -> dict[str, float]:
+    given = [record[label][number]["annotations"] for record in records]
     return {"annotations": sum(given) / len(given)}
 
 
-def _difference(record: dict[str, list[dict[str, Any]]], learning: str, number: int, name: str) -> float | None:
-    uncertain, random = (record[f"{learning} {selection}"][number][name] for selection in SELECTIONS)
-    return None if uncertain is None or random is None else uncertain - random
+def _difference(record: Record, label: str, reference: str, number: int, name: str) -> float | None:
+    value, random = record[label][number][name], record[reference][number][name]
+    return None if value is None or random is None else value - random
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
-    """The summary for the terminal: a line per way of learning, number of annotations and figure."""
-    head = f"{'learning':<9}{'annotations':>11}  {'held-out figure':<26}{'random':>8}{'uncertain':>11}"
-    lines = [head + "  difference, 95 % interval"]
-    for learning, rounds in summary["differences"].items():
-        for number, differences in enumerate(rounds, 1):
-            for name, difference in differences.items():
-                if name == "annotations":
-                    continue
-                means = [summary["curves"][f"{learning} {s}"][number][name]["value"] for s in SELECTIONS]
+    """The summary for the terminal: a line per way of learning and choosing, number of annotations and figure."""
+    lines = [
+        f"{'learning, selection':<25}{'annotations':>12}  {'held-out figure':<26}{'random':>8}{'this':>8}  difference"
+    ]
+    for label, points in summary["differences"].items():
+        reference = summary["curves"][f"{label.split()[0]} random"]
+        for number, differences in enumerate(points, 1):
+            for name in (name for name in differences if name != "annotations"):
+                means = [curve[number][name]["value"] for curve in (reference, summary["curves"][label])]
+                difference = differences[name]
                 lines.append(
-                    f"{learning:<9}{differences['annotations']:>11.0f}  {name.replace('_', ' '):<26}"
-                    f"{means[1]:>8.4f}{means[0]:>11.4f}  "
+                    f"{label:<25}{differences['annotations']:>12.0f}  {name.replace('_', ' '):<26}"
+                    f"{means[0]:>8.4f}{means[1]:>8.4f}  "
                     f"{difference['value']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]"
                 )
     before = summary["curves"]["refit random"][0]

@@ -21,6 +21,7 @@ from rlhf.selection_study import (
     study_selection,
     summarise,
     take_in,
+    with_equal_spread,
 )
 
 CONFIG = RewardConfig(feature_dim=12, epochs=2, micro_batch_size=64, decorrelation=1.0)
@@ -52,8 +53,8 @@ def test_the_study_writes_a_table_a_figure_and_its_differences(study: tuple[Path
     out, summary = study
     assert json.loads((out / "selection_study.json").read_text()) == summary
     assert (out / "selection_study.png").read_bytes().startswith(b"\x89PNG")
-    last, curves = summary["differences"]["refit"][-1], summary["curves"]
-    means = [curves[f"refit {selection}"][-1]["squared_error"]["value"] for selection in SELECTIONS]
+    last, curves = summary["differences"]["refit uncertain"][-1], summary["curves"]
+    means = [curves[f"refit {selection}"][-1]["squared_error"]["value"] for selection in ("uncertain", "random")]
     assert last["squared_error"]["value"] == pytest.approx(means[0] - means[1])
     table = format_table(summary)
     assert all(word in table for word in (*LEARNING, "squared error noiseless", "pair accuracy", "2 splits"))
@@ -73,12 +74,14 @@ def test_a_difference_is_paired_within_splits() -> None:
         {
             f"{learning} {selection}": [{"annotations": 10, "squared_error": base + gain}] * 3
             for learning in LEARNING
-            for selection, gain in (("uncertain", -0.1), ("random", 0.0))
+            for selection, gain in zip(SELECTIONS, (-0.1, -0.2, 0.3, 0.0), strict=True)
         }
         for base in (1.0, 3.0, 9.0)
     ]
-    difference = summarise(records)["differences"]["refit"][0]["squared_error"]
-    assert (difference["value"], difference["low"], difference["high"]) == pytest.approx((-0.1, -0.1, -0.1))
+    differences = summarise(records)["differences"]
+    for selection, gain in zip(SELECTIONS[:3], (-0.1, -0.2, 0.3), strict=True):
+        difference = differences[f"refit {selection}"][0]["squared_error"]
+        assert (difference["value"], difference["low"], difference["high"]) == pytest.approx((gain,) * 3)
 
 
 def test_taking_prompts_in_leaves_the_features_and_those_that_calibrate_and_report_out(data: AnnotatedImages) -> None:
@@ -93,12 +96,18 @@ def test_taking_prompts_in_leaves_the_features_and_those_that_calibrate_and_repo
     assert torch.equal(take_in(learner, data, calibrating).model.head.weight, learner.model.head.weight)
 
 
-def test_both_orders_hold_every_prompt_once(data: AnnotatedImages) -> None:
+def test_equal_spread_leaves_directions_and_takes_sizes_away() -> None:
+    z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    once, tenfold = with_equal_spread({"a": z, "b": 10 * z + 1}).values()
+    torch.testing.assert_close(once, tenfold)
+
+
+def test_all_orders_hold_every_prompt_once(data: AnnotatedImages) -> None:
     names = list(dict.fromkeys(name for name, _ in data.keys))
     learner, left = learn_anew(data, names[:20], CONFIG, 0), names[20:]
     orders = [order_prompts(learner, data, left, selection, 0) for selection in SELECTIONS]
     assert all(sorted(order) == sorted(left) for order in orders)
-    assert orders[0] != orders[1]
+    assert len({tuple(order) for order in orders}) == len(SELECTIONS)
     assert {name for name, _ in rows_of(data, orders[0][:3]).keys} == set(orders[0][:3])
 
 
