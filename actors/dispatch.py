@@ -63,6 +63,8 @@ class Dispatcher:
     timeout_s: float
     """For one call, a new worker's start included."""
     canary_tolerance: float = 1e-6
+    repeated: int = 0
+    """Tasks, or parts of them, that had to be done again so far."""
     _to_sample: deque[Job] = field(default_factory=deque)
     _to_score: deque[Job] = field(default_factory=deque)
 
@@ -114,6 +116,7 @@ class Dispatcher:
         elif job.is_dropped:
             return
         elif outcome.lost == "object":
+            self.repeated += 1
             self._to_sample.appendleft(job)
         elif is_rollout:
             self._settle_rollout(outcome, notice)
@@ -145,6 +148,7 @@ class Dispatcher:
         """A worker was lost at this job: do it again, but if that happens repeatedly find out which prompt it is."""
         if not isinstance(job, Job) or job.is_dropped:
             return
+        self.repeated += 1
         job.deaths += 1
         if job.is_trial:
             raise PoisonPrompt(job.task.prompt_ids[0])
