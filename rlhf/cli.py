@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from rlhf.commands import data, refinement, release, results, rewards, studies, training
+from rlhf.commands import cluster, data, refinement, release, results, rewards, studies, training
 from rlhf.errors import UserError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ COMMANDS = (
     results.quality,
     training.pretrain,
     results.demo,
+    cluster.check_cluster,
     refinement.rounds,
 )
 for command in COMMANDS:
