@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from actors.crew import find_user_error
 from actors.learner_loop import learner_loop
 from actors.placement import reserve, resources_of
-from actors.run_progress import follow_metrics
+from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
 from rlhf.errors import UserError
@@ -24,6 +25,7 @@ from rlhf.policy import check_start
 from rlhf.prompts import PromptTable
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
 from rlhf.storage import atomic_write_json, atomic_write_text
+from rlhf.trackers import check_packages
 
 
 def align(
@@ -46,6 +48,7 @@ def align(
     """
     if start is not None:
         check_start(start, config.align.trainable, config.model.path)
+    check_packages(config.logging)
     prepare_run_folder(out, config, resume=resume, start=start)
     table = PromptTable(prompts, split="train")
     wanted = config.align.prompts_per_update
@@ -64,10 +67,13 @@ def align(
             "start": None if start is None else start.resolve(),
             "group": group,
         }
-        with follow_metrics(out, config.align):
+        with follow_metrics(out, config.align), track_metrics(out, config):
             _fit(make_trainer(setup, out), out)
     finally:
         ray.shutdown()
+    hint = find_role_to_grow(read_metrics(out))
+    if hint is not None:
+        print(f"align: {hint}", file=sys.stderr)
     return out / f"policy-{config.align.updates:06d}"
 
 
@@ -94,7 +100,7 @@ def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Pat
         if not resume:
             raise UserError(f"{out}: holds a run already; add --resume to go on with it, or choose another --out")
         before = load_config(saved)
-        if before.model_copy(update={"cluster": config.cluster}) != config:
+        if before.model_copy(update={"cluster": config.cluster, "logging": config.logging}) != config:
             raise UserError(f"{out}: was started with another configuration ({saved}); resume with the same one")
         if begun.is_file() and json.loads(begun.read_text()) != begins:
             raise UserError(f"{out}: was started from another policy ({begun}); resume with the same --policy")

@@ -10,6 +10,7 @@ import ray
 import torch
 
 from actors.dispatch import Dispatcher, PoisonPrompt
+from actors.flow import Flow
 from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
 from actors.put_aside import PutAside
@@ -57,13 +58,14 @@ class Coordinator:
 
         Raises UserError where a reward is not finite, or too many prompts had to be put aside.
         """
-        started, busy, repeated = time.perf_counter(), self._busy(), self._dispatcher.repeated
+        started, busy, flow = time.perf_counter(), self._busy(), Flow()
+        repeated = self._dispatcher.repeated
         # One put: samplers fetch from one another's nodes.
         version = update if version is None else version
         notice = WeightsNotice(version=version, weights=[ray.put(weights)], checksum=checksum(weights), canary=canary)
         while True:
             try:
-                finished = self._dispatcher.run(notice, self._tasks(update))
+                finished = self._dispatcher.run(notice, self._tasks(update), flow)
                 break
             except PoisonPrompt as poison:
                 self._put_aside.add(poison.prompt_id, "its workers died repeatedly, also when it was alone")
@@ -71,7 +73,7 @@ class Coordinator:
         combined = combine(by_reward, self._weights, scales_of_update(self._config, self._out, update, by_reward))
         batches, metrics = self._weigh(combined, [task.trajectories for task in finished])
         duration = time.perf_counter() - started
-        metrics |= reward_metrics(by_reward, combined) | self._incidents.metrics()
+        metrics |= reward_metrics(by_reward, combined) | self._incidents.metrics() | flow.metrics()
         metrics |= {f"{role}_idle_share": 1 - s / duration for role, s in self._busy(since=busy).items()}
         metrics |= {
             "rollout_s": duration,

@@ -12,6 +12,7 @@ import ray
 import torch
 
 from actors.crew import Crew, Outcome
+from actors.flow import Flow
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
@@ -68,21 +69,25 @@ class Dispatcher:
     _to_sample: deque[Job] = field(default_factory=deque)
     _to_score: deque[Job] = field(default_factory=deque)
 
-    def run(self, notice: WeightsNotice, tasks: Sequence[RolloutTask]) -> list[FinishedTask]:
+    def run(self, notice: WeightsNotice, tasks: Sequence[RolloutTask], flow: Flow | None = None) -> list[FinishedTask]:
         """All tasks sampled with the weights of `notice`, and scored; in the order of `tasks`.
 
         A sampler is given tasks once it has proved that it holds these weights; one that cannot is replaced.
+        `flow` is told how long tasks wait, and when all samplers have the weights.
         Raises PoisonPrompt where a prompt kills its workers, UserError as samplers and scorers do.
         """
+        flow = flow or Flow()
         jobs = [Job(task=task) for task in tasks]
         self._to_sample, self._to_score = deque(jobs), deque()
         try:
             while any(job.scores is None for job in jobs):
                 self._assign(notice)
                 calls = [*self.samplers.calls(), *self.scorers.calls()]
+                waiting = {"to_sample": len(self._to_sample), "to_score": len(self._to_score)}
                 done, _ = ray.wait(calls, num_returns=1, timeout=POLL_S)
                 for call in done:
                     self._settle(call, notice)
+                flow.note(is_synced=all(w.version == notice.version for w in self.samplers.workers), **waiting)
                 for job in [*self.samplers.expire(self.timeout_s), *self.scorers.expire(self.timeout_s)]:
                     self._count_death(job)
         finally:

@@ -60,7 +60,7 @@ def train(setup: dict[str, Any]) -> None:
         repeated = len(read_metrics(out)) - first
         incidents.note_start(setup["run_id"], f"{ranks} rank(s) go on from update {first}; {repeated} are repeated")
     log = MetricsLog(out, first_update=first) if rank == 0 else None
-    telemetry = Telemetry(out.name) if rank == 0 else None
+    telemetry = Telemetry(out) if rank == 0 else None
 
     for update in range(first, align.updates):
         started = time.perf_counter()

@@ -7,9 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import AlignConfig
+from rlhf.config import AlignConfig, RunConfig
 from rlhf.metrics_log import read_metrics
 from rlhf.progress import progress_bar
+from rlhf.trackers import start_trackers
+
+TRACK_S = 5.0
+"""Between looks for new figures to send."""
+LAST_SEND_S = 60.0
+"""How long the end of a run waits for a service."""
+IDLE = 0.5
+BUSY = 0.8
+"""Shares of the time from which on a role counts as idle or busy."""
 
 
 @contextmanager
@@ -23,6 +32,40 @@ def follow_metrics(out: Path, config: AlignConfig) -> Iterator[None]:
     finally:
         is_done.set()
         thread.join()
+
+
+@contextmanager
+def track_metrics(out: Path, config: RunConfig) -> Iterator[None]:
+    """Sends figures on to the services that are configured, from the driver, which has the user's keys and terminal.
+
+    The learner never waits for a service, and no failure of one reaches it.
+    """
+    trackers = start_trackers(config.logging, out, config.model_dump(mode="json"))
+    is_done = threading.Event()
+
+    def track() -> None:
+        is_last = False
+        while not is_last:
+            is_last = is_done.wait(TRACK_S)
+            for tracker in trackers:
+                _warn(tracker.send(read_metrics(out)))
+        for tracker in trackers:
+            _warn(tracker.finish())
+
+    thread = threading.Thread(target=track, daemon=True)
+    if trackers:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        if trackers:
+            thread.join(LAST_SEND_S)
+
+
+def _warn(warning: str | None) -> None:
+    if warning is not None:
+        print(warning, file=sys.stderr)
 
 
 def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
@@ -52,6 +95,36 @@ def name_bottleneck(figures: Mapping[str, float]) -> str:
         "scorers": figures["scorer_idle_share"],
     }
     return min(idle, key=lambda role: idle[role])
+
+
+def find_role_to_grow(lines: Sequence[Mapping[str, float]]) -> str | None:
+    """Which role should be given more, in words; None where none held the others up for most of the time.
+
+    The first update is left out, in which actors start. Samplers and scorers are busy or idle within
+    rollouts, as in the metrics; the learner within whole updates.
+    """
+    lines = lines[1:]
+    rollout_s, update_s = (sum(line[name] for line in lines) for name in ("rollout_s", "update_s"))
+    if not rollout_s or not update_s:
+        return None
+    learner = sum(line["train_s"] for line in lines) / update_s
+    busy = {
+        f"{role}s": sum((1 - line[f"{role}_idle_share"]) * line["rollout_s"] for line in lines) / rollout_s
+        for role in ("sampler", "scorer")
+    }
+    role = max(busy, key=lambda name: busy[name])
+    if busy[role] >= BUSY and learner <= 1 - IDLE:
+        return (
+            f"{role} were busy {busy[role]:.0%} of the rollouts while the learner was idle {1 - learner:.0%} of the "
+            f"time: more cluster.{role} would pay"
+        )
+    idle = 1 - max(busy.values()) * min(1.0, rollout_s / update_s)
+    if learner >= BUSY and idle >= IDLE:
+        return (
+            f"the learner was busy {learner:.0%} of the time while {role} were idle {idle:.0%}: "
+            "more cluster.learners would pay"
+        )
+    return None
 
 
 def ood_warnings(lines: Sequence[dict[str, Any]], start: int, alarm: float) -> list[str]:

@@ -35,6 +35,7 @@ COMMANDS = (
     training.pretrain,
     results.demo,
     cluster.check_cluster,
+    cluster.doctor,
     refinement.rounds,
 )
 for command in COMMANDS:

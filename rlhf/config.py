@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from rlhf.cluster_config import ClusterConfig
 from rlhf.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
+from rlhf.logging_config import LoggingConfig
 from rlhf.rewards.entry import RewardEntry
 
 
@@ -253,6 +254,8 @@ class RunConfig(Section):
     """Stage `rlhf align`."""
     cluster: ClusterConfig = ClusterConfig()
     """Processes of `rlhf align`."""
+    logging: LoggingConfig = LoggingConfig()
+    """Services that `rlhf align` sends its figures to."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Stage `rlhf evaluate`."""
     rounds: RoundsConfig = RoundsConfig()

@@ -7,8 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
+from test_dashboard import missing_from
 
 from actors.align import align, prepare_run_folder
+from actors.incidents import Incidents
+from actors.telemetry import gauge_name
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
@@ -22,13 +25,16 @@ TIMINGS = {
     "tasks_repeated",
     "train_s",
     "update_s",
+    "weights_sync_s",
+    "queue_to_sample",
+    "queue_to_score",
 }
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("inputs")
-    return write_prompts(small_prompts(8), folder / "prompts"), save_small_reward(folder / "reward")
+    return write_prompts(small_prompts(8), folder / "prompts"), save_small_reward(folder / "reward", quantile=5.0)
 
 
 def figures(run: Path) -> list[dict]:
@@ -58,6 +64,14 @@ def test_a_run_leaves_policies_metrics_events_and_pictures(finished: Path) -> No
     assert len(list(finished.glob("policy-*/manifest.json"))) == 3
     assert len(list(finished.glob("grids/*.png"))) == 3
     assert list((finished / "tensorboard").iterdir())
+
+
+def test_every_metric_of_the_dashboard_is_a_figure_of_a_run(finished: Path, tmp_path: Path) -> None:
+    incidents = Incidents(tmp_path)
+    incidents.add("sampler", "died")
+    line = read_metrics(finished)[-1] | incidents.metrics()
+    assert missing_from({f"ray_{gauge_name(name)}" for name in line}) == []
+    assert 0 < line["weights_sync_s"] <= line["rollout_s"] <= line["update_s"]
 
 
 def test_one_sampler_and_two_learners_give_the_figures_of_two_and_one(

@@ -1,4 +1,4 @@
-"""Cluster files before they cost money."""
+"""Cluster files before they cost money, and clusters before a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,3 +21,33 @@ def check_cluster(
     if problems:
         raise UserError("\n".join(problems))
     print(f"no mistake found in {', '.join(map(str, files))}")
+
+
+def doctor(
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or URL that all nodes shall share.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Run file whose `cluster:` is to have room.")] = None,
+) -> None:
+    """Check a cluster before a run, node by node; exit code 1 where something is wrong, with a remedy each."""
+    from rlhf.config import RunConfig
+    from rlhf.config_files import load_config
+
+    resolved = None if config is None else load_config(config)
+    if storage is not None and "://" not in storage:
+        storage = str(Path(storage).resolve())
+    import ray
+
+    from actors.align import start_ray
+    from actors.doctor import examine
+    from actors.verdicts import render
+
+    start_ray(resolved or RunConfig(), address)
+    try:
+        findings = examine(None if resolved is None else resolved.cluster, storage)
+    finally:
+        ray.shutdown()
+    print(render(findings))
+    wrong = sum(finding.remedy is not None for finding in findings)
+    print(f"{wrong} of {len(findings)} checks found something wrong" if wrong else "all is well")
+    if wrong:
+        raise typer.Exit(1)

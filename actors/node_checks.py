@@ -1,0 +1,189 @@
+"""What `rlhf doctor` has each node do.
+
+It imports nothing of ours, and Ray sends it as code: so nodes answer that lack the package, or have another version.
+"""
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from typing import Any, TypedDict
+
+PACKAGES = ("torch", "ray", "diffusers", "deepspeed")
+CONNECT_S = 3.0
+
+
+class Gpu(TypedDict):
+    """As nvidia-smi shows it."""
+
+    name: str
+    driver: str
+
+
+class NodeFacts(TypedDict):
+    """What a node says of itself."""
+
+    versions: dict[str, str]
+    """By package; `missing` where it is not installed."""
+    gpus: list[Gpu]
+    shm_bytes: int
+    """Size of /dev/shm; 0 where there is none."""
+    hub: str | None
+    """Why the model hub is not reachable; None where it is."""
+
+
+def inspect_node() -> NodeFacts:
+    """Versions, GPUs, shared memory, hub."""
+    shm = shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0
+    return NodeFacts(versions=read_versions(), gpus=list_gpus(), shm_bytes=shm, hub=try_hub())
+
+
+def read_versions() -> dict[str, str]:
+    """Of Python, of the packages that must be equal, and of ours, which may run from a folder, not installed."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "missing"
+    try:
+        import rlhf
+
+        versions["prefpaint-ray"] = rlhf.__version__
+    except ImportError:
+        versions["prefpaint-ray"] = "missing"
+    return versions
+
+
+def list_gpus() -> list[Gpu]:
+    """All of the node, whoever holds them; none where nvidia-smi is absent or fails."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [line.rsplit(", ", 1) for line in done.stdout.splitlines() if ", " in line]
+    return [Gpu(name=name, driver=driver) for name, driver in rows]
+
+
+def try_hub() -> str | None:
+    """Why models cannot be fetched by name; None where the hub answers, whatever it answers."""
+    try:
+        from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+    except ImportError:
+        return "huggingface_hub is not installed"
+    if HF_HUB_OFFLINE:
+        return "switched off by HF_HUB_OFFLINE"
+    try:
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=CONNECT_S).close()
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return f"{ENDPOINT} does not answer ({getattr(error, 'reason', error)})"
+    return None
+
+
+def find_closed(places: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Those of the addresses and ports that do not take a connection from here."""
+
+    def is_closed(place: tuple[str, int]) -> bool:
+        try:
+            socket.create_connection(place, timeout=CONNECT_S).close()
+        except OSError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(32) as pool:
+        return [place for place, closed in zip(places, pool.map(is_closed, places), strict=True) if closed]
+
+
+def _open_storage(storage: str) -> tuple[Any, str]:
+    from pyarrow import fs
+
+    return fs.FileSystem.from_uri(storage) if "://" in storage else (fs.LocalFileSystem(), storage)
+
+
+def write_mark(storage: str, name: str) -> str | None:
+    """Write a file that holds its own name, into a folder that is there; returns what was in the way."""
+    try:
+        filesystem, root = _open_storage(storage)
+        with filesystem.open_output_stream(f"{root.rstrip('/')}/{name}") as file:
+            file.write(name.encode())
+    except (OSError, ValueError, ImportError) as error:
+        return f"cannot be written: {error}"
+    return None
+
+
+def read_marks(storage: str, names: list[str]) -> str | None:
+    """Read what the nodes wrote; returns what was in the way."""
+    filesystem, root = _open_storage(storage)
+    for name in names:
+        try:
+            with filesystem.open_input_stream(f"{root.rstrip('/')}/{name}") as file:
+                content = file.read()
+        except OSError as error:
+            return f"what a node wrote is not seen here: {error}"
+        if content != name.encode():
+            return f"{name} holds other bytes than were written"
+    return None
+
+
+def remove_mark(storage: str, name: str) -> None:
+    """Remove the file that this node wrote."""
+    filesystem, root = _open_storage(storage)
+    filesystem.delete_file(f"{root.rstrip('/')}/{name}")
+
+
+def make_block(size_bytes: int) -> tuple[bytes, int]:
+    """Random bytes and their checksum, into this node's object store."""
+    block = os.urandom(size_bytes)
+    return block, zlib.crc32(block)
+
+
+def fetch_block(block: list[Any], checksum: int) -> tuple[bool, float]:
+    """Whether the bytes arrive whole, and the seconds it took; the reference comes in a list, unresolved."""
+    import ray
+
+    started = time.perf_counter()
+    found = ray.get(block[0], timeout=60)
+    return zlib.crc32(found) == checksum, time.perf_counter() - started
+
+
+class Place:
+    """Where a learner rank would be."""
+
+    def address(self) -> str:
+        """Of a free port here, as torch.distributed wants it."""
+        import ray
+
+        host = ray.util.get_node_ip_address()
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+            free.bind((host, 0))
+            port = free.getsockname()[1]
+        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+    def all_reduce(self, backend: str, address: str, rank: int, ranks: int, timeout_s: float) -> tuple[float, float]:
+        """Sum of (rank + 1) over all ranks as a million numbers give it, and the seconds of the second time."""
+        from datetime import timedelta
+
+        import torch
+        import torch.distributed as dist
+
+        limit = timedelta(seconds=timeout_s)
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=ranks, timeout=limit)
+        try:
+            for _ in range(2):  # The first one makes the connections.
+                numbers = torch.full((2**20,), rank + 1.0, device="cuda" if backend == "nccl" else "cpu")
+                started = time.perf_counter()
+                dist.all_reduce(numbers)
+                total = float(numbers.mean())
+            return total, time.perf_counter() - started
+        finally:
+            dist.destroy_process_group()

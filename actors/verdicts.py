@@ -1,0 +1,119 @@
+"""What `rlhf doctor` makes of the nodes' answers: pure functions."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from actors.node_checks import Gpu
+
+HUB_NOTE = "models must be folders, in the hub's cache, or the built-in one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One row of the table; something is wrong where there is a remedy."""
+
+    check: str
+    where: str
+    found: str
+    remedy: str | None = None
+    is_note: bool = False
+    """Worth knowing, but no fault."""
+
+    @property
+    def verdict(self) -> str:
+        """In one word."""
+        return "WRONG" if self.remedy else "note" if self.is_note else "ok"
+
+
+def judge_versions(by_node: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    """Packages must be there, and equal on all nodes."""
+    wrong, equal = [], []
+    for package in next(iter(by_node.values())):
+        nodes = defaultdict(list)
+        for node, versions in by_node.items():
+            nodes[versions[package]].append(node)
+        if len(nodes) == 1 and "missing" not in nodes:
+            equal.append(f"{package} {next(iter(nodes))}")
+            continue
+        found = "; ".join(f"{version} on {', '.join(names)}" for version, names in nodes.items())
+        remedy = "install the same requirements.lock on every node, or start all of them from the same image"
+        wrong.append(Finding(check="versions", where=package, found=found, remedy=remedy))
+    return wrong + (
+        [Finding(check="versions", where=f"{len(by_node)} place(s)", found=", ".join(equal))] if equal else []
+    )
+
+
+def judge_gpus(by_node: Mapping[str, tuple[float, Sequence[Gpu]]]) -> list[Finding]:
+    """GPUs that Ray was told of must be there, with one driver in all the cluster."""
+    findings = []
+    drivers = {gpu["driver"] for _, gpus in by_node.values() for gpu in gpus}
+    for node, (told, gpus) in by_node.items():
+        names = sorted({f"{gpu['name']}, driver {gpu['driver']}" for gpu in gpus})
+        found = f"{len(gpus)} ({'; '.join(names)})" if gpus else "none"
+        remedy = None
+        if told > len(gpus):
+            found += f", but Ray was told of {told:g}"
+            remedy = f"see why nvidia-smi does not show them, or start Ray there with --num-gpus {len(gpus)}"
+        elif len(drivers) > 1 and gpus:
+            remedy = f"install the same driver on all nodes; there are {', '.join(sorted(drivers))}"
+        is_note = told < len(gpus)
+        found += f", of which Ray was told of {told:g}" if is_note else ""
+        findings.append(Finding(check="GPUs", where=node, found=found, remedy=remedy, is_note=is_note))
+    return findings
+
+
+def judge_shm(node: str, shm_bytes: int, store_bytes: float) -> Finding:
+    """The object store must fit into /dev/shm; else Ray puts it on the disk, which is slow."""
+    found = f"{_size(shm_bytes)}, object store {_size(store_bytes)}"
+    remedy = None
+    if shm_bytes < store_bytes:
+        remedy = (
+            f"give the container more (docker --shm-size={_size(store_bytes * 1.1)}, Kubernetes: an emptyDir of medium "
+            f"Memory at /dev/shm), or start Ray there with --object-store-memory below {shm_bytes}"
+        )
+    return Finding(check="/dev/shm", where=node, found=found, remedy=remedy)
+
+
+def judge_hub(node: str, reason: str | None) -> Finding:
+    """Being offline is no fault."""
+    found = "reachable" if reason is None else f"not reachable: {reason}; {HUB_NOTE}"
+    return Finding(check="model hub", where=node, found=found, is_note=reason is not None)
+
+
+def judge_storage(node: str, storage: str, problem: str | None, nodes: int) -> Finding:
+    """Every node must write what all others read."""
+    found = (
+        f"{storage}: written here, and what {nodes} node(s) wrote was read"
+        if problem is None
+        else f"{storage}: {problem}"
+    )
+    remedy = (
+        "mount one folder on all nodes at this path, writable for Ray's user; for a URL check credentials and bucket"
+    )
+    return Finding(check="storage", where=node, found=found, remedy=None if problem is None else remedy)
+
+
+def judge_ports(node: str, tried: int, closed: Mapping[str, Sequence[str]]) -> Finding:
+    """`closed`: names of ports by node that did not take a connection from this one."""
+    found = f"{tried} ports of all nodes take connections from here"
+    if closed:
+        found = "no connection to " + "; ".join(f"{', '.join(names)} of {other}" for other, names in closed.items())
+    remedy = "open these ports between the nodes (firewall, security group, network policy); `ray start` can fix them"
+    return Finding(check="ports", where=node, found=found, remedy=remedy if closed else None)
+
+
+def render(findings: Sequence[Finding]) -> str:
+    """The table as text; a remedy stands below its row."""
+    rows = [(f.check, f.where, f.verdict) for f in findings]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = []
+    for finding, row in zip(findings, rows, strict=True):
+        lines.append("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=True)), finding.found]))
+        if finding.remedy:
+            lines.append(f"    remedy: {finding.remedy}")
+    return "\n".join(lines)
+
+
+def _size(number: float) -> str:
+    return f"{number / 2**30:.1f}g" if number >= 2**30 else f"{number / 2**20:.0f}m"

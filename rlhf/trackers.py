@@ -1,0 +1,157 @@
+"""The figures of a run to Weights & Biases and MLflow, where they are configured; both packages are optional."""
+
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import UserError
+from rlhf.logging_config import LoggingConfig
+from rlhf.storage import atomic_write_json
+
+Figures = dict[str, Any]
+
+
+def check_packages(config: LoggingConfig) -> None:
+    """UserError where a service is configured whose package is missing."""
+    wanted = {"wandb_project": ("wandb", config.wandb_project), "mlflow_uri": ("mlflow", config.mlflow_uri)}
+    for key, (package, value) in wanted.items():
+        if value is not None and importlib.util.find_spec(package) is None:
+            raise UserError(f"logging.{key}: {package} is not installed; pip install 'prefpaint-ray[{package}]'")
+
+
+@dataclass(kw_only=True)
+class Service:
+    """A run that a service has opened."""
+
+    run_id: str
+    send: Callable[[Figures], None]
+    """The figures of one update."""
+    finish: Callable[[], None]
+
+
+class Tracker:
+    """Sends lines of `metrics.jsonl` to a service, each once; `tracking.json` in the run folder knows how far it got.
+
+    A service that fails is warned of once; what it missed is sent with the next line that reaches it.
+    """
+
+    def __init__(self, name: str, open_run: Callable[[str | None], Service], errors: tuple, out: Path) -> None:
+        """`open_run` takes the id of a run to go on with; `errors` are what the service raises."""
+        self._name, self._open, self._errors = name, open_run, (*errors, OSError)
+        self._path = out / "tracking.json"
+        self._service: Service | None = None
+        self._has_failed = False
+
+    def send(self, lines: Sequence[Figures]) -> str | None:
+        """Send what is new in `lines`; returns the first failure's warning."""
+        saved = self._read().get(self._name, {"run_id": None, "update": 0})
+        new = [line for line in lines if line["update"] > saved["update"]]
+
+        def send_new() -> None:
+            for line in new:
+                self._send(line, saved["run_id"])
+
+        return self._guard(send_new)
+
+    def finish(self) -> str | None:
+        """Tell the service that the run has ended."""
+        service = self._service
+        return None if service is None else self._guard(service.finish)
+
+    def _send(self, line: Figures, run_id: str | None) -> None:
+        if self._service is None:
+            self._service = self._open(run_id)
+        self._service.send(line)
+        mine = {"run_id": self._service.run_id, "update": line["update"]}
+        atomic_write_json(self._path, self._read() | {self._name: mine})
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self._path.read_text()) if self._path.is_file() else {}
+
+    def _guard(self, act: Callable[[], object]) -> str | None:
+        try:
+            act()
+        except self._errors as error:
+            if self._has_failed:
+                return None
+            self._has_failed = True
+            return f"align: warning: {self._name} failed ({error}); the run goes on, metrics.jsonl has all figures"
+        return None
+
+
+def start_trackers(config: LoggingConfig, out: Path, settings: Figures) -> list[Tracker]:
+    """One for each service that is configured; `settings` are the run's, as nested dictionaries."""
+    trackers = []
+    name = "/".join(out.resolve().parts[-2:])
+    if config.wandb_project is not None:
+        os.environ.setdefault("WANDB_SILENT", "true")  # It would write over the progress bar.
+        import wandb
+
+        open_run = _wandb(config.wandb_project, config.experiment, name, settings)
+        trackers.append(Tracker("wandb", open_run, (wandb.Error,), out))
+    if config.mlflow_uri is not None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # By default a silent server takes minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+        import mlflow
+
+        open_run = _mlflow(config.mlflow_uri, config.experiment, name, settings)
+        trackers.append(Tracker("mlflow", open_run, (mlflow.MlflowException,), out))
+    return trackers
+
+
+def _wandb(project: str, group: str | None, name: str, settings: Figures) -> Callable[[str | None], Service]:
+    import wandb
+
+    def open_run(run_id: str | None) -> Service:
+        run = wandb.init(project=project, group=group, name=name, config=settings, id=run_id, resume="allow")
+
+        def send(line: Figures) -> None:
+            run.log(line, step=line["update"])
+
+        return Service(run_id=run.id, send=send, finish=run.finish)
+
+    return open_run
+
+
+def _mlflow(uri: str, experiment: str | None, name: str, settings: Figures) -> Callable[[str | None], Service]:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+
+    def open_run(run_id: str | None) -> Service:
+        client = MlflowClient(tracking_uri=uri)
+        if run_id is None:
+            run_id = client.create_run(_experiment_id(client, experiment), run_name=name).info.run_id
+            params = [Param(key, str(value)) for key, value in _flat(settings).items()]
+            for start in range(0, len(params), 100):  # MLflow takes no more at once.
+                client.log_batch(run_id, params=params[start : start + 100])
+        else:
+            client.update_run(run_id, status="RUNNING")
+
+        def send(line: Figures) -> None:
+            at = time.time_ns() // 10**6
+            client.log_batch(run_id, metrics=[Metric(k, float(v), at, line["update"]) for k, v in line.items()])
+
+        return Service(run_id=run_id, send=send, finish=lambda: client.set_terminated(run_id))
+
+    return open_run
+
+
+def _flat(settings: Figures) -> Figures:
+    """Sections spelt out as `section.key`."""
+    flat: Figures = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _experiment_id(client: Any, name: str | None) -> str:
+    """Of the experiment of that name, which is made where there is none; MLflow's own default is 0."""
+    if name is None:
+        return "0"
+    found = client.get_experiment_by_name(name)
+    return client.create_experiment(name) if found is None else found.experiment_id

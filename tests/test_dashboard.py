@@ -1,0 +1,88 @@
+"""The Grafana dashboard, and the figures of an update that it shows: how tasks flowed, which role to give more."""
+
+import json
+import re
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import ray
+from small_parts import save_small_reward, small_config, small_prompts, write_prompts
+
+from actors.align import align
+from actors.flow import Flow
+from actors.incidents import Incidents
+from actors.telemetry import gauge_name
+from rlhf.metrics_log import read_metrics
+
+DASHBOARD = json.loads((Path(__file__).parents[1] / "cluster" / "grafana.json").read_text())
+EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+def missing_from(published: set[str]) -> list[str]:
+    """Metrics of the dashboard, some of them patterns, that are not among those published."""
+    names = {name for expression in EXPRESSIONS for name in re.findall(r"ray_rlhf_[\w.+]+", expression)}
+    return [name for name in sorted(names) if not any(re.fullmatch(name, found) for found in published)]
+
+
+def test_every_panel_has_its_own_place_and_shows_the_chosen_runs() -> None:
+    assert all('run=~"$run"' in expression for expression in EXPRESSIONS)
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in DASHBOARD["panels"]]
+    assert len(set(places)) == len(places)
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)
+    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "run"]
+    assert all(expression.count("(") == expression.count(")") for expression in EXPRESSIONS)
+
+
+def test_waiting_tasks_are_averaged_over_time_and_the_sync_ends_once() -> None:
+    flow = Flow(now=10.0)
+    flow.note(is_synced=False, to_sample=4, to_score=0, now=11.0)
+    flow.note(is_synced=True, to_sample=1, to_score=2, now=13.0)
+    flow.note(is_synced=True, to_sample=0, to_score=2, now=14.0)
+    assert flow.metrics() == {"weights_sync_s": 3.0, "queue_to_sample": 1.5, "queue_to_score": 1.5}
+
+
+def test_a_sync_that_was_not_seen_to_end_has_lasted_all_along() -> None:
+    flow = Flow(now=0.0)
+    assert flow.metrics()["queue_to_sample"] == 0.0
+    flow.note(is_synced=False, to_sample=0, to_score=0, now=5.0)
+    assert flow.metrics()["weights_sync_s"] == 5.0
+
+
+def scrape() -> str:
+    """What Prometheus would read from all nodes."""
+    texts = []
+    for node in ray.nodes():
+        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            texts.append(answer.read().decode())
+    return "\n".join(texts)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_publishes_every_metric_of_the_dashboard(
+    small_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
+    prompts = write_prompts(small_prompts(8), tmp_path / "prompts")
+    reward = save_small_reward(tmp_path / "reward", quantile=5.0)
+    out = tmp_path / "runs" / "first"
+    out.mkdir(parents=True)
+    Incidents(out).add("sampler", "died")
+    config = small_config(small_pipeline, updates=15, checkpoint_every=15, max_ratio_error=1e-3)
+    run = threading.Thread(target=align, args=(config, prompts, reward, out), daemon=True)
+    run.start()
+    while not read_metrics(out):
+        assert run.is_alive()
+        time.sleep(0.2)
+    text, limit = "", time.monotonic() + 60
+    while run.is_alive() and time.monotonic() < limit and "ray_rlhf_prompts_put_aside{" not in text:
+        time.sleep(1)
+        text = scrape()
+    run.join()
+    published = set(re.findall(r"^(\w+)\{[^}]*run=\"runs/first\"", text, re.MULTILINE))
+    assert {f"ray_{gauge_name(name)}" for name in read_metrics(out)[0]} <= published
+    assert missing_from(published) == []
