@@ -22,8 +22,6 @@ MAX_DEATHS = 2
 """Workers that die at a task, until its prompts are tried one by one."""
 MAX_TRIALS = 3
 """Times that a task's prompts are tried one by one, until the run ends."""
-LOADING = "weights"
-"""The job of a sampler that takes over weights."""
 
 
 class PoisonPrompt(Exception):  # noqa: N818
@@ -66,6 +64,8 @@ class Dispatcher:
     timeout_s: float
     """For one call, a new worker's start included."""
     canary_tolerance: float = 1e-6
+    repeated: int = 0
+    """Tasks, or parts of them, that had to be done again so far."""
     _to_sample: deque[Job] = field(default_factory=deque)
     _to_score: deque[Job] = field(default_factory=deque)
 
@@ -100,7 +100,7 @@ class Dispatcher:
     def _assign(self, notice: WeightsNotice) -> None:
         for worker in self.samplers.idle():
             if worker.version != notice.version:
-                self.samplers.begin(worker, LOADING, worker.handle.load_weights.remote(notice))
+                self.samplers.begin(worker, notice, worker.handle.load_weights.remote(notice))
             elif self._to_sample:
                 job = self._to_sample.popleft()
                 call, job.trajectories = worker.handle.rollout.options(num_returns=2).remote(notice, job.task)
@@ -114,13 +114,14 @@ class Dispatcher:
         is_rollout = call in self.samplers.calls()
         outcome = (self.samplers if is_rollout else self.scorers).end(call)
         job = outcome.job
-        if job == LOADING:
-            self._settle_weights(outcome, notice)
+        if isinstance(job, WeightsNotice):
+            self._settle_weights(outcome)
         elif outcome.lost == "worker":
             self._count_death(job)
         elif job.is_dropped:
             return
         elif outcome.lost == "object":
+            self.repeated += 1
             self._to_sample.appendleft(job)
         elif is_rollout:
             self._settle_rollout(outcome, notice)
@@ -128,7 +129,9 @@ class Dispatcher:
             check_rewards(outcome.result, job.task)
             job.scores = outcome.result
 
-    def _settle_weights(self, outcome: Outcome, notice: WeightsNotice) -> None:
+    def _settle_weights(self, outcome: Outcome) -> None:
+        """It may have been given the weights in an earlier run, whose notice it then answers."""
+        notice: WeightsNotice = outcome.job
         if outcome.lost == "worker":
             return
         fault = "the weights were lost" if outcome.lost else find_fault(outcome.result, notice, self.canary_tolerance)
@@ -150,6 +153,7 @@ class Dispatcher:
         """A worker was lost at this job: do it again, but if that happens repeatedly find out which prompt it is."""
         if not isinstance(job, Job) or job.is_dropped:
             return
+        self.repeated += 1
         job.deaths += 1
         if job.is_trial:
             raise PoisonPrompt(job.task.prompt_ids[0])

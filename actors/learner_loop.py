@@ -26,7 +26,7 @@ from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.grids import save_rollout_grid
 from rlhf.learner import Learner, TrainingBatch
-from rlhf.metrics_log import MetricsLog
+from rlhf.metrics_log import MetricsLog, read_metrics
 from rlhf.policy import load_policy, save_policy
 from rlhf.prompts import PromptTable
 
@@ -53,8 +53,12 @@ def train(setup: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.cluster.threads_per_learner)
-    coordinator = _start_coordinator(setup, ranks) if rank == 0 else None
+    incidents = Incidents(out)
+    coordinator = _start_coordinator(setup, ranks, incidents) if rank == 0 else None
     learner, first = _start_learner(config, ranks, setup["start"])
+    if rank == 0:
+        repeated = len(read_metrics(out)) - first
+        incidents.note_start(setup["run_id"], f"{ranks} rank(s) go on from update {first}; {repeated} are repeated")
     log = MetricsLog(out, first_update=first) if rank == 0 else None
     telemetry = Telemetry(out) if rank == 0 else None
 
@@ -79,10 +83,8 @@ def train(setup: dict[str, Any]) -> None:
         _report(learner, metrics, update + 1, is_checkpoint)
 
 
-def _start_coordinator(setup: dict[str, Any], ranks: int) -> Coordinator | OverlappedCoordinator:
+def _start_coordinator(setup: dict[str, Any], ranks: int, incidents: Incidents) -> Coordinator | OverlappedCoordinator:
     config, out = setup["config"], Path(setup["out"])
-    incidents = Incidents(out)
-    incidents.note_start(setup["run_id"], f"with {ranks} rank(s)")
     dispatcher = start_dispatcher(config, setup["reward"], setup["group"], incidents)
     prompts = PromptTable(setup["prompts"], split="train")
     coordinator = Coordinator(config, prompts, dispatcher, incidents, ranks=ranks, out=out)

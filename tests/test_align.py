@@ -17,8 +17,18 @@ from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 
 pytestmark = pytest.mark.ray
-TIMINGS = {"rollout_s", "images_per_s", "sampler_idle_share", "scorer_idle_share", "train_s", "update_s"}
-TIMINGS |= {"weights_sync_s", "queue_to_sample", "queue_to_score"}
+TIMINGS = {
+    "rollout_s",
+    "images_per_s",
+    "sampler_idle_share",
+    "scorer_idle_share",
+    "tasks_repeated",
+    "train_s",
+    "update_s",
+    "weights_sync_s",
+    "queue_to_sample",
+    "queue_to_score",
+}
 
 
 @pytest.fixture(scope="module")

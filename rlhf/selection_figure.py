@@ -1,0 +1,46 @@
+"""The figure of `rlhf study selection`: held-out error against the number of annotations."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from rlhf.charts import GOLD, GREY, REWARD
+from rlhf.storage import atomic_write
+
+COLOURS = {"uncertain": REWARD, "mean uncertainty": GOLD, "equal spread": "#3f9e6b", "random": GREY}
+LINES = {"refit": "-", "update": "--"}
+
+
+def draw_errors(summary: dict[str, Any], path: Path) -> None:
+    """A PNG: mean squared errors of both selections, and their paired difference with its 95 % interval.
+
+    Against the noiseless scores, where annotators are simulated; else against the annotators' own.
+    """
+    is_simulated = "squared_error_noiseless" in summary["curves"]["refit random"][0]
+    name = "squared_error_noiseless" if is_simulated else "squared_error"
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    errors, differences = figure.subplots(1, 2)
+    for label, curve in summary["curves"].items():
+        learning, selection = label.split(" ", 1)
+        style = {"linestyle": LINES[learning], "color": COLOURS[selection]}
+        values = [point[name]["value"] for point in curve]
+        errors.plot([point["annotations"] for point in curve], values, ".", **style, label=label)
+    errors.legend(fontsize=7, frameon=False)
+    for number, (label, points) in enumerate(summary["differences"].items()):
+        learning, selection = label.split(" ", 1)
+        # Set apart, so that bars of equal numbers do not lie on each other.
+        x = [(0.95 + 0.02 * number) * point["annotations"] for point in points]
+        estimates = [point[name] for point in points]
+        style = {"linestyle": LINES[learning], "color": COLOURS[selection]}
+        differences.vlines(x, [e["low"] for e in estimates], [e["high"] for e in estimates], **style)
+        differences.plot(x, [e["value"] for e in estimates], "o", color=COLOURS[selection], label=label)
+    differences.axhline(0, color=GREY, linewidth=1)
+    judged = "noiseless scores (simulated)" if is_simulated else "annotators' scores"
+    errors.set(xlabel="annotations", ylabel="mean squared error", title=f"held-out error, {judged}")
+    title = "difference from random; below 0: active choice pays"
+    differences.set(xlabel="annotations", ylabel="difference", title=title)
+    for axes in (errors, differences):
+        axes.title.set_fontsize(10)
+        axes.spines[["top", "right"]].set_visible(False)
+    atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
