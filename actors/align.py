@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 
 import ray
@@ -17,12 +18,14 @@ from actors.rollout_sampler import RolloutSampler
 from actors.run_progress import follow_metrics
 from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
+from rlhf.disk_need import describe_disk_need
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 from rlhf.policy import check_start
 from rlhf.prompts import Prompt, load_prompts
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
 from rlhf.storage import atomic_write_json, atomic_write_text
+from rlhf.url_path import UrlPath
 
 
 def align(
@@ -50,6 +53,7 @@ def align(
     if len(by_id) < wanted:
         raise UserError(f"{prompts}: {len(by_id)} training prompts, but align.prompts_per_update is {wanted}")
     config = check_rewards(config, reward, by_id)
+    print(describe_disk_need(config, out), file=sys.stderr)
     last = out / f"policy-{config.align.updates:06d}"
     start_ray(config, address)
     try:
@@ -59,7 +63,7 @@ def align(
             "samplers": samplers,
             "scorers": scorers,
             "prompt_ids": sorted(by_id),
-            "out": str(out.resolve()),
+            "out": out.resolve(),
             "start": None if start is None else start.resolve(),
         }
         with follow_metrics(out, config.align):
@@ -93,7 +97,9 @@ def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Pat
         if not resume:
             raise UserError(f"{out}: holds a run already; add --resume to go on with it, or choose another --out")
         before = load_config(saved)
-        if before.model_copy(update={"cluster": config.cluster}) != config:
+        kept = {name: getattr(config.align, name) for name in ("keep_last", "keep_policies")}
+        may_change = {"cluster": config.cluster, "align": before.align.model_copy(update=kept)}
+        if before.model_copy(update=may_change) != config:
             raise UserError(f"{out}: was started with another configuration ({saved}); resume with the same one")
         if begun.is_file() and json.loads(begun.read_text()) != begins:
             raise UserError(f"{out}: was started from another policy ({begun}); resume with the same --policy")
@@ -152,8 +158,9 @@ def make_trainer(setup: dict, out: Path) -> TorchTrainer:
         ),
         run_config=ray.train.RunConfig(
             name="learner",
-            storage_path=str(out.resolve()),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            storage_path=out.key if isinstance(out, UrlPath) else str(out.resolve()),
+            storage_filesystem=out.filesystem if isinstance(out, UrlPath) else None,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=setup["config"].align.keep_last),
             failure_config=ray.train.FailureConfig(max_failures=0),
         ),
     )

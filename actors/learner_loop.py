@@ -17,20 +17,22 @@ from rlhf.config import RunConfig
 from rlhf.grids import save_rollout_grid
 from rlhf.learner import Learner, TrainingBatch
 from rlhf.metrics_log import MetricsLog
-from rlhf.policy import load_policy, save_policy
+from rlhf.policy import drop_policies, load_policy, save_policy
+from rlhf.storage import require_room, writing
+from rlhf.url_path import explained
 
 
 def learner_loop(setup: dict[str, Any]) -> None:
     """Rollout, score, train, publish; again for every update.
 
-    `setup` holds `config`, the actor handles `samplers` and `scorers`, `prompt_ids`, `out`, and the policy
-    folder to `start` from or None.
+    `setup` holds `config`, the actor handles `samplers` and `scorers`, `prompt_ids`, the folder `out`, and the
+    policy folder to `start` from or None; either may be at a URL.
     Rank 0 also coordinates; it waits for samplers and scorers, the other ranks wait for it. A
     checkpoint is complete only when all ranks have reported it; a restarted worker goes on from the
     last one.
     """
     config: RunConfig = setup["config"]
-    align, out = config.align, Path(setup["out"])
+    align, out = config.align, setup["out"]
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.cluster.threads_per_learner)
@@ -54,7 +56,7 @@ def learner_loop(setup: dict[str, Any]) -> None:
         is_checkpoint = (update + 1) % align.checkpoint_every == 0 or update + 1 == align.updates
         if is_checkpoint and rank == 0:
             _write_results(learner, config, out, update + 1, work)
-        _report(learner, metrics, update + 1, is_checkpoint)
+        _report(learner, metrics, update + 1, out if is_checkpoint else None)
 
 
 def _start_learner(config: RunConfig, ranks: int, start: Path | None) -> Learner:
@@ -89,17 +91,21 @@ def _write_results(learner: Learner, config: RunConfig, out: Path, version: int,
         trainable=config.align.trainable,
         base=config.model.path,
     )
+    drop_policies(out, config.align.keep_policies)
     images = ray.get(work.shares[0][0].trajectories[0]).images
     save_rollout_grid(images, config.align.samples_per_prompt, out / "grids" / f"update-{version:06d}.png")
 
 
-def _report(learner: Learner, metrics: dict[str, Any], update: int, is_checkpoint: bool) -> None:
-    """Every rank reports every time; a checkpoint holds each rank's own shard."""
-    if not is_checkpoint:
+def _report(learner: Learner, metrics: dict[str, Any], update: int, out: Path | None) -> None:
+    """Every rank reports every time; a checkpoint, for which `out` must have room, holds each rank's own shard."""
+    if out is None:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        learner.save(Path(folder), update)
-        (Path(folder) / "metrics.json").write_text(json.dumps(metrics))
+        with writing(Path(folder)):
+            learner.save(Path(folder), update)
+            (Path(folder) / "metrics.json").write_text(json.dumps(metrics))
+        require_room(out, Path(folder))
         checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"checkpoint-{update:06d}")
+        with writing(out), explained(out):
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"checkpoint-{update:06d}")
