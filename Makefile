@@ -1,14 +1,16 @@
 # make demo      installs, then runs `rlhf demo` into runs/demo
 # make test      installs, then lint, types and tests (markers slow and gpu apart)
 # make test-all  everything, slow tests included
+# make image TAG=registry/prefpaint-ray:gpu   container image; for CPU with TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= $(shell for v in 3.11 3.12; do p=$$(command -v python$$v) && $$p -c 'import sys' 2>/dev/null && echo $$p && break; done || command -v python3)
 # An index with CPU or CUDA builds of PyTorch, e.g. https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+BUILDER ?= docker
 
-.PHONY: install demo test test-all lint wheel lock clean
+.PHONY: install demo test test-all lint wheel image lock clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +38,10 @@ test-all: lint
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+image:
+	@test -n "$(TAG)" || { echo 'make image TAG=registry/prefpaint-ray:gpu'; exit 2; }
+	$(BUILDER) build --file cluster/Dockerfile --build-arg TORCH_INDEX=$(TORCH_INDEX) --tag $(TAG) .
 
 # Writes the exact versions of this environment, without torch's local version.
 lock: install

@@ -4,17 +4,18 @@ import json
 import logging
 import os
 import sys
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
-import ray.exceptions
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from actors.crew import find_user_error
 from actors.learner_loop import learner_loop
-from actors.reward_scorer import RewardScorer
-from actors.rollout_sampler import RolloutSampler
+from actors.placement import reserve, resources_of
 from actors.run_progress import follow_metrics
 from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
@@ -22,7 +23,7 @@ from rlhf.disk_need import describe_disk_need
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 from rlhf.policy import check_start
-from rlhf.prompts import Prompt, load_prompts
+from rlhf.prompts import PromptTable
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
 from rlhf.storage import atomic_write_json, atomic_write_text
 from rlhf.url_path import UrlPath
@@ -37,50 +38,50 @@ def align(
     start: Path | None = None,
     resume: bool = False,
     address: str | None = None,
+    wait: bool = False,
 ) -> Path:
     """Align the model to the reward; returns the last policy folder.
 
     `reward` is the reward folder; None where `config.rewards` names all that is needed. Training begins with
-    the policy folder `start`, else with the base model.
+    the policy folder `start`, else with the base model. With `wait` it waits for resources that are not there.
     Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints below
     `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
     """
     if start is not None:
         check_start(start, config.align.trainable, config.model.path)
     prepare_run_folder(out, config, resume=resume, start=start)
-    by_id = {p.prompt_id: p for p in load_prompts(prompts, split="train")}
+    table = PromptTable(prompts, split="train")
     wanted = config.align.prompts_per_update
-    if len(by_id) < wanted:
-        raise UserError(f"{prompts}: {len(by_id)} training prompts, but align.prompts_per_update is {wanted}")
-    config = check_rewards(config, reward, by_id)
+    if len(table.ids) < wanted:
+        raise UserError(f"{prompts}: {len(table.ids)} training prompts, but align.prompts_per_update is {wanted}")
+    config = check_rewards(config, reward, table.captions)
     print(describe_disk_need(config, out), file=sys.stderr)
-    last = out / f"policy-{config.align.updates:06d}"
     start_ray(config, address)
     try:
-        samplers, scorers = start_actors(config, by_id, reward)
+        group = reserve(config.cluster, wait=wait)
         setup = {
             "config": config,
-            "samplers": samplers,
-            "scorers": scorers,
-            "prompt_ids": sorted(by_id),
+            "run_id": uuid.uuid4().hex,
+            "prompts": prompts.resolve(),
+            "reward": None if reward is None else reward.resolve(),
             "out": out.resolve(),
             "start": None if start is None else start.resolve(),
+            "group": group,
         }
         with follow_metrics(out, config.align):
             _fit(make_trainer(setup, out), out)
     finally:
-        if address is None:
-            ray.shutdown()
-    return last
+        ray.shutdown()
+    return out / f"policy-{config.align.updates:06d}"
 
 
-def check_rewards(config: RunConfig, reward: Path | None, prompts: dict[str, Prompt]) -> RunConfig:
+def check_rewards(config: RunConfig, reward: Path | None, captions: Mapping[str, str]) -> RunConfig:
     """The configuration with the rewards' folders made absolute, since actors start elsewhere.
 
     Raises UserError where a reward does not load, or reads a caption that a prompt does not have.
     """
     config = config.model_copy(update={"rewards": with_absolute_paths(config.rewards)})
-    check_captions(config.rewards, prompts.values())
+    check_captions(config.rewards, captions)
     # Only to see that they load: the scorers hold them, and this machine may have no GPU.
     build_rewards(config.rewards, reward, torch.device("cpu"))
     return config
@@ -124,65 +125,41 @@ def start_ray(config: RunConfig, address: str | None) -> None:
     ray.init(num_cpus=wanted, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def start_actors(config: RunConfig, prompts: dict, reward: Path | None) -> tuple[list, list]:
-    """Samplers and scorers; Ray restarts those that die and retries the call in flight."""
-    cluster = config.cluster
-    options = {
-        "num_cpus": cluster.cpus_per_actor,
-        "num_gpus": cluster.gpus_per_actor,
-        "max_restarts": cluster.max_restarts,
-        "max_task_retries": 2,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(cluster.threads_per_sampler)}},
-    }
-    shared = ray.put(prompts)
-    sampler_actor = ray.remote(**options)(RolloutSampler)
-    scorer_actor = ray.remote(**options)(RewardScorer)
-    samplers = [sampler_actor.remote(config, shared) for _ in range(cluster.samplers)]
-    folder = reward.resolve() if reward is not None else None
-    scorers = [scorer_actor.remote(config, folder, shared) for _ in range(cluster.scorers)]
-    return samplers, scorers
-
-
 def make_trainer(setup: dict, out: Path) -> TorchTrainer:
     """Ray Train around the learner loop; a run of the same folder goes on from its last checkpoint."""
     cluster = setup["config"].cluster
-    per_worker = {"CPU": cluster.cpus_per_actor}
-    if cluster.gpus_per_actor:
-        per_worker["GPU"] = cluster.gpus_per_actor
+    asked = resources_of(cluster, "learner")
+    learners = cluster.learners if cluster.min_learners is None else (cluster.min_learners, cluster.learners)
     return TorchTrainer(
         learner_loop,
         train_loop_config=setup,
-        torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_actor else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if "GPU" in asked else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.learners, use_gpu=cluster.gpus_per_actor > 0, resources_per_worker=per_worker
+            num_workers=learners,
+            use_gpu="GPU" in asked,
+            resources_per_worker=asked,
+            placement_strategy=cluster.placement,
         ),
         run_config=ray.train.RunConfig(
             name="learner",
             storage_path=out.key if isinstance(out, UrlPath) else str(out.resolve()),
             storage_filesystem=out.filesystem if isinstance(out, UrlPath) else None,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=setup["config"].align.keep_last),
-            failure_config=ray.train.FailureConfig(max_failures=0),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.learner_failures),
         ),
     )
 
 
 def _fit(trainer: TorchTrainer, out: Path) -> None:
     try:
-        trainer.fit()
+        complaint = trainer.fit().return_value
     except ray.train.WorkerGroupError as error:
         for failure in error.worker_failures.values():
-            cause = _find_user_error(failure)
+            cause = find_user_error(failure)
             if cause is not None:
                 raise cause from error
         raise
+    if complaint is not None:
+        raise UserError(complaint)
     if not read_metrics(out):
         raise UserError(f"{out}: the run wrote no metrics")
-
-
-def _find_user_error(error: BaseException | None) -> UserError | None:
-    """The UserError inside the wrappers that each process puts around it; Ray's own name the traceback."""
-    while error is not None:
-        if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayTaskError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None

@@ -1,18 +1,22 @@
-"""Plain code on learner rank 0: hands out rollouts, proves the weights, completes groups, shares the work."""
+"""Plain code on learner rank 0: chooses prompts, has them sampled and scored, weighs them, shares the work."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import ray
 import torch
 
-from actors.messages import BatchShare, RolloutReceipt, RolloutTask, UpdateWork, WeightsNotice
+from actors.dispatch import Dispatcher, PoisonPrompt
+from actors.incidents import Incidents
+from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
+from actors.put_aside import PutAside
 from rlhf.algorithms import algorithm_of
 from rlhf.config import RunConfig
-from rlhf.errors import UserError
 from rlhf.policy import checksum
+from rlhf.prompts import PromptTable
 from rlhf.rewards.combination import (
     Scale,
     combine,
@@ -26,92 +30,82 @@ from rlhf.rewards.scores import Scores
 
 
 class Coordinator:
-    """Everything random in it depends on (seed, update) alone, so it has no state to lose.
+    """Everything random in it depends on (seed, update) and the prompts put aside, so it has no state to lose.
 
-    The scales of several rewards are measured in update 0, written into the folder `out`, and read from then on.
+    The scales of several rewards are measured in update 0, written into the folder `out`, and read from
+    then on; so are the prompts that were put aside.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        prompt_ids: list[str],
-        samplers: list,
-        scorers: list,
+        prompts: PromptTable,
+        dispatcher: Dispatcher,
+        incidents: Incidents,
+        *,
         ranks: int,
-        out: Path | None = None,
+        out: Path,
     ) -> None:
-        self._config, self._prompt_ids = config, prompt_ids
-        self._samplers, self._scorers, self._ranks = samplers, scorers, ranks
-        self._out = out
+        self._config, self._prompts, self._dispatcher, self._ranks = config, prompts, dispatcher, ranks
+        self._incidents, self._out, self._put_aside = incidents, out, PutAside(out)
         self._weights = {entry.label: entry.weight for entry in config.rewards} or {"model": 1.0}
 
-    def collect(self, update: int, weights: dict[str, torch.Tensor]) -> UpdateWork:
-        """One rollout of the current weights, scored and divided among the learner ranks.
+    def collect(
+        self, update: int, weights: dict[str, torch.Tensor], canary: float | None = None, *, version: int | None = None
+    ) -> UpdateWork:
+        """One rollout, scored and divided among the learner ranks; `version` of the weights, `update` by default.
 
-        Raises UserError where a sampler cannot prove the version it sampled with, or a reward is
-        not finite.
+        Raises UserError where a reward is not finite, or too many prompts had to be put aside.
         """
-        started = time.perf_counter()
-        notice = self.publish(update, weights)
-        tasks = self._tasks(update)
-        results = [
-            self._samplers[i % len(self._samplers)].rollout.options(num_returns=2).remote(notice, task)
-            for i, task in enumerate(tasks)
-        ]
-        verdicts = [self._scorers[i % len(self._scorers)].score.remote(*result) for i, result in enumerate(results)]
-        receipts: list[RolloutReceipt] = ray.get([receipt for receipt, _ in results])
-        check_receipts(receipts, notice)
-        scores: list[dict[str, Scores]] = ray.get(verdicts)
-        check_rewards(scores, receipts)
-        by_reward = join_scores(scores)
-        combined = combine(by_reward, self._weights, self._scales(update, by_reward))
-        batches, metrics = self._weigh(combined, [trajectories for _, trajectories in results])
-        metrics |= reward_metrics(by_reward, combined)
+        started, busy, repeated = time.perf_counter(), self._busy(), self._dispatcher.repeated
+        # One put: samplers fetch from one another's nodes.
+        version = update if version is None else version
+        notice = WeightsNotice(version=version, weights=[ray.put(weights)], checksum=checksum(weights), canary=canary)
+        while True:
+            try:
+                finished = self._dispatcher.run(notice, self._tasks(update))
+                break
+            except PoisonPrompt as poison:
+                self._put_aside.add(poison.prompt_id, "its workers died repeatedly, also when it was alone")
+        by_reward = join_scores([task.scores for task in finished])
+        combined = combine(by_reward, self._weights, scales_of_update(self._config, self._out, update, by_reward))
+        batches, metrics = self._weigh(combined, [task.trajectories for task in finished])
+        duration = time.perf_counter() - started
+        metrics |= reward_metrics(by_reward, combined) | self._incidents.metrics()
+        metrics |= {f"{role}_idle_share": 1 - s / duration for role, s in self._busy(since=busy).items()}
         metrics |= {
-            "rollout_s": time.perf_counter() - started,
-            "sampler_busy_s": sum(r.duration_s for r in receipts),
-            "policy_version": update,
+            "rollout_s": duration,
+            "images_per_s": len(combined.reward) / duration,
+            "policy_version": version,
+            "staleness": update - version,
+            "weights_bytes": sum(tensor.nbytes for tensor in weights.values()),
+            "prompts_put_aside": len(self._put_aside.reasons),
+            "tasks_repeated": self._dispatcher.repeated - repeated,
         }
-        per_rank = len(batches) // self._ranks
-        return UpdateWork(
-            shares=[batches[r * per_rank : (r + 1) * per_rank] for r in range(self._ranks)], metrics=metrics
-        )
+        return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics)
 
-    def publish(self, version: int, weights: dict[str, torch.Tensor]) -> WeightsNotice:
-        """Put the weights once into the object store, and have every sampler acknowledge them."""
-        notice = WeightsNotice(version=version, weights=[ray.put(weights)], checksum=checksum(weights))
-        for ack in ray.get([sampler.load_weights.remote(notice) for sampler in self._samplers]):
-            if ack != (notice.version, notice.checksum):
-                raise UserError(f"align: a sampler acknowledged {ack}, not version {version} of the weights")
-        return notice
+    def _busy(self, since: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Seconds in calls, by role and per worker."""
+        crews = (self._dispatcher.samplers, self._dispatcher.scorers)
+        return {c.role: c.busy_s / len(c.workers) - (since[c.role] if since else 0.0) for c in crews}
 
     def _tasks(self, update: int) -> list[RolloutTask]:
-        align = self._config.align
-        plan = algorithm_of(align).plan_rollout(align, update, self._config.seed)
-        chosen = prompts_of_update(self._prompt_ids, update, align.prompts_per_update, self._config.seed)
+        align, seed = self._config.align, self._config.seed
+        plan = algorithm_of(align).plan_rollout(align, update, seed)
+        chosen = prompts_of_update(self._prompts.ids, update, align.prompts_per_update, seed)
+        chosen = self._put_aside.substitute(chosen, self._prompts.ids, key=(seed, 23, update))
+        prompts = ray.put({prompt.prompt_id: prompt for prompt in self._prompts.take(chosen)})
         groups = align.micro_batch_size // align.samples_per_prompt
         return [
             RolloutTask(
                 prompt_ids=tuple(chosen[i : i + groups]),
+                prompts=[prompts],
                 samples_per_prompt=align.samples_per_prompt,
                 plan=plan,
-                seed_key=(self._config.seed, "align", update),
+                seed_key=(seed, "align", update),
             )
             for i in range(0, len(chosen), groups)
         ]
-
-    def _scales(self, update: int, by_reward: Mapping[str, Scores]) -> dict[str, Scale]:
-        """Of the rewards in `rewards:`; the reward folder alone is taken as it is."""
-        entries, align = self._config.rewards, self._config.align
-        if not entries:
-            return {"model": Scale()}
-        assert self._out is not None
-        if update > 0:
-            return load_scales(self._out)
-        is_grouped = align.algorithm == "grpo"
-        scales = measure_scales(entries, by_reward, align.samples_per_prompt, within_prompts=is_grouped)
-        save_scales(scales, self._out)
-        return scales
 
     def _weigh(self, scores: Scores, trajectories: list) -> tuple[list[BatchShare], dict[str, float]]:
         """Advantages over complete groups, trust weights over the whole update; 1 where no reward has a bound."""
@@ -137,6 +131,33 @@ class Coordinator:
         }
 
 
+def scales_of_update(config: RunConfig, out: Path, update: int, by_reward: Mapping[str, Scores]) -> dict[str, Scale]:
+    """Of the rewards in `rewards:`, measured in update 0; the reward folder alone is taken as it is."""
+    entries, align = config.rewards, config.align
+    if not entries:
+        return {"model": Scale()}
+    if update > 0:
+        return load_scales(out)
+    is_grouped = align.algorithm == "grpo"
+    scales = measure_scales(entries, by_reward, align.samples_per_prompt, within_prompts=is_grouped)
+    save_scales(scales, out)
+    return scales
+
+
+def share_out(batches: list[BatchShare], ranks: int) -> list[list[BatchShare]]:
+    """The same number of micro-batches for each rank, whatever their number: the global batch stays as it is.
+
+    DeepSpeed takes the mean over all of them, those of weight 0 that fill up included, so the others
+    weigh more.
+    """
+    per_rank = -(-len(batches) // ranks)
+    padding = per_rank * ranks - len(batches)
+    weight = (len(batches) + padding) / len(batches)
+    weighed = [replace(batch, weight=weight) for batch in batches]
+    weighed += [replace(batch, weight=0.0) for batch in weighed[:1] * padding]
+    return [weighed[rank * per_rank : (rank + 1) * per_rank] for rank in range(ranks)]
+
+
 def prompts_of_update(prompt_ids: list[str], update: int, count: int, seed: int) -> list[str]:
     """The prompts of an update: consecutive places in an endless series of seeded permutations."""
     chosen = []
@@ -144,16 +165,6 @@ def prompts_of_update(prompt_ids: list[str], update: int, count: int, seed: int)
         epoch, index = divmod(place, len(prompt_ids))
         chosen.append(prompt_ids[np.random.default_rng([seed, 19, epoch]).permutation(len(prompt_ids))[index]])
     return chosen
-
-
-def check_receipts(receipts: list[RolloutReceipt], notice: WeightsNotice) -> None:
-    """UserError where a rollout was not run with the published weights."""
-    for receipt in receipts:
-        if (receipt.version, receipt.checksum) != (notice.version, notice.checksum):
-            raise UserError(
-                f"align: prompts {', '.join(receipt.prompt_ids)} were sampled with version {receipt.version} "
-                f"(checksum {receipt.checksum[:8]}), not {notice.version} ({notice.checksum[:8]}); update refused"
-            )
 
 
 def reward_metrics(by_reward: Mapping[str, Scores], combined: Scores) -> dict[str, float]:
@@ -167,16 +178,3 @@ def reward_metrics(by_reward: Mapping[str, Scores], combined: Scores) -> dict[st
     if len(by_reward) > 1:
         metrics |= {f"rewards/{name}": float(part.reward.mean()) for name, part in by_reward.items()}
     return metrics
-
-
-def check_rewards(scores: Sequence[Mapping[str, Scores]], receipts: list[RolloutReceipt]) -> None:
-    """UserError naming prompt and reward where a reward or its bound is not finite; it never counts as 0."""
-    for verdicts, receipt in zip(scores, receipts, strict=True):
-        for name, part in verdicts.items():
-            columns = [c for c in (part.reward, part.uncertainty, part.trust_weight) if c is not None]
-            is_finite = torch.isfinite(torch.stack(columns)).all(0)
-            if not bool(is_finite.all()):
-                first = int((~is_finite).nonzero()[0, 0])
-                prompt_id = receipt.prompt_ids[first * len(receipt.prompt_ids) // len(part.reward)]
-                value = float(part.reward[first])
-                raise UserError(f"align: the reward of prompt {prompt_id} is {value} (reward {name}); update refused")

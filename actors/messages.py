@@ -17,6 +17,18 @@ class WeightsNotice:
     weights: list[ray.ObjectRef]
     """One reference to the trained tensors by name; in a list, so that the reference travels."""
     checksum: str
+    canary: float | None = None
+    """The learner's log-prob of the canary under these weights, where samplers shall compute theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsAck:
+    """What a sampler says of the weights that its UNet holds."""
+
+    version: int
+    checksum: str
+    """Computed from the tensors of the UNet, not from the message."""
+    canary: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +36,8 @@ class RolloutTask:
     """Work for one sampler call: a micro-batch of whole groups."""
 
     prompt_ids: tuple[str, ...]
+    prompts: list[ray.ObjectRef]
+    """One reference to prompts by id, of these and maybe others; in a list, so that the reference travels."""
     samples_per_prompt: int
     plan: RolloutPlan
     seed_key: tuple[object, ...]
@@ -36,7 +50,7 @@ class RolloutReceipt:
     prompt_ids: tuple[str, ...]
     version: int
     checksum: str
-    """Computed from the tensors that the sampler's UNet holds, not from the message."""
+    """As acknowledged."""
     duration_s: float
 
 
@@ -48,6 +62,8 @@ class BatchShare:
     """One reference, in a list so that it travels unresolved."""
     advantages: torch.Tensor
     trust_weights: torch.Tensor
+    weight: float = 1.0
+    """In the mean over the global batch; 0 fills up a rank that has fewer micro-batches than others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+import ray
 import torch
 
-from actors.messages import RolloutReceipt
+from actors.messages import RolloutTask
 from rlhf.config import RunConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
-from rlhf.prompts import Prompt
 from rlhf.rewards.build import build_rewards
 from rlhf.rewards.scores import Scores
 from rlhf.rollout import Trajectories
@@ -17,18 +17,18 @@ from rlhf.rollout import Trajectories
 class RewardScorer:
     """Holds the rewards. Waits for trajectories; returns numbers."""
 
-    def __init__(self, config: RunConfig, reward: Path | None, prompts: dict[str, Prompt]) -> None:
+    def __init__(self, config: RunConfig, reward: Path | None) -> None:
         torch.set_num_threads(config.cluster.threads_per_sampler)
         self._rewards = build_rewards(config.rewards, reward, resolve_device(config.model.device))
-        self._prompts = prompts
 
-    def score(self, receipt: RolloutReceipt, trajectories: Trajectories) -> dict[str, Scores]:
-        """Score a task's images by every reward; both arguments arrive as references of the sampler's results.
+    def score(self, task: RolloutTask, trajectories: Trajectories) -> dict[str, Scores]:
+        """Score a task's images by every reward; the trajectories arrive as the reference of the sampler's result.
 
         Raises UserError with the prompts and the reward where one fails.
         """
-        samples = len(trajectories.images) // len(receipt.prompt_ids)
-        prompts = [self._prompts[i] for i in receipt.prompt_ids]
+        by_id = ray.get(task.prompts[0])
+        prompts = [by_id[name] for name in task.prompt_ids]
+        samples = task.samples_per_prompt
         masks = torch.stack([p.mask for p in prompts]).repeat_interleave(samples, dim=0)
         captions = [p.caption for p in prompts for _ in range(samples)]
         verdicts = {}
@@ -36,6 +36,6 @@ class RewardScorer:
             try:
                 verdicts[name] = reward.score(trajectories.images, masks, captions)
             except UserError as error:
-                of = ", ".join(receipt.prompt_ids)
+                of = ", ".join(task.prompt_ids)
                 raise UserError(f"align: {error}; the update is refused (prompts {of}, reward {name})") from error
         return verdicts

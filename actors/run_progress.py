@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,23 @@ def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
                 bar.write(warning, file=sys.stderr)
             if len(lines) > bar.n:
                 figures = lines[-1]
-                bar.set_postfix(reward=f"{figures['reward']:.3f}", kl=f"{figures['kl_to_base']:.4f}", refresh=False)
+                bar.set_postfix(
+                    reward=f"{figures['reward']:.3f}",
+                    kl=f"{figures['kl_to_base']:.4f}",
+                    bottleneck=name_bottleneck(figures),
+                    refresh=False,
+                )
                 bar.update(len(lines) - bar.n)
+
+
+def name_bottleneck(figures: Mapping[str, float]) -> str:
+    """The role that the others waited for in an update: the one that was idle least."""
+    idle = {
+        "learner": 1 - figures["train_s"] / figures["update_s"],
+        "samplers": figures["sampler_idle_share"],
+        "scorers": figures["scorer_idle_share"],
+    }
+    return min(idle, key=lambda role: idle[role])
 
 
 def ood_warnings(lines: Sequence[dict[str, Any]], start: int, alarm: float) -> list[str]:

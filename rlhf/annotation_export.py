@@ -10,7 +10,7 @@ from rlhf.annotation_database import AnnotationDatabase, sqlite_url
 from rlhf.annotation_items import AnnotationItems
 from rlhf.annotation_store import AnnotationStore, Assignment
 from rlhf.errors import UserError
-from rlhf.tables import PAGE_ANNOTATIONS, open_parquet, write_table
+from rlhf.tables import PAGE_ANNOTATIONS, parquet_file, write_table
 
 DATABASE_FILE = "annotations.db"
 
@@ -60,7 +60,7 @@ def refuse_foreign_annotations(out: Path) -> None:
     if not path.is_file():
         return
     try:
-        with open_parquet(path) as file:
+        with parquet_file(path) as file:
             is_ours = "round" in file.schema_arrow.names
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path}: not a Parquet file ({error}); remove it or choose another --out") from error
@@ -73,7 +73,7 @@ def refuse_peoples_annotations(out: Path) -> None:
     path = out / "annotations.parquet"
     is_peoples = (out / DATABASE_FILE).exists()
     if path.is_file() and not is_peoples:
-        with open_parquet(path) as file:
+        with parquet_file(path) as file:
             is_peoples = "round" in file.schema_arrow.names
     if is_peoples:
         raise UserError(f"{out}: holds people's annotations; choose another --out for simulated ones")

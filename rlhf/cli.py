@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from rlhf.commands import data, refinement, release, results, rewards, studies, training
+from rlhf.commands import cluster, data, refinement, release, results, rewards, studies, training
 from rlhf.commands.options import take_urls
 from rlhf.errors import UserError
 
@@ -35,6 +35,7 @@ COMMANDS = (
     results.quality,
     training.pretrain,
     results.demo,
+    cluster.check_cluster,
     refinement.rounds,
 )
 for command in COMMANDS:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from rlhf.cluster_config import ClusterConfig
 from rlhf.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
 from rlhf.rewards.entry import RewardEntry
 
@@ -182,6 +183,8 @@ class AlignConfig(Section):
     """An update whose ratio differs from 1 by more before its first optimizer step is refused."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed's ZeRO stage."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """Versions that samplers may run ahead of the learner; 0 is synchronous. Ratios correct for it."""
     checkpoint_every: Count = 10
     """Updates between checkpoints."""
     keep_last: Count = 2
@@ -210,27 +213,6 @@ class AlignConfig(Section):
         if self.algorithm == "grpo" and self.samples_per_prompt < 2:
             raise ValueError("grpo compares the samples of a prompt: samples_per_prompt must be 2 or more")
         return self
-
-
-class ClusterConfig(Section):
-    """Ray actors and what each may take."""
-
-    samplers: Count = 2
-    """RolloutSampler actors."""
-    scorers: Count = 1
-    """RewardScorer actors."""
-    learners: Count = 1
-    """Learner ranks."""
-    threads_per_sampler: Count = 1
-    """PyTorch threads of a sampler or scorer (CPU only)."""
-    threads_per_learner: Count = 2
-    """PyTorch threads of a learner rank (CPU only)."""
-    cpus_per_actor: Positive = 0.25
-    """Ray CPUs asked for by each sampler, scorer and learner rank."""
-    gpus_per_actor: NonNegative = 0.0
-    """Ray GPUs asked for by each sampler, scorer and learner rank."""
-    max_restarts: int = -1
-    """How often Ray restarts an actor that died; -1 is always."""
 
 
 class EvaluateConfig(Section):

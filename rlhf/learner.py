@@ -2,6 +2,9 @@
 
 import copy
 import os
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,17 +40,27 @@ class TrainingBatch:
     """float32 [B]."""
     trust_weights: torch.Tensor
     """float32 [B], divided by the mean over the whole update."""
+    weight: float = 1.0
+    """Of this micro-batch in the mean over all; 0 where it only fills up a rank."""
 
 
 class Learner:
     """Holds the trained UNet; every rank calls the same methods in the same order."""
 
     def __init__(
-        self, policy: Policy, config: AlignConfig, *, micro_batches: int, seed: int, start: Path | None = None
+        self,
+        policy: Policy,
+        config: AlignConfig,
+        *,
+        micro_batches: int,
+        seed: int,
+        start: Path | None = None,
+        is_resized: bool = False,
     ) -> None:
         """Wrap the policy's UNet; `micro_batches` is this rank's forward passes per optimizer step.
 
-        Training starts from the weights in the policy folder `start`, if any; the KL is to the base policy still.
+        Training starts from the weights in the policy folder `start`, if any; the KL is to the base policy
+        still. `is_resized` says that a checkpoint of another number of ranks will be loaded.
         """
         self.policy, self.config = policy, config
         make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=seed)
@@ -55,7 +68,8 @@ class Learner:
         if start is not None:
             load_trainable_state(policy.unet, read_trainable_state(start, policy.unet, config.trainable))
         parameters = [p for p in policy.unet.parameters() if p.requires_grad]
-        self.engine = start_deepspeed(policy, parameters, config, micro_batches)
+        self._is_resized = is_resized
+        self.engine = start_deepspeed(policy, parameters, config, micro_batches, is_resized=is_resized)
         self.averaged = trainable_state(policy.unet)
         self._schedule = make_schedule(policy.scheduler, config.num_inference_steps)
 
@@ -72,11 +86,11 @@ class Learner:
         with deepspeed.zero.GatheredParameters([p for p in self.policy.unet.parameters() if p.requires_grad]):
             return trainable_state(self.policy.unet)
 
-    def train(self, batches: list[TrainingBatch]) -> dict[str, float]:
+    def train(self, batches: list[TrainingBatch], *, is_on_policy: bool = True) -> dict[str, float]:
         """`epochs_per_update` optimizer steps over this rank's share of a rollout; returns metrics.
 
-        Raises RatioError, before any weight has changed, where a ratio is not 1 in the first epoch,
-        and UserError where the loss is not finite.
+        Raises RatioError, before any weight has changed, where a ratio is not 1 in the first epoch
+        although the rollout `is_on_policy`, and UserError where the loss is not finite.
         """
         records: list[torch.Tensor] = []
         for epoch in range(self.config.epochs_per_update):
@@ -88,7 +102,7 @@ class Learner:
                 worst = max(worst, float((record[1] - 1).abs().max()))
                 records.append(torch.cat([loss.detach().reshape(1).cpu(), self._summary(record)]))
                 if number == len(passes) - 1:
-                    self._check(worst, loss, is_first=epoch == 0)
+                    self._check(worst, loss, is_first=is_on_policy and epoch == 0)
                 self.engine.step()
             if epoch == 0:
                 initial_error = worst
@@ -108,7 +122,7 @@ class Learner:
         latents, next_latents = t.latents[k].to(device), t.next_latents[k].to(device)
         condition, step = t.condition.to(device), t.step_indices[k]
         timestep = self._schedule.timesteps[torch.full((len(latents),), step)].to(device)
-        inputs = (latents, timestep, condition, self.policy.text_embedding, self.policy.precision)
+        inputs = (latents, timestep, condition, self.policy.text, self.policy.precision)
         base_output = self._base_output(inputs)
         output = predict_with(self.engine, *inputs)
         log_prob, kl = replay_transition(
@@ -119,7 +133,7 @@ class Learner:
             log_prob, old_log_prob, batch.advantages.to(device), batch.trust_weights.to(device), self.config.clip_range
         )
         record = torch.stack([log_prob.detach() - old_log_prob, ratio.detach(), kl.detach()])
-        return objective + self.config.kl_weight * kl.mean(), record
+        return batch.weight * (objective + self.config.kl_weight * kl.mean()), record
 
     @torch.no_grad()
     def _base_output(self, inputs: tuple) -> torch.Tensor | None:
@@ -163,14 +177,33 @@ class Learner:
 
     def load(self, folder: Path) -> int:
         """Go on from a checkpoint; returns the number of updates done. All ranks call it."""
-        path, state = self.engine.load_checkpoint(str(folder), tag="learner", load_module_strict=False)
+        with tempfile.TemporaryDirectory() as temporary:
+            source, tag = (
+                (_make_universal(folder, Path(temporary)), "universal") if self._is_resized else (folder, "learner")
+            )
+            path, state = self.engine.load_checkpoint(str(source), tag=tag, load_module_strict=False)
         if path is None:
             raise UserError(f"{folder}: no learner checkpoint there")
         self.averaged = state["averaged"]
         return int(state["update"])
 
 
-def start_deepspeed(policy: Policy, parameters: list, config: AlignConfig, micro_batches: int):  # noqa: ANN201
+def _make_universal(checkpoint: Path, out: Path) -> Path:
+    """A copy of a ZeRO checkpoint that any number of ranks can load, in `out`; each rank makes its own."""
+    source, target = checkpoint / "learner", out / "universal"
+    words = ["--input_folder", str(source), "--output_folder", str(target), "--inject_missing_state"]
+    words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise UserError(f"{checkpoint}: cannot be turned for another number of learners ({done.stderr[-300:]})")
+    (out / "latest_universal").write_text("universal")
+    return out
+
+
+def start_deepspeed(  # noqa: ANN201
+    policy: Policy, parameters: list, config: AlignConfig, micro_batches: int, *, is_resized: bool = False
+):
     """A DeepSpeed engine around the UNet, on GPU or CPU.
 
     The optimizer is PyTorch's own AdamW, since DeepSpeed would compile its own (a minute or two).
@@ -195,6 +228,7 @@ def start_deepspeed(policy: Policy, parameters: list, config: AlignConfig, micro
             "zero_optimization": {"stage": config.zero_stage},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
+            "checkpoint": {"load_universal": is_resized},
         },
     )
     return engine

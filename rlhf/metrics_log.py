@@ -1,12 +1,11 @@
 """Metrics of a run: one JSON line per update, and TensorBoard events."""
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from rlhf.storage import atomic_write_text, writing
+from rlhf.storage import append_text, atomic_write_text, writing
 from rlhf.url_path import UrlPath
 
 
@@ -20,24 +19,16 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._out, self._path = out, out / "metrics.jsonl"
-        self._lines = [json.dumps(line) + "\n" for line in read_metrics(out) if line["update"] <= first_update]
-        atomic_write_text(self._path, "".join(self._lines))
+        kept = [line for line in read_metrics(out) if line["update"] <= first_update]
+        atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._temporary = tempfile.TemporaryDirectory(prefix="rlhf-") if isinstance(out, UrlPath) else None
         self._folder = out / "tensorboard" if self._temporary is None else Path(self._temporary.name)
         self._events = SummaryWriter(str(self._folder), purge_step=first_update + 1)
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Add one update's figures; on disk or at the URL when this returns. UserError where there is no room."""
-        line = json.dumps(metrics) + "\n"
-        with writing(self._path):
-            if isinstance(self._path, UrlPath):
-                self._lines.append(line)
-                atomic_write_text(self._path, "".join(self._lines))
-            else:
-                with self._path.open("a") as file:
-                    file.write(line)
-                    file.flush()
-                    os.fsync(file.fileno())
+        append_text(self._path, json.dumps(metrics) + "\n")
+        with writing(self._out):
             for name, value in metrics.items():
                 self._events.add_scalar(name, value, metrics["update"])
             self._events.flush()

@@ -13,6 +13,7 @@ import torch
 from rlhf.config import ModelConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
+from rlhf.pipelines import EmptyText, embed_empty_text, open_pipeline
 from rlhf.storage import atomic_write_json, check_schema, remove_folder, whole_folder
 from rlhf.url_path import as_path, local_copy
 
@@ -32,8 +33,7 @@ class Policy:
 
     pipeline: "StableDiffusionInpaintPipeline"
     scheduler: "DDIMScheduler"
-    text_embedding: torch.Tensor
-    """[1, length, width]: of the empty text, which is all that the method uses."""
+    text: EmptyText
     device: torch.device
     precision: str
     version: int = 0
@@ -50,7 +50,7 @@ class Policy:
 
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """The UNet's output in float32; see `predict_with`."""
-        return predict_with(self.unet, latents, timestep, condition, self.text_embedding, self.precision)
+        return predict_with(self.unet, latents, timestep, condition, self.text, self.precision)
 
 
 def predict_with(
@@ -58,18 +58,17 @@ def predict_with(
     latents: torch.Tensor,
     timestep: torch.Tensor,
     condition: torch.Tensor,
-    text_embedding: torch.Tensor,
+    text: EmptyText,
     precision: str,
 ) -> torch.Tensor:
     """One forward pass of the 9-channel UNet: the same in rollout, training, evaluation and serving.
 
     Shapes: latents [B, 4, h, w]; timestep int64 [B]; condition [B, 5, h, w] (mask, masked-image
-    latents); text_embedding [1, length, width]. Returns float32 [B, 4, h, w].
+    latents). Returns float32 [B, 4, h, w].
     """
     inputs = torch.cat([latents, condition], dim=1)
     with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        text = text_embedding.expand(len(latents), -1, -1)
-        return unet(inputs, timestep, encoder_hidden_states=text, return_dict=False)[0].float()
+        return unet(inputs, timestep, **text.unet_inputs(latents), return_dict=False)[0].float()
 
 
 def resolve_model(path: str) -> str:
@@ -80,64 +79,22 @@ def resolve_model(path: str) -> str:
 def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
     """Open a pipeline (built in, folder or hub) and apply the policy folder `adapter`, if any.
 
-    Raises UserError where the folder is incomplete or of another kind.
+    Raises UserError where a folder is incomplete or of another kind.
     """
-    from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    from diffusers import DDIMScheduler
 
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
     device = resolve_device(config.device)
-    name = resolve_model(config.path)
-    try:
-        with local_copy(as_path(name)) as place:
-            pipeline = StableDiffusionInpaintPipeline.from_pretrained(
-                str(place), safety_checker=None, requires_safety_checker=False
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{config.path}: not a complete StableDiffusionInpaintPipeline ({reason}); check model.path"
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    if pipeline.unet.config.in_channels != 9:
-        raise UserError(
-            f"{config.path}: its UNet takes {pipeline.unet.config.in_channels} channels; inpainting needs 9"
-        )
-    pipeline.to(device)
-    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        network.requires_grad_(False).eval()
-    pipeline.vae.to(memory_format=torch.channels_last)
-    _set_attention(pipeline, config.attention, device)
+    with local_copy(as_path(resolve_model(config.path))) as place:
+        pipeline = open_pipeline(config, str(place), device)
     version = _apply_adapter(pipeline, adapter) if adapter is not None else 0
     return Policy(
         pipeline=pipeline,
         scheduler=DDIMScheduler.from_config(pipeline.scheduler.config),
-        text_embedding=_embed_empty_text(pipeline),
+        text=embed_empty_text(pipeline),
         device=device,
         precision=config.precision,
         version=version,
     )
-
-
-def _set_attention(pipeline: "StableDiffusionInpaintPipeline", choice: str, device: torch.device) -> None:
-    if choice != "xformers":
-        return
-    if device.type != "cuda":
-        raise UserError("model.attention: xformers needs a CUDA GPU; use auto")
-    try:
-        pipeline.unet.enable_xformers_memory_efficient_attention()
-    except ModuleNotFoundError as error:
-        raise UserError("model.attention: xformers is not installed; pip install 'prefpaint-ray[gpu]'") from error
-
-
-@torch.no_grad()
-def _embed_empty_text(pipeline: "StableDiffusionInpaintPipeline") -> torch.Tensor:
-    tokens = pipeline.tokenizer(
-        "", padding="max_length", max_length=pipeline.tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
-    return pipeline.text_encoder(tokens.input_ids.to(pipeline.device))[0].float()
 
 
 def _apply_adapter(pipeline: "StableDiffusionInpaintPipeline", folder: Path) -> int:

@@ -1,7 +1,7 @@
 """Photographs to prompts: square crops with holes, split so that no photograph is in two splits."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from rlhf.images import (
 )
 from rlhf.progress import progress_bar
 from rlhf.storage import atomic_write_json
-from rlhf.tables import PROMPTS, image_cell, read_table, write_table
+from rlhf.tables import PROMPTS, image_cell, read_table, stream_table, take_rows, write_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,38 @@ def load_prompts(folder: Path, *, split: str | None = None) -> list[Prompt]:
     if len({p.prompt_id for p in prompts}) < len(prompts):
         raise UserError(f"{folder}: prompt_id is not unique; remove the repeated file or rows")
     return prompts
+
+
+class PromptTable:
+    """The prompts of a split, decoded when they are asked for: there may be more than memory holds."""
+
+    def __init__(self, folder: Path, *, split: str) -> None:
+        """Check every prompt once; raises UserError as `load_prompts` does."""
+        self._folder = folder
+        self._places: dict[str, int] = {}
+        self.captions: dict[str, str] = {}
+        splits = set()
+        for place, row in enumerate(progress_bar(stream_table(folder, PROMPTS), stage="prompts")):
+            splits.add(row["split"])
+            if row["split"] != split:
+                continue
+            prompt = _decode(row, folder)
+            if prompt.prompt_id in self._places:
+                raise UserError(f"{folder}: prompt_id is not unique; remove the repeated file or rows")
+            self._places[prompt.prompt_id] = place
+            self.captions[prompt.prompt_id] = prompt.caption
+        if not self._places:
+            raise UserError(f"{folder}: no prompts of split {split!r}; it holds {', '.join(sorted(splits))}")
+
+    @property
+    def ids(self) -> list[str]:
+        """Of all prompts, sorted."""
+        return sorted(self._places)
+
+    def take(self, prompt_ids: Sequence[str]) -> list[Prompt]:
+        """These prompts, in this order."""
+        rows = take_rows(self._folder, PROMPTS, [self._places[name] for name in prompt_ids])
+        return [_decode(row, self._folder) for row in rows]
 
 
 def _decode(row: dict[str, Any], folder: Path) -> Prompt:

@@ -101,6 +101,17 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a file, on disk when this returns; at a URL, where nothing can be added, it is stored anew."""
+    if isinstance(path, UrlPath):
+        atomic_write_text(path, (path.read_text() if path.is_file() else "") + text)
+        return
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def atomic_write_json(path: Path, record: Any) -> None:
     """Write a JSON file, whole or not at all."""
     atomic_write_text(path, json.dumps(finite(record), indent=2, default=str) + "\n")

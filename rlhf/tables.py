@@ -1,7 +1,7 @@
 """The Parquet tables that stages hand over, and their checks on the way in."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,24 +146,48 @@ def stream_table(folder: Path, schema: pa.Schema, *, optional: tuple[str, ...] =
 
 
 def _stream_file(path: Path, schema: pa.Schema, optional: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    with _open_parquet(path) as file:
+        missing = [name for name in schema.names if name not in file.schema_arrow.names]
+        if not set(missing) <= set(optional):
+            raise UserError(f"{path}: column {', '.join(missing)} missing; expected {', '.join(schema.names)}")
+        present = pa.schema([field for field in schema if field.name not in missing])
+        absent = dict.fromkeys(missing)
+        for batch in file.iter_batches(ROWS_PER_GROUP, columns=present.names):
+            rows = pa.Table.from_batches([batch]).select(present.names).cast(present).to_pylist()
+            yield from (row | absent for row in rows)
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """UserError that names the file where what is done with it within the block fails."""
     try:
-        with explained(path), open_parquet(path) as file:
+        with explained(path), parquet_file(path) as file:
             check_schema(int((file.schema_arrow.metadata or {}).get(SCHEMA_KEY.encode(), 1)), SCHEMA_VERSION, path)
-            missing = [name for name in schema.names if name not in file.schema_arrow.names]
-            if not set(missing) <= set(optional):
-                raise UserError(f"{path}: column {', '.join(missing)} missing; expected {', '.join(schema.names)}")
-            present = pa.schema([field for field in schema if field.name not in missing])
-            absent = dict.fromkeys(missing)
-            for batch in file.iter_batches(ROWS_PER_GROUP, columns=present.names):
-                rows = pa.Table.from_batches([batch]).select(present.names).cast(present).to_pylist()
-                yield from (row | absent for row in rows)
+            yield file
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise UserError(f"{path}: not a Parquet file of this kind ({error}); write it again") from error
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
+def parquet_file(path: Path) -> pq.ParquetFile:
     """A Parquet file, of this machine or at a URL, of which no more is read than is asked for."""
     return pq.ParquetFile(path.open("rb") if isinstance(path, UrlPath) else path, pre_buffer=isinstance(path, UrlPath))
+
+
+def take_rows(folder: Path, schema: pa.Schema, places: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of a table by their places in the order of `read_table`; reads only the row groups that hold them."""
+    paths = [folder] if folder.is_file() else sorted(folder.glob("*.parquet"))
+    found: dict[int, dict[str, Any]] = {}
+    first = 0
+    for path in paths:
+        with _open_parquet(path) as file:
+            for number in range(file.num_row_groups):
+                count = file.metadata.row_group(number).num_rows
+                inside = sorted({place for place in places if first <= place < first + count})
+                if inside:
+                    group = file.read_row_group(number, columns=schema.names).take([p - first for p in inside])
+                    found |= dict(zip(inside, group.select(schema.names).cast(schema).to_pylist(), strict=True))
+                first += count
+    return [found[place] for place in places]
 
 
 def image_cell(data: bytes, path: str) -> dict[str, Any]:

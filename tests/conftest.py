@@ -31,3 +31,11 @@ def small_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from small_parts import save_small_pipeline
 
     return save_small_pipeline(tmp_path_factory.mktemp("small") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def small_xl_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random StableDiffusionXLInpaintPipeline folder for 32x32."""
+    from small_parts import save_small_xl_pipeline
+
+    return save_small_xl_pipeline(tmp_path_factory.mktemp("small_xl") / "pipeline")

@@ -4,8 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionInpaintPipeline
+from diffusers import (
+    EulerDiscreteScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
+from transformers import CLIPTextModelWithProjection
 
 from rlhf.bound import RidgeHead
 from rlhf.config import AlignConfig, ModelConfig, RunConfig
@@ -46,6 +52,35 @@ def save_small_pipeline(folder: Path) -> Path:
     )
     pipeline.unet.register_to_config(sample_size=SIZE_PX // 4)
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def save_small_xl_pipeline(folder: Path) -> Path:
+    """A random SDXL inpainting pipeline for 32x32: two text encoders, text_time conditioning, Euler's schedule."""
+    torch.manual_seed(0)
+    text = build_text_encoder()
+    width = text.config.hidden_size
+    unet = UNet2DConditionModel.from_config(
+        build_unet((16, 32)).config,
+        cross_attention_dim=2 * width,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=width + 6 * 8,
+        transformer_layers_per_block=[1, 2],
+        use_linear_projection=True,
+        sample_size=SIZE_PX // 4,
+    )
+    second = text.config.__class__.from_dict({**text.config.to_dict(), "projection_dim": width})
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    StableDiffusionXLInpaintPipeline(
+        vae=build_vae((8, 16, 16)),
+        text_encoder=text,
+        text_encoder_2=CLIPTextModelWithProjection(second),
+        tokenizer=build_tokenizer(),
+        tokenizer_2=build_tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(**schedule, timestep_spacing="leading"),
+    ).save_pretrained(folder)
     return folder
 
 
@@ -91,7 +126,7 @@ def write_prompts(prompts: list[Prompt], folder: Path) -> Path:
                 "source": p.source,
                 "photograph": p.photograph,
                 "split": p.split,
-                "caption": "",
+                "caption": p.caption,
             }
         )
     write_table(rows, PROMPTS, folder / "prompts.parquet")

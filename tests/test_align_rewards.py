@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
+from test_align import TIMINGS
 
 from actors.align import align
 from rlhf.config import RunConfig
@@ -13,7 +14,6 @@ from rlhf.metrics_log import read_metrics
 from rlhf.rewards.entry import RewardEntry
 
 pytestmark = pytest.mark.ray
-TIMINGS = {"rollout_s", "sampler_busy_s", "train_s", "update_s"}
 WEIGHTS = {"model": 1.0, "seam": 0.5, "mine": 1.0}
 FUNCTIONS = """
 import torch

@@ -1,48 +1,55 @@
+"""What learner rank 0 decides: prompts of an update, what is put aside, who trains on what."""
+
+from pathlib import Path
+
 import pytest
 import torch
 
-from actors.coordinator import check_receipts, check_rewards, prompts_of_update
-from actors.messages import RolloutReceipt, WeightsNotice
+from actors.coordinator import prompts_of_update, share_out
+from actors.messages import BatchShare
+from actors.put_aside import PutAside
 from rlhf.errors import UserError
-from rlhf.rewards.scores import Scores
 
-
-def receipt(**changes: object) -> RolloutReceipt:
-    record = {"prompt_ids": ("a", "b"), "version": 3, "checksum": "abc", "duration_s": 1.0}
-    return RolloutReceipt(**(record | changes))
-
-
-def scores(reward: list[float]) -> Scores:
-    values = torch.tensor(reward, dtype=torch.float64)
-    return Scores(reward=values, uncertainty=torch.ones_like(values), trust_weight=torch.ones_like(values))
+IDS = [f"p{i}" for i in range(10)]
 
 
 def test_every_prompt_is_seen_once_before_any_is_seen_twice() -> None:
-    ids = [f"p{i}" for i in range(10)]
-    seen = [p for update in range(5) for p in prompts_of_update(ids, update, 4, 0)]
-    assert sorted(seen[:10]) == sorted(seen[10:]) == ids
+    seen = [p for update in range(5) for p in prompts_of_update(IDS, update, 4, 0)]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == IDS
     assert seen[:10] != seen[10:]
 
 
 def test_prompts_depend_on_seed_and_update_alone() -> None:
-    ids = [f"p{i}" for i in range(10)]
-    assert prompts_of_update(ids, 7, 4, 0) == prompts_of_update(ids, 7, 4, 0)
-    assert prompts_of_update(ids, 7, 4, 0) != prompts_of_update(ids, 7, 4, 1)
+    assert prompts_of_update(IDS, 7, 4, 0) == prompts_of_update(IDS, 7, 4, 0)
+    assert prompts_of_update(IDS, 7, 4, 0) != prompts_of_update(IDS, 7, 4, 1)
 
 
-@pytest.mark.parametrize("changes", [{"version": 2}, {"checksum": "abd"}])
-def test_a_rollout_of_other_weights_is_refused_by_name(changes: dict) -> None:
-    notice = WeightsNotice(version=3, weights=[], checksum="abc")
-    check_receipts([receipt()], notice)
-    with pytest.raises(UserError, match="prompts a, b.*refused"):
-        check_receipts([receipt(), receipt(**changes)], notice)
+def test_a_prompt_put_aside_is_replaced_by_one_that_is_not_there_and_stays_so(tmp_path: Path) -> None:
+    PutAside(tmp_path).add("p3", "it kills")
+    again = PutAside(tmp_path)
+    assert again.reasons == {"p3": "it kills"}
+    chosen = again.substitute(["p1", "p3", "p2"], IDS, key=(0, 1))
+    assert chosen[0::2] == ["p1", "p2"]
+    assert chosen[1] not in ("p1", "p2", "p3")
+    assert chosen == PutAside(tmp_path).substitute(["p1", "p3", "p2"], IDS, key=(0, 1))
+    assert again.substitute(["p1", "p2"], IDS, key=(0, 1)) == ["p1", "p2"]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_reward_that_is_not_finite_names_its_prompt(bad: float) -> None:
-    good = scores([0, 1, 2, 3])
-    check_rewards([{"model": good, "seam": Scores(reward=good.reward)}], [receipt()])
-    with pytest.raises(UserError, match="prompt b.*reward seam"):
-        check_rewards([{"model": good, "seam": Scores(reward=scores([0, 1, bad, 3]).reward)}], [receipt()])
-    with pytest.raises(UserError, match="prompt b.*reward model"):
-        check_rewards([{"model": scores([0, 1, bad, 3])}], [receipt()])
+def test_too_many_prompts_put_aside_end_the_run(tmp_path: Path) -> None:
+    aside = PutAside(tmp_path)
+    aside.add("p1", "it kills")
+    with pytest.raises(UserError, match=r"too few prompts are left.*put_aside\.json"):
+        aside.substitute(["p0", "p1"], ["p0", "p1"], key=(0,))
+
+
+@pytest.mark.parametrize(("batches", "ranks"), [(4, 2), (5, 2), (4, 3), (1, 2)])
+def test_any_number_of_ranks_trains_on_the_same_global_batch(batches: int, ranks: int) -> None:
+    made = [
+        BatchShare(trajectories=[], advantages=torch.full((2,), i), trust_weights=torch.ones(2)) for i in range(batches)
+    ]
+    shares = share_out(made, ranks)
+    assert len({len(share) for share in shares}) == 1, "all ranks make the same number of passes"
+    flat = [batch for share in shares for batch in share]
+    assert [int(b.advantages[0]) for b in flat if b.weight > 0] == list(range(batches))
+    mean = sum(b.weight * float(b.advantages[0]) for b in flat) / len(flat)
+    assert mean == pytest.approx(sum(range(batches)) / batches), "DeepSpeed's mean over all passes"

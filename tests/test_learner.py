@@ -80,6 +80,15 @@ def test_ratio_is_one_before_the_first_update(small_pipeline: Path, algorithm: s
     assert metrics["kl_to_base"] > 0, "the first update has moved the policy"
 
 
+def test_ratio_is_one_for_sdxl_and_its_update_is_loaded_again(small_xl_pipeline: Path, tmp_path: Path) -> None:
+    config = align_config(small_xl_pipeline)
+    learner = start(small_xl_pipeline, config)
+    metrics = learner.train(batches(sampler_policy(small_xl_pipeline, config, learner.weights()), config))
+    assert metrics["ratio_error"] <= 1e-6
+    again = start(small_xl_pipeline, config, save_trained(learner, config, tmp_path / "policy"))
+    assert all(torch.equal(tensor, again.weights()[name]) for name, tensor in learner.weights().items())
+
+
 def test_an_update_on_a_samplers_perturbed_weights_is_refused(small_pipeline: Path) -> None:
     config = align_config(small_pipeline)
     learner = start(small_pipeline, config)

@@ -61,7 +61,7 @@ def test_plain_diffusers_applies_every_lora_module(small_pipeline: Path, tmp_pat
     pipeline.load_lora_weights(tmp_path)
     loaded = {n: p for n, p in pipeline.unet.named_parameters() if "lora_" in n}
     assert len(loaded) == len(state) > 20
-    x, t, e = torch.randn(1, 9, 8, 8), torch.tensor([500]), policy.text_embedding
+    x, t, e = torch.randn(1, 9, 8, 8), torch.tensor([500]), policy.text.embedding
     with torch.no_grad():
         torch.testing.assert_close(pipeline.unet(x, t, e).sample, policy.unet(x, t, e).sample, atol=1e-5, rtol=1e-5)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.coordinator import Coordinator, reward_metrics
+from actors.coordinator import reward_metrics, scales_of_update
 from actors.run_progress import ood_warnings
 from rlhf.config import AlignConfig, RunConfig
 from rlhf.errors import UserError
@@ -82,13 +82,13 @@ def test_a_reward_that_does_not_vary_has_no_scale(value: float) -> None:
 def test_scales_of_the_first_update_are_kept_and_read_by_a_run_that_goes_on(tmp_path: Path) -> None:
     config = RunConfig(rewards=(SEAM, MODEL), align=AlignConfig(samples_per_prompt=4, micro_batch_size=8))
     first = {"seam": bounded(0), "model": bounded(1)}
-    measured = Coordinator(config, [], [], [], 1, tmp_path)._scales(0, first)
+    measured = scales_of_update(config, tmp_path, 0, first)
     assert load_scales(tmp_path) == measured
     later = {"seam": bounded(2), "model": bounded(3)}
-    assert Coordinator(config, [], [], [], 1, tmp_path)._scales(7, later) == measured
+    assert scales_of_update(config, tmp_path, 7, later) == measured
     (tmp_path / "reward_scales.json").unlink()
     with pytest.raises(UserError, match="reward_scales.json: cannot be read"):
-        Coordinator(config, [], [], [], 1, tmp_path)._scales(7, later)
+        scales_of_update(config, tmp_path, 7, later)
 
 
 def test_verdicts_of_tasks_are_joined_in_their_order() -> None:

@@ -138,11 +138,11 @@ def test_what_is_wrong_with_a_function_is_told(functions: str, function: str, me
 
 
 def test_texts_are_asked_for_with_the_prompts_name() -> None:
-    prompts = small_prompts(3)
+    captions = {"p0": "  ", "p1": "a hill"}
     clip = RewardEntry(kind="clip_score", path="some/model")
     with pytest.raises(UserError, match="clip_score: .*prompt p0 has no caption; .* set a fixed `text`"):
-        check_captions([RewardEntry(kind="seam"), clip], prompts)
-    check_captions([RewardEntry(kind="seam"), clip.model_copy(update={"text": "a photograph"})], prompts)
+        check_captions([RewardEntry(kind="seam"), clip], captions)
+    check_captions([RewardEntry(kind="seam"), clip.model_copy(update={"text": "a photograph"})], captions)
 
 
 def test_rewards_in_a_file_become_entries_and_are_saved_again(tmp_path: Path) -> None:

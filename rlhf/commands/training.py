@@ -78,6 +78,7 @@ def align(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for resources that are not there yet.")] = False,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -85,7 +86,7 @@ def align(
     resolved = resolve_config(config, overrides)
     from actors.align import align as run
 
-    last = run(resolved, prompts, reward, out, start=policy, resume=resume, address=address)
+    last = run(resolved, prompts, reward, out, start=policy, resume=resume, address=address, wait=wait)
     print(f"aligned policy in {last}")
 
 

@@ -1,12 +1,11 @@
 """From the configuration's `rewards:` to rewards that score."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from rlhf.errors import UserError
-from rlhf.prompts import Prompt
 from rlhf.reward_model import load_reward
 from rlhf.rewards.entry import TEXT_KINDS, RewardEntry
 from rlhf.rewards.scores import RewardSource
@@ -81,13 +80,13 @@ def _reward_folder(entry: RewardEntry, folder: Path | None) -> Path:
     return folder
 
 
-def check_captions(entries: Iterable[RewardEntry], prompts: Iterable[Prompt]) -> None:
-    """UserError that names the first prompt without a caption, where a reward reads it."""
+def check_captions(entries: Iterable[RewardEntry], captions: Mapping[str, str]) -> None:
+    """UserError that names the first prompt without a caption, where a reward reads it; captions by prompt id."""
     readers = [e for e in entries if e.kind in TEXT_KINDS and e.text is None]
-    for prompt in prompts if readers else ():
-        if not prompt.caption.strip():
+    for prompt_id, caption in captions.items() if readers else ():
+        if not caption.strip():
             raise UserError(
-                f"reward {readers[0].label}: compares images with texts, but prompt {prompt.prompt_id} has no caption; "
+                f"reward {readers[0].label}: compares images with texts, but prompt {prompt_id} has no caption; "
                 f"write captions into the prompts, or set a fixed `text` for {readers[0].label}"
             )
 

@@ -1,0 +1,45 @@
+"""What went wrong in a run and was mended: a line each in `incidents.jsonl`."""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+from rlhf.storage import append_text, atomic_write_text
+
+
+class Incidents:
+    """Appends to `incidents.jsonl` in a run folder; a learner that was restarted reads what there was before it."""
+
+    def __init__(self, out: Path | None) -> None:
+        self._path = None if out is None else out / "incidents.jsonl"
+        self._counts = Counter(f"{line['role']}/{line['cause']}" for line in read_incidents(out))
+
+    def add(self, role: str, cause: str, detail: str = "") -> None:
+        """A worker of a role was lost by a cause, in one word; the detail is for people."""
+        self._counts[f"{role}/{cause}"] += 1
+        if self._path is not None:
+            line = {"at": round(time.time(), 3), "role": role, "cause": cause, "detail": detail[:500]}
+            append_text(self._path, json.dumps(line) + "\n")
+
+    def note_start(self, run_id: str, detail: str) -> None:
+        """A learner starts: an incident, where one of the same driver had started before."""
+        if self._path is None:
+            return
+        marker = self._path.with_name("driver.txt")
+        if marker.is_file() and marker.read_text() == run_id:
+            self.add("learner", "restarted", detail)
+        atomic_write_text(marker, run_id)
+
+    def metrics(self) -> dict[str, float]:
+        """Restarts since the run began: `restarts` in all, and by role and cause where there were any."""
+        counts = {f"restarts/{name}": float(count) for name, count in self._counts.items()}
+        return {"restarts": float(sum(self._counts.values()))} | counts
+
+
+def read_incidents(out: Path | None) -> list[dict]:
+    """All complete lines of `incidents.jsonl`."""
+    path = None if out is None else out / "incidents.jsonl"
+    if path is None or not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]

@@ -1,0 +1,134 @@
+"""Where the actors of a run lie: asked of the cluster at once, and checked before anything starts."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.crew import Crew
+from actors.dispatch import Dispatcher
+from actors.incidents import Incidents
+from actors.reward_scorer import RewardScorer
+from actors.rollout_sampler import RolloutSampler
+from rlhf.cluster_config import ClusterConfig
+from rlhf.config import RunConfig
+from rlhf.errors import UserError
+
+Resources = dict[str, float]
+READY_S = 60.0
+"""How long resources that the cluster has, but others may hold, are waited for."""
+
+
+def resources_of(cluster: ClusterConfig, role: str) -> Resources:
+    """What one actor of a role asks for: `sampler`, `scorer` or `learner`."""
+    gpus = getattr(cluster, f"gpus_per_{role}")
+    gpus = cluster.gpus_per_actor if gpus is None else gpus
+    marked = {role: gpus or 1.0} if cluster.role_resources else {}
+    return {"CPU": cluster.cpus_per_actor} | ({"GPU": gpus} if gpus else {}) | marked
+
+
+def bundles_of(cluster: ClusterConfig) -> list[Resources]:
+    """One bundle per sampler, then one per scorer."""
+    roles = (("sampler", cluster.samplers), ("scorer", cluster.scorers))
+    return [resources_of(cluster, role) for role, count in roles for _ in range(count)]
+
+
+def reserve(cluster: ClusterConfig, *, wait: bool) -> PlacementGroup:
+    """Reserve what samplers and scorers need; the learner's ranks are placed by Ray Train, but counted here.
+
+    Raises UserError that says what was asked, what exists and what is missing, where the cluster cannot
+    hold it all; with `wait` it waits until nodes have joined, and says so.
+    """
+    learners = [resources_of(cluster, "learner")] * (cluster.min_learners or cluster.learners)
+    shortage = find_shortage([*bundles_of(cluster), *learners], _nodes(), cluster.placement)
+    if shortage is not None and not wait:
+        raise UserError(f"align: {shortage}; {_describe(cluster)}; ask for less in `cluster:`, or add --wait")
+    group = placement_group(bundles_of(cluster), strategy=cluster.placement)
+    started = time.monotonic()
+    while not group.wait(10):
+        waited = time.monotonic() - started
+        if not wait and waited > READY_S:
+            free = _format(ray.available_resources())
+            remove_placement_group(group)
+            raise UserError(f"align: others hold the resources: free are {free}; {_describe(cluster)}; or add --wait")
+        print(f"align: waiting for resources since {waited:.0f} s: {_describe(cluster)}", file=sys.stderr)
+    return group
+
+
+def find_shortage(wanted: Sequence[Resources], nodes: Sequence[Mapping[str, float]], placement: str) -> str | None:
+    """What nodes of these resources lack for the bundles, in words; None where all fit.
+
+    The largest bundles are laid out first, each on the first node with room; STRICT_PACK takes one node,
+    STRICT_SPREAD one bundle per node.
+    """
+    if placement == "STRICT_PACK":
+        wanted = [_sum(wanted)]
+    free = [dict(node) for node in nodes]
+    unplaced = []
+    for bundle in sorted(wanted, key=lambda b: (b.get("GPU", 0.0), b.get("CPU", 0.0)), reverse=True):
+        fitting = [n for n in free if all(n.get(key, 0.0) >= amount - 1e-9 for key, amount in bundle.items())]
+        if not fitting:
+            unplaced.append(bundle)
+        elif placement == "STRICT_SPREAD":
+            fitting[0].clear()
+        else:
+            for key, amount in bundle.items():
+                fitting[0][key] -= amount
+    if not unplaced:
+        return None
+    exists = "; ".join(f"node {number}: {_format(node)}" for number, node in enumerate(nodes)) or "no node"
+    count = f"{len(unplaced)} of {len(wanted)} actors do not fit ({placement})"
+    return f"{count}: missing {_format(_sum(unplaced))}; there are {exists}"
+
+
+def _sum(bundles: Sequence[Resources]) -> Resources:
+    total: Counter[str] = Counter()
+    for bundle in bundles:
+        total.update(bundle)  # type: ignore[arg-type]
+    return dict(total)
+
+
+def start_dispatcher(
+    config: RunConfig, reward: Path | None, group: PlacementGroup | None, incidents: Incidents
+) -> Dispatcher:
+    """Samplers and scorers, each in its bundle of the group; anywhere without one."""
+    cluster = config.cluster
+
+    def start(role: str, actor: Any, first: int, *arguments: object) -> Crew:
+        asked = resources_of(cluster, role)
+        options: dict[str, Any] = {"num_cpus": asked.pop("CPU"), "num_gpus": asked.pop("GPU", 0), "resources": asked}
+        options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(cluster.threads_per_sampler)}}
+
+        def make(place: int) -> Any:
+            where = None if group is None else PlacementGroupSchedulingStrategy(group, first + place)
+            return ray.remote(**options, scheduling_strategy=where)(actor).remote(*arguments)
+
+        return Crew(role, make, cluster.samplers if role == "sampler" else cluster.scorers, incidents)
+
+    return Dispatcher(
+        samplers=start("sampler", RolloutSampler, 0, config),
+        scorers=start("scorer", RewardScorer, cluster.samplers, config, reward),
+        timeout_s=cluster.task_timeout_s,
+        canary_tolerance=config.align.max_ratio_error,
+    )
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _describe(cluster: ClusterConfig) -> str:
+    roles = (("sampler", cluster.samplers), ("scorer", cluster.scorers), ("learner", cluster.learners))
+    asked = ", ".join(f"{count} {role}(s) of {_format(resources_of(cluster, role))}" for role, count in roles)
+    return f"asked are {asked}, {cluster.placement}"
+
+
+def _format(resources: Mapping[str, float]) -> str:
+    shown = ("CPU", "GPU", "sampler", "scorer", "learner")
+    return " ".join(f"{resources[key]:g} {key}" for key in shown if resources.get(key)) or "nothing"

@@ -1,0 +1,33 @@
+"""Prompts that are no longer sampled, with the reason; kept in the run folder."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from rlhf.errors import UserError
+from rlhf.storage import atomic_write_json
+
+
+class PutAside:
+    """`put_aside.json` in a run folder: the reason by prompt id."""
+
+    def __init__(self, out: Path) -> None:
+        self._path = out / "put_aside.json"
+        self.reasons: dict[str, str] = json.loads(self._path.read_text()) if self._path.is_file() else {}
+
+    def add(self, prompt_id: str, reason: str) -> None:
+        """From now on this prompt is replaced by another."""
+        self.reasons[prompt_id] = reason
+        atomic_write_json(self._path, self.reasons)
+
+    def substitute(self, chosen: list[str], ids: list[str], key: tuple[int, ...]) -> list[str]:
+        """The chosen prompts with those put aside replaced by others, drawn by `key`; UserError where none is left."""
+        kept = [name for name in chosen if name not in self.reasons]
+        if len(kept) == len(chosen):
+            return chosen
+        others = [ids[i] for i in np.random.default_rng(key).permutation(len(ids))]
+        spare = [name for name in others if name not in self.reasons and name not in kept]
+        if len(spare) < len(chosen) - len(kept):
+            raise UserError(f"align: too few prompts are left: {len(self.reasons)} were put aside, see {self._path}")
+        return [spare.pop(0) if name in self.reasons else name for name in chosen]

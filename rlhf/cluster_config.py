@@ -1,0 +1,45 @@
+"""Settings of the actors: how many, where, and what happens when they are lost."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rlhf.config_types import Count, NonNegative, Positive, Section
+
+
+class ClusterConfig(Section):
+    """Ray actors and what each may take."""
+
+    samplers: Count = 2
+    """RolloutSampler actors."""
+    scorers: Count = 1
+    """RewardScorer actors."""
+    learners: Count = 1
+    """Learner ranks."""
+    threads_per_sampler: Count = 1
+    """PyTorch threads of a sampler or scorer (CPU only)."""
+    threads_per_learner: Count = 2
+    """PyTorch threads of a learner rank (CPU only)."""
+    cpus_per_actor: Positive = 0.25
+    """Ray CPUs asked for by each sampler, scorer and learner rank."""
+    gpus_per_actor: NonNegative = 0.0
+    """Ray GPUs asked for by each sampler, scorer and learner rank; below 1, actors share a GPU."""
+    gpus_per_sampler: NonNegative | None = None
+    """In place of `gpus_per_actor`."""
+    gpus_per_scorer: NonNegative | None = None
+    """In place of `gpus_per_actor`."""
+    gpus_per_learner: NonNegative | None = None
+    """In place of `gpus_per_actor`."""
+    role_resources: bool = False
+    """Actors also ask for the resource of their role's name (`sampler`, `scorer`, `learner`), as much as of GPUs, so
+    that nodes can be marked for a role."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How actors lie on the nodes: few nodes or many if possible, or one node or one each by force."""
+    min_learners: Count | None = None
+    """With this many learner ranks the run goes on where no more can be had; None always waits for `learners`."""
+    learner_failures: Annotated[int, Field(ge=-1)] = 8
+    """Losses of learner ranks, each of which costs the updates since the last checkpoint; -1 is any number."""
+    task_timeout_s: Positive = 3600.0
+    """A sampler or scorer that has not answered for so long is replaced; a new one's start is counted in."""
+    canary_every: Count = 1
+    """Updates between canaries: a log-prob that every sampler computes as the learner does, or is replaced."""

@@ -1,0 +1,251 @@
+"""Cluster files: the mistakes that Ray and Kubernetes would find late, or never."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf.commands.cluster_shell import command_problems
+from rlhf.config_files import load_config
+from rlhf.errors import UserError
+
+RAY_KINDS = ("RayCluster", "RayJob", "RayService")
+METADATA = {"name", "namespace", "labels", "annotations", "finalizers"}
+# Ray hands these on unchecked. Azure's machine parameters are read from Ray's own template.
+PROVIDER_KEYS = {
+    "aws": {"region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "security_group", "key_pair"},
+    "gcp": {"region", "availability_zone", "project_id", "cache_stopped_nodes", "use_internal_ips", "gcp_credentials"},
+    "azure": {
+        *("location", "resource_group", "subscription_id", "availability_zone", "cache_stopped_nodes", "tags"),
+        *("subnet_mask", "unique_id", "use_internal_ips", "use_external_head_ip", "msi_name", "msi_resource_group"),
+    },
+    "local": {"head_ip", "worker_ips", "external_head_ip", "coordinator_address"},
+}
+NODE_KEYS = {
+    "aws": {
+        *("InstanceType", "ImageId", "BlockDeviceMappings", "InstanceMarketOptions", "IamInstanceProfile", "KeyName"),
+        *("SubnetId", "SubnetIds", "SecurityGroupIds", "NetworkInterfaces", "Placement", "TagSpecifications"),
+        *("EbsOptimized", "MetadataOptions", "CapacityReservationSpecification", "LaunchTemplate", "UserData"),
+    },
+    "gcp": {
+        *("machineType", "disks", "scheduling", "guestAccelerators", "metadata", "networkInterfaces", "labels"),
+        *("serviceAccounts", "tags", "reservationAffinity", "shieldedInstanceConfig", "minCpuPlatform"),
+    },
+    "azure": {"azure_arm_parameters", "tags"},
+}
+
+
+def file_problems(path: Path, root: Path, crds: Path | None = None) -> list[str]:
+    """What is wrong with a `ray up` file, a file of Kubernetes manifests or a run file.
+
+    `crds` is a folder of KubeRay's own definitions (rayclusters.yaml and so on, also .gz); without it
+    the custom resources are checked for what they run only. Raises UserError for a file that is no YAML.
+    """
+    try:
+        records = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable YAML file ({error})") from error
+    problems: list[str] = []
+    for record in records:
+        if not isinstance(record, dict):
+            problems.append("must hold keys such as `cluster_name:` or `kind:`")
+        elif "kind" in record:
+            problems += manifest_problems(record, root, crds)
+        elif "cluster_name" in record or "provider" in record:
+            problems += ray_up_problems(record, root)
+        else:
+            load_config(path)
+    return problems
+
+
+def ray_up_problems(record: dict[str, Any], root: Path) -> list[str]:
+    """Ray's own validation, and what it lets pass."""
+    import click
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    provider = record.get("provider")
+    kind = provider.get("type") if isinstance(provider, dict) else None
+    if not isinstance(kind, str) or kind not in PROVIDER_KEYS:
+        return [f"provider.type: {kind!r}; known are {', '.join(PROVIDER_KEYS)}"]
+    # prepare_config stumbles over what the schema would explain, so the schema comes first.
+    problems = _ray_schema_problems(record)
+    if problems:
+        return problems
+    nodes = record.get("available_node_types") or {}
+    try:
+        config = prepare_config(record)
+        validate_config(config)
+    except (ValueError, TypeError, KeyError, click.ClickException) as error:
+        return [f"Ray refuses it: {error}"]
+    problems = _unknown("provider", record["provider"], PROVIDER_KEYS[kind] | {"type"})
+    for name, node in nodes.items():
+        problems += _node_problems(name, node, kind, config)
+    for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
+        problems += [p for line in record.get(key, []) for p in command_problems(line, root)]
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        problems += [p for line in config[key] for p in command_problems(line, root)]
+    return problems
+
+
+def _ray_schema_problems(record: dict[str, Any]) -> list[str]:
+    import jsonschema
+    import ray.autoscaler
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    # Ray takes it for machines of one's own, though its schema does not know it.
+    schema["properties"]["min_workers"] = {"type": "integer", "minimum": 0}
+    errors = jsonschema.Draft7Validator(schema).iter_errors(record)
+    return [f"{'.'.join(map(str, e.absolute_path)) or 'file'}: {e.message}" for e in errors]
+
+
+def _node_problems(name: str, node: dict[str, Any], kind: str, config: dict[str, Any]) -> list[str]:
+    where = f"available_node_types.{name}"
+    low, high = node.get("min_workers", 0), node.get("max_workers", config["max_workers"])
+    problems = []
+    if low > high:
+        problems.append(f"{where}: min_workers {low} exceeds max_workers {high}")
+    if name != config["head_node_type"] and high > config["max_workers"]:
+        problems.append(f"{where}: max_workers {high} exceeds the cluster's {config['max_workers']}")
+    problems += _unknown(f"{where}.node_config", node["node_config"], NODE_KEYS[kind])
+    if kind == "azure":
+        problems += _unknown(
+            f"{where}.azure_arm_parameters", node["node_config"].get("azure_arm_parameters", {}), _azure_parameters()
+        )
+    return problems
+
+
+def _azure_parameters() -> set[str]:
+    import ray.autoscaler
+
+    template = Path(ray.autoscaler.__file__).parent / "_private" / "_azure" / "azure-vm-template.json"
+    return {*json.loads(template.read_text())["parameters"], "availability_zone"}
+
+
+def _unknown(where: str, record: Any, known: set[str]) -> list[str]:
+    if not isinstance(record, dict):
+        return [f"{where}: must hold keys"]
+    return [
+        f"{where}.{key}: unknown key; known are {', '.join(sorted(known))}" for key in sorted(record.keys() - known)
+    ]
+
+
+def manifest_problems(record: dict[str, Any], root: Path, crds: Path | None) -> list[str]:
+    """A Kubernetes object; of Ray's kinds also the schema, the job's command and Serve's configuration."""
+    kind = str(record["kind"])
+    metadata, spec = record.get("metadata"), record.get("spec", {})
+    if not isinstance(metadata, dict) or not isinstance(spec, dict):
+        return [f"{kind}: `metadata` and `spec` must hold keys"]
+    name = f"{kind} {metadata.get('name')}"
+    problems = _unknown("metadata", metadata, METADATA)
+    if kind in RAY_KINDS and crds is not None:
+        problems += _schema_problems(record, crds / f"{kind.lower()}s.yaml")
+    # What is of another type than the schema says cannot be read further.
+    if kind in RAY_KINDS and not problems:
+        problems = _content_problems(kind, spec, root)
+    return [f"{name}: {p}" for p in problems]
+
+
+def _content_problems(kind: str, spec: dict[str, Any], root: Path) -> list[str]:
+    problems: list[str] = []
+    if kind == "RayJob":
+        problems += command_problems(str(spec.get("entrypoint", "")), root)
+        problems += _runtime_env_problems(str(spec.get("runtimeEnvYAML", "")))
+    if kind == "RayService":
+        problems += serve_problems(str(spec.get("serveConfigV2", "")))
+    cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+    groups = cluster.get("workerGroupSpecs") if isinstance(cluster, dict) else None
+    for group in [g for g in groups if isinstance(g, dict)] if isinstance(groups, list) else []:
+        counts = [group.get(key, 0) for key in ("minReplicas", "replicas", "maxReplicas")]
+        if not all(isinstance(count, int) for count in counts) or counts != sorted(counts):
+            low, now, high = counts
+            problems.append(
+                f"{group.get('groupName')}: needs minReplicas {low} <= replicas {now} <= maxReplicas {high}"
+            )
+    return problems
+
+
+def _schema_problems(record: dict[str, Any], crd: Path) -> list[str]:
+    """Against the definition's own schema of version v1, in which objects take no keys but their own."""
+    import jsonschema
+
+    packed = crd.with_name(f"{crd.name}.gz")
+    try:
+        text = gzip.decompress(packed.read_bytes()) if packed.is_file() else crd.read_bytes()
+    except OSError as error:
+        raise UserError(f"--crds: {crd} is not readable ({error})") from error
+    # The C parser: these files hold tens of thousands of lines.
+    definition = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    versions = {v["name"]: v for v in definition["spec"]["versions"]}
+    version = str(record.get("apiVersion")).removeprefix("ray.io/")
+    if version != "v1":
+        return [f"apiVersion: {record.get('apiVersion')}; needs ray.io/v1"]
+    schema = versions[version]["schema"]["openAPIV3Schema"]
+    _close(schema)
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(record)
+    return [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in errors]
+
+
+def _close(schema: Any) -> None:
+    """Kubernetes drops keys that it does not know without a word: here they are errors."""
+    if isinstance(schema, list):
+        for item in schema:
+            _close(item)
+    if not isinstance(schema, dict):
+        return
+    if isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema:
+        schema["additionalProperties"] = False
+    for value in schema.values():
+        _close(value)
+
+
+def _runtime_env_problems(text: str) -> list[str]:
+    from ray.runtime_env import RuntimeEnv
+
+    try:
+        record = yaml.safe_load(text) or {}
+        problems = _unknown("runtimeEnvYAML", record, RuntimeEnv.known_fields)
+        RuntimeEnv(**record)
+    except (yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
+        return [f"runtimeEnvYAML: {error}"]
+    return problems
+
+
+def serve_problems(text: str) -> list[str]:
+    """`serveConfigV2`: Ray Serve's schema without its tolerance for unknown keys, and our builder's arguments."""
+    from pydantic import ValidationError
+    from ray.serve.schema import ServeDeploySchema
+
+    from serve.application import ServeArguments
+
+    try:
+        record = yaml.safe_load(text) or {}
+        ServeDeploySchema.model_validate(record)
+        problems = _unknown_fields("serveConfigV2", record, ServeDeploySchema)
+        for application in record["applications"]:
+            if application["import_path"] != "serve.application:build":
+                problems.append(f"import_path: {application['import_path']}; needs serve.application:build")
+            ServeArguments.model_validate(application.get("args", {}))
+    except ValidationError as error:
+        return [f"serveConfigV2: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+    except yaml.YAMLError as error:
+        return [f"serveConfigV2: not YAML ({error})"]
+    return problems
+
+
+def _unknown_fields(where: str, record: Any, model: Any) -> list[str]:
+    """Keys that a pydantic model does not name, at any depth; dictionaries of free content are left alone."""
+    from typing import get_args
+
+    if isinstance(record, list):
+        return [p for i, item in enumerate(record) for p in _unknown_fields(f"{where}.{i}", item, model)]
+    if not isinstance(record, dict) or not hasattr(model, "model_fields"):
+        return []
+    problems = _unknown(where, record, set(model.model_fields))
+    for key, field in model.model_fields.items():
+        inner = [field.annotation, *get_args(field.annotation)]
+        inner = [i for i in inner if hasattr(i, "model_fields")]
+        if key in record and inner:
+            problems += _unknown_fields(f"{where}.{key}", record[key], inner[0])
+    return problems

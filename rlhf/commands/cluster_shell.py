@@ -1,0 +1,110 @@
+"""Commands of `rlhf` and `ray` inside cluster files: whether they would be understood, without running them."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rlhf.config_files import load_config
+from rlhf.errors import UserError
+
+IMAGE_FOLDER = "/app/"
+"""Where the container image holds cluster/runs."""
+SEPARATORS = {";", "&&", "||", "|", "&"}
+
+
+def command_problems(line: str, root: Path) -> list[str]:
+    """What is wrong with a line of shell; programs other than `rlhf` and `ray` are let pass.
+
+    Files that the line names are sought below `root`, the repository.
+    """
+    try:
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        tokens = list(lexer)
+    except ValueError as error:
+        return [f"{line}: not a shell command ({error})"]
+    problems, command = [], []
+    for token in [*tokens, ";"]:
+        if token not in SEPARATORS:
+            command.append(token)
+            continue
+        problems += _simple_command_problems(command, root)
+        command = []
+    return problems
+
+
+def _simple_command_problems(tokens: list[str], root: Path) -> list[str]:
+    while tokens and re.match(r"\w+=", tokens[0]):
+        tokens = tokens[1:]
+    if tokens[:3] in (["python", "-m", "rlhf"], ["python3", "-m", "rlhf"]):
+        tokens = tokens[2:]
+    if not tokens or tokens[0] not in ("rlhf", "ray"):
+        return []
+    return _rlhf_problems(tokens[1:], root) if tokens[0] == "rlhf" else _ray_problems(tokens[1:], root)
+
+
+def _rlhf_problems(arguments: list[str], root: Path) -> list[str]:
+    """The command, its options, the run file and the keys in --set."""
+    from typer.main import get_command
+
+    from rlhf.cli import app
+
+    arguments = [a for a in arguments if a not in (">", "/dev/null")]
+    if arguments == ["--help"]:
+        return []
+    problems, values = _parse(get_command(app), arguments, "rlhf")
+    if problems:
+        return problems
+    file = values.get("config")
+    if file is not None:
+        file = root / str(file).removeprefix(IMAGE_FOLDER)
+        if not file.is_file():
+            return [f"rlhf {arguments[0]}: --config {values['config']} does not exist"]
+    try:
+        load_config(file, tuple(values.get("overrides") or ()))
+    except UserError as error:
+        return [f"rlhf {arguments[0]}: {line}" for line in str(error).splitlines()]
+    return []
+
+
+def _ray_problems(arguments: list[str], root: Path) -> list[str]:
+    """Ray's command and its options; what `job submit` and `symmetric-run` start is checked as well."""
+    from ray.scripts.scripts import cli
+
+    own, entrypoint = arguments, []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        own, entrypoint = arguments[:cut], arguments[cut + 1 :]
+    problems, values = _parse(cli, [*own, "--", *entrypoint] if entrypoint else own, "ray")
+    if own[:1] == ["symmetric-run"] and not problems:
+        # What symmetric-run does not know itself it hands to `ray start`.
+        rest = [a for a in values["ray_args_and_entrypoint"] if a not in entrypoint]
+        problems += _parse(cli, ["start", *rest], "ray")[0]
+    problems += [
+        f"ray {' '.join(own[:2])}: {values[name]} does not exist"
+        for name in ("cluster_config_file", "runtime_env", "working_dir")
+        if values.get(name) and not (root / values[name]).exists()
+    ]
+    return problems + (_simple_command_problems(entrypoint, root) if entrypoint else [])
+
+
+def _parse(command: Any, arguments: list[str], name: str) -> tuple[list[str], dict[str, Any]]:
+    """Problems, and the values of the innermost command's options; `command` is click's, or typer's copy of it."""
+    while hasattr(command, "commands"):
+        if not arguments or arguments[0] not in command.commands:
+            known = ", ".join(sorted(command.commands))
+            return [f"{name}: no command {arguments[0] if arguments else ''!r}; there are {known}"], {}
+        command, name, arguments = command.commands[arguments[0]], f"{name} {arguments[0]}", arguments[1:]
+    try:
+        return [], command.make_context(name, list(arguments)).params
+    except _usage_errors() as error:
+        return [f"{name}: {error.format_message()}"], {}
+
+
+def _usage_errors() -> tuple[Any, ...]:
+    """What an unknown option raises: click's class for Ray, and for `rlhf` the one in typer's copy of click."""
+    import click
+    import typer
+
+    return click.UsageError, typer.BadParameter.__base__

@@ -1,0 +1,213 @@
+"""Tasks that reach their end although samplers and scorers die, lie, raise and hang: stand-ins of both roles."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from actors.crew import Crew
+from actors.dispatch import Dispatcher, PoisonPrompt, check_rewards, find_fault
+from actors.incidents import Incidents, read_incidents
+from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
+from rlhf.errors import UserError
+from rlhf.rewards.scores import Scores
+from rlhf.rollout import RolloutPlan
+
+PLAN = RolloutPlan(num_inference_steps=1, eta=1.0, stochastic_steps=frozenset())
+NOTICE = WeightsNotice(version=3, weights=[], checksum="abc", canary=-1.5)
+
+
+@dataclass
+class Fault:
+    """What a stand-in does wrong, the first `times` times; counted in files, which outlive it."""
+
+    folder: Path
+    name: str = ""
+    times: int = 0
+    prompt: str | None = None
+    """Only at this prompt."""
+
+    def strikes(self, name: str, prompts: tuple[str, ...] = ()) -> bool:
+        if name != self.name or (self.prompt is not None and self.prompt not in prompts):
+            return False
+        struck = len(list(self.folder.glob("struck-*")))
+        if struck < self.times:
+            (self.folder / f"struck-{struck}").touch()
+        return struck < self.times
+
+
+class StandInSampler:
+    def __init__(self, fault: Fault) -> None:
+        self._fault = fault
+        if fault.strikes("start"):
+            raise RuntimeError("no such model")
+
+    def load_weights(self, notice: WeightsNotice) -> WeightsAck:
+        if self._fault.strikes("die while loading"):
+            os._exit(1)
+        lies, drifts = self._fault.strikes("lie"), self._fault.strikes("drift")
+        checksum = "lie" if lies else notice.checksum
+        canary = -1.4 if drifts else notice.canary
+        return WeightsAck(version=notice.version, checksum=checksum, canary=canary)
+
+    def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, str]:
+        if self._fault.strikes("die", task.prompt_ids):
+            os._exit(1)
+        if self._fault.strikes("hang"):
+            time.sleep(600)
+        version = 2 if self._fault.strikes("stale") else notice.version
+        receipt = RolloutReceipt(prompt_ids=task.prompt_ids, version=version, checksum=notice.checksum, duration_s=0.0)
+        return receipt, "+".join(task.prompt_ids)
+
+
+class StandInScorer:
+    def __init__(self, fault: Fault) -> None:
+        self._fault = fault
+
+    def score(self, task: RolloutTask, trajectories: str) -> dict[str, Scores]:
+        if self._fault.strikes("scorer dies"):
+            os._exit(1)
+        if self._fault.strikes("scorer refuses"):
+            raise UserError("the reward is broken; mend it")
+        assert trajectories == "+".join(task.prompt_ids)
+        return {"model": scores([float(ord(name)) for name in task.prompt_ids])}
+
+
+def scores(values: list[float]) -> Scores:
+    reward = torch.tensor(values, dtype=torch.float64)
+    return Scores(reward=reward, uncertainty=torch.ones_like(reward), trust_weight=torch.ones_like(reward))
+
+
+def task(*prompts: str) -> RolloutTask:
+    return RolloutTask(prompt_ids=prompts, prompts=[], samples_per_prompt=1, plan=PLAN, seed_key=())
+
+
+TASKS = [task("a", "b"), task("c", "d"), task("e", "f")]
+REWARDS = [[97.0, 98.0], [99.0, 100.0], [101.0, 102.0]]
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    # Workers do not find this module by its name.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def run(folder: Path, name: str = "", times: int = 1, prompt: str | None = None, timeout_s: float = 300.0) -> list:
+    """The rewards of all tasks, run by two stand-in samplers and a scorer with that fault."""
+    fault = Fault(folder=folder, name=name, times=times, prompt=prompt)
+    dispatcher = crews(fault, Incidents(folder), timeout_s)
+    try:
+        finished = dispatcher.run(NOTICE, TASKS)
+        assert all(worker.version == NOTICE.version for worker in dispatcher.samplers.workers if worker.job is None)
+        return [task.scores["model"].reward.tolist() for task in finished]
+    finally:
+        dispatcher.samplers.dismiss()
+        dispatcher.scorers.dismiss()
+
+
+def crews(fault: Fault, incidents: Incidents, timeout_s: float = 300.0) -> Dispatcher:
+    """Two samplers and a scorer."""
+
+    def start(actor: type) -> object:
+        return lambda _: ray.remote(num_cpus=0.1)(actor).remote(fault)
+
+    return Dispatcher(
+        samplers=Crew("sampler", start(StandInSampler), 2, incidents),
+        scorers=Crew("scorer", start(StandInScorer), 1, incidents),
+        timeout_s=timeout_s,
+    )
+
+
+def causes(folder: Path) -> list[tuple[str, str]]:
+    return [(line["role"], line["cause"]) for line in read_incidents(folder)]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("fault", "incident"),
+    [
+        ("", None),
+        ("die", ("sampler", "died")),
+        ("die while loading", ("sampler", "died")),
+        ("start", ("sampler", "died")),
+        ("lie", ("sampler", "weights")),
+        ("drift", ("sampler", "weights")),
+        ("stale", ("sampler", "weights")),
+        ("scorer dies", ("scorer", "died")),
+    ],
+)
+def test_every_task_is_done_in_order_whatever_a_worker_does(
+    local_ray: None, fault: str, incident: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    assert run(tmp_path, fault) == REWARDS
+    assert causes(tmp_path) == ([] if incident is None else [incident])
+
+
+@pytest.mark.ray
+def test_weights_that_are_proved_late_are_no_fault(local_ray: None, tmp_path: Path) -> None:
+    dispatcher = crews(Fault(folder=tmp_path), Incidents(tmp_path))
+    slow = dispatcher.samplers.workers[0]
+    before = replace(NOTICE, version=2)
+    dispatcher.samplers.begin(slow, before, slow.handle.load_weights.remote(before))
+    assert [task.scores["model"].reward.tolist() for task in dispatcher.run(NOTICE, TASKS)] == REWARDS
+    assert causes(tmp_path) == []
+
+
+@pytest.mark.ray
+def test_a_worker_that_hangs_is_replaced(local_ray: None, tmp_path: Path) -> None:
+    assert run(tmp_path, "hang", timeout_s=20.0) == REWARDS
+    assert ("sampler", "timeout") in causes(tmp_path)
+
+
+@pytest.mark.ray
+def test_a_prompt_that_kills_its_workers_also_when_it_is_alone_is_named(local_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(PoisonPrompt, match="d"):
+        run(tmp_path, "die", times=100, prompt="d")
+    assert causes(tmp_path) == [("sampler", "died")] * 3
+
+
+@pytest.mark.ray
+def test_two_deaths_by_chance_make_no_prompt_a_poison(local_ray: None, tmp_path: Path) -> None:
+    assert run(tmp_path, "die", times=2, prompt="d") == REWARDS
+
+
+@pytest.mark.ray
+def test_what_the_user_can_put_right_is_not_tried_again(local_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the reward is broken; mend it"):
+        run(tmp_path, "scorer refuses")
+    assert causes(tmp_path) == []
+
+
+@pytest.mark.ray
+def test_a_worker_that_can_never_start_ends_the_run_with_its_reason(local_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a sampler cannot be started(.|\n)*no such model"):
+        run(tmp_path, "start", times=100)
+
+
+def test_an_acknowledgement_is_proof_only_with_version_checksum_and_canary() -> None:
+    good = WeightsAck(version=3, checksum="abc", canary=-1.5)
+    assert find_fault(good, NOTICE, 1e-6) is None
+    for bad in ({"version": 2}, {"checksum": "abd"}, {"canary": -1.49}, {"canary": None}, {"canary": float("nan")}):
+        assert find_fault(WeightsAck(**(vars(good) | bad)), NOTICE, 1e-6) is not None
+    without = WeightsNotice(version=3, weights=[], checksum="abc")
+    assert find_fault(WeightsAck(version=3, checksum="abc", canary=None), without, 1e-6) is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_names_its_prompt(bad: float) -> None:
+    pair = RolloutTask(prompt_ids=("a", "b"), prompts=[], samples_per_prompt=2, plan=PLAN, seed_key=())
+    good = scores([0, 1, 2, 3])
+    check_rewards({"model": good, "seam": Scores(reward=good.reward)}, pair)
+    with pytest.raises(UserError, match="prompt b.*reward seam"):
+        check_rewards({"model": good, "seam": Scores(reward=scores([0, 1, bad, 3]).reward)}, pair)
+    with pytest.raises(UserError, match="prompt b.*reward model"):
+        check_rewards({"model": scores([0, 1, bad, 3])}, pair)
