@@ -19,6 +19,7 @@ from actors.placement import reserve, resources_of
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
+from rlhf.disk_need import describe_disk_need
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 from rlhf.policy import check_start
@@ -26,6 +27,7 @@ from rlhf.prompts import PromptTable
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
 from rlhf.storage import atomic_write_json, atomic_write_text
 from rlhf.trackers import check_packages
+from rlhf.url_path import UrlPath
 
 
 def align(
@@ -55,6 +57,7 @@ def align(
     if len(table.ids) < wanted:
         raise UserError(f"{prompts}: {len(table.ids)} training prompts, but align.prompts_per_update is {wanted}")
     config = check_rewards(config, reward, table.captions)
+    print(describe_disk_need(config, out), file=sys.stderr)
     start_ray(config, address)
     try:
         group = reserve(config.cluster, wait=wait)
@@ -63,7 +66,7 @@ def align(
             "run_id": uuid.uuid4().hex,
             "prompts": prompts.resolve(),
             "reward": None if reward is None else reward.resolve(),
-            "out": str(out.resolve()),
+            "out": out.resolve(),
             "start": None if start is None else start.resolve(),
             "group": group,
         }
@@ -100,7 +103,9 @@ def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Pat
         if not resume:
             raise UserError(f"{out}: holds a run already; add --resume to go on with it, or choose another --out")
         before = load_config(saved)
-        if before.model_copy(update={"cluster": config.cluster, "logging": config.logging}) != config:
+        kept = {name: getattr(config.align, name) for name in ("keep_last", "keep_policies")}
+        may_change = {"cluster": config.cluster, "logging": config.logging}
+        if before.model_copy(update=may_change | {"align": before.align.model_copy(update=kept)}) != config:
             raise UserError(f"{out}: was started with another configuration ({saved}); resume with the same one")
         if begun.is_file() and json.loads(begun.read_text()) != begins:
             raise UserError(f"{out}: was started from another policy ({begun}); resume with the same --policy")
@@ -142,8 +147,9 @@ def make_trainer(setup: dict, out: Path) -> TorchTrainer:
         ),
         run_config=ray.train.RunConfig(
             name="learner",
-            storage_path=str(out.resolve()),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            storage_path=out.key if isinstance(out, UrlPath) else str(out.resolve()),
+            storage_filesystem=out.filesystem if isinstance(out, UrlPath) else None,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=setup["config"].align.keep_last),
             failure_config=ray.train.FailureConfig(max_failures=cluster.learner_failures),
         ),
     )

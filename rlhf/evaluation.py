@@ -21,6 +21,8 @@ from rlhf.statistics import cluster_bootstrap, wins
 from rlhf.storage import atomic_write_json
 from rlhf.tables import EVALUATION, image_cell, write_table
 
+SUMMARY_SCHEMA_VERSION = 1
+"""Of `summary.json`."""
 COMPARED = 12
 """Prompts in `comparison.png`."""
 
@@ -64,6 +66,7 @@ def evaluate(
         judged = judge_policy(policy, prompts, reward, config, seed=seed, stage=f"evaluate: {folder.name}")
         curve.append(_curve_point(policy.version, base, judged, prompts, config))
     summary = compare(base, judged, prompts, config) | {
+        "schema_version": SUMMARY_SCHEMA_VERSION,
         "curve": curve,
         "prompts": len(prompts),
         "photographs": len({p.photograph for p in prompts}),

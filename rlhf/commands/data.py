@@ -20,9 +20,11 @@ def prompts(
     """Cut square crops with holes from photographs."""
     resolved = resolve_config(config, overrides)
     from rlhf.prompts import make_prompts
+    from rlhf.url_path import local_copy
 
     save_config(resolved, out)
-    count = make_prompts(images, out, resolved.prompts, seed=resolved.seed, split=split)
+    with local_copy(images) as folder:
+        count = make_prompts(folder, out, resolved.prompts, seed=resolved.seed, split=split)
     print(f"{count} prompts in {out}")
 
 

@@ -1,15 +1,26 @@
 """Options that several commands share, and how they become a configuration."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import typer
+
+from rlhf.url_path import as_path
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with what differs from the defaults.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, as section.key=value; repeatable.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 PromptsFolder = Annotated[Path, typer.Option("--prompts", help="Folder of prompts.")]
 RewardFolder = Annotated[Path, typer.Option("--reward", help="Reward folder.")]
+
+
+def take_urls(command: Callable[..., object] | None) -> None:
+    """Have every path of a command given as a local one or a URL; Typer alone would make a local path of both."""
+    for hint in get_type_hints(command, include_extras=True).values():
+        if get_origin(hint) is Annotated and Path in (hint.__origin__, *get_args(hint.__origin__)):
+            for option in hint.__metadata__:
+                option.parser, option.metavar = as_path, "PATH"
 
 
 def resolve_config(file: Path | None, overrides: list[str] | None):  # noqa: ANN202

@@ -100,6 +100,10 @@ def pretrain(
     """Train the built-in model `tiny` from photographs; goes on where it was interrupted."""
     from rlhf.pretrain import PretrainConfig
     from rlhf.pretrain import pretrain as train
+    from rlhf.url_path import UrlPath
 
+    for path in (images, out):
+        if isinstance(path, UrlPath):
+            raise UserError(f"pretrain: {path}: give local folders; the pipeline can be copied to a URL then")
     settings = PretrainConfig(images=images, out=out, vae_updates=vae_updates, unet_updates=unet_updates, seed=seed)
     print(f"pipeline in {train(settings)}")
