@@ -85,7 +85,7 @@ class Coordinator:
 
     def _busy(self, since: Mapping[str, float] | None = None) -> dict[str, float]:
         """Seconds in calls, by role and per worker."""
-        crews = (self._dispatcher.samplers, self._dispatcher.scorers)
+        crews = self._dispatcher.crews
         return {c.role: c.busy_s / len(c.workers) - (since[c.role] if since else 0.0) for c in crews}
 
     def _tasks(self, update: int) -> list[RolloutTask]:

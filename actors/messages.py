@@ -41,6 +41,8 @@ class RolloutTask:
     samples_per_prompt: int
     plan: RolloutPlan
     seed_key: tuple[object, ...]
+    first_sample: int = 0
+    """Number of each prompt's first sample, on which their noise depends."""
 
 
 @dataclass(frozen=True, kw_only=True)
