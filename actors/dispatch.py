@@ -39,6 +39,7 @@ class FinishedTask:
 
     number: int
     """Place among the tasks of the run."""
+    prompt_ids: tuple[str, ...]
     trajectories: ray.ObjectRef
     """Or what else the samplers' method makes."""
     scores: dict[str, Scores]
@@ -123,7 +124,8 @@ class Dispatcher:
 
     def _finish(self, job: Job, scores: dict[str, Scores]) -> None:
         self._unfinished -= 1
-        self._done.append(FinishedTask(number=job.number, trajectories=job.trajectories, scores=scores))
+        ids, made = job.task.prompt_ids, job.trajectories
+        self._done.append(FinishedTask(number=job.number, prompt_ids=ids, trajectories=made, scores=scores))
 
     def _assign(self, notice: WeightsNotice) -> None:
         for worker in self.samplers.idle():

@@ -1,5 +1,6 @@
 """Images of policies by samplers on Ray, for the stages beside `rlhf align`: candidates and evaluation."""
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import ray
 import ray.exceptions
+import torch
 
 from actors.align import start_ray
 from actors.dispatch import Dispatcher, PoisonPrompt
@@ -52,36 +54,30 @@ def remote_samplers(
     start_ray(config, address)
     try:
         group = reserve(cluster, ("sampler",), wait=wait)
-        publisher = WeightsPublisher(config)
         dispatcher = start_painters(config, group, Incidents(out))
+        opened = itertools.count()
 
         def open_policy(policy: Path | None) -> RemoteSampler:
             version = 0 if policy is None else int(read_manifest(policy)["policy_version"])
-            return RemoteSampler(dispatcher, publisher.publish(policy), version, take, PutAside(out))
+            weights = read_weights(config, policy)
+            # Numbered as they are opened: folders of two runs may have one version.
+            notice = WeightsNotice(version=next(opened), weights=[ray.put(weights)], checksum=checksum(weights))
+            return RemoteSampler(dispatcher, notice, version, take, PutAside(out))
 
         yield open_policy
     finally:
         ray.shutdown()
 
 
-class WeightsPublisher:
-    """Reads policy folders into the object store; one base model, on the CPU, serves for all."""
-
-    def __init__(self, config: RunConfig) -> None:
-        align = config.align
-        # Samplers are where the GPUs are; this process may have none.
-        policy = load_policy(config.model.model_copy(update={"device": "cpu"}))
-        make_trainable(policy, align.trainable, rank=align.lora_rank, targets=align.lora_targets, seed=config.seed)
-        self._unet, self._trainable, self._published = policy.unet, align.trainable, 0
-
-    def publish(self, policy: Path | None) -> WeightsNotice:
-        """The weights of a policy folder; without one those of the base model, whose fresh adapters add nothing."""
-        weights = trainable_state(self._unet)
-        if policy is not None:
-            weights = read_trainable_state(policy, self._unet, self._trainable)
-        # Numbered in the order of publication: folders of two runs may have one version.
-        self._published += 1
-        return WeightsNotice(version=self._published, weights=[ray.put(weights)], checksum=checksum(weights))
+def read_weights(config: RunConfig, policy: Path | None) -> dict[str, torch.Tensor]:
+    """The trained tensors of a policy folder; without one those of the base model, whose fresh adapters add nothing."""
+    align = config.align
+    # Samplers are where the GPUs are; this process may have none.
+    base = load_policy(config.model.model_copy(update={"device": "cpu"}))
+    make_trainable(base, align.trainable, rank=align.lora_rank, targets=align.lora_targets, seed=config.seed)
+    if policy is None:
+        return trainable_state(base.unet)
+    return read_trainable_state(policy, base.unet, align.trainable)
 
 
 class RemoteSampler:

@@ -10,7 +10,7 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 from test_healing import find_process, wait_for
 
 from actors.incidents import read_incidents
-from actors.sampling import RemoteSampler, remote_samplers
+from actors.sampling import remote_samplers
 from rlhf.candidates import make_candidates
 from rlhf.config import CandidatesConfig, EvaluateConfig, RunConfig
 from rlhf.evaluation import evaluate
