@@ -55,7 +55,7 @@ def align(
     if dump is not None:
         RolloutDump(dump).begin(config, resume=resume)
     if replay is not None:
-        RolloutDump(replay).check(config)
+        RolloutDump(replay).check_whole(config)
     else:
         config = check_inputs(config, prompts, reward)
     start_ray(config, address)

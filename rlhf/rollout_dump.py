@@ -67,6 +67,15 @@ class RolloutDump:
         if other:
             raise UserError(f"{path}: these rollouts are of another `{'`, `'.join(other)}`; use the same configuration")
 
+    def check_whole(self, config: RunConfig) -> None:
+        """`check`, and UserError naming the file where one of the configuration's updates is missing."""
+        self.check(config)
+        for update in range(config.align.updates):
+            for entry in self._about(update)["batches"]:
+                path = self._record(update).with_name(entry["file"])
+                if not path.is_file():
+                    raise UserError(f"{path}: missing; dump the rollouts again")
+
     def has(self, update: int) -> bool:
         """Whether an update is there, whole."""
         return self._record(update).is_file()
@@ -85,14 +94,16 @@ class RolloutDump:
 
     def read(self, update: int) -> tuple[list[DumpedBatch], dict[str, Any]]:
         """An update, and what was said about it; UserError naming the file that is missing or damaged."""
+        about, folder = self._about(update), self._record(update).parent
+        about["metrics"] = {name: math.nan if v is None else v for name, v in about["metrics"].items()}
+        return [_read_batch(folder / entry["file"], entry) for entry in about.pop("batches")], about
+
+    def _about(self, update: int) -> dict[str, Any]:
         path = self._record(update)
         try:
-            about = json.loads(path.read_text())
-            entries = about.pop("batches")
-        except (OSError, ValueError, KeyError) as error:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: no whole update is there ({error}); dump the rollouts again") from error
-        about["metrics"] = {name: math.nan if v is None else v for name, v in about["metrics"].items()}
-        return [_read_batch(path.with_name(entry["file"]), entry) for entry in entries], about
 
     def _record(self, update: int) -> Path:
         return self._folder / f"update-{update + 1:06d}" / "update.json"

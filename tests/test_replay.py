@@ -57,6 +57,14 @@ def test_a_replay_of_a_dump_that_is_damaged_or_of_other_settings_names_the_file(
     (tmp_path / "dump" / "update-000002" / "update.json").unlink()
     with pytest.raises(UserError, match=r"update-000002/update\.json: no whole update"):
         align(small_config(small_pipeline), None, None, tmp_path / "2", replay=tmp_path / "dump")
+    shutil.copytree(dumped / "dump", tmp_path / "dump", dirs_exist_ok=True)
+    batch = tmp_path / "dump" / "update-000002" / "batch-00001.safetensors"
+    batch.write_bytes(batch.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"update-000002/batch-00001\.safetensors: damaged"):
+        align(small_config(small_pipeline), None, None, tmp_path / "3", replay=tmp_path / "dump")
+    batch.unlink()
+    with pytest.raises(UserError, match=r"update-000002/batch-00001\.safetensors: missing"):
+        align(small_config(small_pipeline), None, None, tmp_path / "4", replay=tmp_path / "dump")
 
 
 def test_rollouts_alone_are_those_of_the_first_weights_and_can_be_gone_on_with(
