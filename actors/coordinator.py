@@ -57,7 +57,7 @@ class Coordinator:
 
         Raises UserError where a reward is not finite, or too many prompts had to be put aside.
         """
-        started, busy = time.perf_counter(), self._busy()
+        started, busy, repeated = time.perf_counter(), self._busy(), self._dispatcher.repeated
         # One put: samplers fetch from one another's nodes.
         version = update if version is None else version
         notice = WeightsNotice(version=version, weights=[ray.put(weights)], checksum=checksum(weights), canary=canary)
@@ -80,6 +80,7 @@ class Coordinator:
             "staleness": update - version,
             "weights_bytes": sum(tensor.nbytes for tensor in weights.values()),
             "prompts_put_aside": len(self._put_aside.reasons),
+            "tasks_repeated": self._dispatcher.repeated - repeated,
         }
         return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics, checksum=notice.checksum)
 

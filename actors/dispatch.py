@@ -21,8 +21,6 @@ MAX_DEATHS = 2
 """Workers that die at a task, until its prompts are tried one by one."""
 MAX_TRIALS = 3
 """Times that a task's prompts are tried one by one, until the run ends."""
-LOADING = "weights"
-"""The job of a sampler that takes over weights."""
 
 
 class PoisonPrompt(Exception):  # noqa: N818
@@ -74,6 +72,8 @@ class Dispatcher:
     canary_tolerance: float = 1e-6
     method: str = "rollout"
     """Of the samplers, which is given the notice and a task."""
+    repeated: int = 0
+    """Tasks, or parts of them, that had to be done again so far."""
     _fresh: Iterator[Job] = field(default_factory=lambda: iter(()))
     _to_sample: deque[Job] = field(default_factory=deque)
     _to_score: deque[Job] = field(default_factory=deque)
@@ -130,7 +130,7 @@ class Dispatcher:
     def _assign(self, notice: WeightsNotice) -> None:
         for worker in self.samplers.idle():
             if worker.version != notice.version:
-                self.samplers.begin(worker, LOADING, worker.handle.load_weights.remote(notice))
+                self.samplers.begin(worker, notice, worker.handle.load_weights.remote(notice))
             elif self._to_sample:
                 job = self._to_sample.popleft()
                 begin = getattr(worker.handle, self.method).options(num_returns=2)
@@ -148,13 +148,14 @@ class Dispatcher:
         crew = next(crew for crew in self.crews if call in crew.calls())
         outcome = crew.end(call)
         job = outcome.job
-        if job == LOADING:
-            self._settle_weights(outcome, notice)
+        if isinstance(job, WeightsNotice):
+            self._settle_weights(outcome)
         elif outcome.lost == "worker":
             self._count_death(job)
         elif job.is_dropped:
             return
         elif outcome.lost == "object":
+            self.repeated += 1
             self._to_sample.appendleft(job)
         elif crew is self.samplers:
             self._settle_rollout(outcome, notice)
@@ -162,7 +163,9 @@ class Dispatcher:
             check_rewards(outcome.result, job.task)
             self._finish(job, outcome.result)
 
-    def _settle_weights(self, outcome: Outcome, notice: WeightsNotice) -> None:
+    def _settle_weights(self, outcome: Outcome) -> None:
+        """It may have been given the weights in an earlier run, whose notice it then answers."""
+        notice: WeightsNotice = outcome.job
         if outcome.lost == "worker":
             return
         fault = "the weights were lost" if outcome.lost else find_fault(outcome.result, notice, self.canary_tolerance)
@@ -186,6 +189,7 @@ class Dispatcher:
         """A worker was lost at this job: do it again, but if that happens repeatedly find out which prompt it is."""
         if not isinstance(job, Job) or job.is_dropped:
             return
+        self.repeated += 1
         job.deaths += 1
         if job.is_trial:
             raise PoisonPrompt(job.task.prompt_ids[0])

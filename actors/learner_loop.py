@@ -27,7 +27,7 @@ from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.grids import save_rollout_grid
 from rlhf.learner import Learner, TrainingBatch
-from rlhf.metrics_log import MetricsLog
+from rlhf.metrics_log import MetricsLog, read_metrics
 from rlhf.policy import load_policy, save_policy
 from rlhf.prompts import PromptTable
 from rlhf.rollout_dump import RolloutDump
@@ -47,17 +47,21 @@ def train(setup: dict[str, Any]) -> None:
 
     `setup` holds `config`, the driver's `run_id`, the folders `prompts`, `reward` and `out`, the policy folder
     to `start` from or None, the placement `group`, and the folder that rollouts are written to (`dump`) or read
-    from (`replay`) or None. Rank 0 also coordinates, and owns samplers and
-    scorers; it waits for them, the other ranks wait for it. A checkpoint is complete only when all ranks
-    have reported it; ranks that were restarted, as many as there then are, go on from the last one.
+    from (`replay`) or None. Rank 0 also coordinates, and owns samplers and scorers; it waits for them, the other
+    ranks wait for it. A checkpoint is complete only when all ranks have reported it; ranks that were restarted, as
+    many as there then are, go on from the last one.
     """
     config: RunConfig = setup["config"]
     align, out = config.align, Path(setup["out"])
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.cluster.threads_per_learner)
-    coordinator = _start_coordinator(setup, ranks) if rank == 0 else None
+    incidents = Incidents(out)
+    coordinator = _start_coordinator(setup, ranks, incidents) if rank == 0 else None
     learner, first = _start_learner(config, ranks, setup["start"])
+    if rank == 0:
+        repeated = len(read_metrics(out)) - first
+        incidents.note_start(setup["run_id"], f"{ranks} rank(s) go on from update {first}; {repeated} are repeated")
     log = MetricsLog(out, first_update=first) if rank == 0 else None
     telemetry = Telemetry(out.name) if rank == 0 else None
 
@@ -82,9 +86,7 @@ def train(setup: dict[str, Any]) -> None:
         _report(learner, metrics, update + 1, is_checkpoint)
 
 
-def _start_coordinator(setup: dict[str, Any], ranks: int) -> AnyCoordinator:
-    incidents = Incidents(Path(setup["out"]))
-    incidents.note_start(setup["run_id"], f"with {ranks} rank(s)")
+def _start_coordinator(setup: dict[str, Any], ranks: int, incidents: Incidents) -> AnyCoordinator:
     if setup["replay"] is not None:
         return ReplayCoordinator(RolloutDump(setup["replay"]), incidents, ranks=ranks)
     coordinator = _start_sampling(setup, incidents, ranks)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,9 +106,17 @@ def _blank(image: Image.Image, mask: np.ndarray) -> Image.Image:
 
 
 def order_prompts(
-    items: AnnotationItems, select: str, reward: Path | None, *, seed: int, limit: int | None = None
+    items: AnnotationItems,
+    select: str,
+    reward: Path | None,
+    *,
+    seed: int,
+    limit: int | None = None,
+    earlier: Sequence[Path] = (),
 ) -> tuple[str, ...]:
     """Prompts in the order of annotation, `random` or `uncertain`; no more than have `limit` candidates together.
+
+    Those that folders of `earlier` annotations hold come last.
 
     Raises UserError where `uncertain` comes without a reward folder, or it is incomplete.
     """
@@ -121,4 +130,4 @@ def order_prompts(
         return images, mask_to_tensor(items.masks[prompt_id]).expand(len(images), -1, -1, -1)
 
     counts = {name: len(samples) for name, samples in items.candidates.items()}
-    return tuple(select_prompts(counts, pictures, select, reward, seed=seed, limit=limit))
+    return tuple(select_prompts(counts, pictures, select, reward, seed=seed, limit=limit, earlier=earlier))

@@ -166,6 +166,7 @@ def select_candidates(
     *,
     seed: int,
     limit: int | None,
+    earlier: Sequence[Path] = (),
 ) -> dict[tuple[str, int], torch.Tensor]:
     """The candidates of the prompts that `select_prompts` chooses, in the order in which they are to be annotated."""
     from rlhf.selection import select_prompts
@@ -179,7 +180,7 @@ def select_candidates(
         return images, prompts[prompt_id].mask.expand(len(images), -1, -1, -1)
 
     counts = {name: len(samples) for name, samples in keys.items()}
-    chosen = select_prompts(counts, pictures, select, reward, seed=seed, limit=limit)
+    chosen = select_prompts(counts, pictures, select, reward, seed=seed, limit=limit, earlier=earlier)
     return {key: candidates[key] for name in chosen for key in keys[name]}
 
 

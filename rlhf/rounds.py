@@ -142,12 +142,14 @@ def candidate_stages(plan: RoundsPlan, number: int) -> list[Stage]:
 
 
 def annotate_arguments(plan: RoundsPlan, number: int) -> list[str]:
-    """Of `rlhf annotate`: the chosen prompts of a round."""
+    """Of `rlhf annotate`: the chosen prompts of a round; those of earlier rounds only where no others are left."""
     folder = plan.folder(number)
     words = ["annotate", str(folder / "candidates"), "--out", str(folder / "annotations")]
     words += ["--limit", str(plan.annotations_per_round)]
     if plan.select == "uncertain" and number > 1:
         words += ["--select", "uncertain", "--reward", str(plan.folder(number - 1) / "reward")]
+    for n in range(1, number):
+        words += ["--earlier", str(plan.folder(n) / "annotations")]
     return [*words, *plan.options]
 
 

@@ -5,7 +5,8 @@ of one prompt, which a lone sample says nothing of, and people judge a prompt's 
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from rlhf.bound import PromptEffects, discount_prompt_effects
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.reward_model import RewardModel, load_reward
+from rlhf.tables import ANNOTATIONS, read_table
 
 Pictures = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 """By prompt id: candidates [k, 3, H, W] in [-1, 1] and their mask, [k, 1, H, W]."""
@@ -27,21 +29,35 @@ def select_prompts(
     *,
     seed: int,
     limit: int | None = None,
+    earlier: Sequence[Path] = (),
 ) -> list[str]:
     """Prompts to annotate, the first first: `random`, or `uncertain` by the reward in a folder.
 
     `counts` holds the candidates of each prompt; no more than `limit` of them are chosen, None takes all.
+    Prompts that folders of `earlier` annotations hold come after those that they do not.
     Raises UserError where `uncertain` comes without a reward folder or the other way round, the folder
     is incomplete, or no whole prompt is within the limit.
     """
     if (select == "uncertain") != (reward is not None):
         raise UserError("annotate: --select uncertain and --reward belong together; give both or neither")
     if reward is None:
-        return take_prompts(order_randomly(list(counts), seed=seed), counts, limit)
+        order = order_randomly(list(counts), seed=seed)
+        return take_prompts(annotated_last(order, earlier), counts, limit)
     model = load_reward(reward)
     features = {name: model.score(*pictures(name)).features for name in progress_bar(list(counts), stage="uncertainty")}
     effects = model.calibration.prompt_effects if isinstance(model, RewardModel) else None
-    return take_prompts(order_by_uncertainty(features, model.gram_inverse(), effects), counts, limit)
+    order = order_by_uncertainty(features, model.gram_inverse(), effects)
+    return take_prompts(annotated_last(order, earlier), counts, limit)
+
+
+def annotated_last(order: list[str], earlier: Sequence[Path]) -> list[str]:
+    """The order, but prompts that fewer folders of `earlier` annotations hold come before all others.
+
+    Without it the seed's random order, the same in every round, would give each round the same prompts.
+    """
+    prompts = ({row["prompt_id"] for row in read_table(folder, ANNOTATIONS)} for folder in earlier)
+    times = Counter(name for names in prompts for name in names)
+    return sorted(order, key=lambda name: times[name])
 
 
 def order_randomly(prompt_ids: list[str], *, seed: int) -> list[str]:

@@ -14,7 +14,15 @@ from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 
 pytestmark = pytest.mark.ray
-TIMINGS = {"rollout_s", "images_per_s", "sampler_idle_share", "scorer_idle_share", "train_s", "update_s"}
+TIMINGS = {
+    "rollout_s",
+    "images_per_s",
+    "sampler_idle_share",
+    "scorer_idle_share",
+    "tasks_repeated",
+    "train_s",
+    "update_s",
+}
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -112,16 +112,8 @@ def local_ray() -> Iterator[None]:
 
 def run(folder: Path, name: str = "", times: int = 1, prompt: str | None = None, timeout_s: float = 300.0) -> list:
     """The rewards of all tasks, run by two stand-in samplers and a scorer with that fault."""
-    fault, incidents = Fault(folder=folder, name=name, times=times, prompt=prompt), Incidents(folder)
-
-    def start(actor: type) -> object:
-        return lambda _: ray.remote(num_cpus=0.1)(actor).remote(fault)
-
-    dispatcher = Dispatcher(
-        samplers=Crew("sampler", start(StandInSampler), 2, incidents),
-        scorers=Crew("scorer", start(StandInScorer), 1, incidents),
-        timeout_s=timeout_s,
-    )
+    fault = Fault(folder=folder, name=name, times=times, prompt=prompt)
+    dispatcher = crews(fault, Incidents(folder), timeout_s)
     try:
         finished = dispatcher.run(NOTICE, TASKS)
         assert all(worker.version == NOTICE.version for worker in dispatcher.samplers.workers if worker.job is None)
@@ -135,6 +127,19 @@ def painters(fault: Fault) -> Dispatcher:
     """Two stand-in samplers whose images nobody scores."""
     crew = Crew("sampler", lambda _: ray.remote(num_cpus=0.1)(StandInSampler).remote(fault), 2, Incidents(fault.folder))
     return Dispatcher(samplers=crew, scorers=None, timeout_s=300.0, method="paint")
+
+
+def crews(fault: Fault, incidents: Incidents, timeout_s: float = 300.0) -> Dispatcher:
+    """Two samplers and a scorer."""
+
+    def start(actor: type) -> object:
+        return lambda _: ray.remote(num_cpus=0.1)(actor).remote(fault)
+
+    return Dispatcher(
+        samplers=Crew("sampler", start(StandInSampler), 2, incidents),
+        scorers=Crew("scorer", start(StandInScorer), 1, incidents),
+        timeout_s=timeout_s,
+    )
 
 
 def causes(folder: Path) -> list[tuple[str, str]]:
@@ -160,6 +165,16 @@ def test_every_task_is_done_in_order_whatever_a_worker_does(
 ) -> None:
     assert run(tmp_path, fault) == REWARDS
     assert causes(tmp_path) == ([] if incident is None else [incident])
+
+
+@pytest.mark.ray
+def test_weights_that_are_proved_late_are_no_fault(local_ray: None, tmp_path: Path) -> None:
+    dispatcher = crews(Fault(folder=tmp_path), Incidents(tmp_path))
+    slow = dispatcher.samplers.workers[0]
+    before = replace(NOTICE, version=2)
+    dispatcher.samplers.begin(slow, before, slow.handle.load_weights.remote(before))
+    assert [task.scores["model"].reward.tolist() for task in dispatcher.run(NOTICE, TASKS)] == REWARDS
+    assert causes(tmp_path) == []
 
 
 @pytest.mark.ray

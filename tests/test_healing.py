@@ -1,5 +1,6 @@
 """kill -9 of every role of a run and of its driver: the run goes on, with the figures of an undisturbed one."""
 
+import contextlib
 import json
 import os
 import signal
@@ -65,7 +66,11 @@ def kill_after_first_update(out: Path, *roles: str) -> threading.Thread:
 
 def find_process(role: str) -> psutil.Process:
     """A process of that role, of this driver's Ray."""
-    return next(p for p in psutil.Process().children(recursive=True) if f"ray::{role}" in " ".join(p.cmdline()))
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
+            if f"ray::{role}" in " ".join(process.cmdline()):
+                return process
+    raise AssertionError(f"no process is a {role}")
 
 
 def wait_for(is_true: Callable[[], bool], timeout_s: float = 240) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_annotations import annotation, write_annotations
 from small_parts import save_small_reward
 from small_study import write_study
 
@@ -12,7 +13,15 @@ from rlhf.bound import PromptEffects
 from rlhf.candidates import load_candidates, select_candidates
 from rlhf.errors import UserError
 from rlhf.prompts import load_prompts
-from rlhf.selection import log_det_gains, order_by_uncertainty, order_randomly, take_prompts, update_inverse
+from rlhf.selection import (
+    annotated_last,
+    log_det_gains,
+    order_by_uncertainty,
+    order_randomly,
+    select_prompts,
+    take_prompts,
+    update_inverse,
+)
 
 DIM = 5
 
@@ -82,6 +91,17 @@ def test_the_random_order_is_the_seeds_alone() -> None:
     names = [f"p{i}" for i in range(30)]
     assert order_randomly(names, seed=3) == order_randomly(names[::-1], seed=3)
     assert order_randomly(names, seed=3) != order_randomly(names, seed=4)
+
+
+def test_prompts_of_earlier_rounds_come_last_in_their_order(tmp_path: Path) -> None:
+    for folder, names in (("first", "ab"), ("second", "bc")):
+        rows = [annotation(name, 0, "simulated-0", 3.0) for name in names]
+        write_annotations(rows, tmp_path / folder)
+    earlier = [tmp_path / "first", tmp_path / "second"]
+    assert annotated_last(["b", "a", "d", "c", "e"], earlier) == ["d", "e", "a", "c", "b"]
+    counts = dict.fromkeys("abcde", 2)
+    chosen = select_prompts(counts, None, "random", None, seed=0, limit=4, earlier=earlier)  # type: ignore[arg-type]
+    assert set(chosen) == {"d", "e"}
 
 
 @pytest.mark.parametrize("select", ["random", "uncertain"])

@@ -84,6 +84,10 @@ def annotate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Candidates to annotate, in whole prompts; default: all.")
     ] = None,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option("--earlier", help="Folder of earlier annotations, whose prompts come last; repeatable."),
+    ] = None,
     export: Annotated[bool, typer.Option("--export", help="Only write OUT/annotations.parquet anew.")] = False,
     config: Config = None,
     overrides: Overrides = None,
@@ -94,7 +98,7 @@ def annotate(
 
     prompts = prompts_of(candidates, prompts)
     if simulated:
-        _simulate(resolved, candidates, prompts, out, select, reward, limit)
+        _simulate(resolved, candidates, prompts, out, select, reward, limit, tuple(earlier or ()))
         return
     from rlhf.annotation_export import export_by_hand, open_study
     from rlhf.annotation_items import load_items, order_prompts
@@ -106,14 +110,14 @@ def annotate(
         return
     from serve.annotation_server import run
 
-    order = order_prompts(items, select, reward, seed=resolved.seed, limit=limit)
+    order = order_prompts(items, select, reward, seed=resolved.seed, limit=limit, earlier=tuple(earlier or ()))
     assignment = Assignment(order=order, overlap=overlap, repeat=repeat, lease_s=60 * lease_minutes, seed=resolved.seed)
     store = open_study(items, assignment, out, database)
     save_config(resolved, out)
     run(store, items, out, host, port)
 
 
-def _simulate(resolved, candidates: Path, prompts: Path, out: Path, select: str, reward, limit) -> None:  # noqa: ANN001
+def _simulate(resolved, candidates, prompts, out: Path, select: str, reward, limit, earlier) -> None:  # noqa: ANN001
     from rlhf.annotation_export import refuse_peoples_annotations
     from rlhf.annotators import simulate_annotations
     from rlhf.candidates import load_candidates, select_candidates
@@ -124,6 +128,6 @@ def _simulate(resolved, candidates: Path, prompts: Path, out: Path, select: str,
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images = load_candidates(candidates, by_id)
     if reward is not None or limit is not None or select != "random":
-        images = select_candidates(by_id, images, select, reward, seed=resolved.seed, limit=limit)
+        images = select_candidates(by_id, images, select, reward, seed=resolved.seed, limit=limit, earlier=earlier)
     count = simulate_annotations(by_id, images, out, resolved.annotators, seed=resolved.seed)
     print(f"{count} simulated annotations of {len(images)} candidates in {out}")

@@ -23,20 +23,10 @@ def bound(
 ) -> None:
     """Compare kinds of uncertainty on the same splits: coverage, width, and what they know of errors."""
     resolved = resolve_config(config, overrides)
-    import torch
-
-    from rlhf.annotated_images import join_annotations
-    from rlhf.annotators import load_annotations, noiseless_scores
     from rlhf.bound_study import format_table, study_bound
-    from rlhf.candidates import load_candidates
-    from rlhf.prompts import load_prompts
 
     save_config(resolved, out)
-    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
-    images, rows = load_candidates(candidates, by_id), load_annotations(annotations)
-    is_simulated = all(row["is_simulated"] for row in rows)
-    truth = torch.from_numpy(noiseless_scores(by_id, images, rows)) if is_simulated else None
-    data = join_annotations(by_id, images, rows)
+    data, truth = _load_annotated(prompts, candidates, annotations)
     print(format_table(study_bound(data, truth, resolved.reward, out, resplits=resplits, ensemble=ensemble)))
 
 
@@ -77,3 +67,57 @@ def shift(
             images=torch.stack(list(images.values())), masks=masks
         )
     print(format_shifts(study_shift(data, families, others, resolved.reward, out, resplits=resplits)))
+
+
+@study.command()
+def selection(
+    prompts: Annotated[Path, typer.Argument(help="Folder of prompts.")],
+    candidates: Annotated[Path, typer.Argument(help="Folder of candidates.")],
+    annotations: Annotated[Path, typer.Argument(help="Folder of annotations.")],
+    out: Out,
+    seeds: Annotated[int, typer.Option(min=1, help="Splits of the photographs.")] = 10,
+    portion: Annotated[float, typer.Option(min=0.01, max=0.33, help="Share annotated in each of three rounds.")] = 0.2,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Does active choice pay? Rewards of equally many annotations, chosen by uncertainty or at random."""
+    resolved = resolve_config(config, overrides)
+    from rlhf.selection_study import format_table, study_selection
+
+    save_config(resolved, out)
+    data, truth = _load_annotated(prompts, candidates, annotations)
+    summary = study_selection(data, truth, resolved.reward, out, seeds=seeds, portion=portion)
+    print(format_table(summary) + ("" if truth is None else "; all annotators simulated"))
+
+
+@study.command()
+def rounds(
+    runs: Annotated[
+        list[str], typer.Argument(help="Folders of `rlhf rounds`, or NAME=FOLDER: one per seed of each name.")
+    ],
+    out: Out,
+) -> None:
+    """Compare finished `rlhf rounds`, the first over the others: WinRate and gain by the gold judge."""
+    from rlhf.rounds_study import format_study, study_rounds
+
+    named = []
+    for run in runs:
+        name, _, folder = run.rpartition("=")
+        named.append((name or Path(folder).name, Path(folder)))
+    print(format_study(study_rounds(named, out)))
+
+
+def _load_annotated(prompts: Path, candidates: Path, annotations: Path):  # noqa: ANN202
+    """Annotated images and, where all annotators are simulated, their scores without noise; else None."""
+    import torch
+
+    from rlhf.annotated_images import join_annotations
+    from rlhf.annotators import load_annotations, noiseless_scores
+    from rlhf.candidates import load_candidates
+    from rlhf.prompts import load_prompts
+
+    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
+    images, rows = load_candidates(candidates, by_id), load_annotations(annotations)
+    is_simulated = all(row["is_simulated"] for row in rows)
+    truth = torch.from_numpy(noiseless_scores(by_id, images, rows)) if is_simulated else None
+    return join_annotations(by_id, images, rows), truth

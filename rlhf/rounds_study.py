@@ -1,0 +1,147 @@
+"""Finished runs of `rlhf rounds` compared: their last policies, by the gold judge, on the same prompts and noise."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf.errors import UserError
+from rlhf.statistics import cluster_bootstrap, wins
+from rlhf.storage import atomic_write_json
+from rlhf.tables import EVALUATION, stream_table
+
+SAME = 1e-4
+"""Gold utilities of the base model that differ by less are of the same noise; other noise moves them by 1e-2."""
+Sample = tuple[str, int]
+"""Prompt id and sample index."""
+Gold = dict[Sample, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRounds:
+    """One folder of `rlhf rounds`, and how its last policy was judged."""
+
+    folder: Path
+    lines: list[dict[str, Any]]
+    """Of `rounds.json`."""
+    gold: dict[str, Gold]
+    """Gold utilities of `base` and of the last policy, `aligned`."""
+    photographs: dict[Sample, str]
+
+    @property
+    def effort(self) -> dict[str, Any]:
+        """What it was given over all rounds."""
+        return {
+            "folder": str(self.folder),
+            "rounds": len(self.lines),
+            "annotated_candidates": sum(line["annotated_candidates"] for line in self.lines),
+            "annotations": sum(line["annotations"] for line in self.lines),
+            "is_simulated": any(line["is_simulated"] for line in self.lines),
+            "updates": sum(int(line["policy"].rpartition("-")[2]) for line in self.lines),
+        }
+
+
+def read_rounds(folder: Path) -> FinishedRounds:
+    """A finished folder; UserError where its last round has not been evaluated."""
+    path = folder / "rounds.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no finished round in it; name a folder that `rlhf rounds` wrote")
+    lines = json.loads(path.read_text())
+    if (folder / f"round-{len(lines) + 1}").exists():
+        raise UserError(f"{folder}: round {len(lines) + 1} has begun and is not finished; let `rlhf rounds` go on")
+    gold: dict[str, Gold] = {"base": {}, "aligned": {}}
+    photographs = {}
+    for row in stream_table(folder / f"round-{len(lines)}" / "evaluation", EVALUATION):
+        key = (row["prompt_id"], row["sample_index"])
+        gold[row["policy"]][key] = row["gold"]
+        photographs[key] = row["photograph"]
+    return FinishedRounds(folder=folder, lines=lines, gold=gold, photographs=photographs)
+
+
+def study_rounds(named: Sequence[tuple[str, Path]], out: Path) -> dict[str, Any]:
+    """The first name over each other one; writes and returns `rounds_study.json`.
+
+    A name may have several folders, of several seeds: the first of each name are compared with one
+    another, then the second. Intervals are by bootstrap over photographs, all pairs' rows of one together:
+    they tell what other photographs would show. What other seeds would, only the single pairs tell.
+    Raises UserError where names have unequal numbers of folders, or folders of a pair were judged on
+    other prompts or noise.
+    """
+    runs: dict[str, list[FinishedRounds]] = {}
+    for name, folder in named:
+        runs.setdefault(name, []).append(read_rounds(folder))
+    if len(runs) < 2:
+        raise UserError("study rounds: nothing to compare; give folders of two names, as NAME=FOLDER")
+    if len({len(group) for group in runs.values()}) > 1:
+        raise UserError("study rounds: every name needs as many folders as the others, one per seed")
+    first, *others = runs
+    over_base = {
+        name: judge_pairs([(run.gold["aligned"], run.gold["base"], run.photographs) for run in group])
+        for name, group in runs.items()
+    }
+    summary = {
+        "judge": "gold judge: the noiseless utility of the simulated annotators",
+        "challenger": first,
+        "runs": {name: [run.effort for run in group] for name, group in runs.items()},
+        "over_base": over_base,
+        "over_others": {name: compare_runs(runs[first], runs[name]) for name in others},
+    }
+    atomic_write_json(out / "rounds_study.json", summary)
+    return summary
+
+
+def compare_runs(challengers: list[FinishedRounds], others: list[FinishedRounds]) -> dict[str, Any]:
+    """The challengers over the others, pair by pair and together; UserError where a pair was not judged alike."""
+    triples = []
+    for challenger, other in zip(challengers, others, strict=True):
+        base, same = (run.gold["base"] for run in (challenger, other))
+        if base.keys() != same.keys() or any(abs(base[key] - same[key]) > SAME for key in base):
+            raise UserError(
+                f"{challenger.folder} and {other.folder}: judged on other prompts or noise, as the base model's "
+                "utilities tell; compare runs of one seed, evaluation photographs and settings `evaluate`"
+            )
+        triples.append((challenger.gold["aligned"], other.gold["aligned"], challenger.photographs))
+    efforts = [[(run.effort["annotations"], run.effort["updates"]) for run in group] for group in (challengers, others)]
+    singles = [judge_pairs([triple]) for triple in triples]
+    return judge_pairs(triples) | {"pairs": singles, "is_equal_effort": efforts[0] == efforts[1]}
+
+
+def judge_pairs(triples: list[tuple[Gold, Gold, dict[Sample, str]]]) -> dict[str, Any]:
+    """WinRate and mean gain of the first utilities of each triple over its second; photographs are the clusters."""
+    rows = [(ours[key], theirs[key], names[key]) for ours, theirs, names in triples for key in sorted(theirs)]
+    ours, theirs, photographs = zip(*rows, strict=True)
+    differences = np.subtract(ours, theirs)
+    return {
+        "win_rate": asdict(cluster_bootstrap(wins(np.array(ours), np.array(theirs)), photographs)),
+        "gold_gain": asdict(cluster_bootstrap(differences, photographs)),
+    }
+
+
+def format_study(summary: dict[str, Any]) -> str:
+    """The summary for the terminal."""
+    lines = []
+    for name, efforts in summary["runs"].items():
+        lines.append(f"{name}: {_describe(summary['over_base'][name])} over base; {len(efforts)} run(s)")
+        for effort in efforts:
+            simulated = " (simulated)" if effort["is_simulated"] else ""
+            lines.append(
+                f"    {effort['folder']}: {effort['rounds']} round(s), {effort['annotated_candidates']} candidates, "
+                f"{effort['annotations']} annotations{simulated}, {effort['updates']} updates"
+            )
+    for name, figures in summary["over_others"].items():
+        lines.append(f"{summary['challenger']} over {name}: {_describe(figures)}")
+        lines += [f"    pair {number}: {_describe(pair)}" for number, pair in enumerate(figures["pairs"], 1)]
+        if not figures["is_equal_effort"]:
+            lines.append("    numbers of annotations or updates differ, so this does not compare the number of rounds")
+    return "\n".join([*lines, "WinRate and gain by the gold judge, which is simulated; 95 % intervals"])
+
+
+def _describe(figures: dict[str, Any]) -> str:
+    rate, gain = figures["win_rate"], figures["gold_gain"]
+    return (
+        f"WinRate {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}], "
+        f"gain {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
+    )
