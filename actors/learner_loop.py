@@ -21,6 +21,7 @@ from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateWork
 from actors.overlapped_coordinator import OverlappedCoordinator
 from actors.placement import start_dispatcher
+from actors.rollout_replay import AnyCoordinator, DumpingCoordinator, ReplayCoordinator
 from actors.telemetry import Telemetry
 from rlhf.canary import canary_log_prob
 from rlhf.config import RunConfig
@@ -30,6 +31,7 @@ from rlhf.learner import Learner, TrainingBatch
 from rlhf.metrics_log import MetricsLog, read_metrics
 from rlhf.policy import drop_policies, load_policy, save_policy
 from rlhf.prompts import PromptTable
+from rlhf.rollout_dump import RolloutDump
 from rlhf.storage import require_room, writing
 from rlhf.url_path import explained
 
@@ -46,10 +48,11 @@ def learner_loop(setup: dict[str, Any]) -> str | None:
 def train(setup: dict[str, Any]) -> None:
     """Rollout, score, train, publish; again for every update.
 
-    `setup` holds `config`, the driver's `run_id`, the folders `prompts`, `reward` and `out`, the policy folder
-    to `start` from or None (all local or at URLs), and the placement `group`. Rank 0 also coordinates, and owns
-    samplers and scorers; it waits for them, the other ranks wait for it. A checkpoint is complete only when all
-    ranks have reported it; ranks that were restarted, as many as there then are, go on from the last one.
+    `setup` holds `config`, the driver's `run_id`, the folders `prompts`, `reward` and `out`, local or at URLs, the
+    policy folder to `start` from or None, the placement `group`, and the folder that rollouts are written to
+    (`dump`) or read from (`replay`) or None. Rank 0 also coordinates, and owns samplers and scorers; it waits for
+    them, the other ranks wait for it. A checkpoint is complete only when all ranks have reported it; ranks that
+    were restarted, as many as there then are, go on from the last one.
     """
     config: RunConfig = setup["config"]
     align, out = config.align, setup["out"]
@@ -86,7 +89,14 @@ def train(setup: dict[str, Any]) -> None:
         _report(learner, metrics, update + 1, out if is_checkpoint else None)
 
 
-def _start_coordinator(setup: dict[str, Any], ranks: int, incidents: Incidents) -> Coordinator | OverlappedCoordinator:
+def _start_coordinator(setup: dict[str, Any], ranks: int, incidents: Incidents) -> AnyCoordinator:
+    if setup["replay"] is not None:
+        return ReplayCoordinator(RolloutDump(setup["replay"]), incidents, ranks=ranks)
+    coordinator = _start_sampling(setup, incidents, ranks)
+    return coordinator if setup["dump"] is None else DumpingCoordinator(coordinator, RolloutDump(setup["dump"]))
+
+
+def _start_sampling(setup: dict[str, Any], incidents: Incidents, ranks: int) -> AnyCoordinator:
     config, out = setup["config"], setup["out"]
     dispatcher = start_dispatcher(config, setup["reward"], setup["group"], incidents)
     prompts = PromptTable(setup["prompts"], split="train")

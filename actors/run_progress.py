@@ -96,11 +96,9 @@ def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
 
 def name_bottleneck(figures: Mapping[str, float]) -> str:
     """The role that the others waited for in an update: the one that was idle least."""
-    idle = {
-        "learner": 1 - figures["train_s"] / figures["update_s"],
-        "samplers": figures["sampler_idle_share"],
-        "scorers": figures["scorer_idle_share"],
-    }
+    idle = {"learner": 1 - figures["train_s"] / figures["update_s"]}
+    roles = ("sampler", "scorer") if "sampler_idle_share" in figures else ()  # a replay has none
+    idle |= {f"{role}s": figures[f"{role}_idle_share"] for role in roles}
     return min(idle, key=lambda role: idle[role])
 
 

@@ -56,6 +56,7 @@ def run_demo(
             arguments=[*arguments, *options],
             settings={section: resolved[section] for section in ("seed", *SECTIONS[name])},
             run=out / "align" if name == "align" else None,
+            renewal=("--overwrite",) if name == "candidates" else (),
         )
         for name, arguments in stage_commands(out, images, eval_images)
     ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -180,6 +180,19 @@ def read_trainable_state(folder: Path, unet: "UNet2DConditionModel", trainable: 
     if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in own.items()}:
         raise UserError(f"{folder}: its adapters are of another rank or on other modules than align.lora_* say")
     return {name: tensor.detach().to(own[name]) for name, tensor in found.items()}
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """What of `align` a policy folder was trained with: `trainable`, and rank and targets of its adapters."""
+    trainable = read_manifest(folder)["trainable"]
+    if trainable == "full":
+        return {"trainable": trainable}
+    from diffusers import StableDiffusionInpaintPipeline
+
+    layers, _ = StableDiffusionInpaintPipeline.lora_state_dict(folder)
+    down = {name.removesuffix(".lora_A.weight"): t for name, t in layers.items() if name.endswith(".lora_A.weight")}
+    targets = tuple(sorted(name.removeprefix("unet.") for name in down))
+    return {"trainable": trainable, "lora_rank": len(next(iter(down.values()))), "lora_targets": targets}
 
 
 def _parameter_name(layer: str) -> str:

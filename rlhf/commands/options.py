@@ -1,6 +1,7 @@
 """Options that several commands share, and how they become a configuration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
@@ -13,6 +14,12 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, as
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 PromptsFolder = Annotated[Path, typer.Option("--prompts", help="Folder of prompts.")]
 RewardFolder = Annotated[Path, typer.Option("--reward", help="Reward folder.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for resources that are not there yet.")]
+SamplersAddress = Annotated[str | None, typer.Option("--address", help="Ray cluster whose samplers paint.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Samplers on Ray, on this machine or at --address; default: cluster.samplers.")
+]
 
 
 def take_urls(command: Callable[..., object] | None) -> None:
@@ -36,3 +43,18 @@ def save_config(config, out: Path) -> None:  # noqa: ANN001
     from rlhf.storage import atomic_write_text
 
     atomic_write_text(out / "config.yaml", dump_config(config))
+
+
+@contextmanager
+def open_samplers(config, take, policies: Sequence[Path | None], out: Path, workers, address, wait) -> Iterator:  # noqa: ANN001
+    """The function that gives the sampler of each policy (None: the base model), here or on Ray."""
+    from rlhf.policy import load_policy
+    from rlhf.sampling import InProcessSampler
+
+    if workers is None and address is None:
+        yield lambda policy: InProcessSampler(load_policy(config.model, policy), take)
+        return
+    from actors.sampling import remote_samplers
+
+    with remote_samplers(config, take, policies, out, workers=workers, address=address, wait=wait) as open_policy:
+        yield open_policy
