@@ -15,22 +15,25 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.crew import find_user_error
 from actors.learner_loop import learner_loop
-from actors.placement import reserve, resources_of
+from actors.placement import ROLES, reserve, resources_of
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
+from rlhf.disk_need import describe_disk_need
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 from rlhf.policy import check_start
 from rlhf.prompts import PromptTable
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
+from rlhf.rollout_dump import RolloutDump
 from rlhf.storage import atomic_write_json, atomic_write_text
 from rlhf.trackers import check_packages
+from rlhf.url_path import UrlPath
 
 
 def align(
     config: RunConfig,
-    prompts: Path,
+    prompts: Path | None,
     reward: Path | None,
     out: Path,
     *,
@@ -38,11 +41,15 @@ def align(
     resume: bool = False,
     address: str | None = None,
     wait: bool = False,
+    dump: Path | None = None,
+    replay: Path | None = None,
 ) -> Path:
     """Align the model to the reward; returns the last policy folder.
 
     `reward` is the reward folder; None where `config.rewards` names all that is needed. Training begins with
     the policy folder `start`, else with the base model. With `wait` it waits for resources that are not there.
+    Rollouts are written to the folder `dump`, if any; with `replay` they are read from there, and neither samplers
+    nor scorers start, nor are prompts and reward needed.
     Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints below
     `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
     """
@@ -50,22 +57,23 @@ def align(
         check_start(start, config.align.trainable, config.model.path)
     check_packages(config.logging)
     prepare_run_folder(out, config, resume=resume, start=start)
-    table = PromptTable(prompts, split="train")
-    wanted = config.align.prompts_per_update
-    if len(table.ids) < wanted:
-        raise UserError(f"{prompts}: {len(table.ids)} training prompts, but align.prompts_per_update is {wanted}")
-    config = check_rewards(config, reward, table.captions)
+    if dump is not None:
+        RolloutDump(dump).begin(config, resume=resume)
+    if replay is not None:
+        RolloutDump(replay).check_whole(config)
+    else:
+        config = check_inputs(config, prompts, reward)
+    print(describe_disk_need(config, out), file=sys.stderr)
     start_ray(config, address)
     try:
-        group = reserve(config.cluster, wait=wait)
+        group = reserve(config.cluster, ROLES if replay is None else ("learner",), wait=wait)
+        folders = {"prompts": prompts, "reward": reward, "start": start, "dump": dump, "replay": replay}
         setup = {
             "config": config,
             "run_id": uuid.uuid4().hex,
-            "prompts": prompts.resolve(),
-            "reward": None if reward is None else reward.resolve(),
-            "out": str(out.resolve()),
-            "start": None if start is None else start.resolve(),
+            "out": out.resolve(),
             "group": group,
+            **{name: None if folder is None else folder.resolve() for name, folder in folders.items()},
         }
         with follow_metrics(out, config.align), track_metrics(out, config):
             _fit(make_trainer(setup, out), out)
@@ -75,6 +83,16 @@ def align(
     if hint is not None:
         print(f"align: {hint}", file=sys.stderr)
     return out / f"policy-{config.align.updates:06d}"
+
+
+def check_inputs(config: RunConfig, prompts: Path | None, reward: Path | None) -> RunConfig:
+    """`check_rewards` with the prompts' captions; UserError also where there are too few prompts, or none."""
+    if prompts is None:
+        raise UserError("align: name the folder of prompts with --prompts; only --replay needs none")
+    table, wanted = PromptTable(prompts, split="train"), config.align.prompts_per_update
+    if len(table.ids) < wanted:
+        raise UserError(f"{prompts}: {len(table.ids)} training prompts, but align.prompts_per_update is {wanted}")
+    return check_rewards(config, reward, table.captions)
 
 
 def check_rewards(config: RunConfig, reward: Path | None, captions: Mapping[str, str]) -> RunConfig:
@@ -100,7 +118,9 @@ def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Pat
         if not resume:
             raise UserError(f"{out}: holds a run already; add --resume to go on with it, or choose another --out")
         before = load_config(saved)
-        if before.model_copy(update={"cluster": config.cluster, "logging": config.logging}) != config:
+        kept = {name: getattr(config.align, name) for name in ("keep_last", "keep_policies")}
+        may_change = {"cluster": config.cluster, "logging": config.logging}
+        if before.model_copy(update=may_change | {"align": before.align.model_copy(update=kept)}) != config:
             raise UserError(f"{out}: was started with another configuration ({saved}); resume with the same one")
         if begun.is_file() and json.loads(begun.read_text()) != begins:
             raise UserError(f"{out}: was started from another policy ({begun}); resume with the same --policy")
@@ -142,8 +162,9 @@ def make_trainer(setup: dict, out: Path) -> TorchTrainer:
         ),
         run_config=ray.train.RunConfig(
             name="learner",
-            storage_path=str(out.resolve()),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            storage_path=out.key if isinstance(out, UrlPath) else str(out.resolve()),
+            storage_filesystem=out.filesystem if isinstance(out, UrlPath) else None,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=setup["config"].align.keep_last),
             failure_config=ray.train.FailureConfig(max_failures=cluster.learner_failures),
         ),
     )

@@ -1,7 +1,7 @@
 """Plain code on learner rank 0: chooses prompts, has them sampled and scored, weighs them, shares the work."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.dispatch import Dispatcher, PoisonPrompt
+from actors.dispatch import Dispatcher, FinishedTask, PoisonPrompt
 from actors.flow import Flow
 from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
@@ -71,7 +71,7 @@ class Coordinator:
                 self._put_aside.add(poison.prompt_id, "its workers died repeatedly, also when it was alone")
         by_reward = join_scores([task.scores for task in finished])
         combined = combine(by_reward, self._weights, scales_of_update(self._config, self._out, update, by_reward))
-        batches, metrics = self._weigh(combined, [task.trajectories for task in finished])
+        batches, metrics = self._weigh(combined, finished)
         duration = time.perf_counter() - started
         metrics |= reward_metrics(by_reward, combined) | self._incidents.metrics() | flow.metrics()
         metrics |= {f"{role}_idle_share": 1 - s / duration for role, s in self._busy(since=busy).items()}
@@ -84,11 +84,11 @@ class Coordinator:
             "prompts_put_aside": len(self._put_aside.reasons),
             "tasks_repeated": self._dispatcher.repeated - repeated,
         }
-        return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics)
+        return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics, checksum=notice.checksum)
 
     def _busy(self, since: Mapping[str, float] | None = None) -> dict[str, float]:
         """Seconds in calls, by role and per worker."""
-        crews = (self._dispatcher.samplers, self._dispatcher.scorers)
+        crews = self._dispatcher.crews
         return {c.role: c.busy_s / len(c.workers) - (since[c.role] if since else 0.0) for c in crews}
 
     def _tasks(self, update: int) -> list[RolloutTask]:
@@ -109,7 +109,7 @@ class Coordinator:
             for i in range(0, len(chosen), groups)
         ]
 
-    def _weigh(self, scores: Scores, trajectories: list) -> tuple[list[BatchShare], dict[str, float]]:
+    def _weigh(self, scores: Scores, finished: Sequence[FinishedTask]) -> tuple[list[BatchShare], dict[str, float]]:
         """Advantages over complete groups, trust weights over the whole update; 1 where no reward has a bound."""
         align = self._config.align
         reward = scores.reward.float()
@@ -121,8 +121,14 @@ class Coordinator:
         advantages = algorithm_of(align).compute_advantages(grouped, align).flatten()
         size = align.micro_batch_size
         batches = [
-            BatchShare(trajectories=[ref], advantages=a, trust_weights=w)
-            for ref, a, w in zip(trajectories, advantages.split(size), normalised.split(size), strict=True)
+            BatchShare(
+                trajectories=[task.trajectories],
+                advantages=a,
+                trust_weights=w,
+                prompt_ids=task.prompt_ids,
+                scores=task.scores,
+            )
+            for task, a, w in zip(finished, advantages.split(size), normalised.split(size), strict=True)
         ]
         return batches, {
             "reward": float(reward.mean()),

@@ -94,7 +94,7 @@ class Crew:
         if getattr(error, "actor_init_failed", False):
             worker.failed_starts += 1
         if worker.failed_starts >= MAX_FAILED_STARTS:
-            raise UserError(f"align: a {self.role} cannot be started: {error}") from error
+            raise UserError(f"a {self.role} cannot be started: {error}") from error
 
     def replace(self, worker: Worker, cause: str, detail: str = "") -> None:
         """Put a new actor into a worker's place; the old one is never used again."""

@@ -4,7 +4,7 @@ Noise depends on the task alone, so that a task that is repeated, by whichever s
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,21 +36,27 @@ class PoisonPrompt(Exception):  # noqa: N818
 class FinishedTask:
     """What came of a task."""
 
+    number: int
+    """Place among the tasks of the run."""
+    prompt_ids: tuple[str, ...]
     trajectories: ray.ObjectRef
+    """Or what else the samplers' method makes."""
     scores: dict[str, Scores]
+    """By reward; none without scorers."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Job:
-    """A task on its way; done when it has scores."""
+    """A task on its way."""
 
     task: RolloutTask
+    number: int = 0
+    """Place among the tasks of the run."""
     is_trial: bool = False
     """One prompt alone, to see whether it kills; its results are dropped."""
     deaths: int = 0
     trials: int = 0
     trajectories: ray.ObjectRef | None = None
-    scores: dict[str, Scores] | None = None
     is_dropped: bool = False
     """Of a run that has ended; what comes of it is of no use."""
 
@@ -60,42 +66,76 @@ class Dispatcher:
     """Owns both crews; one run at a time."""
 
     samplers: Crew
-    scorers: Crew
+    scorers: Crew | None
+    """None where samples are not scored: a task is then done when it is sampled."""
     timeout_s: float
     """For one call, a new worker's start included."""
     canary_tolerance: float = 1e-6
+    method: str = "rollout"
+    """Of the samplers, which is given the notice and a task."""
     repeated: int = 0
     """Tasks, or parts of them, that had to be done again so far."""
+    _fresh: Iterator[Job] = field(default_factory=lambda: iter(()))
     _to_sample: deque[Job] = field(default_factory=deque)
     _to_score: deque[Job] = field(default_factory=deque)
+    _done: deque[FinishedTask] = field(default_factory=deque)
+    _unfinished: int = 0
+    """Tasks begun that are not done; 0 means that there are no more, since one is always taken ahead."""
+    _not_taken: int = 0
+    """Tasks that are still to be taken, where their number is known."""
+
+    @property
+    def crews(self) -> list[Crew]:
+        """Those there are."""
+        return [self.samplers] if self.scorers is None else [self.samplers, self.scorers]
 
     def run(self, notice: WeightsNotice, tasks: Sequence[RolloutTask], flow: Flow | None = None) -> list[FinishedTask]:
-        """All tasks sampled with the weights of `notice`, and scored; in the order of `tasks`.
+        """`stream`, in the order of `tasks`."""
+        self._not_taken = len(tasks)
+        return sorted(self.stream(notice, tasks, flow), key=lambda finished: finished.number)
 
-        A sampler is given tasks once it has proved that it holds these weights; one that cannot is replaced.
-        `flow` is told how long tasks wait, and when all samplers have the weights.
-        Raises PoisonPrompt where a prompt kills its workers, UserError as samplers and scorers do.
+    def stream(
+        self, notice: WeightsNotice, tasks: Iterable[RolloutTask], flow: Flow | None = None
+    ) -> Iterator[FinishedTask]:
+        """All tasks sampled with the weights of `notice`, and scored; each as soon as it is done.
+
+        A task is taken from `tasks` when a sampler is about to need it, and none while the caller is busy, so
+        that few are in memory. A sampler is given tasks once it has proved that it holds these weights; one that
+        cannot is replaced. `flow` is told how long tasks wait, and when all samplers have the weights. Raises
+        PoisonPrompt where a prompt kills its workers, UserError as samplers and scorers do.
         """
         flow = flow or Flow()
-        jobs = [Job(task=task) for task in tasks]
-        self._to_sample, self._to_score = deque(jobs), deque()
+        self._fresh = (Job(task=task, number=number) for number, task in enumerate(tasks))
+        self._to_sample, self._to_score, self._done, self._unfinished = deque(), deque(), deque(), 0
         try:
-            while any(job.scores is None for job in jobs):
+            self._take_ahead()
+            while self._unfinished:
                 self._assign(notice)
-                calls = [*self.samplers.calls(), *self.scorers.calls()]
-                waiting = {"to_sample": len(self._to_sample), "to_score": len(self._to_score)}
-                done, _ = ray.wait(calls, num_returns=1, timeout=POLL_S)
+                done, _ = ray.wait([call for crew in self.crews for call in crew.calls()], timeout=POLL_S)
                 for call in done:
                     self._settle(call, notice)
+                waiting = {"to_sample": self._not_taken + len(self._to_sample), "to_score": len(self._to_score)}
                 flow.note(is_synced=all(w.version == notice.version for w in self.samplers.workers), **waiting)
-                for job in [*self.samplers.expire(self.timeout_s), *self.scorers.expire(self.timeout_s)]:
+                for job in [job for crew in self.crews for job in crew.expire(self.timeout_s)]:
                     self._count_death(job)
+                while self._done:
+                    yield self._done.popleft()
         finally:
-            for crew in (self.samplers, self.scorers):
-                for worker in crew.workers:
-                    if isinstance(worker.job, Job):
-                        worker.job.is_dropped = True
-        return [FinishedTask(trajectories=job.trajectories, scores=job.scores or {}) for job in jobs]
+            for worker in [worker for crew in self.crews for worker in crew.workers]:
+                if isinstance(worker.job, Job):
+                    worker.job.is_dropped = True
+
+    def _take_ahead(self) -> None:
+        job = None if self._to_sample else next(self._fresh, None)
+        if job is not None:
+            self._to_sample.append(job)
+            self._unfinished += 1
+            self._not_taken = max(0, self._not_taken - 1)
+
+    def _finish(self, job: Job, scores: dict[str, Scores]) -> None:
+        self._unfinished -= 1
+        ids, made = job.task.prompt_ids, job.trajectories
+        self._done.append(FinishedTask(number=job.number, prompt_ids=ids, trajectories=made, scores=scores))
 
     def _assign(self, notice: WeightsNotice) -> None:
         for worker in self.samplers.idle():
@@ -103,16 +143,20 @@ class Dispatcher:
                 self.samplers.begin(worker, notice, worker.handle.load_weights.remote(notice))
             elif self._to_sample:
                 job = self._to_sample.popleft()
-                call, job.trajectories = worker.handle.rollout.options(num_returns=2).remote(notice, job.task)
+                begin = getattr(worker.handle, self.method).options(num_returns=2)
+                call, job.trajectories = begin.remote(notice, job.task)
                 self.samplers.begin(worker, job, call)
+                self._take_ahead()
+        if self.scorers is None:
+            return
         for worker in self.scorers.idle():
             if self._to_score:
                 job = self._to_score.popleft()
                 self.scorers.begin(worker, job, worker.handle.score.remote(job.task, job.trajectories))
 
     def _settle(self, call: ray.ObjectRef, notice: WeightsNotice) -> None:
-        is_rollout = call in self.samplers.calls()
-        outcome = (self.samplers if is_rollout else self.scorers).end(call)
+        crew = next(crew for crew in self.crews if call in crew.calls())
+        outcome = crew.end(call)
         job = outcome.job
         if isinstance(job, WeightsNotice):
             self._settle_weights(outcome)
@@ -123,11 +167,11 @@ class Dispatcher:
         elif outcome.lost == "object":
             self.repeated += 1
             self._to_sample.appendleft(job)
-        elif is_rollout:
+        elif crew is self.samplers:
             self._settle_rollout(outcome, notice)
         elif not job.is_trial:
             check_rewards(outcome.result, job.task)
-            job.scores = outcome.result
+            self._finish(job, outcome.result)
 
     def _settle_weights(self, outcome: Outcome) -> None:
         """It may have been given the weights in an earlier run, whose notice it then answers."""
@@ -143,11 +187,13 @@ class Dispatcher:
     def _settle_rollout(self, outcome: Outcome, notice: WeightsNotice) -> None:
         job = outcome.job
         receipt: RolloutReceipt = outcome.result
-        if (receipt.version, receipt.checksum) == (notice.version, notice.checksum):
-            self._to_score.append(job)
-        else:
+        if (receipt.version, receipt.checksum) != (notice.version, notice.checksum):
             self.samplers.replace(outcome.worker, "weights", f"sampled with version {receipt.version}")
             self._to_sample.appendleft(job)
+        elif self.scorers is not None:
+            self._to_score.append(job)
+        elif not job.is_trial:
+            self._finish(job, {})
 
     def _count_death(self, job: Any) -> None:
         """A worker was lost at this job: do it again, but if that happens repeatedly find out which prompt it is."""
@@ -163,8 +209,8 @@ class Dispatcher:
         job.deaths, job.trials = 0, job.trials + 1
         if job.trials > MAX_TRIALS:
             raise UserError(
-                f"align: prompts {', '.join(job.task.prompt_ids)} together kill every worker, though none does alone; "
-                "lower align.micro_batch_size, or see incidents.jsonl"
+                f"prompts {', '.join(job.task.prompt_ids)} together kill every worker, though none does alone; "
+                "lower micro_batch_size, or see incidents.jsonl"
             )
         self._to_sample.append(job)
         tasks = [replace(job.task, prompt_ids=(name,)) for name in job.task.prompt_ids]

@@ -5,6 +5,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from rlhf.storage import append_text, atomic_write_text
+
 
 class Incidents:
     """Appends to `incidents.jsonl` in a run folder; a learner that was restarted reads what there was before it."""
@@ -18,8 +20,7 @@ class Incidents:
         self._counts[f"{role}/{cause}"] += 1
         if self._path is not None:
             line = {"at": round(time.time(), 3), "role": role, "cause": cause, "detail": detail[:500]}
-            with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_text(self._path, json.dumps(line) + "\n")
 
     def note_start(self, run_id: str, detail: str) -> None:
         """A learner starts: an incident, where one of the same driver had started before."""
@@ -28,7 +29,7 @@ class Incidents:
         marker = self._path.with_name("driver.txt")
         if marker.is_file() and marker.read_text() == run_id:
             self.add("learner", "restarted", detail)
-        marker.write_text(run_id)
+        atomic_write_text(marker, run_id)
 
     def metrics(self) -> dict[str, float]:
         """Restarts since the run began: `restarts` in all, and by role and cause where there were any."""

@@ -3,7 +3,8 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateWork
 from actors.overlapped_coordinator import OverlappedCoordinator
 from actors.placement import start_dispatcher
+from actors.rollout_replay import AnyCoordinator, DumpingCoordinator, ReplayCoordinator
 from actors.telemetry import Telemetry
 from rlhf.canary import canary_log_prob
 from rlhf.config import RunConfig
@@ -27,8 +29,11 @@ from rlhf.errors import UserError
 from rlhf.grids import save_rollout_grid
 from rlhf.learner import Learner, TrainingBatch
 from rlhf.metrics_log import MetricsLog, read_metrics
-from rlhf.policy import load_policy, save_policy
+from rlhf.policy import drop_policies, load_policy, save_policy
 from rlhf.prompts import PromptTable
+from rlhf.rollout_dump import RolloutDump
+from rlhf.storage import require_room, writing
+from rlhf.url_path import explained
 
 
 def learner_loop(setup: dict[str, Any]) -> str | None:
@@ -43,13 +48,14 @@ def learner_loop(setup: dict[str, Any]) -> str | None:
 def train(setup: dict[str, Any]) -> None:
     """Rollout, score, train, publish; again for every update.
 
-    `setup` holds `config`, the driver's `run_id`, the folders `prompts`, `reward` and `out`, the policy folder
-    to `start` from or None, and the placement `group`. Rank 0 also coordinates, and owns samplers and
-    scorers; it waits for them, the other ranks wait for it. A checkpoint is complete only when all ranks
-    have reported it; ranks that were restarted, as many as there then are, go on from the last one.
+    `setup` holds `config`, the driver's `run_id`, the folders `prompts`, `reward` and `out`, local or at URLs, the
+    policy folder to `start` from or None, the placement `group`, and the folder that rollouts are written to
+    (`dump`) or read from (`replay`) or None. Rank 0 also coordinates, and owns samplers and scorers; it waits for
+    them, the other ranks wait for it. A checkpoint is complete only when all ranks have reported it; ranks that
+    were restarted, as many as there then are, go on from the last one.
     """
     config: RunConfig = setup["config"]
-    align, out = config.align, Path(setup["out"])
+    align, out = config.align, setup["out"]
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.cluster.threads_per_learner)
@@ -73,18 +79,25 @@ def train(setup: dict[str, Any]) -> None:
         metrics = learner.train(batches, is_on_policy=work.metrics["staleness"] == 0)
         metrics |= work.metrics | {"update": update + 1, "train_s": time.perf_counter() - train_started}
         metrics |= {"update_s": time.perf_counter() - started, "learners": ranks}
-        if log is not None and telemetry is not None:
-            log.write(metrics)
-            telemetry.publish(metrics)
-
         is_checkpoint = (update + 1) % align.checkpoint_every == 0 or update + 1 == align.updates
-        if is_checkpoint and rank == 0:
-            _write_results(learner, config, out, update + 1, work)
-        _report(learner, metrics, update + 1, is_checkpoint)
+        with agreed():
+            if log is not None and telemetry is not None:
+                log.write(metrics)
+                telemetry.publish(metrics)
+            if is_checkpoint and rank == 0:
+                _write_results(learner, config, out, update + 1, work)
+        _report(learner, metrics, update + 1, out if is_checkpoint else None)
 
 
-def _start_coordinator(setup: dict[str, Any], ranks: int, incidents: Incidents) -> Coordinator | OverlappedCoordinator:
-    config, out = setup["config"], Path(setup["out"])
+def _start_coordinator(setup: dict[str, Any], ranks: int, incidents: Incidents) -> AnyCoordinator:
+    if setup["replay"] is not None:
+        return ReplayCoordinator(RolloutDump(setup["replay"]), incidents, ranks=ranks)
+    coordinator = _start_sampling(setup, incidents, ranks)
+    return coordinator if setup["dump"] is None else DumpingCoordinator(coordinator, RolloutDump(setup["dump"]))
+
+
+def _start_sampling(setup: dict[str, Any], incidents: Incidents, ranks: int) -> AnyCoordinator:
+    config, out = setup["config"], setup["out"]
     dispatcher = start_dispatcher(config, setup["reward"], setup["group"], incidents)
     prompts = PromptTable(setup["prompts"], split="train")
     coordinator = Coordinator(config, prompts, dispatcher, incidents, ranks=ranks, out=out)
@@ -147,6 +160,18 @@ def _fetch(shares: list[BatchShare]) -> list[TrainingBatch] | None:
     ]
 
 
+@contextmanager
+def agreed() -> Iterator[None]:
+    """A UserError of one rank in the block is raised on all, which would wait for that rank for ever."""
+    problem = None
+    try:
+        yield
+    except UserError as error:
+        problem = error
+    if not _all_have(problem is None):
+        raise problem or UserError("align: a learner rank could not write; see whether its disks and --out have room")
+
+
 def _all_have(is_there: bool) -> bool:
     missing = torch.tensor([0.0 if is_there else 1.0])
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -165,17 +190,22 @@ def _write_results(learner: Learner, config: RunConfig, out: Path, version: int,
         trainable=config.align.trainable,
         base=config.model.path,
     )
+    drop_policies(out, config.align.keep_policies)
     images = ray.get(work.shares[0][0].trajectories[0]).images
     save_rollout_grid(images, config.align.samples_per_prompt, out / "grids" / f"update-{version:06d}.png")
 
 
-def _report(learner: Learner, metrics: dict[str, Any], update: int, is_checkpoint: bool) -> None:
-    """Every rank reports every time; a checkpoint holds each rank's own shard."""
-    if not is_checkpoint:
+def _report(learner: Learner, metrics: dict[str, Any], update: int, out: Path | None) -> None:
+    """Every rank reports every time; a checkpoint, for which `out` must have room, holds each rank's own shard."""
+    if out is None:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        learner.save(Path(folder), update)
-        (Path(folder) / "metrics.json").write_text(json.dumps(metrics))
+        with writing(Path(folder)):
+            learner.save(Path(folder), update)
+            (Path(folder) / "metrics.json").write_text(json.dumps(metrics))
+        with agreed():
+            require_room(out, Path(folder))
         checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"checkpoint-{update:06d}")
+        with agreed(), writing(out), explained(out):
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"checkpoint-{update:06d}")

@@ -6,6 +6,7 @@ from typing import Any
 import ray
 import torch
 
+from rlhf.rewards.scores import Scores
 from rlhf.rollout import RolloutPlan
 
 
@@ -41,6 +42,8 @@ class RolloutTask:
     samples_per_prompt: int
     plan: RolloutPlan
     seed_key: tuple[object, ...]
+    first_sample: int = 0
+    """Number of each prompt's first sample, on which their noise depends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,9 @@ class BatchShare:
     """One reference, in a list so that it travels unresolved."""
     advantages: torch.Tensor
     trust_weights: torch.Tensor
+    prompt_ids: tuple[str, ...]
+    scores: dict[str, Scores]
+    """By reward, as they were before they were combined."""
     weight: float = 1.0
     """In the mean over the global batch; 0 fills up a rank that has fewer micro-batches than others."""
 
@@ -72,3 +78,5 @@ class UpdateWork:
 
     shares: list[list[BatchShare]]
     metrics: dict[str, Any]
+    checksum: str
+    """Of the weights that sampled."""

@@ -21,6 +21,7 @@ from rlhf.config import RunConfig
 from rlhf.errors import UserError
 
 Resources = dict[str, float]
+ROLES = ("sampler", "scorer", "learner")
 READY_S = 60.0
 """How long resources that the cluster has, but others may hold, are waited for."""
 
@@ -33,31 +34,35 @@ def resources_of(cluster: ClusterConfig, role: str) -> Resources:
     return {"CPU": cluster.cpus_per_actor} | ({"GPU": gpus} if gpus else {}) | marked
 
 
-def bundles_of(cluster: ClusterConfig) -> list[Resources]:
-    """One bundle per sampler, then one per scorer."""
-    roles = (("sampler", cluster.samplers), ("scorer", cluster.scorers))
-    return [resources_of(cluster, role) for role, count in roles for _ in range(count)]
+def bundles_of(cluster: ClusterConfig, roles: Sequence[str] = ROLES) -> list[Resources]:
+    """One bundle per sampler, then one per scorer, where they are among the roles."""
+    counts = {"sampler": cluster.samplers, "scorer": cluster.scorers}
+    return [resources_of(cluster, role) for role, count in counts.items() if role in roles for _ in range(count)]
 
 
-def reserve(cluster: ClusterConfig, *, wait: bool) -> PlacementGroup:
+def reserve(cluster: ClusterConfig, roles: Sequence[str] = ROLES, *, wait: bool) -> PlacementGroup | None:
     """Reserve what samplers and scorers need; the learner's ranks are placed by Ray Train, but counted here.
 
+    Of the roles given; None where samplers and scorers are not among them.
     Raises UserError that says what was asked, what exists and what is missing, where the cluster cannot
     hold it all; with `wait` it waits until nodes have joined, and says so.
     """
     learners = [resources_of(cluster, "learner")] * (cluster.min_learners or cluster.learners)
-    shortage = find_shortage([*bundles_of(cluster), *learners], _nodes(), cluster.placement)
+    bundles, asked = bundles_of(cluster, roles), _describe(cluster, roles)
+    shortage = find_shortage([*bundles, *(learners if "learner" in roles else [])], _nodes(), cluster.placement)
     if shortage is not None and not wait:
-        raise UserError(f"align: {shortage}; {_describe(cluster)}; ask for less in `cluster:`, or add --wait")
-    group = placement_group(bundles_of(cluster), strategy=cluster.placement)
+        raise UserError(f"{shortage}; {asked}; ask for less in `cluster:`, or add --wait")
+    if not bundles:
+        return None
+    group = placement_group(bundles, strategy=cluster.placement)
     started = time.monotonic()
     while not group.wait(10):
         waited = time.monotonic() - started
         if not wait and waited > READY_S:
             free = _format(ray.available_resources())
             remove_placement_group(group)
-            raise UserError(f"align: others hold the resources: free are {free}; {_describe(cluster)}; or add --wait")
-        print(f"align: waiting for resources since {waited:.0f} s: {_describe(cluster)}", file=sys.stderr)
+            raise UserError(f"others hold the resources: free are {free}; {asked}; or add --wait")
+        print(f"waiting for resources since {waited:.0f} s: {asked}", file=sys.stderr)
     return group
 
 
@@ -98,34 +103,42 @@ def start_dispatcher(
     config: RunConfig, reward: Path | None, group: PlacementGroup | None, incidents: Incidents
 ) -> Dispatcher:
     """Samplers and scorers, each in its bundle of the group; anywhere without one."""
-    cluster = config.cluster
-
-    def start(role: str, actor: Any, first: int, *arguments: object) -> Crew:
-        asked = resources_of(cluster, role)
-        options: dict[str, Any] = {"num_cpus": asked.pop("CPU"), "num_gpus": asked.pop("GPU", 0), "resources": asked}
-        options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(cluster.threads_per_sampler)}}
-
-        def make(place: int) -> Any:
-            where = None if group is None else PlacementGroupSchedulingStrategy(group, first + place)
-            return ray.remote(**options, scheduling_strategy=where)(actor).remote(*arguments)
-
-        return Crew(role, make, cluster.samplers if role == "sampler" else cluster.scorers, incidents)
-
     return Dispatcher(
-        samplers=start("sampler", RolloutSampler, 0, config),
-        scorers=start("scorer", RewardScorer, cluster.samplers, config, reward),
-        timeout_s=cluster.task_timeout_s,
+        samplers=_start_crew("sampler", RolloutSampler, config, group, incidents, config),
+        scorers=_start_crew("scorer", RewardScorer, config, group, incidents, config, reward),
+        timeout_s=config.cluster.task_timeout_s,
         canary_tolerance=config.align.max_ratio_error,
     )
+
+
+def start_painters(config: RunConfig, group: PlacementGroup | None, incidents: Incidents) -> Dispatcher:
+    """Samplers alone, whose images nobody scores."""
+    samplers = _start_crew("sampler", RolloutSampler, config, group, incidents, config)
+    return Dispatcher(samplers=samplers, scorers=None, timeout_s=config.cluster.task_timeout_s, method="paint")
+
+
+def _start_crew(
+    role: str, actor: Any, config: RunConfig, group: PlacementGroup | None, incidents: Incidents, *arguments: object
+) -> Crew:
+    cluster, asked = config.cluster, resources_of(config.cluster, role)
+    options: dict[str, Any] = {"num_cpus": asked.pop("CPU"), "num_gpus": asked.pop("GPU", 0), "resources": asked}
+    options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(cluster.threads_per_sampler)}}
+    first, size = (0, cluster.samplers) if role == "sampler" else (cluster.samplers, cluster.scorers)
+
+    def make(place: int) -> Any:
+        where = None if group is None else PlacementGroupSchedulingStrategy(group, first + place)
+        return ray.remote(**options, scheduling_strategy=where)(actor).remote(*arguments)
+
+    return Crew(role, make, size, incidents)
 
 
 def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _describe(cluster: ClusterConfig) -> str:
-    roles = (("sampler", cluster.samplers), ("scorer", cluster.scorers), ("learner", cluster.learners))
-    asked = ", ".join(f"{count} {role}(s) of {_format(resources_of(cluster, role))}" for role, count in roles)
+def _describe(cluster: ClusterConfig, roles: Sequence[str]) -> str:
+    counts = {role: getattr(cluster, f"{role}s") for role in roles}
+    asked = ", ".join(f"{count} {role}(s) of {_format(resources_of(cluster, role))}" for role, count in counts.items())
     return f"asked are {asked}, {cluster.placement}"
 
 

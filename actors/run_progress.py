@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import AlignConfig, RunConfig
+from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 from rlhf.progress import progress_bar
 from rlhf.trackers import start_trackers
+from rlhf.url_path import UrlPath
 
+POLL_S, POLL_URL_S = 0.5, 5.0
+"""Pauses between readings; at a URL each is a request that is paid for."""
 TRACK_S = 5.0
 """Between looks for new figures to send."""
 LAST_SEND_S = 60.0
@@ -72,8 +76,11 @@ def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
     with progress_bar(stage="align", total=config.updates, initial=len(read_metrics(out))) as bar:
         is_last = False
         while not is_last:
-            is_last = is_done.wait(0.5)
-            lines = read_metrics(out)
+            is_last = is_done.wait(POLL_URL_S if isinstance(out, UrlPath) else POLL_S)
+            try:
+                lines = read_metrics(out)
+            except UserError:  # The storage is out of reach for now; the run itself says so if that lasts.
+                continue
             for warning in ood_warnings(lines, bar.n, config.ood_alarm):
                 bar.write(warning, file=sys.stderr)
             if len(lines) > bar.n:
@@ -89,11 +96,9 @@ def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
 
 def name_bottleneck(figures: Mapping[str, float]) -> str:
     """The role that the others waited for in an update: the one that was idle least."""
-    idle = {
-        "learner": 1 - figures["train_s"] / figures["update_s"],
-        "samplers": figures["sampler_idle_share"],
-        "scorers": figures["scorer_idle_share"],
-    }
+    idle = {"learner": 1 - figures["train_s"] / figures["update_s"]}
+    roles = ("sampler", "scorer") if "sampler_idle_share" in figures else ()  # a replay has none
+    idle |= {f"{role}s": figures[f"{role}_idle_share"] for role in roles}
     return min(idle, key=lambda role: idle[role])
 
 

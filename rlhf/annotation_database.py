@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from rlhf.errors import UserError
+from rlhf.url_path import UrlPath
 
 metadata = sa.MetaData()
 
@@ -104,7 +105,12 @@ class AnnotationDatabase:
 
 
 def sqlite_url(path: Path) -> sa.URL:
-    """The address of a SQLite file."""
+    """The address of a SQLite file; UserError for a URL, where SQLite cannot write."""
+    if isinstance(path, UrlPath):
+        raise UserError(
+            f"{path}: people's marks are kept in SQLite, which needs a local --out; with --database "
+            "postgresql://... the table is exported to a URL"
+        )
     return sa.URL.create("sqlite", database=str(path.resolve()))
 
 

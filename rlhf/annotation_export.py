@@ -4,14 +4,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rlhf.agreement import write_agreement
 from rlhf.annotation_database import AnnotationDatabase, sqlite_url
 from rlhf.annotation_items import AnnotationItems
 from rlhf.annotation_store import AnnotationStore, Assignment
 from rlhf.errors import UserError
-from rlhf.tables import PAGE_ANNOTATIONS, write_table
+from rlhf.tables import PAGE_ANNOTATIONS, parquet_file, write_table
 
 DATABASE_FILE = "annotations.db"
 
@@ -61,7 +60,8 @@ def refuse_foreign_annotations(out: Path) -> None:
     if not path.is_file():
         return
     try:
-        is_ours = "round" in pq.read_schema(path).names
+        with parquet_file(path) as file:
+            is_ours = "round" in file.schema_arrow.names
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path}: not a Parquet file ({error}); remove it or choose another --out") from error
     if not is_ours:
@@ -71,5 +71,9 @@ def refuse_foreign_annotations(out: Path) -> None:
 def refuse_peoples_annotations(out: Path) -> None:
     """Raise UserError where `out` holds people's judgements, which simulated ones would overwrite."""
     path = out / "annotations.parquet"
-    if (out / DATABASE_FILE).exists() or (path.is_file() and "round" in pq.read_schema(path).names):
+    is_peoples = (out / DATABASE_FILE).exists()
+    if path.is_file() and not is_peoples:
+        with parquet_file(path) as file:
+            is_peoples = "round" in file.schema_arrow.names
+    if is_peoples:
         raise UserError(f"{out}: holds people's annotations; choose another --out for simulated ones")

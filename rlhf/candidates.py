@@ -1,43 +1,111 @@
 """Samples of a policy for people (or simulated annotators) to score."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlhf.config import CandidatesConfig
+from rlhf.config import CandidatesConfig, RunConfig
 from rlhf.errors import UserError
-from rlhf.images import decode_image, encode_png, image_to_tensor, tensor_to_image
-from rlhf.policy import Policy
+from rlhf.images import decode_image, image_to_tensor
+from rlhf.policy import read_manifest
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
-from rlhf.rollout import RolloutPlan, rollout
-from rlhf.tables import CANDIDATES, PROMPTS, image_cell, read_table, write_table
+from rlhf.rollout import RolloutPlan
+from rlhf.sampling import SampledTask, Sampler, SamplingTask
+from rlhf.storage import atomic_write_json
+from rlhf.tables import CANDIDATES, PROMPTS, count_rows, image_cell, read_table, stream_table, write_table
+
+MADE_FROM = "made_from.json"
 
 
 def make_candidates(
-    policy: Policy, prompts: list[Prompt], out: Path, config: CandidatesConfig, *, seed: int, first_sample: int = 0
+    sampler: Sampler,
+    prompt_ids: Sequence[str],
+    out: Path,
+    config: CandidatesConfig,
+    *,
+    seed: int,
+    first_sample: int = 0,
 ) -> int:
-    """Inpaint every prompt `samples_per_prompt` times into `out/candidates.parquet`; returns the number of images.
+    """Inpaint every prompt `samples_per_prompt` times into `out/part-00000.parquet` and on; returns all images there.
 
     Sample i uses entry i of `num_inference_steps`, `eta` and `strength` (modulo their lengths), so that
     annotators see good and poor samples alike. They are numbered from `first_sample`, and their noise
-    depends on the number, so candidates of several policies can be told apart.
+    depends on the number, so candidates of several policies can be told apart. A part is one task, written
+    when it is done: only tasks without a part are done, so a run that was killed goes on where it was.
     """
-    rows: list[dict[str, Any]] = []
-    total = len(prompts) * config.samples_per_prompt
-    with progress_bar(stage="candidates", total=total) as bar:
-        for sample_index in range(first_sample, first_sample + config.samples_per_prompt):
-            plan = sample_plan(config, sample_index)
-            for start in range(0, len(prompts), config.micro_batch_size):
-                batch = prompts[start : start + config.micro_batch_size]
-                done = rollout(policy, batch, plan, sample_indices=[sample_index], seed_key=(seed, "candidates"))
-                for prompt, image in zip(batch, done.images, strict=True):
-                    rows.append(_row(prompt, sample_index, image, policy.version, plan, seed))
-                bar.update(len(batch))
-    write_table(rows, CANDIDATES, out / "candidates.parquet")
-    return len(rows)
+    tasks = plan_candidates(prompt_ids, config, seed=seed, first_sample=first_sample)
+    parts = {task.number: out / f"part-{task.number:05d}.parquet" for task in tasks}
+    there = {path.name for path in out.glob("part-*.parquet")}
+    images = sum(count_rows(path) for path in parts.values() if path.name in there)
+    left = [task for task in tasks if parts[task.number].name not in there]
+    total = len(prompt_ids) * config.samples_per_prompt
+    with progress_bar(stage="candidates", total=total, initial=images) as bar:
+        for done in sampler.sample(left):
+            write_table(_rows(done, sampler.version, seed), CANDIDATES, parts[done.task.number])
+            images += len(done.images)
+            bar.update(len(done.images))
+    return images
+
+
+def plan_candidates(
+    prompt_ids: Sequence[str], config: CandidatesConfig, *, seed: int, first_sample: int
+) -> list[SamplingTask]:
+    """The tasks of a stage: one sample of so many prompts as are denoised at once, all prompts before the next."""
+    size = config.micro_batch_size
+    batches = [tuple(prompt_ids[i : i + size]) for i in range(0, len(prompt_ids), size)]
+    samples = range(first_sample, first_sample + config.samples_per_prompt)
+    return [
+        SamplingTask(
+            number=number,
+            prompt_ids=batch,
+            sample_indices=range(sample, sample + 1),
+            plan=sample_plan(config, sample),
+            seed_key=(seed, "candidates"),
+        )
+        for number, (sample, batch) in enumerate((sample, batch) for sample in samples for batch in batches)
+    ]
+
+
+def claim_folder(out: Path, made_from: dict[str, Any], *, overwrite: bool = False) -> None:
+    """Note in `out/made_from.json` what its candidates are made from.
+
+    Raises UserError where there are candidates made from something else, unless they may be overwritten:
+    then they are removed.
+    """
+    path, parts = out / MADE_FROM, sorted(out.glob("*.parquet"))
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    if before == made_from:
+        return
+    if parts and not overwrite:
+        other = ", ".join(key for key in made_from if key not in before or before[key] != made_from[key])
+        raise UserError(f"{out}: holds candidates of another {other}; choose another --out, or add --overwrite")
+    for part in parts:
+        part.unlink()
+    atomic_write_json(path, made_from)
+
+
+def describe_origin(
+    config: RunConfig, prompts: Path, policy: Path | None, *, split: str, first_sample: int
+) -> dict[str, Any]:
+    """All that candidates depend on, by name."""
+    digest = hashlib.sha256()
+    for row in stream_table(prompts, PROMPTS):
+        if row["split"] == split:
+            for part in (row["prompt_id"].encode(), row["image"]["bytes"], row["mask"]["bytes"]):
+                digest.update(part)
+    return {
+        "seed": config.seed,
+        "model": config.model.model_dump(mode="json"),
+        "candidates": config.candidates.model_dump(mode="json"),
+        "policy": None if policy is None else read_manifest(policy)["checksum"],
+        "prompts": digest.hexdigest(),
+        "first_sample": first_sample,
+    }
 
 
 def sample_plan(config: CandidatesConfig, sample_index: int) -> RolloutPlan:
@@ -53,19 +121,19 @@ def sample_plan(config: CandidatesConfig, sample_index: int) -> RolloutPlan:
     )
 
 
-def _row(
-    prompt: Prompt, sample_index: int, image: torch.Tensor, version: int, plan: RolloutPlan, seed: int
-) -> dict[str, Any]:
-    return {
-        "prompt_id": prompt.prompt_id,
-        "sample_index": sample_index,
-        "seed": seed,
-        "image": image_cell(encode_png(tensor_to_image(image)), f"{prompt.prompt_id}_{sample_index}.png"),
-        "policy_version": version,
-        "num_inference_steps": plan.num_inference_steps,
-        "eta": plan.eta,
-        "first_step": plan.first_step,
-    }
+def _rows(done: SampledTask, version: int, seed: int) -> Iterator[dict[str, Any]]:
+    keys = [(prompt_id, sample) for prompt_id in done.task.prompt_ids for sample in done.task.sample_indices]
+    for (prompt_id, sample_index), image in zip(keys, done.images, strict=True):
+        yield {
+            "prompt_id": prompt_id,
+            "sample_index": sample_index,
+            "seed": seed,
+            "image": image_cell(image, f"{prompt_id}_{sample_index}.png"),
+            "policy_version": version,
+            "num_inference_steps": done.task.plan.num_inference_steps,
+            "eta": done.task.plan.eta,
+            "first_step": done.task.plan.first_step,
+        }
 
 
 def load_candidates(folder: Path, prompts: dict[str, Prompt]) -> dict[tuple[str, int], torch.Tensor]:
@@ -118,7 +186,7 @@ def select_candidates(
 
 def keep_prompts(prompts: Path, candidates: Path) -> None:
     """Copy the prompts beside the candidates made from them, where `prompts_of` looks."""
-    write_table(read_table(prompts, PROMPTS), PROMPTS, candidates / "prompts" / "prompts.parquet")
+    write_table(stream_table(prompts, PROMPTS), PROMPTS, candidates / "prompts" / "prompts.parquet")
 
 
 def prompts_of(candidates: Path, given: Path | None) -> Path:

@@ -6,6 +6,7 @@ import sys
 import typer
 
 from rlhf.commands import cluster, data, refinement, release, results, rewards, studies, training
+from rlhf.commands.options import take_urls
 from rlhf.errors import UserError
 
 app = typer.Typer(
@@ -39,7 +40,10 @@ COMMANDS = (
     refinement.rounds,
 )
 for command in COMMANDS:
+    take_urls(command)
     app.command()(command)
+for entry in studies.study.registered_commands:
+    take_urls(entry.callback)
 app.add_typer(studies.study, name="study")
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "DEEPSPEED_LOG_LEVEL": "error"}

@@ -171,8 +171,7 @@ class AlignConfig(Section):
     trust: bool = True
     """Weigh each sample by the trust weight of its reward."""
     ood_alarm: Share = 0.5
-    """A warning is printed where more than this share of the rewards is out of distribution: their uncertainty
-    lies beyond the 0.95 quantile that was calibrated."""
+    """A warning is printed where more of the rewards are less certain than the calibrated 0.95 quantile."""
     trainable: Literal["lora", "full"] = "lora"
     """What is trained: LoRA adapters or the whole UNet."""
     lora_rank: Count = 16
@@ -189,6 +188,10 @@ class AlignConfig(Section):
     """Versions that samplers may run ahead of the learner; 0 is synchronous. Ratios correct for it."""
     checkpoint_every: Count = 10
     """Updates between checkpoints."""
+    keep_last: Count = 2
+    """Checkpoints kept, the newest; a run goes on from the last. May change with --resume, as keep_policies may."""
+    keep_policies: Count | None = None
+    """Policies kept, the newest; null keeps all."""
 
     @model_validator(mode="after")
     def _steps_fit(self) -> "AlignConfig":

@@ -10,6 +10,10 @@ from pydantic import ValidationError
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.rewards.entry import RewardEntry
+from rlhf.storage import check_schema
+
+SCHEMA_VERSION = 1
+"""Of the configuration that is saved with each stage."""
 
 
 def load_config(file: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
@@ -49,6 +53,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(record, dict):
         raise UserError(f"{file}: must hold sections such as `align:`")
+    check_schema(record.pop("schema_version", None), SCHEMA_VERSION, file)
     return record
 
 
@@ -84,4 +89,4 @@ def parse_reward(record: dict[str, Any]) -> RewardEntry:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump({"schema_version": SCHEMA_VERSION} | config.model_dump(mode="json"), sort_keys=False)

@@ -3,11 +3,13 @@
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from rlhf.config_files import load_config
 from rlhf.errors import UserError
 from rlhf.stages import Stage, run_stages
+from rlhf.storage import atomic_write
 
 PHOTOGRAPHS = (
     ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg"),
@@ -54,6 +56,7 @@ def run_demo(
             arguments=[*arguments, *options],
             settings={section: resolved[section] for section in ("seed", *SECTIONS[name])},
             run=out / "align" if name == "align" else None,
+            renewal=("--overwrite",) if name == "candidates" else (),
         )
         for name, arguments in stage_commands(out, images, eval_images)
     ]
@@ -98,10 +101,6 @@ def lay_out_photographs(folder: Path) -> tuple[Path, Path]:
     train = [name for kind in PHOTOGRAPHS for name in kind[1:]]
     test = [*(kind[0] for kind in PHOTOGRAPHS), NEVER_TRAINED_ON]
     for split, names in (("train", train), ("test", test)):
-        try:
-            (folder / split).mkdir(parents=True, exist_ok=True)
-            for name in names:
-                shutil.copyfile(source / name, folder / split / name)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        for name in names:
+            atomic_write(folder / split / name, partial(shutil.copyfile, source / name))
     return folder / "train", folder / "test"

@@ -8,19 +8,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.config import EvaluateConfig, ModelConfig
+from rlhf.config import EvaluateConfig
+from rlhf.errors import UserError
 from rlhf.gold_judge import gold_utility, sharpness
 from rlhf.grids import save_comparison_grid
-from rlhf.images import blank_hole, encode_png, tensor_to_image
-from rlhf.policy import Policy, load_policy
+from rlhf.images import blank_hole, decode_image, encode_png, image_to_tensor, tensor_to_image
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
 from rlhf.reward_model import Reward
-from rlhf.rollout import RolloutPlan, rollout
+from rlhf.rollout import RolloutPlan
+from rlhf.sampling import Sampler, SamplingTask
 from rlhf.statistics import cluster_bootstrap, wins
 from rlhf.storage import atomic_write_json
 from rlhf.tables import EVALUATION, image_cell, write_table
 
+SUMMARY_SCHEMA_VERSION = 1
+"""Of `summary.json`."""
 COMPARED = 12
 """Prompts in `comparison.png`."""
 
@@ -42,7 +45,7 @@ class Judged:
 
 
 def evaluate(
-    model: ModelConfig,
+    open_policy: Callable[[Path | None], Sampler],
     policies: list[Path],
     prompts: list[Prompt],
     reward: Reward,
@@ -53,17 +56,19 @@ def evaluate(
 ) -> dict[str, Any]:
     """Judge base and policies; the last policy is the contestant, earlier ones give the curve.
 
+    `open_policy` gives the sampler of a policy folder, and of the base model for None.
     Writes `samples.parquet` (base and last policy), `comparison.png` (masked, base, aligned and original of
     prompts spread over all) and, last, `summary.json`, which is returned.
     """
-    base = judge_policy(load_policy(model), prompts, reward, config, seed=seed, stage="evaluate: base")
+    base = judge_policy(open_policy(None), prompts, reward, config, seed=seed, stage="evaluate: base")
     curve = [_curve_point(0, base, base, prompts, config)]
     judged = base
     for folder in policies:
-        policy = load_policy(model, folder)
-        judged = judge_policy(policy, prompts, reward, config, seed=seed, stage=f"evaluate: {folder.name}")
-        curve.append(_curve_point(policy.version, base, judged, prompts, config))
+        sampler = open_policy(folder)
+        judged = judge_policy(sampler, prompts, reward, config, seed=seed, stage=f"evaluate: {folder.name}")
+        curve.append(_curve_point(sampler.version, base, judged, prompts, config))
     summary = compare(base, judged, prompts, config) | {
+        "schema_version": SUMMARY_SCHEMA_VERSION,
         "curve": curve,
         "prompts": len(prompts),
         "photographs": len({p.photograph for p in prompts}),
@@ -82,28 +87,36 @@ def evaluate(
 
 
 def judge_policy(
-    policy: Policy, prompts: list[Prompt], reward: Reward, config: EvaluateConfig, *, seed: int, stage: str
+    sampler: Sampler, prompts: list[Prompt], reward: Reward, config: EvaluateConfig, *, seed: int, stage: str
 ) -> Judged:
-    """Sample every prompt with deterministic DDIM and let all judges mark the results."""
-    plan = RolloutPlan(num_inference_steps=config.num_inference_steps, eta=0.0, stochastic_steps=frozenset())
-    per_batch = max(1, config.micro_batch_size // config.samples_per_prompt)
-    batches = [prompts[i : i + per_batch] for i in range(0, len(prompts), per_batch)]
-    parts = []
+    """Sample every prompt with deterministic DDIM and let all judges mark the results.
+
+    Raises UserError where prompts had to be put aside: both sides are judged on the same ones.
+    """
+    tasks = plan_evaluation(prompts, config, seed)
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    parts: dict[int, tuple] = {}
     differing = 0
-    for batch in progress_bar(batches, stage=stage):
-        indices = range(config.samples_per_prompt)
-        filled = rollout(policy, batch, plan, sample_indices=indices, seed_key=(seed, "evaluate")).images
+    for done in progress_bar(sampler.sample(tasks), stage=stage, total=len(tasks)):
+        lost = set(tasks[done.task.number].prompt_ids) - set(done.task.prompt_ids)
+        if lost:
+            names = ", ".join(sorted(lost))
+            raise UserError(f"evaluate: {names} kill samplers; take them out, or remove put_aside.json to try again")
+        filled = torch.stack([image_to_tensor(decode_image(image)) for image in done.images])
         originals, masks = (
-            torch.stack([getattr(p, name) for p in batch]).repeat_interleave(len(indices), dim=0)
-            for name in ("image", "mask")
+            torch.stack([getattr(by_id[name], column) for name in done.task.prompt_ids]).repeat_interleave(
+                config.samples_per_prompt, dim=0
+            )
+            for column in ("image", "mask")
         )
         differing += int(((filled != originals) & (masks < 0.5)).sum())
         scored = reward.score(filled, masks)
         gold = gold_utility(filled, originals, masks).overall
         marks = (scored.reward, scored.uncertainty, gold, sharpness(filled, masks))
-        parts.append((filled, _diversity(filled, masks, len(indices)), *(m.double().numpy() for m in marks)))
+        spread = _diversity(filled, masks, config.samples_per_prompt)
+        parts[done.task.number] = (filled, spread, *(m.double().numpy() for m in marks))
     shape = (len(prompts), config.samples_per_prompt)
-    images, diversity, *columns = (list(column) for column in zip(*parts, strict=True))
+    images, diversity, *columns = (list(column) for column in zip(*(parts[n] for n in sorted(parts)), strict=True))
     rewards, uncertainties, golds, sharpnesses = (np.concatenate(column).reshape(shape) for column in columns)
     return Judged(
         images=torch.cat(images).unflatten(0, shape),
@@ -114,6 +127,24 @@ def judge_policy(
         diversity=np.concatenate(diversity),
         known_pixels_differ=differing,
     )
+
+
+def plan_evaluation(prompts: list[Prompt], config: EvaluateConfig, seed: int) -> list[SamplingTask]:
+    """All samples of so many prompts as are denoised at once."""
+    plan = RolloutPlan(num_inference_steps=config.num_inference_steps, eta=0.0, stochastic_steps=frozenset())
+    size = max(1, config.micro_batch_size // config.samples_per_prompt)
+    names = [prompt.prompt_id for prompt in prompts]
+    batches = [tuple(names[i : i + size]) for i in range(0, len(names), size)]
+    return [
+        SamplingTask(
+            number=number,
+            prompt_ids=batch,
+            sample_indices=range(config.samples_per_prompt),
+            plan=plan,
+            seed_key=(seed, "evaluate"),
+        )
+        for number, batch in enumerate(batches)
+    ]
 
 
 def _diversity(images: torch.Tensor, masks: torch.Tensor, samples: int) -> np.ndarray:

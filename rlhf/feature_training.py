@@ -16,6 +16,7 @@ from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.reward_model import FeatureNetwork, build_backbone, describe, whiten
 from rlhf.storage import atomic_torch_save, atomic_write_text
+from rlhf.url_path import local_copy
 
 VARIANTS = 8
 """Augmented versions of each image that a backbone without trained weights describes, once; epochs draw from them."""
@@ -187,7 +188,8 @@ class FeatureTraining:
         path = out / "training.pt" if out is not None else None
         if path is None or not path.is_file():
             return [], {}
-        state = torch.load(path, weights_only=True)
+        with local_copy(path) as local:
+            state = torch.load(local, weights_only=True)
         if state["fingerprint"] != fingerprint:
             return [], {}
         self.network.load_state_dict(state["network"])

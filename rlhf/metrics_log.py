@@ -1,33 +1,40 @@
 """Metrics of a run: one JSON line per update, and TensorBoard events."""
 
 import json
-import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from rlhf.storage import append_text, atomic_write_text, writing
+from rlhf.url_path import UrlPath
+
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and to `tensorboard/`; lines from `first_update` on are dropped first."""
+    """Adds to `metrics.jsonl` and to `tensorboard/`; lines from `first_update` on are dropped first.
+
+    At a URL, where nothing can be appended, both are stored anew with every update.
+    """
 
     def __init__(self, out: Path, *, first_update: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = out / "metrics.jsonl"
+        self._out, self._path = out, out / "metrics.jsonl"
         kept = [line for line in read_metrics(out) if line["update"] <= first_update]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
-        self._events = SummaryWriter(str(out / "tensorboard"), purge_step=first_update + 1)
+        atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._temporary = tempfile.TemporaryDirectory(prefix="rlhf-") if isinstance(out, UrlPath) else None
+        self._folder = out / "tensorboard" if self._temporary is None else Path(self._temporary.name)
+        self._events = SummaryWriter(str(self._folder), purge_step=first_update + 1)
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """Add one update's figures; on disk when this returns."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, metrics["update"])
-        self._events.flush()
+        """Add one update's figures; on disk or at the URL when this returns. UserError where there is no room."""
+        append_text(self._path, json.dumps(metrics) + "\n")
+        with writing(self._out):
+            for name, value in metrics.items():
+                self._events.add_scalar(name, value, metrics["update"])
+            self._events.flush()
+            if isinstance(self._out, UrlPath):
+                for events in self._folder.iterdir():
+                    (self._out / "tensorboard" / events.name).put(events)
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

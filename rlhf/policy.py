@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,8 @@ from rlhf.config import ModelConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.pipelines import EmptyText, embed_empty_text, open_pipeline
-from rlhf.storage import atomic_write_json
+from rlhf.storage import atomic_write_json, check_schema, remove_folder, whole_folder
+from rlhf.url_path import as_path, local_copy
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
@@ -83,7 +84,8 @@ def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
     from diffusers import DDIMScheduler
 
     device = resolve_device(config.device)
-    pipeline = open_pipeline(config, resolve_model(config.path), device)
+    with local_copy(as_path(resolve_model(config.path))) as place:
+        pipeline = open_pipeline(config, str(place), device)
     version = _apply_adapter(pipeline, adapter) if adapter is not None else 0
     return Policy(
         pipeline=pipeline,
@@ -97,20 +99,23 @@ def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
 
 def _apply_adapter(pipeline: "StableDiffusionInpaintPipeline", folder: Path) -> int:
     manifest = read_manifest(folder)
-    if manifest["trainable"] == "lora":
-        pipeline.load_lora_weights(folder)
-    else:
-        pipeline.unet = type(pipeline.unet).from_pretrained(folder / "unet").to(pipeline.device)
-        pipeline.unet.requires_grad_(False).eval()
+    with local_copy(folder) as local:
+        if manifest["trainable"] == "lora":
+            pipeline.load_lora_weights(local)
+        else:
+            pipeline.unet = type(pipeline.unet).from_pretrained(local / "unet").to(pipeline.device)
+            pipeline.unet.requires_grad_(False).eval()
     return int(manifest["policy_version"])
 
 
 def read_manifest(folder: Path) -> dict:
     """A policy folder's manifest; UserError where there is none, which means it is incomplete."""
     try:
-        return json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no readable {MANIFEST}, so not a complete policy folder ({error})") from error
+    check_schema(manifest.get("schema_version"), SCHEMA_VERSION, folder / MANIFEST)
+    return manifest
 
 
 def make_trainable(policy: Policy, trainable: str, *, rank: int, targets: tuple[str, ...], seed: int) -> None:
@@ -164,16 +169,30 @@ def read_trainable_state(folder: Path, unet: "UNet2DConditionModel", trainable: 
     """
     check_start(folder, trainable)
     own = trainable_state(unet)
-    if trainable == "full":
-        found = dict(type(unet).from_pretrained(folder / "unet").named_parameters())
-    else:
-        from diffusers import StableDiffusionInpaintPipeline
+    with local_copy(folder) as local:
+        if trainable == "full":
+            found = dict(type(unet).from_pretrained(local / "unet").named_parameters())
+        else:
+            from diffusers import StableDiffusionInpaintPipeline
 
-        layers, _ = StableDiffusionInpaintPipeline.lora_state_dict(folder)
-        found = {_parameter_name(name): tensor for name, tensor in layers.items()}
+            layers, _ = StableDiffusionInpaintPipeline.lora_state_dict(local)
+            found = {_parameter_name(name): tensor for name, tensor in layers.items()}
     if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in own.items()}:
         raise UserError(f"{folder}: its adapters are of another rank or on other modules than align.lora_* say")
     return {name: tensor.detach().to(own[name]) for name, tensor in found.items()}
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """What of `align` a policy folder was trained with: `trainable`, and rank and targets of its adapters."""
+    trainable = read_manifest(folder)["trainable"]
+    if trainable == "full":
+        return {"trainable": trainable}
+    from diffusers import StableDiffusionInpaintPipeline
+
+    layers, _ = StableDiffusionInpaintPipeline.lora_state_dict(folder)
+    down = {name.removesuffix(".lora_A.weight"): t for name, t in layers.items() if name.endswith(".lora_A.weight")}
+    targets = tuple(sorted(name.removeprefix("unet.") for name in down))
+    return {"trainable": trainable, "lora_rank": len(next(iter(down.values()))), "lora_targets": targets}
 
 
 def _parameter_name(layer: str) -> str:
@@ -203,28 +222,27 @@ def save_policy(
     policy: Policy, state: dict[str, torch.Tensor], folder: Path, *, version: int, trainable: str, base: str
 ) -> None:
     """Write trained tensors as a policy folder: LoRA as diffusers loads it, or a UNet; the manifest last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    if trainable == "lora":
-        from diffusers import StableDiffusionInpaintPipeline
-        from peft import get_peft_model_state_dict
+    with whole_folder(folder, MANIFEST) as local:
+        if trainable == "lora":
+            from diffusers import StableDiffusionInpaintPipeline
+            from peft import get_peft_model_state_dict
 
-        layers = get_peft_model_state_dict(policy.unet, state_dict=state)
-        StableDiffusionInpaintPipeline.save_lora_weights(folder, unet_lora_layers=layers)
-    else:
-        unet = type(policy.unet).from_config(policy.unet.config)
-        unet.load_state_dict(state)
-        unet.save_pretrained(folder / "unet")
-    atomic_write_json(
-        folder / MANIFEST,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "policy_version": version,
-            "trainable": trainable,
-            "base_model": base,
-            "checksum": checksum(state),
-        },
-    )
+            layers = get_peft_model_state_dict(policy.unet, state_dict=state)
+            StableDiffusionInpaintPipeline.save_lora_weights(local, unet_lora_layers=layers)
+        else:
+            unet = type(policy.unet).from_config(policy.unet.config)
+            unet.load_state_dict(state)
+            unet.save_pretrained(local / "unet")
+        atomic_write_json(
+            local / MANIFEST,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "policy_version": version,
+                "trainable": trainable,
+                "base_model": base,
+                "checksum": checksum(state),
+            },
+        )
 
 
 def export_policy(config: ModelConfig, adapter: Path, out: Path) -> Path:
@@ -233,7 +251,8 @@ def export_policy(config: ModelConfig, adapter: Path, out: Path) -> Path:
     if read_manifest(adapter)["trainable"] == "lora":
         policy.pipeline.fuse_lora()
         policy.pipeline.unload_lora_weights()
-    policy.pipeline.save_pretrained(out)
+    with whole_folder(out, "model_index.json") as local:
+        policy.pipeline.save_pretrained(local)
     return out
 
 
@@ -243,6 +262,13 @@ def list_policies(run: Path) -> list[Path]:
     if not folders:
         raise UserError(f"{run}: no complete policy-* folder there; run `rlhf align` first")
     return folders
+
+
+def drop_policies(run: Path, keep: int | None) -> None:
+    """Remove all but the newest `keep` policies of a run, each with its manifest first; None keeps all."""
+    for folder in list_policies(run)[:-keep] if keep else ():
+        (folder / MANIFEST).unlink()
+        remove_folder(folder)
 
 
 def locate_policy(config: ModelConfig, model: Path | None) -> tuple[ModelConfig, Path | None]:

@@ -27,6 +27,7 @@ from rlhf.errors import UserError
 from rlhf.release_backbone import ReleaseBackbone, load_release
 from rlhf.reward_model import RELEASE_KIND, ScoredImages
 from rlhf.storage import atomic_write, atomic_write_json
+from rlhf.url_path import local_copy
 
 TRUST_K, TRUST_B, TRUST_CLIP = 0.05, 0.7, (1.0, 2.21)
 """Of exp(-k u + b), u the released norm (PrefPaint eq. 12 and its code); the upper clip never binds."""
@@ -168,11 +169,13 @@ def calibrate(folder: Path, data: AnnotatedImages, coverage: float) -> ReleaseCa
 def load_released_reward(folder: Path, record: dict[str, Any]) -> ReleasedReward:
     """Open a folder whose `reward.json` holds this record; UserError where a file is missing or does not fit."""
     name, found = record["checkpoint"], record["calibration"]
-    backbone, weight = load_release(folder / name)
+    with local_copy(folder) as local:
+        backbone, weight = load_release(local / name)
+        bound = read_inverse(local / "V_inverse.pt", backbone.output_dim)
     return ReleasedReward(
         backbone=backbone,
         weight=weight,
-        bound=read_inverse(folder / "V_inverse.pt", backbone.output_dim),
+        bound=bound,
         calibration=None if found is None else ReleaseCalibration(**found),
     )
 

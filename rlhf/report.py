@@ -13,6 +13,7 @@ import numpy as np
 
 from rlhf.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
 from rlhf.errors import UserError
+from rlhf.evaluation import SUMMARY_SCHEMA_VERSION
 from rlhf.images import decode_image, decode_mask
 from rlhf.metrics_log import read_metrics
 from rlhf.pages import (
@@ -28,6 +29,7 @@ from rlhf.pages import (
 from rlhf.reward_charts import reliability_charts
 from rlhf.stages import read_stages
 from rlhf.statistics import cluster_bootstrap, wins
+from rlhf.storage import check_schema
 from rlhf.tables import EVALUATION, PROMPTS, read_table
 
 GALLERY_PROMPTS = 20
@@ -52,6 +54,7 @@ def write_report(run: Path) -> Path:
     Raises UserError naming the file, and the stage to run, where one is missing or unreadable.
     """
     summary = _read_json(run / "evaluation" / "summary.json", "evaluate")
+    check_schema(summary.get("schema_version"), SUMMARY_SCHEMA_VERSION, run / "evaluation" / "summary.json")
     reward = _read_json(run / "reward" / "report.json", "reward")
     pairs = pair_samples(read_table(run / "evaluation" / "samples.parquet", EVALUATION))
     return write_page(

@@ -15,6 +15,7 @@ from rlhf.annotated_images import AnnotatedImages
 from rlhf.bound import PromptEffects, discount_prompt_effects
 from rlhf.errors import UserError
 from rlhf.storage import atomic_write, atomic_write_json
+from rlhf.url_path import local_copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +173,8 @@ def load_memory(folder: Path) -> RewardMemory:
     """Read what `RewardMemory.save` wrote; UserError where it is not there or not whole."""
     try:
         record = json.loads((folder / "memory.json").read_text())
-        tensors = load_file(folder / "memory.safetensors")
+        with local_copy(folder / "memory.safetensors") as local:
+            tensors = load_file(local)
         calibration, report = (
             DescribedAnnotations(
                 features=tensors[f"{name}_features"],

@@ -15,7 +15,8 @@ from rlhf.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.errors import UserError
 from rlhf.hole_statistics import COUNT, hole_statistics
 from rlhf.release_backbone import ReleaseBackbone, load_release
-from rlhf.storage import atomic_write, atomic_write_json
+from rlhf.storage import atomic_write, atomic_write_json, check_schema
+from rlhf.url_path import local_copy
 
 SCHEMA_VERSION = 4
 
@@ -250,11 +251,16 @@ def load_reward(folder: Path) -> Reward:
             from rlhf.release_reward import load_released_reward
 
             return load_released_reward(folder, record)
+        check_schema(record["schema_version"], SCHEMA_VERSION, folder / "reward.json")
         if record["schema_version"] != SCHEMA_VERSION:
-            raise UserError(f"{folder}: schema {record['schema_version']}, but this version reads {SCHEMA_VERSION}")
+            raise UserError(
+                f"{folder}: schema {record['schema_version']}, but this version reads {SCHEMA_VERSION}; "
+                "run `rlhf reward` again"
+            )
         network = FeatureNetwork(build_backbone(record["backbone"]), record["feature_dim"])
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-        head = load_file(folder / "head.safetensors")
+        with local_copy(folder) as local:
+            network.load_state_dict(load_file(local / "model.safetensors"))
+            head = load_file(local / "head.safetensors")
         calibration = Calibration(**record["calibration"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a complete reward folder ({error}); run `rlhf reward` again") from error

@@ -1,7 +1,6 @@
 """Further annotations for a reward that is there: features stay, V and the head learn, the bound is calibrated anew."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rlhf.reward_figures import bound_figures
 from rlhf.reward_memory import annotation_id, described, load_memory, rows_to_add
 from rlhf.reward_model import RewardModel, load_reward
 from rlhf.reward_training import features_of, fit_calibration, save_reward
+from rlhf.storage import atomic_write_text
 
 KEPT = ("effective_rank", "spectrum", "feature_dim", "is_noise_measured")
 """Figures of the first fit that an update leaves as they are."""
@@ -76,7 +76,7 @@ def update_reward(
     )
     save_reward(replace(model, head=head, calibration=calibration), memory, normalisation, report, out)
     if (folder / "config.yaml").is_file():
-        shutil.copyfile(folder / "config.yaml", out / "config.yaml")
+        atomic_write_text(out / "config.yaml", (folder / "config.yaml").read_text())
     return report
 
 

@@ -127,7 +127,14 @@ def candidate_stages(plan: RoundsPlan, number: int) -> list[Stage]:
     words = ["candidates", "--prompts", str(plan.out / "prompts"), "--out", str(plan.folder(number) / "candidates")]
     words += ["--first-sample", str(first), *(["--policy", str(policy)] if policy else [])]
     settings = plan.settings("model", "candidates")
-    stages = [Stage(name=f"round {number}: candidates", arguments=[*words, *plan.options], settings=settings)]
+    stages = [
+        Stage(
+            name=f"round {number}: candidates",
+            arguments=[*words, *plan.options],
+            settings=settings,
+            renewal=("--overwrite",),
+        )
+    ]
     if not plan.people:
         words = [*annotate_arguments(plan, number), "--simulated"]
         stages.append(Stage(name=f"round {number}: annotations", arguments=words, settings=plan.settings("annotators")))

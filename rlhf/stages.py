@@ -26,6 +26,8 @@ class Stage:
     """Resolved settings that it reads; a change there outdates it and all that follow."""
     run: Path | None = None
     """Folder of an alignment, which `--resume` continues and nothing overwrites."""
+    renewal: tuple[str, ...] = ()
+    """Further arguments, by which it replaces what it made of other settings."""
 
 
 def run_stages(out: Path, stages: Sequence[Stage], *, program: str, later_runs: Sequence[Path] = ()) -> None:
@@ -63,7 +65,7 @@ def _run_stage(out: Path, stage: Stage, resting: list[Path], program: str) -> No
     started = time.perf_counter()
     print(f"{program}: {command}", file=sys.stderr)
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
-    words = [sys.executable, "-m", "rlhf", *stage.arguments, *(["--resume"] if resumes else [])]
+    words = [sys.executable, "-m", "rlhf", *stage.arguments, *stage.renewal, *(["--resume"] if resumes else [])]
     code = subprocess.run(words, env=environment, check=False).returncode
     if code != 0:
         print(f"{program}: stage {stage.name} failed; mend it and run the same command again to go on", file=sys.stderr)

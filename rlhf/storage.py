@@ -3,25 +3,55 @@
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 
 from rlhf.errors import UserError
+from rlhf.url_path import UrlPath, explained
+
+DISK_SIGNS = ("No space left", "StorageFull", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
+"""How safetensors and torch.save say that a disk is full, in errors that are no OSErrors."""
+
+
+SPARE_BYTES = 2**20
+"""Left free beside what is written, for the small files that follow it."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the block, whatever keeps `path` from being written becomes a UserError that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not isinstance(error, OSError) and not any(sign in str(error) for sign in DISK_SIGNS):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        place = getattr(error, "filename", None)
+        where = f", at {place}" if place and str(path) not in str(place) else ""
+        raise UserError(f"{path}: cannot be written ({reason}{where}); free space or choose another --out") from error
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to be filled; at the block's end it is flushed to disk and renamed to `path`.
+    """A temporary file to be filled; at the block's end `path` is replaced by it, whole or not at all.
 
+    For a local path it lies beside it, is flushed to disk and renamed; for a URL it is uploaded.
     Where the block raises, a previous file stays as it was. Raises UserError where the folder cannot be
     written; the block itself must turn its OSErrors that mean something else.
     """
-    try:
+    if isinstance(path, UrlPath):
+        with writing(path), tempfile.TemporaryDirectory(prefix="rlhf-") as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            path.put(temporary)
+        return
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(descriptor)
@@ -34,14 +64,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another --out"
-        ) from error
+
+
+@contextmanager
+def whole_folder(folder: Path, last: str) -> Iterator[Path]:
+    """A local folder to be filled by libraries, its file `last` at the end; who finds that file finds all others.
+
+    For a local path it is the folder itself, whose old `last` is removed first; a URL gets the files when the
+    block ends, `last` after all others. Raises UserError where they cannot be written.
+    """
+    with writing(folder):
+        (folder / last).unlink(missing_ok=True)
+        if not isinstance(folder, UrlPath):
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+            return
+        with tempfile.TemporaryDirectory(prefix="rlhf-") as name:
+            local = Path(name)
+            yield local
+            files = [path for path in local.rglob("*") if path.is_file()]
+            for path in sorted(files, key=lambda path: path == local / last):
+                (folder / path.relative_to(local)).put(path)
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it to `path`.
+    """Let `write` fill a temporary file, then put it at `path`, a local one or a URL.
 
     Raises UserError where the folder cannot be written; a previous file then stays as it was.
     """
@@ -54,9 +101,28 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a file, on disk when this returns; at a URL, where nothing can be added, it is stored anew."""
+    if isinstance(path, UrlPath):
+        atomic_write_text(path, (path.read_text() if path.is_file() else "") + text)
+        return
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def atomic_write_json(path: Path, record: Any) -> None:
     """Write a JSON file, whole or not at all."""
     atomic_write_text(path, json.dumps(finite(record), indent=2, default=str) + "\n")
+
+
+def check_schema(found: Any, known: int, path: Path) -> None:
+    """UserError where `path` was written in a newer format than this version knows; no number means the first."""
+    if isinstance(found, int) and found > known:
+        raise UserError(
+            f"{path}: has schema {found}, but this version reads up to {known}; install a newer prefpaint-ray"
+        )
 
 
 def finite(record: Any) -> Any:
@@ -68,6 +134,30 @@ def finite(record: Any) -> Any:
     return None if isinstance(record, float) and not math.isfinite(record) else record
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder and all that is in it."""
+    with writing(folder), explained(folder):
+        if isinstance(folder, UrlPath):
+            folder.filesystem.delete_dir(folder.key)
+        else:
+            shutil.rmtree(folder)
+
+
+def require_room(folder: Path, arriving: Path) -> None:
+    """UserError where the files in `arriving` do not fit onto the disk of `folder`; of URLs nothing is known."""
+    if isinstance(folder, UrlPath):
+        return
+    size = sum(path.stat().st_size for path in arriving.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if size + SPARE_BYTES > free:
+        raise UserError(
+            f"{folder}: no room for {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; what was finished before is "
+            "whole: free space, or lower align.keep_last or align.keep_policies, then go on with --resume"
+        )
+
+
 def atomic_torch_save(record: Any, path: Path) -> None:
     """`torch.save`, whole or not at all."""
+    import torch  # Two seconds, which those who read a configuration need not wait for.
+
     atomic_write(path, lambda temporary: torch.save(record, temporary))

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_path
+from rlhf.storage import atomic_path, check_schema
+from rlhf.url_path import UrlPath, explained
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -70,6 +71,9 @@ EVALUATION = pa.schema(
 )
 
 
+SCHEMA_VERSION = 1
+SCHEMA_KEY = "prefpaint_schema_version"
+"""Of the file's metadata."""
 ROWS_PER_GROUP = 100
 """Rows that are held in memory at once when a table is written or read as a stream."""
 
@@ -87,7 +91,7 @@ def open_table(schema: pa.Schema, path: Path) -> Iterator[Callable[[dict[str, An
 
     Gives the function that appends a row. Where the block raises, a previous file stays as it was.
     """
-    full = schema.with_metadata(_hub_metadata(schema))
+    full = schema.with_metadata(_hub_metadata(schema) | {SCHEMA_KEY: str(SCHEMA_VERSION)})
     pending: list[dict[str, Any]] = []
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, full, compression="zstd") as writer:
 
@@ -157,10 +161,16 @@ def _stream_file(path: Path, schema: pa.Schema, optional: tuple[str, ...]) -> It
 def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """UserError that names the file where what is done with it within the block fails."""
     try:
-        with pq.ParquetFile(path) as file:
+        with explained(path), parquet_file(path) as file:
+            check_schema(int((file.schema_arrow.metadata or {}).get(SCHEMA_KEY.encode(), 1)), SCHEMA_VERSION, path)
             yield file
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise UserError(f"{path}: not a Parquet file of this kind ({error}); write it again") from error
+
+
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """A Parquet file, of this machine or at a URL, of which no more is read than is asked for."""
+    return pq.ParquetFile(path.open("rb") if isinstance(path, UrlPath) else path, pre_buffer=isinstance(path, UrlPath))
 
 
 def take_rows(folder: Path, schema: pa.Schema, places: Sequence[int]) -> list[dict[str, Any]]:
@@ -178,6 +188,12 @@ def take_rows(folder: Path, schema: pa.Schema, places: Sequence[int]) -> list[di
                     found |= dict(zip(inside, group.select(schema.names).cast(schema).to_pylist(), strict=True))
                 first += count
     return [found[place] for place in places]
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a Parquet file, by its footer."""
+    with _open_parquet(path) as file:
+        return file.metadata.num_rows
 
 
 def image_cell(data: bytes, path: str) -> dict[str, Any]:

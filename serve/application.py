@@ -5,20 +5,23 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ray
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from ray import serve as ray_serve
 
 from rlhf.config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.policy import read_manifest, resolve_model
+from rlhf.url_path import as_path
 from serve.http_api import Api
 from serve.inpainter import Inpainter
 
 APPLICATION = "prefpaint"
+Place = Annotated[Path, BeforeValidator(as_path)]
+"""A folder, local or at a URL."""
 
 
 class ServeArguments(BaseModel):
@@ -28,9 +31,9 @@ class ServeArguments(BaseModel):
 
     model: str = "tiny"
     """`tiny`, a pipeline folder, or a hub name."""
-    adapter: Path | None = None
+    adapter: Place | None = None
     """A policy folder."""
-    reward: Path | None = None
+    reward: Place | None = None
     """A reward folder; answers then hold reward, lower and upper."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the policy runs."""
@@ -133,7 +136,7 @@ _DECODE = (
 
 def _check_before_start(model: ModelConfig, adapter: Path | None, reward: Path | None, host: str, port: int) -> None:
     """What can be said at once, before Ray takes its seconds to start."""
-    folder = Path(resolve_model(model.path))
+    folder = as_path(resolve_model(model.path))
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise UserError(f"{model.path}: no model_index.json, so not a pipeline folder; check the model's path")
     if adapter is not None:

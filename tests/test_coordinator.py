@@ -45,7 +45,10 @@ def test_too_many_prompts_put_aside_end_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("batches", "ranks"), [(4, 2), (5, 2), (4, 3), (1, 2)])
 def test_any_number_of_ranks_trains_on_the_same_global_batch(batches: int, ranks: int) -> None:
     made = [
-        BatchShare(trajectories=[], advantages=torch.full((2,), i), trust_weights=torch.ones(2)) for i in range(batches)
+        BatchShare(
+            trajectories=[], advantages=torch.full((2,), i), trust_weights=torch.ones(2), prompt_ids=(), scores={}
+        )
+        for i in range(batches)
     ]
     shares = share_out(made, ranks)
     assert len({len(share) for share in shares}) == 1, "all ranks make the same number of passes"

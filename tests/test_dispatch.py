@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from small_parts import small_prompts
 
 from actors.crew import Crew
 from actors.dispatch import Dispatcher, PoisonPrompt, check_rewards, find_fault
 from actors.incidents import Incidents, read_incidents
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
+from actors.put_aside import PutAside
+from actors.sampling import RemoteSampler
+from rlhf.candidates import plan_candidates
+from rlhf.config import CandidatesConfig
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 from rlhf.rollout import RolloutPlan
@@ -65,6 +70,10 @@ class StandInSampler:
         receipt = RolloutReceipt(prompt_ids=task.prompt_ids, version=version, checksum=notice.checksum, duration_s=0.0)
         return receipt, "+".join(task.prompt_ids)
 
+    def paint(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, list[bytes]]:
+        receipt, text = self.rollout(notice, task)
+        return receipt, [name.encode() for name in text.split("+")]
+
 
 class StandInScorer:
     def __init__(self, fault: Fault) -> None:
@@ -112,6 +121,12 @@ def run(folder: Path, name: str = "", times: int = 1, prompt: str | None = None,
     finally:
         dispatcher.samplers.dismiss()
         dispatcher.scorers.dismiss()
+
+
+def painters(fault: Fault) -> Dispatcher:
+    """Two stand-in samplers whose images nobody scores."""
+    crew = Crew("sampler", lambda _: ray.remote(num_cpus=0.1)(StandInSampler).remote(fault), 2, Incidents(fault.folder))
+    return Dispatcher(samplers=crew, scorers=None, timeout_s=300.0, method="paint")
 
 
 def crews(fault: Fault, incidents: Incidents, timeout_s: float = 300.0) -> Dispatcher:
@@ -191,6 +206,37 @@ def test_what_the_user_can_put_right_is_not_tried_again(local_ray: None, tmp_pat
 def test_a_worker_that_can_never_start_ends_the_run_with_its_reason(local_ray: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a sampler cannot be started(.|\n)*no such model"):
         run(tmp_path, "start", times=100)
+
+
+@pytest.mark.ray
+def test_a_prompt_that_kills_samplers_is_put_aside_and_the_others_are_painted(local_ray: None, tmp_path: Path) -> None:
+    by_id = {prompt.prompt_id: prompt for prompt in small_prompts(8)}
+    dispatcher = painters(Fault(folder=tmp_path, name="die", times=100, prompt="p4"))
+    notice = WeightsNotice(version=1, weights=[], checksum="abc")
+    sampler = RemoteSampler(dispatcher, notice, 0, lambda ids: [by_id[name] for name in ids], PutAside(tmp_path))
+    config = CandidatesConfig(samples_per_prompt=1, micro_batch_size=2)
+    done = {d.task.number: d for d in sampler.sample(plan_candidates(list(by_id), config, seed=0, first_sample=0))}
+    dispatcher.samplers.dismiss()
+    assert [image.decode() for n in range(4) for image in done[n].images] == [name for name in by_id if name != "p4"]
+    assert done[2].task.prompt_ids == ("p5",)
+    assert list(PutAside(tmp_path).reasons) == ["p4"]
+
+
+@pytest.mark.ray
+def test_few_tasks_are_in_memory_however_many_there_are(local_ray: None, tmp_path: Path) -> None:
+    taken = 0
+
+    def tasks() -> Iterator[RolloutTask]:
+        nonlocal taken
+        for index in range(30):
+            taken += 1
+            yield task(f"p{index}")
+
+    dispatcher = painters(Fault(folder=tmp_path))
+    for done, _ in enumerate(dispatcher.stream(WeightsNotice(version=1, weights=[], checksum="abc"), tasks()), start=1):
+        assert taken <= done + 4, "one at each sampler, one done by each, one ahead"
+    dispatcher.samplers.dismiss()
+    assert taken == done == 30
 
 
 def test_an_acknowledgement_is_proof_only_with_version_checksum_and_canary() -> None:

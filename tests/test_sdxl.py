@@ -18,6 +18,7 @@ from rlhf.images import tensor_to_image
 from rlhf.metrics_log import read_metrics
 from rlhf.policy import export_policy, load_policy
 from rlhf.rollout import RolloutPlan, rollout
+from rlhf.sampling import InProcessSampler
 
 PLAN = RolloutPlan(num_inference_steps=3, eta=0.0, stochastic_steps=frozenset())
 
@@ -42,11 +43,11 @@ def test_the_unet_is_told_what_diffusers_own_pipeline_tells_it(small_xl_pipeline
 
 
 def test_candidates_are_made_of_the_holes_alone(small_xl_pipeline: Path, tmp_path: Path) -> None:
-    prompts = small_prompts(3)
+    by_id = {p.prompt_id: p for p in small_prompts(3)}
     policy = load_policy(ModelConfig(path=str(small_xl_pipeline)))
+    sampler = InProcessSampler(policy, lambda names: [by_id[name] for name in names])
     config = CandidatesConfig(samples_per_prompt=2, num_inference_steps=(3,))
-    assert make_candidates(policy, prompts, tmp_path, config, seed=0) == 6
-    by_id = {p.prompt_id: p for p in prompts}
+    assert make_candidates(sampler, list(by_id), tmp_path, config, seed=0) == 6
     for (prompt_id, _), image in load_candidates(tmp_path, by_id).items():
         known = 1 - by_id[prompt_id].mask
         torch.testing.assert_close(image * known, by_id[prompt_id].image * known, atol=1 / 127, rtol=0)

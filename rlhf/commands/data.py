@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from rlhf.commands.options import Config, Out, Overrides, PromptsFolder, resolve_config, save_config
+from rlhf.commands.options import (
+    Config,
+    Out,
+    Overrides,
+    PromptsFolder,
+    SamplersAddress,
+    Wait,
+    Workers,
+    open_samplers,
+    resolve_config,
+    save_config,
+)
 
 Selection = Literal["random", "uncertain"]
 
@@ -20,9 +31,11 @@ def prompts(
     """Cut square crops with holes from photographs."""
     resolved = resolve_config(config, overrides)
     from rlhf.prompts import make_prompts
+    from rlhf.url_path import local_copy
 
     save_config(resolved, out)
-    count = make_prompts(images, out, resolved.prompts, seed=resolved.seed, split=split)
+    with local_copy(images) as folder:
+        count = make_prompts(folder, out, resolved.prompts, seed=resolved.seed, split=split)
     print(f"{count} prompts in {out}")
 
 
@@ -32,20 +45,26 @@ def candidates(
     policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the base model.")] = None,
     split: Annotated[str, typer.Option(help="Which prompts.")] = "train",
     first_sample: Annotated[int, typer.Option(min=0, help="Number of the first sample, where there are others.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace candidates of other settings.")] = False,
+    workers: Workers = None,
+    address: SamplersAddress = None,
+    wait: Wait = False,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Sample inpaintings for annotation."""
+    """Sample inpaintings for annotation, in this process or on Ray; goes on where it was interrupted."""
     resolved = resolve_config(config, overrides)
-    from rlhf.candidates import keep_prompts, make_candidates
-    from rlhf.policy import load_policy
-    from rlhf.prompts import load_prompts
+    from rlhf.candidates import claim_folder, describe_origin, keep_prompts, make_candidates
+    from rlhf.prompts import PromptTable
 
+    table = PromptTable(prompts, split=split)
+    origin = describe_origin(resolved, prompts, policy, split=split, first_sample=first_sample)
+    claim_folder(out, origin, overwrite=overwrite)
     save_config(resolved, out)
-    loaded = load_prompts(prompts, split=split)
-    model = load_policy(resolved.model, policy)
     keep_prompts(prompts, out)
-    count = make_candidates(model, loaded, out, resolved.candidates, seed=resolved.seed, first_sample=first_sample)
+    settings = {"seed": resolved.seed, "first_sample": first_sample}
+    with open_samplers(resolved, table.take, [policy], out, workers, address, wait) as open_policy:
+        count = make_candidates(open_policy(policy), list(table.captions), out, resolved.candidates, **settings)
     print(f"{count} candidates in {out}")
 
 

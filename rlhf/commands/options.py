@@ -1,15 +1,33 @@
 """Options that several commands share, and how they become a configuration."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import typer
+
+from rlhf.url_path import as_path
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with what differs from the defaults.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, as section.key=value; repeatable.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 PromptsFolder = Annotated[Path, typer.Option("--prompts", help="Folder of prompts.")]
 RewardFolder = Annotated[Path, typer.Option("--reward", help="Reward folder.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for resources that are not there yet.")]
+SamplersAddress = Annotated[str | None, typer.Option("--address", help="Ray cluster whose samplers paint.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Samplers on Ray, on this machine or at --address; default: cluster.samplers.")
+]
+
+
+def take_urls(command: Callable[..., object] | None) -> None:
+    """Have every path of a command given as a local one or a URL; Typer alone would make a local path of both."""
+    for hint in get_type_hints(command, include_extras=True).values():
+        if get_origin(hint) is Annotated and Path in (hint.__origin__, *get_args(hint.__origin__)):
+            for option in hint.__metadata__:
+                option.parser, option.metavar = as_path, "PATH"
 
 
 def resolve_config(file: Path | None, overrides: list[str] | None):  # noqa: ANN202
@@ -25,3 +43,18 @@ def save_config(config, out: Path) -> None:  # noqa: ANN001
     from rlhf.storage import atomic_write_text
 
     atomic_write_text(out / "config.yaml", dump_config(config))
+
+
+@contextmanager
+def open_samplers(config, take, policies: Sequence[Path | None], out: Path, workers, address, wait) -> Iterator:  # noqa: ANN001
+    """The function that gives the sampler of each policy (None: the base model), here or on Ray."""
+    from rlhf.policy import load_policy
+    from rlhf.sampling import InProcessSampler
+
+    if workers is None and address is None:
+        yield lambda policy: InProcessSampler(load_policy(config.model, policy), take)
+        return
+    from actors.sampling import remote_samplers
+
+    with remote_samplers(config, take, policies, out, workers=workers, address=address, wait=wait) as open_policy:
+        yield open_policy

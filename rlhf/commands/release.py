@@ -20,10 +20,12 @@ def import_prefpaint(
 ) -> None:
     """Turn PrefPaint's released data into prompts, candidates and annotations."""
     from rlhf.release_import import ReleaseImport, describe, import_release
+    from rlhf.url_path import local_copy
 
     options = ReleaseImport(ids=ids, labels=labels, split=split, size_px=size_px, score_range=score_range)
-    for line in describe(import_release(folder, out, options)):
-        print(line)
+    with local_copy(folder) as local:
+        lines = describe(import_release(local, out, options))
+    print("\n".join(lines))
 
 
 def export_prefpaint(
@@ -62,8 +64,10 @@ def import_prefpaint_reward(
     from rlhf.candidates import load_candidates
     from rlhf.prompts import load_prompts
     from rlhf.release_reward import adopt_release, calibrate
+    from rlhf.url_path import local_copy
 
-    adopt_release(checkpoint, v_inverse, out)
+    with local_copy(checkpoint) as network, local_copy(v_inverse) as inverse:
+        adopt_release(network, inverse, out)
     if prompts is None or candidates is None or annotations is None:
         print(f"reward in {out}; no annotations to calibrate it on, so its bounds are infinite")
         return

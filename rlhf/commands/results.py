@@ -1,11 +1,24 @@
 """What is done with a policy: compare, report, export, serve; and everything in a row."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rlhf.commands.options import Config, Out, Overrides, PromptsFolder, RewardFolder, resolve_config, save_config
+from rlhf.commands.options import (
+    Config,
+    Out,
+    Overrides,
+    PromptsFolder,
+    RewardFolder,
+    SamplersAddress,
+    Wait,
+    Workers,
+    open_samplers,
+    resolve_config,
+    save_config,
+)
 
 
 def evaluate(
@@ -14,10 +27,13 @@ def evaluate(
     run: Annotated[Path, typer.Option("--run", help="Folder that `rlhf align` wrote.")],
     out: Out,
     split: Annotated[str, typer.Option(help="Which prompts.")] = "test",
+    workers: Workers = None,
+    address: SamplersAddress = None,
+    wait: Wait = False,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Compare the aligned with the base model on held-out prompts."""
+    """Compare the aligned with the base model on held-out prompts, painted in this process or on Ray."""
     resolved = resolve_config(config, overrides)
     from rlhf.evaluation import evaluate as compare
     from rlhf.policy import list_policies
@@ -25,15 +41,14 @@ def evaluate(
     from rlhf.reward_model import load_reward
 
     save_config(resolved, out)
-    summary = compare(
-        resolved.model,
-        list_policies(run),
-        load_prompts(prompts, split=split),
-        load_reward(reward),
-        out,
-        resolved.evaluate,
-        seed=resolved.seed,
-    )
+    policies, judges, loaded = list_policies(run), load_reward(reward), load_prompts(prompts, split=split)
+    by_id = {prompt.prompt_id: prompt for prompt in loaded}
+
+    def take(prompt_ids: Sequence[str]) -> list:
+        return [by_id[name] for name in prompt_ids]
+
+    with open_samplers(resolved, take, policies, out, workers, address, wait) as open_policy:
+        summary = compare(open_policy, policies, loaded, judges, out, resolved.evaluate, seed=resolved.seed)
     rate = summary["win_rate"]
     print(f"WinRate (gold judge, simulated) {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}] in {out}")
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from rlhf.commands.options import Config, Out, Overrides, resolve_config, save_config
+from rlhf.url_path import as_path
 
 study = typer.Typer(help="Studies of what the method claims; each goes on where it was interrupted.")
 
@@ -103,7 +104,7 @@ def rounds(
     named = []
     for run in runs:
         name, _, folder = run.rpartition("=")
-        named.append((name or Path(folder).name, Path(folder)))
+        named.append((name or as_path(folder).name, as_path(folder)))
     print(format_study(study_rounds(named, out)))
 
 

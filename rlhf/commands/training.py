@@ -3,15 +3,16 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rlhf.commands.options import (
+    Address,
     Config,
     Out,
     Overrides,
-    PromptsFolder,
+    Wait,
     resolve_config,
     save_config,
 )
@@ -68,8 +69,8 @@ def reward(
 
 
 def align(
-    prompts: PromptsFolder,
     out: Out,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="Folder of prompts.")] = None,
     reward: Annotated[
         Path | None, typer.Option("--reward", help="Reward folder; not needed where `rewards:` names all.")
     ] = None,
@@ -77,17 +78,33 @@ def align(
         Path | None, typer.Option("--policy", help="Policy folder to start from; the KL is to the base model still.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for resources that are not there yet.")] = False,
+    address: Address = None,
+    wait: Wait = False,
+    dump: Annotated[Path | None, typer.Option("--dump-rollouts", help="Folder to write every rollout to.")] = None,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", help="Train on the rollouts dumped there, without samplers and scorers.")
+    ] = None,
+    rollouts_only: Annotated[
+        bool, typer.Option("--rollouts-only", help="Roll out and score into --dump-rollouts; do not train.")
+    ] = False,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Move the policy towards higher reward by reinforcement learning, on Ray actors."""
+    if replay is not None and (dump is not None or rollouts_only):
+        raise UserError("align: --replay makes no rollouts; leave --dump-rollouts and --rollouts-only out")
     resolved = resolve_config(config, overrides)
-    from actors.align import align as run
+    options: dict[str, Any] = {"start": policy, "resume": resume, "address": address, "wait": wait}
+    if not rollouts_only:
+        from actors.align import align as run
 
-    last = run(resolved, prompts, reward, out, start=policy, resume=resume, address=address, wait=wait)
-    print(f"aligned policy in {last}")
+        print(f"aligned policy in {run(resolved, prompts, reward, out, **options, dump=dump, replay=replay)}")
+        return
+    if dump is None or prompts is None:
+        raise UserError("align: --rollouts-only needs --prompts, and --dump-rollouts to write to")
+    from actors.rollouts_only import roll_out
+
+    print(f"rollouts of {roll_out(resolved, prompts, reward, out, dump, **options)} updates in {dump}")
 
 
 def pretrain(
@@ -100,6 +117,10 @@ def pretrain(
     """Train the built-in model `tiny` from photographs; goes on where it was interrupted."""
     from rlhf.pretrain import PretrainConfig
     from rlhf.pretrain import pretrain as train
+    from rlhf.url_path import UrlPath
 
+    for path in (images, out):
+        if isinstance(path, UrlPath):
+            raise UserError(f"pretrain: {path}: give local folders; the pipeline can be copied to a URL then")
     settings = PretrainConfig(images=images, out=out, vae_updates=vae_updates, unet_updates=unet_updates, seed=seed)
     print(f"pipeline in {train(settings)}")

@@ -10,6 +10,7 @@ from rlhf.reward_model import load_reward
 from rlhf.rewards.entry import TEXT_KINDS, RewardEntry
 from rlhf.rewards.scores import RewardSource
 from rlhf.rewards.trained_model import TrainedModel
+from rlhf.url_path import as_path
 
 CLIP = "openai/clip-vit-large-patch14"
 
@@ -73,7 +74,7 @@ def _build_without_weights(entry: RewardEntry) -> RewardSource:
 
 def _reward_folder(entry: RewardEntry, folder: Path | None) -> Path:
     if entry.path is not None:
-        return Path(entry.path)
+        return as_path(entry.path)
     if folder is None:
         raise UserError(f"reward {entry.label}: no reward folder is named; add --reward, or `path` to the entry")
     return folder

@@ -1,0 +1,56 @@
+"""The driver of `rlhf align --rollouts-only`: samplers and scorers without a learner."""
+
+from functools import partial
+from pathlib import Path
+
+import ray
+
+from actors.align import check_inputs, prepare_run_folder, start_ray
+from actors.coordinator import Coordinator
+from actors.incidents import Incidents
+from actors.placement import reserve, start_dispatcher
+from actors.rollout_replay import collect_into
+from actors.sampling import read_weights
+from rlhf.config import RunConfig
+from rlhf.policy import check_start
+from rlhf.progress import progress_bar
+from rlhf.prompts import PromptTable
+from rlhf.rollout_dump import RolloutDump
+
+
+def roll_out(
+    config: RunConfig,
+    prompts: Path,
+    reward: Path | None,
+    out: Path,
+    dump: Path,
+    *,
+    start: Path | None = None,
+    resume: bool = False,
+    address: str | None = None,
+    wait: bool = False,
+) -> int:
+    """Roll out and score all updates with the weights that training would start from; returns their number.
+
+    They are written into `dump`, one after another; with `resume` those that are there are not done again.
+    Raises UserError as `rlhf align` does.
+    """
+    if start is not None:
+        check_start(start, config.align.trainable, config.model.path)
+    prepare_run_folder(out, config, resume=resume, start=start)
+    rollouts = RolloutDump(dump)
+    rollouts.begin(config, resume=resume)
+    config = check_inputs(config, prompts, reward)
+    start_ray(config, address)
+    try:
+        group = reserve(config.cluster, ("sampler", "scorer"), wait=wait)
+        incidents, table = Incidents(out), PromptTable(prompts, split="train")
+        dispatcher = start_dispatcher(config, None if reward is None else reward.resolve(), group, incidents)
+        coordinator = Coordinator(config, table, dispatcher, incidents, ranks=1, out=out)
+        weights = read_weights(config, start)
+        for update in progress_bar(range(config.align.updates), stage="rollouts"):
+            if not rollouts.has(update):
+                collect_into(rollouts, update, partial(coordinator.collect, update, weights, version=0))
+    finally:
+        ray.shutdown()
+    return config.align.updates

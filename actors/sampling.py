@@ -1,0 +1,125 @@
+"""Images of policies by samplers on Ray, for the stages beside `rlhf align`: candidates and evaluation."""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+import ray.exceptions
+import torch
+
+from actors.align import start_ray
+from actors.dispatch import Dispatcher, PoisonPrompt
+from actors.incidents import Incidents
+from actors.messages import RolloutTask, WeightsNotice
+from actors.placement import reserve, start_painters
+from actors.put_aside import PutAside
+from rlhf.config import RunConfig
+from rlhf.policy import (
+    adapter_settings,
+    checksum,
+    load_policy,
+    make_trainable,
+    read_manifest,
+    read_trainable_state,
+    trainable_state,
+)
+from rlhf.sampling import SampledTask, SamplingTask, TakePrompts
+
+
+@contextmanager
+def remote_samplers(
+    config: RunConfig,
+    take: TakePrompts,
+    policies: Sequence[Path | None],
+    out: Path,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    wait: bool = False,
+) -> Iterator[Callable[[Path | None], "RemoteSampler"]]:
+    """Start samplers, and give the function that opens one of `policies`, or the base model (None).
+
+    `workers` stands in for `cluster.samplers`; `address` is the cluster to join, this machine alone by default.
+    Only the policy that was opened last can be sampled. Samplers that were lost are noted in
+    `out/incidents.jsonl`, prompts that kill them in `out/put_aside.json`.
+    """
+    adapters = [adapter_settings(policy) for policy in policies if policy is not None]
+    align = config.align.model_copy(update=adapters[-1] if adapters else {})
+    cluster = config.cluster if workers is None else config.cluster.model_copy(update={"samplers": workers})
+    config = config.model_copy(update={"align": align, "cluster": cluster})
+    start_ray(config, address)
+    try:
+        group = reserve(cluster, ("sampler",), wait=wait)
+        dispatcher = start_painters(config, group, Incidents(out))
+        opened = itertools.count()
+
+        def open_policy(policy: Path | None) -> RemoteSampler:
+            version = 0 if policy is None else int(read_manifest(policy)["policy_version"])
+            weights = read_weights(config, policy)
+            # Numbered as they are opened: folders of two runs may have one version.
+            notice = WeightsNotice(version=next(opened), weights=[ray.put(weights)], checksum=checksum(weights))
+            return RemoteSampler(dispatcher, notice, version, take, PutAside(out))
+
+        yield open_policy
+    finally:
+        ray.shutdown()
+
+
+def read_weights(config: RunConfig, policy: Path | None) -> dict[str, torch.Tensor]:
+    """The trained tensors of a policy folder; without one those of the base model, whose fresh adapters add nothing."""
+    align = config.align
+    # Samplers are where the GPUs are; this process may have none.
+    base = load_policy(config.model.model_copy(update={"device": "cpu"}))
+    make_trainable(base, align.trainable, rank=align.lora_rank, targets=align.lora_targets, seed=config.seed)
+    if policy is None:
+        return trainable_state(base.unet)
+    return read_trainable_state(policy, base.unet, align.trainable)
+
+
+class RemoteSampler:
+    """A policy in the hands of many samplers; see `rlhf.sampling.Sampler`."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, notice: WeightsNotice, version: int, take: TakePrompts, put_aside: PutAside
+    ) -> None:
+        self.version = version
+        self._dispatcher, self._notice, self._take, self._put_aside = dispatcher, notice, take, put_aside
+
+    def sample(self, tasks: Iterable[SamplingTask]) -> Iterator[SampledTask]:
+        """All tasks as they are done, without the prompts that kill samplers; those are reported."""
+        left = {task.number: task for task in tasks}
+        while left:
+            begun = self._without_put_aside(left.values())
+            left = {task.number: task for task in begun}
+            try:
+                for finished in self._dispatcher.stream(self._notice, map(self._publish, begun)):
+                    task = begun[finished.number]
+                    try:
+                        images = ray.get(finished.trajectories)
+                    except ray.exceptions.ObjectLostError:
+                        continue  # with its node: it is still left
+                    del left[task.number]
+                    yield SampledTask(task=task, images=images)
+            except PoisonPrompt as poison:
+                self._put_aside.add(poison.prompt_id, "samplers died repeatedly, also when it was alone")
+                print(f"prompt {poison.prompt_id} kills samplers; put aside (put_aside.json)", file=sys.stderr)
+
+    def _without_put_aside(self, tasks: Iterable[SamplingTask]) -> list[SamplingTask]:
+        gone = self._put_aside.reasons
+        kept = [replace(t, prompt_ids=tuple(name for name in t.prompt_ids if name not in gone)) for t in tasks]
+        return [task for task in kept if task.prompt_ids]
+
+    def _publish(self, task: SamplingTask) -> RolloutTask:
+        prompts = {prompt.prompt_id: prompt for prompt in self._take(task.prompt_ids)}
+        return RolloutTask(
+            prompt_ids=task.prompt_ids,
+            prompts=[ray.put(prompts)],
+            samples_per_prompt=len(task.sample_indices),
+            plan=task.plan,
+            seed_key=task.seed_key,
+            first_sample=task.sample_indices.start,
+        )

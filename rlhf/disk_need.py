@@ -1,0 +1,72 @@
+"""How much disk an alignment will take, told before it starts."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.config import AlignConfig, RunConfig
+from rlhf.errors import UserError
+from rlhf.policy import resolve_model
+from rlhf.url_path import UrlPath, as_path
+
+CHECKPOINT_BYTES = 16
+"""Per trained number: itself, Adam's two moments and the average, each float32."""
+POLICY_BYTES = 4
+
+
+def describe_disk_need(config: RunConfig, out: Path) -> str:
+    """One line: what `out` will hold at most, and what is free there; with a warning where that is less.
+
+    Left out are pictures, metrics and events, which are small. Raises UserError where model.path is no pipeline.
+    """
+    align = config.align
+    trained = count_trained(config.model.path, align)
+    written = -(-align.updates // align.checkpoint_every)
+    checkpoints, policies = min(align.keep_last + 1, written), min(align.keep_policies or written, written)
+    need = trained * (CHECKPOINT_BYTES * checkpoints + POLICY_BYTES * policies)
+    line = (
+        f"align: about {show_bytes(need)} in {out}: {checkpoints} checkpoints of "
+        f"{show_bytes(CHECKPOINT_BYTES * trained)} (one is being written) and {policies} policies of "
+        f"{show_bytes(POLICY_BYTES * trained)}"
+    )
+    if isinstance(out, UrlPath):
+        return line
+    free = shutil.disk_usage(out).free
+    warning = "; warning: that is less, see align.keep_last and align.keep_policies" if free < need else ""
+    return f"{line}; {show_bytes(free)} are free{warning}"
+
+
+def count_trained(model: str, align: AlignConfig) -> int:
+    """How many numbers are trained, by the UNet's configuration alone."""
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(_read_unet_config(model))
+        if align.trainable == "lora":
+            unet.add_adapter(LoraConfig(r=align.lora_rank, target_modules=list(align.lora_targets)))
+    return sum(p.numel() for p in unet.parameters() if p.requires_grad)
+
+
+def _read_unet_config(model: str) -> dict[str, Any]:
+    from diffusers import UNet2DConditionModel
+
+    place = as_path(resolve_model(model))
+    try:
+        if isinstance(place, UrlPath):
+            return json.loads((place / "unet" / "config.json").read_text())
+        return UNet2DConditionModel.load_config(str(place), subfolder="unet")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{model}: no configuration of a UNet there ({reason}); check model.path") from error
+
+
+def show_bytes(count: float) -> str:
+    """A size for people: 3.4 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"

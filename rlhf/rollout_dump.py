@@ -1,0 +1,142 @@
+"""Rollouts on disk: what an update trained on, to be looked at, and to be trained on again without samplers.
+
+config.yaml                           of the run that made them
+update-000001/batch-00000.safetensors one micro-batch: trajectories, advantages, trust weights, scores
+update-000001/update.json             written last: metrics, weights, and the checksum of every batch
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from rlhf.config import RunConfig
+from rlhf.config_files import dump_config, load_config
+from rlhf.errors import UserError
+from rlhf.rewards.scores import Scores
+from rlhf.rollout import Trajectories
+from rlhf.storage import atomic_write, atomic_write_json, atomic_write_text
+
+RESTS_ON = ("seed", "model", "rewards", "align")
+"""Sections of the configuration that an update depends on."""
+TENSORS = tuple(field.name for field in fields(Trajectories) if field.name != "step_indices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpedBatch:
+    """A micro-batch of whole groups."""
+
+    prompt_ids: tuple[str, ...]
+    trajectories: Trajectories
+    advantages: torch.Tensor
+    """float32 [B]."""
+    trust_weights: torch.Tensor
+    """float32 [B], divided by the mean over the whole update."""
+    scores: dict[str, Scores]
+    """By reward."""
+
+
+class RolloutDump:
+    """A folder of dumped updates, numbered here from 0 and on disk, as in `metrics.jsonl`, from 1."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def begin(self, config: RunConfig, *, resume: bool) -> None:
+        """Make it the dump of a run; UserError where it holds one already that is not to be gone on with."""
+        if next(self._folder.glob("update-*/update.json"), None) is not None:
+            if not resume:
+                raise UserError(f"{self._folder}: holds rollouts already; add --resume, or choose another folder")
+            self.check(config)
+        atomic_write_text(self._folder / "config.yaml", dump_config(config))
+
+    def check(self, config: RunConfig) -> None:
+        """UserError where it is the dump of another configuration, or of none."""
+        path = self._folder / "config.yaml"
+        if not path.is_file():
+            raise UserError(f"{path}: not there, so not a folder of dumped rollouts; write one with --dump-rollouts")
+        theirs = load_config(path)
+        other = [name for name in RESTS_ON if getattr(theirs, name) != getattr(config, name)]
+        if other:
+            raise UserError(f"{path}: these rollouts are of another `{'`, `'.join(other)}`; use the same configuration")
+
+    def check_whole(self, config: RunConfig) -> None:
+        """`check`, and UserError naming the file where one of the configuration's updates is missing."""
+        self.check(config)
+        for update in range(config.align.updates):
+            for entry in self._about(update)["batches"]:
+                path = self._record(update).with_name(entry["file"])
+                if not path.is_file():
+                    raise UserError(f"{path}: missing; dump the rollouts again")
+
+    def has(self, update: int) -> bool:
+        """Whether an update is there, whole."""
+        return self._record(update).is_file()
+
+    def write(self, update: int, batches: Iterable[DumpedBatch], about: dict[str, Any]) -> None:
+        """Write an update, whole or not at all, with what is to be said about it; one batch is in memory."""
+        self._record(update).unlink(missing_ok=True)
+        entries = []
+        for number, batch in enumerate(batches):
+            name, data = f"batch-{number:05d}.safetensors", save(_tensors(batch))
+            atomic_write(self._record(update).with_name(name), partial(Path.write_bytes, data=data))
+            step_indices = list(batch.trajectories.step_indices)
+            entry = {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "prompt_ids": list(batch.prompt_ids)}
+            entries.append(entry | {"step_indices": step_indices})
+        atomic_write_json(self._record(update), about | {"batches": entries})
+
+    def read(self, update: int) -> tuple[list[DumpedBatch], dict[str, Any]]:
+        """An update, and what was said about it; UserError naming the file that is missing or damaged."""
+        about, folder = self._about(update), self._record(update).parent
+        about["metrics"] = {name: math.nan if v is None else v for name, v in about["metrics"].items()}
+        return [_read_batch(folder / entry["file"], entry) for entry in about.pop("batches")], about
+
+    def _about(self, update: int) -> dict[str, Any]:
+        path = self._record(update)
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: no whole update is there ({error}); dump the rollouts again") from error
+
+    def _record(self, update: int) -> Path:
+        return self._folder / f"update-{update + 1:06d}" / "update.json"
+
+
+def _tensors(batch: DumpedBatch) -> dict[str, torch.Tensor]:
+    tensors = {name: getattr(batch.trajectories, name) for name in TENSORS}
+    tensors |= {"advantages": batch.advantages, "trust_weights": batch.trust_weights}
+    for reward, scores in batch.scores.items():
+        columns = {field.name: getattr(scores, field.name) for field in fields(Scores)}
+        tensors |= {f"scores/{reward}/{name}": column for name, column in columns.items() if column is not None}
+    # Clones: safetensors refuses tensors that share memory, as parts of one update's advantages do.
+    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _read_batch(path: Path, entry: dict[str, Any]) -> DumpedBatch:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: not readable ({error.strerror or error}); dump the rollouts again") from error
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise UserError(f"{path}: damaged, since its checksum is not that in update.json; dump the rollouts again")
+    tensors = load(data)
+    scores: dict[str, dict[str, torch.Tensor]] = {}
+    for name in tensors:
+        if name.startswith("scores/"):
+            reward, _, column = name.removeprefix("scores/").rpartition("/")
+            scores.setdefault(reward, {})[column] = tensors[name]
+    trajectories = Trajectories(**{name: tensors[name] for name in TENSORS}, step_indices=tuple(entry["step_indices"]))
+    return DumpedBatch(
+        prompt_ids=tuple(entry["prompt_ids"]),
+        trajectories=trajectories,
+        advantages=tensors["advantages"],
+        trust_weights=tensors["trust_weights"],
+        scores={reward: Scores(**columns) for reward, columns in scores.items()},
+    )
