@@ -1,6 +1,7 @@
 """What `rlhf doctor` has each node do.
 
-It imports nothing of ours, and Ray sends it as code: so nodes answer that lack the package, or have another version.
+It imports nothing of ours at its head, and Ray sends it as code: so nodes answer that lack the package, or have
+another version.
 """
 
 import os
@@ -104,31 +105,31 @@ def find_closed(places: list[tuple[str, int]]) -> list[tuple[str, int]]:
         return [place for place, closed in zip(places, pool.map(is_closed, places), strict=True) if closed]
 
 
-def _open_storage(storage: str) -> tuple[Any, str]:
-    from pyarrow import fs
-
-    return fs.FileSystem.from_uri(storage) if "://" in storage else (fs.LocalFileSystem(), storage)
-
-
 def write_mark(storage: str, name: str) -> str | None:
     """Write a file that holds its own name, into a folder that is there; returns what was in the way."""
     try:
-        filesystem, root = _open_storage(storage)
-        with filesystem.open_output_stream(f"{root.rstrip('/')}/{name}") as file:
-            file.write(name.encode())
-    except (OSError, ValueError, ImportError) as error:
+        from rlhf.errors import UserError
+        from rlhf.storage import atomic_write_text
+        from rlhf.url_path import UrlPath, as_path
+
+        folder = as_path(storage)
+        if not isinstance(folder, UrlPath) and not folder.is_dir():
+            return "cannot be written: no such folder"
+        atomic_write_text(folder / name, name)
+    except (OSError, ImportError, UserError) as error:
         return f"cannot be written: {error}"
     return None
 
 
 def read_marks(storage: str, names: list[str]) -> str | None:
     """Read what the nodes wrote; returns what was in the way."""
-    filesystem, root = _open_storage(storage)
+    from rlhf.errors import UserError
+    from rlhf.url_path import as_path
+
     for name in names:
         try:
-            with filesystem.open_input_stream(f"{root.rstrip('/')}/{name}") as file:
-                content = file.read()
-        except OSError as error:
+            content = (as_path(storage) / name).read_bytes()
+        except (OSError, UserError) as error:
             return f"what a node wrote is not seen here: {error}"
         if content != name.encode():
             return f"{name} holds other bytes than were written"
@@ -137,8 +138,9 @@ def read_marks(storage: str, names: list[str]) -> str | None:
 
 def remove_mark(storage: str, name: str) -> None:
     """Remove the file that this node wrote."""
-    filesystem, root = _open_storage(storage)
-    filesystem.delete_file(f"{root.rstrip('/')}/{name}")
+    from rlhf.url_path import as_path
+
+    (as_path(storage) / name).unlink()
 
 
 def make_block(size_bytes: int) -> tuple[bytes, int]:

@@ -51,8 +51,12 @@ def track_metrics(out: Path, config: RunConfig) -> Iterator[None]:
         is_last = False
         while not is_last:
             is_last = is_done.wait(TRACK_S)
+            try:
+                lines = read_metrics(out)
+            except UserError:  # As in _follow.
+                continue
             for tracker in trackers:
-                _warn(tracker.send(read_metrics(out)))
+                _warn(tracker.send(lines))
         for tracker in trackers:
             _warn(tracker.finish())
 
@@ -108,7 +112,7 @@ def find_role_to_grow(lines: Sequence[Mapping[str, float]]) -> str | None:
     The first update is left out, in which actors start. Samplers and scorers are busy or idle within
     rollouts, as in the metrics; the learner within whole updates.
     """
-    lines = lines[1:]
+    lines = [line for line in lines[1:] if "sampler_idle_share" in line]  # a replay has none
     rollout_s, update_s = (sum(line[name] for line in lines) for name in ("rollout_s", "update_s"))
     if not rollout_s or not update_s:
         return None

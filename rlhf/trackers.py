@@ -42,33 +42,31 @@ class Tracker:
 
     def __init__(self, name: str, open_run: Callable[[str | None], Service], errors: tuple, out: Path) -> None:
         """`open_run` takes the id of a run to go on with; `errors` are what the service raises."""
-        self._name, self._open, self._errors = name, open_run, (*errors, OSError)
+        self._name, self._open, self._errors = name, open_run, (*errors, OSError, UserError)
         self._path = out / "tracking.json"
         self._service: Service | None = None
+        self._sent: Figures | None = None
         self._has_failed = False
 
     def send(self, lines: Sequence[Figures]) -> str | None:
         """Send what is new in `lines`; returns the first failure's warning."""
-        saved = self._read().get(self._name, {"run_id": None, "update": 0})
-        new = [line for line in lines if line["update"] > saved["update"]]
-
-        def send_new() -> None:
-            for line in new:
-                self._send(line, saved["run_id"])
-
-        return self._guard(send_new)
+        return self._guard(lambda: self._send_new(lines))
 
     def finish(self) -> str | None:
         """Tell the service that the run has ended."""
         service = self._service
         return None if service is None else self._guard(service.finish)
 
-    def _send(self, line: Figures, run_id: str | None) -> None:
-        if self._service is None:
-            self._service = self._open(run_id)
-        self._service.send(line)
-        mine = {"run_id": self._service.run_id, "update": line["update"]}
-        atomic_write_json(self._path, self._read() | {self._name: mine})
+    def _send_new(self, lines: Sequence[Figures]) -> None:
+        if self._sent is None:
+            self._sent = self._read().get(self._name, {"run_id": None, "update": 0})
+        for line in lines:
+            if line["update"] > self._sent["update"]:
+                if self._service is None:
+                    self._service = self._open(self._sent["run_id"])
+                self._service.send(line)
+                self._sent = {"run_id": self._service.run_id, "update": line["update"]}
+                atomic_write_json(self._path, self._read() | {self._name: self._sent})
 
     def _read(self) -> dict[str, Any]:
         return json.loads(self._path.read_text()) if self._path.is_file() else {}

@@ -30,3 +30,5 @@ def test_balanced_runs_and_runs_of_one_update_give_no_hint() -> None:
     assert find_role_to_grow(lines(rollout_s=8, train_s=2, sampler=0.5, scorer=0.5)) is None
     assert find_role_to_grow(lines(rollout_s=8, train_s=2, sampler=0.9, scorer=0.5)[:1]) is None
     assert find_role_to_grow([]) is None
+    replay = {"rollout_s": 1.0, "train_s": 9.0, "update_s": 10.0}
+    assert find_role_to_grow([replay] * 3) is None

@@ -31,10 +31,11 @@ def doctor(
     """Check a cluster before a run, node by node; exit code 1 where something is wrong, with a remedy each."""
     from rlhf.config import RunConfig
     from rlhf.config_files import load_config
+    from rlhf.url_path import as_path
 
     resolved = None if config is None else load_config(config)
-    if storage is not None and "://" not in storage:
-        storage = str(Path(storage).resolve())
+    if storage is not None:
+        storage = str(as_path(storage).resolve())
     import ray
 
     from actors.align import start_ray
