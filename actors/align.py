@@ -142,7 +142,10 @@ def start_ray(config: RunConfig, address: str | None) -> None:
     cluster = config.cluster
     actors = cluster.samplers + cluster.scorers + cluster.learners
     wanted = max(os.cpu_count() or 1, int(actors * cluster.cpus_per_actor) + 2)
-    ray.init(num_cpus=wanted, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # "local": not the Ray that may run here already, as on the head of a cluster.
+    ray.init(
+        address="local", num_cpus=wanted, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
 
 
 def make_trainer(setup: dict, out: Path) -> TorchTrainer:

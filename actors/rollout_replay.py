@@ -16,8 +16,15 @@ from rlhf.errors import UserError
 from rlhf.policy import checksum
 from rlhf.rollout_dump import DumpedBatch, RolloutDump
 
-OF_THE_RUN_ITSELF = ("images_per_s", "sampler_idle_share", "scorer_idle_share", "tasks_repeated", "weights_sync_s")
-OF_THE_RUN_ITSELF += ("queue_to_sample", "queue_to_score")
+OF_THE_RUN_ITSELF = (
+    "images_per_s",
+    "sampler_idle_share",
+    "scorer_idle_share",
+    "tasks_repeated",
+    "weights_sync_s",
+    "queue_to_sample",
+    "queue_to_score",
+)
 """Figures of a dump, like its restarts, that a replay does not repeat: it has no samplers."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from s3_server import run_s3_server
 
 from actors import node_checks
 from actors.doctor import check_learners, check_storage, examine
@@ -129,3 +130,16 @@ def test_the_command_joins_a_cluster_and_its_exit_code_says_that_something_is_wr
     assert done.returncode == 1, done.stderr
     assert "/proc/nowhere: cannot be written" in done.stdout
     assert "remedy: mount one folder" in done.stdout
+
+
+@pytest.mark.ray
+def test_a_bucket_is_written_and_read_by_a_node_and_a_missing_one_is_found() -> None:
+    with run_s3_server():
+        ray.shutdown()
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+        try:
+            nodes = {node["NodeID"]: node for node in ray.nodes()}
+            assert wrong(check_storage(nodes, "s3://runs/shared")) == []
+            assert "no such bucket" in wrong(check_storage(nodes, "s3://absent/shared"))[0].found
+        finally:
+            ray.shutdown()
