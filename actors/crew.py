@@ -49,8 +49,13 @@ class Crew:
         self.role, self.workers = role, [Worker(place=place, handle=make(place)) for place in range(size)]
         self._make, self._incidents = make, incidents
         self._calls: dict[ray.ObjectRef, Worker] = {}
-        self.busy_s = 0.0
-        """Time of all workers together in calls that have ended."""
+        self._ended_s = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """Time of all workers together in calls, up to now."""
+        now = time.monotonic()
+        return self._ended_s + sum(now - worker.since for worker in self._calls.values())
 
     def idle(self) -> list[Worker]:
         """Workers that wait for a call."""
@@ -72,7 +77,7 @@ class Crew:
         """
         worker = self._calls.pop(call)
         job, worker.job = worker.job, None
-        self.busy_s += time.monotonic() - worker.since
+        self._ended_s += time.monotonic() - worker.since
         try:
             result = ray.get(call)
         except ray.exceptions.ObjectLostError:

@@ -178,6 +178,7 @@ def test_weights_that_are_proved_late_are_no_fault(local_ray: None, tmp_path: Pa
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_replaced(local_ray: None, tmp_path: Path) -> None:
     assert run(tmp_path, "hang", timeout_s=20.0) == REWARDS
     assert ("sampler", "timeout") in causes(tmp_path)

@@ -51,6 +51,7 @@ def candidates_here(config: RunConfig, table: PromptTable, policy: Path | None, 
     return read_table(out, CANDIDATES)
 
 
+@pytest.mark.slow
 def test_two_samplers_make_the_candidates_of_one_process_of_base_and_policy(
     config: RunConfig, table: PromptTable, policy: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_killed_sampler_leaves_the_same_candidates(
     assert read_table(tmp_path / "ours", CANDIDATES) == candidates_here(config, table, policy, tmp_path / "theirs")
 
 
+@pytest.mark.slow
 def test_an_evaluation_by_samplers_has_the_figures_of_one_process(
     config: RunConfig, table: PromptTable, policy: Path, tmp_path: Path
 ) -> None:

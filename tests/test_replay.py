@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 from rlhf.rollout_dump import RolloutDump
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
