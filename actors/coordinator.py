@@ -1,7 +1,7 @@
 """Plain code on learner rank 0: chooses prompts, has them sampled and scored, weighs them, shares the work."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
 from actors.put_aside import PutAside
 from rlhf.algorithms import algorithm_of
 from rlhf.config import RunConfig
-from rlhf.policy import checksum
 from rlhf.prompts import PromptTable
 from rlhf.rewards.combination import (
     Scale,
@@ -28,6 +27,9 @@ from rlhf.rewards.combination import (
     save_scales,
 )
 from rlhf.rewards.scores import Scores
+
+TASKS_READ_AT_ONCE = 16
+"""Their prompts are in memory together: a row group of the table is then read once for several."""
 
 
 class Coordinator:
@@ -49,6 +51,7 @@ class Coordinator:
     ) -> None:
         self._config, self._prompts, self._dispatcher, self._ranks = config, prompts, dispatcher, ranks
         self._incidents, self._out, self._put_aside = incidents, out, PutAside(out)
+        self._groups = config.align.micro_batch_size // config.align.samples_per_prompt
         self._weights = {entry.label: entry.weight for entry in config.rewards} or {"model": 1.0}
 
     def collect(
@@ -60,12 +63,12 @@ class Coordinator:
         """
         started, busy, flow = time.perf_counter(), self._busy(), Flow()
         repeated = self._dispatcher.repeated
-        # One put: samplers fetch from one another's nodes.
         version = update if version is None else version
-        notice = WeightsNotice(version=version, weights=[ray.put(weights)], checksum=checksum(weights), canary=canary)
+        notice = WeightsNotice.publish(weights, version, canary)
+        count = self._config.align.prompts_per_update // self._groups
         while True:
             try:
-                finished = self._dispatcher.run(notice, self._tasks(update), flow)
+                finished = self._dispatcher.run(notice, self._tasks(update), flow, count=count)
                 break
             except PoisonPrompt as poison:
                 self._put_aside.add(poison.prompt_id, "its workers died repeatedly, also when it was alone")
@@ -91,23 +94,24 @@ class Coordinator:
         crews = self._dispatcher.crews
         return {c.role: c.busy_s / len(c.workers) - (since[c.role] if since else 0.0) for c in crews}
 
-    def _tasks(self, update: int) -> list[RolloutTask]:
+    def _tasks(self, update: int) -> Iterator[RolloutTask]:
+        """Prompts travel with their tasks, some of which are read from disk at once."""
         align, seed = self._config.align, self._config.seed
         plan = algorithm_of(align).plan_rollout(align, update, seed)
         chosen = prompts_of_update(self._prompts.ids, update, align.prompts_per_update, seed)
         chosen = self._put_aside.substitute(chosen, self._prompts.ids, key=(seed, 23, update))
-        prompts = ray.put({prompt.prompt_id: prompt for prompt in self._prompts.take(chosen)})
-        groups = align.micro_batch_size // align.samples_per_prompt
-        return [
-            RolloutTask(
-                prompt_ids=tuple(chosen[i : i + groups]),
-                prompts=[prompts],
-                samples_per_prompt=align.samples_per_prompt,
-                plan=plan,
-                seed_key=(seed, "align", update),
-            )
-            for i in range(0, len(chosen), groups)
-        ]
+        step = self._groups
+        for first in range(0, len(chosen), TASKS_READ_AT_ONCE * step):
+            read = chosen[first : first + TASKS_READ_AT_ONCE * step]
+            rows = dict(zip(read, self._prompts.rows(read), strict=True))
+            for own in (read[i : i + step] for i in range(0, len(read), step)):
+                yield RolloutTask(
+                    prompt_ids=tuple(own),
+                    prompts=[ray.put({name: rows[name] for name in own})],
+                    samples_per_prompt=align.samples_per_prompt,
+                    plan=plan,
+                    seed_key=(seed, "align", update),
+                )
 
     def _weigh(self, scores: Scores, finished: Sequence[FinishedTask]) -> tuple[list[BatchShare], dict[str, float]]:
         """Advantages over complete groups, trust weights over the whole update; 1 where no reward has a bound."""
@@ -123,6 +127,7 @@ class Coordinator:
         batches = [
             BatchShare(
                 trajectories=[task.trajectories],
+                images=[] if task.images is None else [task.images],
                 advantages=a,
                 trust_weights=w,
                 prompt_ids=task.prompt_ids,

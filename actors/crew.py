@@ -8,9 +8,11 @@ from typing import Any, Literal
 import ray
 import ray.exceptions
 
-from actors.incidents import Incidents
+from actors.incidents import WAITING, Incidents
 from rlhf.errors import UserError
 
+SLOW_START_S = 60.0
+"""From when on a replacement that has not answered is reported."""
 MAX_FAILED_STARTS = 3
 """Starts in a row that raise, until the run ends: the fault is then not the machine's."""
 
@@ -28,6 +30,8 @@ class Worker:
     """What it is at, None where it waits."""
     since: float = 0.0
     failed_starts: int = 0
+    is_new: bool = False
+    """It is a replacement that has not answered yet, nor been reported for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,10 @@ class Crew:
         """Of all that are at work."""
         return list(self._calls)
 
+    def has(self, call: ray.ObjectRef) -> bool:
+        """Whether one of its workers is at that call."""
+        return call in self._calls
+
     def end(self, call: ray.ObjectRef) -> Outcome:
         """How a call ended that is over; a worker that did not answer it has been replaced.
 
@@ -92,7 +100,7 @@ class Crew:
             self._check_start(worker, error)
             self.replace(worker, "died", str(error))
             return Outcome(worker=worker, job=job, lost="worker")
-        worker.failed_starts = 0
+        worker.failed_starts, worker.is_new = 0, False
         return Outcome(worker=worker, job=job, result=result)
 
     def _check_start(self, worker: Worker, error: ray.exceptions.RayError) -> None:
@@ -105,7 +113,15 @@ class Crew:
         """Put a new actor into a worker's place; the old one is never used again."""
         self._incidents.add(self.role, cause, detail)
         ray.kill(worker.handle)
-        worker.handle, worker.version, worker.job = self._make(worker.place), -1, None
+        worker.handle, worker.version, worker.job, worker.is_new = self._make(worker.place), -1, None, True
+
+    def report_slow_starts(self) -> None:
+        """Note replacements that take long to start: where a node is gone, the others may have no room for them."""
+        for worker in self._calls.values():
+            if worker.is_new and time.monotonic() - worker.since > SLOW_START_S:
+                worker.is_new = False
+                detail = f"place {worker.place}: no answer for {SLOW_START_S:.0f} s; is there room in the cluster?"
+                self._incidents.add(self.role, WAITING, detail)
 
     def expire(self, timeout_s: float) -> list[Any]:
         """Replace workers whose call has lasted longer; returns their jobs."""

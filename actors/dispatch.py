@@ -4,7 +4,7 @@ Noise depends on the task alone, so that a task that is repeated, by whichever s
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,8 +39,9 @@ class FinishedTask:
     number: int
     """Place among the tasks of the run."""
     prompt_ids: tuple[str, ...]
+    images: ray.ObjectRef | None
+    """None where they have been scored, and dropped."""
     trajectories: ray.ObjectRef
-    """Or what else the samplers' method makes."""
     scores: dict[str, Scores]
     """By reward; none without scorers."""
 
@@ -56,6 +57,7 @@ class Job:
     """One prompt alone, to see whether it kills; its results are dropped."""
     deaths: int = 0
     trials: int = 0
+    images: ray.ObjectRef | None = None
     trajectories: ray.ObjectRef | None = None
     is_dropped: bool = False
     """Of a run that has ended; what comes of it is of no use."""
@@ -72,7 +74,9 @@ class Dispatcher:
     """For one call, a new worker's start included."""
     canary_tolerance: float = 1e-6
     method: str = "rollout"
-    """Of the samplers, which is given the notice and a task."""
+    """Of the samplers, which is given the notice and a task, and returns receipt, images and trajectories."""
+    keep_images: bool = False
+    """Also when they have been scored; else only those of the first task, to be shown."""
     repeated: int = 0
     """Tasks, or parts of them, that had to be done again so far."""
     _fresh: Iterator[Job] = field(default_factory=lambda: iter(()))
@@ -89,9 +93,11 @@ class Dispatcher:
         """Those there are."""
         return [self.samplers] if self.scorers is None else [self.samplers, self.scorers]
 
-    def run(self, notice: WeightsNotice, tasks: Sequence[RolloutTask], flow: Flow | None = None) -> list[FinishedTask]:
-        """`stream`, in the order of `tasks`."""
-        self._not_taken = len(tasks)
+    def run(
+        self, notice: WeightsNotice, tasks: Iterable[RolloutTask], flow: Flow | None = None, *, count: int = 0
+    ) -> list[FinishedTask]:
+        """`stream`, in the order of `tasks`, of which there are `count`."""
+        self._not_taken = count
         return sorted(self.stream(notice, tasks, flow), key=lambda finished: finished.number)
 
     def stream(
@@ -116,6 +122,8 @@ class Dispatcher:
                     self._settle(call, notice)
                 waiting = {"to_sample": self._not_taken + len(self._to_sample), "to_score": len(self._to_score)}
                 flow.note(is_synced=all(w.version == notice.version for w in self.samplers.workers), **waiting)
+                for crew in self.crews:
+                    crew.report_slow_starts()
                 for job in [job for crew in self.crews for job in crew.expire(self.timeout_s)]:
                     self._count_death(job)
                 while self._done:
@@ -134,8 +142,16 @@ class Dispatcher:
 
     def _finish(self, job: Job, scores: dict[str, Scores]) -> None:
         self._unfinished -= 1
-        ids, made = job.task.prompt_ids, job.trajectories
-        self._done.append(FinishedTask(number=job.number, prompt_ids=ids, trajectories=made, scores=scores))
+        is_kept = self.scorers is None or self.keep_images or job.number == 0
+        self._done.append(
+            FinishedTask(
+                number=job.number,
+                prompt_ids=job.task.prompt_ids,
+                images=job.images if is_kept else None,
+                trajectories=job.trajectories,
+                scores=scores,
+            )
+        )
 
     def _assign(self, notice: WeightsNotice) -> None:
         for worker in self.samplers.idle():
@@ -143,8 +159,8 @@ class Dispatcher:
                 self.samplers.begin(worker, notice, worker.handle.load_weights.remote(notice))
             elif self._to_sample:
                 job = self._to_sample.popleft()
-                begin = getattr(worker.handle, self.method).options(num_returns=2)
-                call, job.trajectories = begin.remote(notice, job.task)
+                begin = getattr(worker.handle, self.method).options(num_returns=3)
+                call, job.images, job.trajectories = begin.remote(notice, job.task)
                 self.samplers.begin(worker, job, call)
                 self._take_ahead()
         if self.scorers is None:
@@ -152,10 +168,10 @@ class Dispatcher:
         for worker in self.scorers.idle():
             if self._to_score:
                 job = self._to_score.popleft()
-                self.scorers.begin(worker, job, worker.handle.score.remote(job.task, job.trajectories))
+                self.scorers.begin(worker, job, worker.handle.score.remote(job.task, job.images))
 
     def _settle(self, call: ray.ObjectRef, notice: WeightsNotice) -> None:
-        crew = next(crew for crew in self.crews if call in crew.calls())
+        crew = next(crew for crew in self.crews if crew.has(call))
         outcome = crew.end(call)
         job = outcome.job
         if isinstance(job, WeightsNotice):

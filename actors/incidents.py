@@ -7,6 +7,9 @@ from pathlib import Path
 
 from rlhf.storage import append_text, atomic_write_text
 
+WAITING = "waiting"
+"""The cause of an incident that is no restart: one has been asked for, and nothing has come of it yet."""
+
 
 class Incidents:
     """Appends to `incidents.jsonl` in a run folder; a learner that was restarted reads what there was before it."""
@@ -16,7 +19,7 @@ class Incidents:
         self._counts = Counter(f"{line['role']}/{line['cause']}" for line in read_incidents(out))
 
     def add(self, role: str, cause: str, detail: str = "") -> None:
-        """A worker of a role was lost by a cause, in one word; the detail is for people."""
+        """A worker of a role was lost by a cause, or is waited for; the detail is for people."""
         self._counts[f"{role}/{cause}"] += 1
         if self._path is not None:
             line = {"at": round(time.time(), 3), "role": role, "cause": cause, "detail": detail[:500]}
@@ -33,8 +36,8 @@ class Incidents:
 
     def metrics(self) -> dict[str, float]:
         """Restarts since the run began: `restarts` in all, and by role and cause where there were any."""
-        counts = {f"restarts/{name}": float(count) for name, count in self._counts.items()}
-        return {"restarts": float(sum(self._counts.values()))} | counts
+        lost = {name: count for name, count in self._counts.items() if not name.endswith(WAITING)}
+        return {"restarts": float(sum(lost.values()))} | {f"restarts/{name}": float(n) for name, n in lost.items()}
 
 
 def read_incidents(out: Path | None) -> list[dict]:

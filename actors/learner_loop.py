@@ -27,6 +27,7 @@ from rlhf.canary import canary_log_prob
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.grids import save_rollout_grid
+from rlhf.images import from_8bit
 from rlhf.learner import Learner, TrainingBatch
 from rlhf.metrics_log import MetricsLog, read_metrics
 from rlhf.policy import drop_policies, load_policy, save_policy
@@ -98,7 +99,8 @@ def _start_coordinator(setup: dict[str, Any], ranks: int, incidents: Incidents) 
 
 def _start_sampling(setup: dict[str, Any], incidents: Incidents, ranks: int) -> AnyCoordinator:
     config, out = setup["config"], setup["out"]
-    dispatcher = start_dispatcher(config, setup["reward"], setup["group"], incidents)
+    is_dumped = setup["dump"] is not None
+    dispatcher = start_dispatcher(config, setup["reward"], setup["group"], incidents, keep_images=is_dumped)
     prompts = PromptTable(setup["prompts"], split="train")
     coordinator = Coordinator(config, prompts, dispatcher, incidents, ranks=ranks, out=out)
     if config.align.max_staleness == 0:
@@ -191,7 +193,7 @@ def _write_results(learner: Learner, config: RunConfig, out: Path, version: int,
         base=config.model.path,
     )
     drop_policies(out, config.align.keep_policies)
-    images = ray.get(work.shares[0][0].trajectories[0]).images
+    images = from_8bit(ray.get(work.shares[0][0].images[0]))
     save_rollout_grid(images, config.align.samples_per_prompt, out / "grids" / f"update-{version:06d}.png")
 
 

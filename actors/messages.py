@@ -1,13 +1,18 @@
 """The records that travel between Ray processes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 
-from rlhf.rewards.scores import Scores
-from rlhf.rollout import RolloutPlan
+from rlhf.checksum import checksum
+from rlhf.trajectories import RolloutPlan
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlhf.rewards.scores import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +21,19 @@ class WeightsNotice:
 
     version: int
     weights: list[ray.ObjectRef]
-    """One reference to the trained tensors by name; in a list, so that the reference travels."""
+    """One reference to the trained tensors by name, as NumPy's arrays, which all samplers of a node read from shared
+    memory; in a list, so that the reference travels."""
     checksum: str
     canary: float | None = None
     """The learner's log-prob of the canary under these weights, where samplers shall compute theirs."""
+
+    @classmethod
+    def publish(
+        cls, weights: "Mapping[str, torch.Tensor]", version: int, canary: float | None = None
+    ) -> "WeightsNotice":
+        """Put weights [on the CPU, in float32] into the object store: once, since samplers fetch from one another."""
+        arrays = {name: tensor.numpy() for name, tensor in weights.items()}
+        return cls(version=version, weights=[ray.put(arrays)], checksum=checksum(arrays), canary=canary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +52,7 @@ class RolloutTask:
 
     prompt_ids: tuple[str, ...]
     prompts: list[ray.ObjectRef]
-    """One reference to prompts by id, of these and maybe others; in a list, so that the reference travels."""
+    """One reference to rows of the table of prompts by id, of these and maybe others; in a list, so that it travels."""
     samples_per_prompt: int
     plan: RolloutPlan
     seed_key: tuple[object, ...]
@@ -48,7 +62,7 @@ class RolloutTask:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutReceipt:
-    """What a sampler says of a finished task; the trajectories themselves stay in the object store."""
+    """What a sampler says of a finished task; images and trajectories stay in the object store."""
 
     prompt_ids: tuple[str, ...]
     version: int
@@ -63,10 +77,12 @@ class BatchShare:
 
     trajectories: list[ray.ObjectRef]
     """One reference, in a list so that it travels unresolved."""
-    advantages: torch.Tensor
-    trust_weights: torch.Tensor
+    images: list[ray.ObjectRef]
+    """One reference to uint8 [B, 3, H, W], or none where they have been dropped."""
+    advantages: "torch.Tensor"
+    trust_weights: "torch.Tensor"
     prompt_ids: tuple[str, ...]
-    scores: dict[str, Scores]
+    scores: "dict[str, Scores]"
     """By reward, as they were before they were combined."""
     weight: float = 1.0
     """In the mean over the global batch; 0 fills up a rank that has fewer micro-batches than others."""

@@ -100,7 +100,12 @@ def _sum(bundles: Sequence[Resources]) -> Resources:
 
 
 def start_dispatcher(
-    config: RunConfig, reward: Path | None, group: PlacementGroup | None, incidents: Incidents
+    config: RunConfig,
+    reward: Path | None,
+    group: PlacementGroup | None,
+    incidents: Incidents,
+    *,
+    keep_images: bool = False,
 ) -> Dispatcher:
     """Samplers and scorers, each in its bundle of the group; anywhere without one."""
     return Dispatcher(
@@ -108,6 +113,7 @@ def start_dispatcher(
         scorers=_start_crew("scorer", RewardScorer, config, group, incidents, config, reward),
         timeout_s=config.cluster.task_timeout_s,
         canary_tolerance=config.align.max_ratio_error,
+        keep_images=keep_images,
     )
 
 

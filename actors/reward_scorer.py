@@ -9,9 +9,10 @@ from actors.messages import RolloutTask
 from rlhf.config import RunConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
+from rlhf.images import from_8bit
+from rlhf.prompts import decode_prompt
 from rlhf.rewards.build import build_rewards
 from rlhf.rewards.scores import Scores
-from rlhf.rollout import Trajectories
 
 
 class RewardScorer:
@@ -21,20 +22,20 @@ class RewardScorer:
         torch.set_num_threads(config.cluster.threads_per_sampler)
         self._rewards = build_rewards(config.rewards, reward, resolve_device(config.model.device))
 
-    def score(self, task: RolloutTask, trajectories: Trajectories) -> dict[str, Scores]:
-        """Score a task's images by every reward; the trajectories arrive as the reference of the sampler's result.
+    def score(self, task: RolloutTask, images: torch.Tensor) -> dict[str, Scores]:
+        """Score a task's images, uint8 [B, 3, H, W], by every reward; they come straight from the sampler's node.
 
         Raises UserError with the prompts and the reward where one fails.
         """
-        by_id = ray.get(task.prompts[0])
-        prompts = [by_id[name] for name in task.prompt_ids]
+        rows = ray.get(task.prompts[0])
+        prompts = [decode_prompt(rows[name]) for name in task.prompt_ids]
         samples = task.samples_per_prompt
         masks = torch.stack([p.mask for p in prompts]).repeat_interleave(samples, dim=0)
         captions = [p.caption for p in prompts for _ in range(samples)]
         verdicts = {}
         for name, reward in self._rewards.items():
             try:
-                verdicts[name] = reward.score(trajectories.images, masks, captions)
+                verdicts[name] = reward.score(from_8bit(images), masks, captions)
             except UserError as error:
                 of = ", ".join(task.prompt_ids)
                 raise UserError(f"align: {error}; the update is refused (prompts {of}, reward {name})") from error

@@ -12,8 +12,8 @@ import torch
 from actors.coordinator import share_out
 from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateWork
+from rlhf.checksum import checksum
 from rlhf.errors import UserError
-from rlhf.policy import checksum
 from rlhf.rollout_dump import DumpedBatch, RolloutDump
 
 OF_THE_RUN_ITSELF = (
@@ -65,12 +65,13 @@ class ReplayCoordinator:
         batches = [
             BatchShare(
                 trajectories=[ray.put(batch.trajectories)],
+                images=[ray.put(batch.images)] if number == 0 else [],
                 advantages=batch.advantages,
                 trust_weights=batch.trust_weights,
                 prompt_ids=batch.prompt_ids,
                 scores=batch.scores,
             )
-            for batch in dumped
+            for number, batch in enumerate(dumped)
         ]
         kept = {n: v for n, v in about["metrics"].items() if n not in OF_THE_RUN_ITSELF and "restarts" not in n}
         metrics = kept | self._incidents.metrics() | {"rollout_s": time.perf_counter() - started}
@@ -100,6 +101,7 @@ def _batches_of(work: UpdateWork) -> Iterator[DumpedBatch]:
         yield DumpedBatch(
             prompt_ids=batch.prompt_ids,
             trajectories=ray.get(batch.trajectories[0]),
+            images=ray.get(batch.images[0]),
             advantages=batch.advantages,
             trust_weights=batch.trust_weights,
             scores=batch.scores,

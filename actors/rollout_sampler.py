@@ -7,10 +7,14 @@ import torch
 
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
 from rlhf.canary import canary_log_prob
+from rlhf.checksum import checksum
 from rlhf.config import RunConfig
-from rlhf.policy import checksum, load_policy, load_trainable_state, make_trainable, trainable_state
-from rlhf.rollout import Trajectories, rollout
+from rlhf.images import to_8bit
+from rlhf.policy import load_policy, load_trainable_state, make_trainable, trainable_state
+from rlhf.prompts import decode_prompt
+from rlhf.rollout import rollout
 from rlhf.sampling import to_png
+from rlhf.trajectories import Rollout, Trajectories
 
 
 class RolloutSampler:
@@ -26,21 +30,34 @@ class RolloutSampler:
 
     def load_weights(self, notice: WeightsNotice) -> WeightsAck:
         """Take over the published weights, and prove what the UNet then holds."""
-        load_trainable_state(self.policy.unet, ray.get(notice.weights[0]))
+        arrays = ray.get(notice.weights[0])
+        load_trainable_state(self.policy.unet, {name: torch.tensor(array) for name, array in arrays.items()})
         self._version = notice.version
         self._checksum = checksum(trainable_state(self.policy.unet))
         canary = None if notice.canary is None else canary_log_prob(self.policy, self._align)
         return WeightsAck(version=self._version, checksum=self._checksum, canary=canary)
 
-    def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, Trajectories]:
-        """Run a task with the weights held; called with num_returns=2, so only the receipt travels."""
+    def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, torch.Tensor, Trajectories]:
+        """Run a task with the weights held: receipt, images (uint8 [B, 3, H, W]) and trajectories.
+
+        Called with num_returns=3, so that only the receipt travels.
+        """
+        receipt, done = self._run(notice, task)
+        return receipt, to_8bit(done.images), done.trajectories
+
+    def paint(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, list[bytes], None]:
+        """`rollout` without trajectories, and with the images as PNG, encoded where they arise."""
+        receipt, done = self._run(notice, task)
+        return receipt, to_png(done.images), None
+
+    def _run(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, Rollout]:
         started = time.perf_counter()
         if self._version != notice.version:
             self.load_weights(notice)
-        prompts = ray.get(task.prompts[0])
-        trajectories = rollout(
+        rows = ray.get(task.prompts[0])
+        done = rollout(
             self.policy,
-            [prompts[name] for name in task.prompt_ids],
+            [decode_prompt(rows[name]) for name in task.prompt_ids],
             task.plan,
             sample_indices=range(task.first_sample, task.first_sample + task.samples_per_prompt),
             seed_key=task.seed_key,
@@ -51,9 +68,4 @@ class RolloutSampler:
             checksum=self._checksum,
             duration_s=time.perf_counter() - started,
         )
-        return receipt, trajectories
-
-    def paint(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, list[bytes]]:
-        """`rollout`, of which only the images are kept, as PNG: a hundredth of the bytes, encoded where they arise."""
-        receipt, trajectories = self.rollout(notice, task)
-        return receipt, to_png(trajectories.images)
+        return receipt, done

@@ -45,7 +45,8 @@ def roll_out(
     try:
         group = reserve(config.cluster, ("sampler", "scorer"), wait=wait)
         incidents, table = Incidents(out), PromptTable(prompts, split="train")
-        dispatcher = start_dispatcher(config, None if reward is None else reward.resolve(), group, incidents)
+        folder = None if reward is None else reward.resolve()
+        dispatcher = start_dispatcher(config, folder, group, incidents, keep_images=True)
         coordinator = Coordinator(config, table, dispatcher, incidents, ranks=1, out=out)
         weights = read_weights(config, start)
         for update in progress_bar(range(config.align.updates), stage="rollouts"):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from actors.incidents import read_incidents
 from rlhf.config import AlignConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
@@ -78,15 +79,17 @@ def _warn(warning: str | None) -> None:
 
 def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
     with progress_bar(stage="align", total=config.updates, initial=len(read_metrics(out))) as bar:
-        is_last = False
+        is_last, seen = False, len(read_incidents(out))
         while not is_last:
             is_last = is_done.wait(POLL_URL_S if isinstance(out, UrlPath) else POLL_S)
             try:
-                lines = read_metrics(out)
+                lines, found = read_metrics(out), read_incidents(out)
             except UserError:  # The storage is out of reach for now; the run itself says so if that lasts.
                 continue
-            for warning in ood_warnings(lines, bar.n, config.ood_alarm):
+            told = [describe_incident(line) for line in found[seen:]]
+            for warning in [*told, *ood_warnings(lines, bar.n, config.ood_alarm)]:
                 bar.write(warning, file=sys.stderr)
+            seen = len(found)
             if len(lines) > bar.n:
                 figures = lines[-1]
                 bar.set_postfix(
@@ -96,6 +99,12 @@ def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
                     refresh=False,
                 )
                 bar.update(len(lines) - bar.n)
+
+
+def describe_incident(line: Mapping[str, str]) -> str:
+    """A line of `incidents.jsonl` for the terminal; the rest of its detail stays in the file."""
+    reason = (line["detail"].strip() or "no reason is known").splitlines()[0]
+    return f"align: a {line['role']} {line['cause']} ({reason}); see incidents.jsonl"
 
 
 def name_bottleneck(figures: Mapping[str, float]) -> str:

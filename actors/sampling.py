@@ -20,7 +20,6 @@ from actors.put_aside import PutAside
 from rlhf.config import RunConfig
 from rlhf.policy import (
     adapter_settings,
-    checksum,
     load_policy,
     make_trainable,
     read_manifest,
@@ -59,9 +58,8 @@ def remote_samplers(
 
         def open_policy(policy: Path | None) -> RemoteSampler:
             version = 0 if policy is None else int(read_manifest(policy)["policy_version"])
-            weights = read_weights(config, policy)
             # Numbered as they are opened: folders of two runs may have one version.
-            notice = WeightsNotice(version=next(opened), weights=[ray.put(weights)], checksum=checksum(weights))
+            notice = WeightsNotice.publish(read_weights(config, policy), next(opened))
             return RemoteSampler(dispatcher, notice, version, take, PutAside(out))
 
         yield open_policy
@@ -99,7 +97,7 @@ class RemoteSampler:
                 for finished in self._dispatcher.stream(self._notice, map(self._publish, begun)):
                     task = begun[finished.number]
                     try:
-                        images = ray.get(finished.trajectories)
+                        images = ray.get(finished.images)
                     except ray.exceptions.ObjectLostError:
                         continue  # with its node: it is still left
                     del left[task.number]
@@ -114,10 +112,10 @@ class RemoteSampler:
         return [task for task in kept if task.prompt_ids]
 
     def _publish(self, task: SamplingTask) -> RolloutTask:
-        prompts = {prompt.prompt_id: prompt for prompt in self._take(task.prompt_ids)}
+        rows = dict(zip(task.prompt_ids, self._take(task.prompt_ids), strict=True))
         return RolloutTask(
             prompt_ids=task.prompt_ids,
-            prompts=[ray.put(prompts)],
+            prompts=[ray.put(rows)],
             samples_per_prompt=len(task.sample_indices),
             plan=task.plan,
             seed_key=task.seed_key,

@@ -14,10 +14,10 @@ from rlhf.images import decode_image, image_to_tensor
 from rlhf.policy import read_manifest
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
-from rlhf.rollout import RolloutPlan
 from rlhf.sampling import SampledTask, Sampler, SamplingTask
 from rlhf.storage import atomic_write_json
 from rlhf.tables import CANDIDATES, PROMPTS, count_rows, image_cell, read_table, stream_table, write_table
+from rlhf.trajectories import RolloutPlan
 
 MADE_FROM = "made_from.json"
 

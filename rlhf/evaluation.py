@@ -16,11 +16,11 @@ from rlhf.images import blank_hole, decode_image, encode_png, image_to_tensor, t
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
 from rlhf.reward_model import Reward
-from rlhf.rollout import RolloutPlan
 from rlhf.sampling import Sampler, SamplingTask
 from rlhf.statistics import cluster_bootstrap, wins
 from rlhf.storage import atomic_write_json
 from rlhf.tables import EVALUATION, image_cell, write_table
+from rlhf.trajectories import RolloutPlan
 
 SUMMARY_SCHEMA_VERSION = 1
 """Of `summary.json`."""

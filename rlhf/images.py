@@ -92,7 +92,7 @@ def decode_mask(source: bytes | Path, *, size: tuple[int, int], name: str) -> np
 def image_to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
     """RGB image, uint8 [H, W, 3], to float32 [3, H, W] in [-1, 1]."""
     pixels = np.array(image, dtype=np.uint8)
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0
+    return from_8bit(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def mask_to_tensor(mask: np.ndarray) -> torch.Tensor:
@@ -100,10 +100,19 @@ def mask_to_tensor(mask: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(mask, dtype=np.float32))[None]
 
 
+def to_8bit(images: torch.Tensor) -> torch.Tensor:
+    """Floats in [-1, 1] on the 8-bit grid, as `composite` makes them, to uint8 of the same shape; nothing is lost."""
+    return ((images + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def from_8bit(pixels: torch.Tensor) -> torch.Tensor:
+    """The inverse of `to_8bit`, to the last bit."""
+    return pixels.float() / 127.5 - 1.0
+
+
 def tensor_to_image(image: torch.Tensor) -> Image.Image:
     """Float [3, H, W] in [-1, 1] to an 8-bit RGB image; the inverse of `image_to_tensor`."""
-    pixels = ((image.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_8bit(image.float().clamp(-1, 1)).permute(1, 2, 0).cpu().numpy())
 
 
 def composite(generated: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

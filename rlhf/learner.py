@@ -24,7 +24,7 @@ from rlhf.policy import (
     trainable_state,
 )
 from rlhf.policy_gradient import clipped_objective, replay_transition
-from rlhf.rollout import Trajectories
+from rlhf.trajectories import Trajectories
 
 
 class RatioError(UserError):

@@ -1,8 +1,7 @@
 """A policy: an inpainting pipeline of which the UNet acts. Loading, adapters, saving, exporting."""
 
-import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlhf.checksum import checksum
 from rlhf.config import ModelConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
@@ -152,7 +152,7 @@ def trainable_state(unet: "UNet2DConditionModel") -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def load_trainable_state(unet: "UNet2DConditionModel", state: dict[str, torch.Tensor]) -> None:
+def load_trainable_state(unet: "UNet2DConditionModel", state: Mapping[str, torch.Tensor]) -> None:
     """Put `trainable_state` into a UNet of the same kind; ValueError where names differ."""
     own = {n: p for n, p in unet.named_parameters() if p.requires_grad}
     if own.keys() != state.keys():
@@ -207,15 +207,6 @@ def check_start(folder: Path, trainable: str, base: str | None = None) -> None:
         raise UserError(f"{folder}: holds `{manifest['trainable']}` weights, but align.trainable is `{trainable}`")
     if base is not None and manifest["base_model"] != base:
         raise UserError(f"{folder}: is a policy of {manifest['base_model']}, but model.path is {base}")
-
-
-def checksum(state: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over names and bytes: what a sampler acknowledges."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def save_policy(

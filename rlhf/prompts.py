@@ -26,6 +26,9 @@ from rlhf.progress import progress_bar
 from rlhf.storage import atomic_write_json
 from rlhf.tables import PROMPTS, image_cell, read_table, stream_table, take_rows, write_table
 
+PromptRow = dict[str, Any]
+"""A row of the table of prompts, image and mask encoded: a tenth of the bytes of a `Prompt`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
@@ -116,7 +119,7 @@ def load_prompts(folder: Path, *, split: str | None = None) -> list[Prompt]:
     its image, prompt ids repeat, or the split is empty.
     """
     rows = read_table(folder, PROMPTS)
-    prompts = [_decode(row, folder) for row in rows if split is None or row["split"] == split]
+    prompts = [decode_prompt(row, str(folder)) for row in rows if split is None or row["split"] == split]
     if not prompts:
         found = ", ".join(sorted({row["split"] for row in rows}))
         raise UserError(f"{folder}: no prompts of split {split!r}; it holds {found}")
@@ -126,7 +129,7 @@ def load_prompts(folder: Path, *, split: str | None = None) -> list[Prompt]:
 
 
 class PromptTable:
-    """The prompts of a split, decoded when they are asked for: there may be more than memory holds."""
+    """The prompts of a split, read when they are asked for: there may be more than memory holds."""
 
     def __init__(self, folder: Path, *, split: str) -> None:
         """Check every prompt once; raises UserError as `load_prompts` does."""
@@ -138,7 +141,7 @@ class PromptTable:
             splits.add(row["split"])
             if row["split"] != split:
                 continue
-            prompt = _decode(row, folder)
+            prompt = decode_prompt(row, str(folder))
             if prompt.prompt_id in self._places:
                 raise UserError(f"{folder}: prompt_id is not unique; remove the repeated file or rows")
             self._places[prompt.prompt_id] = place
@@ -151,14 +154,14 @@ class PromptTable:
         """Of all prompts, sorted."""
         return sorted(self._places)
 
-    def take(self, prompt_ids: Sequence[str]) -> list[Prompt]:
+    def rows(self, prompt_ids: Sequence[str]) -> list[PromptRow]:
         """These prompts, in this order."""
-        rows = take_rows(self._folder, PROMPTS, [self._places[name] for name in prompt_ids])
-        return [_decode(row, self._folder) for row in rows]
+        return take_rows(self._folder, PROMPTS, [self._places[name] for name in prompt_ids])
 
 
-def _decode(row: dict[str, Any], folder: Path) -> Prompt:
-    label = f"{folder}: prompt {row['prompt_id']}"
+def decode_prompt(row: PromptRow, place: str = "") -> Prompt:
+    """A prompt from its row; UserError, which names the table's `place`, where image or mask is unreadable."""
+    label = f"{place}: prompt {row['prompt_id']}" if place else f"prompt {row['prompt_id']}"
     if not row["image"] or not row["image"]["bytes"] or not row["mask"] or not row["mask"]["bytes"]:
         raise UserError(f"{label}: image or mask holds no bytes")
     image = decode_image(row["image"]["bytes"], name=f"{label}: image")

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,42 +10,7 @@ from rlhf.ddim import Schedule, make_schedule, transition_log_prob, transition_m
 from rlhf.images import blank_hole, composite
 from rlhf.policy import Policy
 from rlhf.prompts import Prompt
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutPlan:
-    """Which of the denoising steps are random, and which are kept for training."""
-
-    num_inference_steps: int
-    eta: float
-    """DDIM's eta at the stochastic steps; all others are deterministic."""
-    stochastic_steps: frozenset[int]
-    trained_steps: tuple[int, ...] = ()
-    """Ascending; a subset of the stochastic ones."""
-    shares_initial_noise: bool = False
-    """Samples of a prompt start from the same noise, and run as one until the first random step."""
-    first_step: int = 0
-    """Above 0 the sample starts there, from the noised original (SDEdit, arXiv:2108.01073): for candidates."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trajectories:
-    """Finished samples of some prompts, prompt by prompt: B = prompts x samples_per_prompt."""
-
-    images: torch.Tensor
-    """float32 [B, 3, H, W], composited: known pixels are those of the prompt."""
-    condition: torch.Tensor
-    """float32 [B, 5, h, w]: the UNet's mask and masked-image latents."""
-    latent_mask: torch.Tensor
-    """float32 [B, 1, h, w]: 1 where the latent cell touches the hole."""
-    latents: torch.Tensor
-    """float32 [K, B, 4, h, w]: before each trained step."""
-    next_latents: torch.Tensor
-    """float32 [K, B, 4, h, w]: after it."""
-    old_log_prob: torch.Tensor
-    """float32 [K, B], nats per latent element, under the weights that sampled."""
-    step_indices: tuple[int, ...]
-    """[K]: positions of the trained steps in the schedule."""
+from rlhf.trajectories import Rollout, RolloutPlan, Trajectories
 
 
 def noise_like(shape: Sequence[int], *key: object) -> torch.Tensor:
@@ -94,7 +58,7 @@ def rollout(
     *,
     sample_indices: Sequence[int],
     seed_key: tuple[object, ...],
-) -> Trajectories:
+) -> Rollout:
     """Inpaint every prompt once per entry of `sample_indices`.
 
     All noise is drawn by (seed_key, prompt_id, sample index, step), so the result does not depend
@@ -121,8 +85,7 @@ def rollout(
     images = torch.stack([p.image for p in prompts]).repeat_interleave(len(sample_indices), dim=0)
     masks = torch.stack([p.mask for p in prompts]).repeat_interleave(len(sample_indices), dim=0)
     empty = latents.new_zeros((0, *latents.shape))
-    return Trajectories(
-        images=composite(decode_latents(policy, latents).cpu(), images, masks),
+    trajectories = Trajectories(
         condition=condition.cpu(),
         latent_mask=latent_mask.cpu(),
         latents=torch.stack([k[0] for k in kept]).cpu() if kept else empty,
@@ -130,6 +93,8 @@ def rollout(
         old_log_prob=torch.stack([k[2] for k in kept]).cpu() if kept else latents.new_zeros((0, len(latents))),
         step_indices=plan.trained_steps,
     )
+    painted = composite(decode_latents(policy, latents).cpu(), images, masks)
+    return Rollout(images=painted, trajectories=trajectories)
 
 
 def _run_shared_prefix(

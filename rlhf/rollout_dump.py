@@ -21,8 +21,8 @@ from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
-from rlhf.rollout import Trajectories
 from rlhf.storage import atomic_write, atomic_write_json, atomic_write_text
+from rlhf.trajectories import Trajectories
 
 RESTS_ON = ("seed", "model", "rewards", "align")
 """Sections of the configuration that an update depends on."""
@@ -35,6 +35,8 @@ class DumpedBatch:
 
     prompt_ids: tuple[str, ...]
     trajectories: Trajectories
+    images: torch.Tensor
+    """uint8 [B, 3, H, W]."""
     advantages: torch.Tensor
     """float32 [B]."""
     trust_weights: torch.Tensor
@@ -111,7 +113,7 @@ class RolloutDump:
 
 def _tensors(batch: DumpedBatch) -> dict[str, torch.Tensor]:
     tensors = {name: getattr(batch.trajectories, name) for name in TENSORS}
-    tensors |= {"advantages": batch.advantages, "trust_weights": batch.trust_weights}
+    tensors |= {"images": batch.images, "advantages": batch.advantages, "trust_weights": batch.trust_weights}
     for reward, scores in batch.scores.items():
         columns = {field.name: getattr(scores, field.name) for field in fields(Scores)}
         tensors |= {f"scores/{reward}/{name}": column for name, column in columns.items() if column is not None}
@@ -136,6 +138,7 @@ def _read_batch(path: Path, entry: dict[str, Any]) -> DumpedBatch:
     return DumpedBatch(
         prompt_ids=tuple(entry["prompt_ids"]),
         trajectories=trajectories,
+        images=tensors["images"],
         advantages=tensors["advantages"],
         trust_weights=tensors["trust_weights"],
         scores={reward: Scores(**columns) for reward, columns in scores.items()},

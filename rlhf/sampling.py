@@ -8,11 +8,12 @@ import torch
 
 from rlhf.images import encode_png, tensor_to_image
 from rlhf.policy import Policy
-from rlhf.prompts import Prompt
-from rlhf.rollout import RolloutPlan, rollout
+from rlhf.prompts import PromptRow, decode_prompt
+from rlhf.rollout import rollout
+from rlhf.trajectories import RolloutPlan
 
-TakePrompts = Callable[[Sequence[str]], list[Prompt]]
-"""Prompts by their ids, in that order; decoded when they are asked for."""
+TakePrompts = Callable[[Sequence[str]], list[PromptRow]]
+"""Rows of prompts by their ids, in that order; read when they are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class InProcessSampler:
         for task in tasks:
             done = rollout(
                 self._policy,
-                self._take(task.prompt_ids),
+                [decode_prompt(row) for row in self._take(task.prompt_ids)],
                 task.plan,
                 sample_indices=task.sample_indices,
                 seed_key=task.seed_key,

@@ -74,8 +74,14 @@ EVALUATION = pa.schema(
 SCHEMA_VERSION = 1
 SCHEMA_KEY = "prefpaint_schema_version"
 """Of the file's metadata."""
-ROWS_PER_GROUP = 100
-"""Rows that are held in memory at once when a table is written or read as a stream."""
+ROWS_PER_GROUP = 1000
+PICTURES_PER_GROUP = 16
+"""Rows that are in memory at once when a table is written or streamed, and are read together where one is wanted."""
+
+
+def rows_per_group(schema: pa.Schema) -> int:
+    """Few where rows hold pictures."""
+    return PICTURES_PER_GROUP if any(pa.types.is_struct(field.type) for field in schema) else ROWS_PER_GROUP
 
 
 def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path) -> None:
@@ -101,7 +107,7 @@ def open_table(schema: pa.Schema, path: Path) -> Iterator[Callable[[dict[str, An
 
         def append(row: dict[str, Any]) -> None:
             pending.append(row)
-            if len(pending) == ROWS_PER_GROUP:
+            if len(pending) == rows_per_group(schema):
                 flush()
 
         yield append
@@ -152,7 +158,7 @@ def _stream_file(path: Path, schema: pa.Schema, optional: tuple[str, ...]) -> It
             raise UserError(f"{path}: column {', '.join(missing)} missing; expected {', '.join(schema.names)}")
         present = pa.schema([field for field in schema if field.name not in missing])
         absent = dict.fromkeys(missing)
-        for batch in file.iter_batches(ROWS_PER_GROUP, columns=present.names):
+        for batch in file.iter_batches(rows_per_group(schema), columns=present.names):
             rows = pa.Table.from_batches([batch]).select(present.names).cast(present).to_pylist()
             yield from (row | absent for row in rows)
 

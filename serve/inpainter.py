@@ -15,7 +15,8 @@ from rlhf.images import image_to_tensor, mask_to_tensor, tensor_to_image
 from rlhf.policy import Policy, load_policy
 from rlhf.prompts import Prompt
 from rlhf.reward_model import Reward, load_reward
-from rlhf.rollout import RolloutPlan, rollout
+from rlhf.rollout import rollout
+from rlhf.trajectories import RolloutPlan
 from serve.jobs import MAX_IMAGES, Inpainted, Job
 
 MAX_BATCH_REQUESTS = 8

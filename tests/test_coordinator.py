@@ -46,7 +46,12 @@ def test_too_many_prompts_put_aside_end_the_run(tmp_path: Path) -> None:
 def test_any_number_of_ranks_trains_on_the_same_global_batch(batches: int, ranks: int) -> None:
     made = [
         BatchShare(
-            trajectories=[], advantages=torch.full((2,), i), trust_weights=torch.ones(2), prompt_ids=(), scores={}
+            trajectories=[],
+            images=[],
+            advantages=torch.full((2,), i),
+            trust_weights=torch.ones(2),
+            prompt_ids=(),
+            scores={},
         )
         for i in range(batches)
     ]

@@ -22,7 +22,7 @@ from rlhf.candidates import plan_candidates
 from rlhf.config import CandidatesConfig
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
-from rlhf.rollout import RolloutPlan
+from rlhf.trajectories import RolloutPlan
 
 PLAN = RolloutPlan(num_inference_steps=1, eta=1.0, stochastic_steps=frozenset())
 NOTICE = WeightsNotice(version=3, weights=[], checksum="abc", canary=-1.5)
@@ -61,30 +61,30 @@ class StandInSampler:
         canary = -1.4 if drifts else notice.canary
         return WeightsAck(version=notice.version, checksum=checksum, canary=canary)
 
-    def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, str]:
+    def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, str, str]:
         if self._fault.strikes("die", task.prompt_ids):
             os._exit(1)
         if self._fault.strikes("hang"):
             time.sleep(600)
         version = 2 if self._fault.strikes("stale") else notice.version
         receipt = RolloutReceipt(prompt_ids=task.prompt_ids, version=version, checksum=notice.checksum, duration_s=0.0)
-        return receipt, "+".join(task.prompt_ids)
+        return receipt, "+".join(task.prompt_ids), "trajectories"
 
-    def paint(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, list[bytes]]:
-        receipt, text = self.rollout(notice, task)
-        return receipt, [name.encode() for name in text.split("+")]
+    def paint(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, list[bytes], None]:
+        receipt, text, _ = self.rollout(notice, task)
+        return receipt, [name.encode() for name in text.split("+")], None
 
 
 class StandInScorer:
     def __init__(self, fault: Fault) -> None:
         self._fault = fault
 
-    def score(self, task: RolloutTask, trajectories: str) -> dict[str, Scores]:
+    def score(self, task: RolloutTask, images: str) -> dict[str, Scores]:
         if self._fault.strikes("scorer dies"):
             os._exit(1)
         if self._fault.strikes("scorer refuses"):
             raise UserError("the reward is broken; mend it")
-        assert trajectories == "+".join(task.prompt_ids)
+        assert images == "+".join(task.prompt_ids)
         return {"model": scores([float(ord(name)) for name in task.prompt_ids])}
 
 
@@ -165,6 +165,31 @@ def test_every_task_is_done_in_order_whatever_a_worker_does(
 ) -> None:
     assert run(tmp_path, fault) == REWARDS
     assert causes(tmp_path) == ([] if incident is None else [incident])
+
+
+@pytest.mark.ray
+def test_a_replacement_that_is_long_in_coming_is_reported_once_and_is_no_restart(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("actors.crew.SLOW_START_S", 0.0)
+    assert run(tmp_path, "die") == REWARDS
+    assert causes(tmp_path) == [("sampler", "died"), ("sampler", "waiting")]
+    assert Incidents(tmp_path).metrics() == {"restarts": 1.0, "restarts/sampler/died": 1.0}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("keep_images", [False, True])
+def test_images_that_have_been_scored_are_dropped_but_for_the_first_task_and_a_dump(
+    local_ray: None, keep_images: bool, tmp_path: Path
+) -> None:
+    dispatcher = crews(Fault(folder=tmp_path), Incidents(tmp_path))
+    dispatcher.keep_images = keep_images
+    done = dispatcher.run(NOTICE, TASKS)
+    assert [task.images is not None for task in done] == [True, keep_images, keep_images]
+    assert ray.get(done[0].images) == "a+b"
+    assert [ray.get(task.trajectories) for task in done] == ["trajectories"] * 3
+    for crew in dispatcher.crews:
+        crew.dismiss()
 
 
 @pytest.mark.ray

@@ -17,11 +17,13 @@ from rlhf.images import (
     decode_image,
     decode_mask,
     encode_png,
+    from_8bit,
     image_to_tensor,
     list_photographs,
     mask_to_tensor,
     square_crop,
     tensor_to_image,
+    to_8bit,
 )
 
 
@@ -215,3 +217,12 @@ def test_square_crop_is_square_inside_and_reproducible() -> None:
         assert crops[0].tobytes() == crops[1].tobytes()
     flat = square_crop(Image.new("RGB", (40, 70), (9, 8, 7)), np.random.default_rng(0), size=16, scale=(1.0, 1.0))
     assert flat.getcolors() == [(256, (9, 8, 7))]
+
+
+def test_eight_bits_hold_composited_images_to_the_last_bit() -> None:
+    image, mask = from_8bit(torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)), torch.zeros(2, 1, 8, 8)
+    mask[:, :, 2:6] = 1
+    images = composite(torch.randn(2, 3, 8, 8), image, mask)
+    assert torch.equal(from_8bit(to_8bit(images)), images)
+    everything = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_8bit(from_8bit(everything)), everything)

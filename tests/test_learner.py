@@ -59,7 +59,7 @@ def batches(policy: Policy, config: AlignConfig, update: int = 0) -> list[Traini
     result = []
     for start_index in (0, 2):
         chosen = prompts[start_index : start_index + 2]
-        kept = rollout(policy, chosen, plan, sample_indices=range(4), seed_key=(0, update))
+        kept = rollout(policy, chosen, plan, sample_indices=range(4), seed_key=(0, update)).trajectories
         generator = torch.Generator().manual_seed(update)
         advantages = torch.randn(8, generator=generator)
         trust = torch.rand(8, generator=generator) + 0.5

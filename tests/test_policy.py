@@ -22,7 +22,8 @@ from rlhf.policy import (
     save_policy,
     trainable_state,
 )
-from rlhf.rollout import RolloutPlan, rollout
+from rlhf.rollout import rollout
+from rlhf.trajectories import RolloutPlan
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
 PLAN = RolloutPlan(num_inference_steps=3, eta=0.0, stochastic_steps=frozenset())

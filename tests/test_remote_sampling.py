@@ -15,7 +15,7 @@ from rlhf.candidates import make_candidates
 from rlhf.config import CandidatesConfig, EvaluateConfig, RunConfig
 from rlhf.evaluation import evaluate
 from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
-from rlhf.prompts import PromptTable
+from rlhf.prompts import PromptTable, decode_prompt
 from rlhf.reward_model import load_reward
 from rlhf.sampling import InProcessSampler
 from rlhf.tables import CANDIDATES, read_table
@@ -47,7 +47,7 @@ def policy(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def candidates_here(config: RunConfig, table: PromptTable, policy: Path | None, out: Path) -> list[dict]:
-    make_candidates(InProcessSampler(load_policy(config.model, policy), table.take), IDS, out, CONFIG, seed=0)
+    make_candidates(InProcessSampler(load_policy(config.model, policy), table.rows), IDS, out, CONFIG, seed=0)
     return read_table(out, CANDIDATES)
 
 
@@ -55,7 +55,7 @@ def candidates_here(config: RunConfig, table: PromptTable, policy: Path | None, 
 def test_two_samplers_make_the_candidates_of_one_process_of_base_and_policy(
     config: RunConfig, table: PromptTable, policy: Path, tmp_path: Path
 ) -> None:
-    with remote_samplers(config, table.take, [policy], tmp_path, workers=2) as open_policy:
+    with remote_samplers(config, table.rows, [policy], tmp_path, workers=2) as open_policy:
         assert make_candidates(open_policy(None), IDS, tmp_path / "base", CONFIG, seed=0) == 24
         assert make_candidates(open_policy(policy), IDS, tmp_path / "policy", CONFIG, seed=0) == 24
     assert read_table(tmp_path / "base", CANDIDATES) == candidates_here(config, table, None, tmp_path / "1")
@@ -71,7 +71,7 @@ def test_a_killed_sampler_leaves_the_same_candidates(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    with remote_samplers(config, table.take, [policy], tmp_path, workers=1) as open_policy:
+    with remote_samplers(config, table.rows, [policy], tmp_path, workers=1) as open_policy:
         make_candidates(open_policy(policy), IDS, tmp_path / "ours", CONFIG, seed=0)
     killer.join()
     assert [(line["role"], line["cause"]) for line in read_incidents(tmp_path)] == [("sampler", "died")]
@@ -82,14 +82,15 @@ def test_a_killed_sampler_leaves_the_same_candidates(
 def test_an_evaluation_by_samplers_has_the_figures_of_one_process(
     config: RunConfig, table: PromptTable, policy: Path, tmp_path: Path
 ) -> None:
-    prompts, reward = table.take(IDS), load_reward(save_small_reward(tmp_path / "reward"))
+    prompts = [decode_prompt(row) for row in table.rows(IDS)]
+    reward = load_reward(save_small_reward(tmp_path / "reward"))
     settings = EvaluateConfig(num_inference_steps=3, micro_batch_size=4, bootstrap=50)
 
     def figures(open_policy, out: Path) -> dict:
         return evaluate(open_policy, [policy], prompts, reward, out, settings, seed=0)
 
-    here = figures(lambda p: InProcessSampler(load_policy(config.model, p), table.take), tmp_path / "here")
-    with remote_samplers(config, table.take, [policy], tmp_path, workers=2) as open_policy:
+    here = figures(lambda p: InProcessSampler(load_policy(config.model, p), table.rows), tmp_path / "here")
+    with remote_samplers(config, table.rows, [policy], tmp_path, workers=2) as open_policy:
         there = figures(open_policy, tmp_path / "there")
     assert json.dumps(there) == json.dumps(here)
     assert there["curve"][-1]["policy_version"] == 7

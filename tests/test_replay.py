@@ -33,7 +33,7 @@ def dumped(small_pipeline: Path, inputs: tuple[Path, Path], tmp_path_factory: py
 
 
 def images_of(dump: Path, update: int) -> torch.Tensor:
-    return torch.cat([batch.trajectories.images for batch in RolloutDump(dump).read(update)[0]])
+    return torch.cat([batch.images for batch in RolloutDump(dump).read(update)[0]])
 
 
 def test_a_replay_has_metrics_and_policy_of_the_run_that_dumped(

@@ -9,7 +9,8 @@ from rlhf.candidates import sample_plan
 from rlhf.config import CandidatesConfig
 from rlhf.images import decode_image, encode_png, image_to_tensor, tensor_to_image
 from rlhf.policy import Policy, load_policy
-from rlhf.rollout import RolloutPlan, noise_like, rollout
+from rlhf.rollout import noise_like, rollout
+from rlhf.trajectories import RolloutPlan
 
 WINDOW = RolloutPlan(
     num_inference_steps=4,
@@ -39,7 +40,8 @@ def test_the_result_does_not_depend_on_who_else_is_in_the_batch(policy: Policy) 
     prompts = small_prompts(4)
     together = rollout(policy, prompts, WINDOW, sample_indices=range(2), seed_key=(0, 5))
     alone = rollout(policy, prompts[2:3], WINDOW, sample_indices=range(2), seed_key=(0, 5))
-    torch.testing.assert_close(together.latents[:, 4:6], alone.latents, atol=1e-4, rtol=1e-4)
+    ours, theirs = together.trajectories.latents[:, 4:6], alone.trajectories.latents
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together.images[4:6], alone.images, atol=2 / 127, rtol=0)
 
 
@@ -53,16 +55,16 @@ def test_same_key_same_bits_and_another_key_another_image(policy: Policy) -> Non
 def test_the_shared_prefix_changes_nothing(policy: Policy) -> None:
     """Slow reference: every sample is denoised from the start, with the group's common noise."""
     prompts = small_prompts(2)
-    fast = rollout(policy, prompts, WINDOW, sample_indices=range(3), seed_key=(0,))
+    fast = rollout(policy, prompts, WINDOW, sample_indices=range(3), seed_key=(0,)).trajectories
     for index in range(3):
-        slow = rollout(policy, prompts, WINDOW, sample_indices=[index], seed_key=(0,))
+        slow = rollout(policy, prompts, WINDOW, sample_indices=[index], seed_key=(0,)).trajectories
         torch.testing.assert_close(fast.next_latents[:, index::3], slow.next_latents, atol=1e-4, rtol=1e-4)
     assert torch.equal(fast.latents[0, 0], fast.latents[0, 1]), "samples are one until the first random step"
     assert not torch.equal(fast.latents[1, 0], fast.latents[1, 1])
 
 
 def test_stored_transitions_are_consecutive_and_only_the_planned_ones(policy: Policy) -> None:
-    kept = rollout(policy, small_prompts(2), WINDOW, sample_indices=range(2), seed_key=(0,))
+    kept = rollout(policy, small_prompts(2), WINDOW, sample_indices=range(2), seed_key=(0,)).trajectories
     assert kept.step_indices == (1, 2)
     assert torch.equal(kept.next_latents[0], kept.latents[1])
     assert kept.old_log_prob.shape == (2, 4)
@@ -70,7 +72,7 @@ def test_stored_transitions_are_consecutive_and_only_the_planned_ones(policy: Po
 
 def test_latent_mask_covers_every_cell_that_touches_the_hole(policy: Policy) -> None:
     prompts = small_prompts(5)
-    kept = rollout(policy, prompts, WINDOW, sample_indices=[0], seed_key=(0,))
+    kept = rollout(policy, prompts, WINDOW, sample_indices=[0], seed_key=(0,)).trajectories
     for prompt, mask in zip(prompts, kept.latent_mask, strict=True):
         cells = prompt.mask.unfold(1, 4, 4).unfold(2, 4, 4).amax((-1, -2))
         assert torch.equal(mask, cells)
@@ -88,7 +90,7 @@ def test_noise_is_standard_normal_and_keyed() -> None:
 def test_both_algorithms_keep_what_they_train(policy: Policy, small_pipeline: Path, name: str) -> None:
     align = small_config(small_pipeline, algorithm=name).align
     plan = algorithm_of(align).plan_rollout(align, 3, 0)
-    kept = rollout(policy, small_prompts(2), plan, sample_indices=range(2), seed_key=(0,))
+    kept = rollout(policy, small_prompts(2), plan, sample_indices=range(2), seed_key=(0,)).trajectories
     assert kept.step_indices == plan.trained_steps
     assert len(kept.latents) == len(plan.trained_steps)
 
@@ -108,7 +110,8 @@ def test_a_sample_that_starts_late_stays_near_the_original(policy: Policy) -> No
             trained_steps=(first_step,),
             first_step=first_step,
         )
-        start = rollout(policy, prompts, plan, sample_indices=[0], seed_key=(0,)).latents[0]
+        done = rollout(policy, prompts, plan, sample_indices=[0], seed_key=(0,))
+        start = done.trajectories.latents[0]
         return float((start - clean).square().mean())
 
     distances = [distance(step) for step in (7, 4, 1)]

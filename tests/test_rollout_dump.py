@@ -8,8 +8,8 @@ from small_parts import small_config
 
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
-from rlhf.rollout import Trajectories
 from rlhf.rollout_dump import TENSORS, DumpedBatch, RolloutDump
+from rlhf.trajectories import Trajectories
 
 ABOUT = {"checksum": "abc", "metrics": {"reward": 0.1 + 0.2, "reward_std_in_group": float("nan")}}
 
@@ -25,6 +25,7 @@ def batches(count: int = 2) -> list[DumpedBatch]:
         DumpedBatch(
             prompt_ids=("p0", f"p{i}"),
             trajectories=Trajectories(**tensors, step_indices=(1, 3)),
+            images=torch.full((4, 3, 2, 2), i, dtype=torch.uint8),
             advantages=shared[i],
             trust_weights=shared[i],
             scores=scores,
@@ -41,6 +42,7 @@ def test_an_update_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert ours.prompt_ids == theirs.prompt_ids
         assert ours.trajectories.step_indices == (1, 3)
         assert all(torch.equal(getattr(ours.trajectories, n), getattr(theirs.trajectories, n)) for n in TENSORS)
+        assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.advantages, theirs.advantages)
         assert ours.scores.keys() == theirs.scores.keys() == {"model", "a/b"}
         assert ours.scores["model"].reward.dtype == torch.float64

@@ -1,6 +1,6 @@
 """What the driver makes of a run's figures: the role that should be given more."""
 
-from actors.run_progress import find_role_to_grow
+from actors.run_progress import describe_incident, find_role_to_grow
 
 
 def lines(*, rollout_s: float, train_s: float, sampler: float, scorer: float) -> list[dict[str, float]]:
@@ -32,3 +32,9 @@ def test_balanced_runs_and_runs_of_one_update_give_no_hint() -> None:
     assert find_role_to_grow([]) is None
     replay = {"rollout_s": 1.0, "train_s": 9.0, "update_s": 10.0}
     assert find_role_to_grow([replay] * 3) is None
+
+
+def test_an_incident_is_told_in_a_line() -> None:
+    died = {"role": "sampler", "cause": "died", "detail": "The actor died.\n\tpid: 17\n"}
+    assert describe_incident(died) == "align: a sampler died (The actor died.); see incidents.jsonl"
+    assert "no reason is known" in describe_incident(died | {"detail": ""})

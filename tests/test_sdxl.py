@@ -17,8 +17,9 @@ from rlhf.config import CandidatesConfig, ModelConfig
 from rlhf.images import tensor_to_image
 from rlhf.metrics_log import read_metrics
 from rlhf.policy import export_policy, load_policy
-from rlhf.rollout import RolloutPlan, rollout
+from rlhf.rollout import rollout
 from rlhf.sampling import InProcessSampler
+from rlhf.trajectories import RolloutPlan
 
 PLAN = RolloutPlan(num_inference_steps=3, eta=0.0, stochastic_steps=frozenset())
 

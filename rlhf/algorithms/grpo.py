@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rlhf.config import AlignConfig
-from rlhf.rollout import RolloutPlan
+from rlhf.trajectories import RolloutPlan
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:

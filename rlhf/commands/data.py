@@ -63,7 +63,7 @@ def candidates(
     save_config(resolved, out)
     keep_prompts(prompts, out)
     settings = {"seed": resolved.seed, "first_sample": first_sample}
-    with open_samplers(resolved, table.take, [policy], out, workers, address, wait) as open_policy:
+    with open_samplers(resolved, table.rows, [policy], out, workers, address, wait) as open_policy:
         count = make_candidates(open_policy(policy), list(table.captions), out, resolved.candidates, **settings)
     print(f"{count} candidates in {out}")
 

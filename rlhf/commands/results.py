@@ -1,6 +1,5 @@
 """What is done with a policy: compare, report, export, serve; and everything in a row."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -37,17 +36,13 @@ def evaluate(
     resolved = resolve_config(config, overrides)
     from rlhf.evaluation import evaluate as compare
     from rlhf.policy import list_policies
-    from rlhf.prompts import load_prompts
+    from rlhf.prompts import PromptTable, load_prompts
     from rlhf.reward_model import load_reward
 
     save_config(resolved, out)
     policies, judges, loaded = list_policies(run), load_reward(reward), load_prompts(prompts, split=split)
-    by_id = {prompt.prompt_id: prompt for prompt in loaded}
-
-    def take(prompt_ids: Sequence[str]) -> list:
-        return [by_id[name] for name in prompt_ids]
-
-    with open_samplers(resolved, take, policies, out, workers, address, wait) as open_policy:
+    table = PromptTable(prompts, split=split)
+    with open_samplers(resolved, table.rows, policies, out, workers, address, wait) as open_policy:
         summary = compare(open_policy, policies, loaded, judges, out, resolved.evaluate, seed=resolved.seed)
     rate = summary["win_rate"]
     print(f"WinRate (gold judge, simulated) {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}] in {out}")

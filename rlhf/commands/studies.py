@@ -92,20 +92,23 @@ def selection(
 
 
 @study.command()
-def rounds(
-    runs: Annotated[
-        list[str], typer.Argument(help="Folders of `rlhf rounds`, or NAME=FOLDER: one per seed of each name.")
+def runs(
+    folders: Annotated[
+        list[str],
+        typer.Argument(help="Folders of `rlhf rounds` or `evaluate`, or NAME=FOLDER: one per seed of each name."),
     ],
     out: Out,
 ) -> None:
-    """Compare finished `rlhf rounds`, the first over the others: WinRate and gain by the gold judge."""
-    from rlhf.rounds_study import format_study, study_rounds
+    """Compare the last policies of finished runs, the first over the others: WinRate and gain by the gold judge."""
+    from rlhf.runs_study import format_study, study_runs
 
     named = []
-    for run in runs:
-        name, _, folder = run.rpartition("=")
-        named.append((name or as_path(folder).name, as_path(folder)))
-    print(format_study(study_rounds(named, out)))
+    for entry in folders:
+        name, _, folder = entry.partition("=")
+        if not folder or "/" in name:  # of a path or URL that holds "="
+            name, folder = as_path(entry).name, entry
+        named.append((name, as_path(folder)))
+    print(format_study(study_runs(named, out)))
 
 
 def _load_annotated(prompts: Path, candidates: Path, annotations: Path):  # noqa: ANN202

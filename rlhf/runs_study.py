@@ -1,4 +1,4 @@
-"""Finished runs of `rlhf rounds` compared: their last policies, by the gold judge, on the same prompts and noise."""
+"""Finished evaluations, or rounds, compared: their last policies, by the gold judge, on the same prompts and noise."""
 
 import json
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ Gold = dict[Sample, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinishedRounds:
-    """One folder of `rlhf rounds`, and how its last policy was judged."""
+class JudgedRun:
+    """One folder of `rlhf rounds` or `rlhf evaluate`, and how its last policy was judged."""
 
     folder: Path
     lines: list[dict[str, Any]]
-    """Of `rounds.json`."""
+    """Of `rounds.json`; none of an evaluation, of which nobody noted what its policy was given."""
     gold: dict[str, Gold]
     """Gold utilities of `base` and of the last policy, `aligned`."""
     photographs: dict[Sample, str]
@@ -44,25 +44,27 @@ class FinishedRounds:
         }
 
 
-def read_rounds(folder: Path) -> FinishedRounds:
-    """A finished folder; UserError where its last round has not been evaluated."""
-    path = folder / "rounds.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: no finished round in it; name a folder that `rlhf rounds` wrote")
-    lines = json.loads(path.read_text())
-    if (folder / f"round-{len(lines) + 1}").exists():
-        raise UserError(f"{folder}: round {len(lines) + 1} has begun and is not finished; let `rlhf rounds` go on")
+def read_run(folder: Path) -> JudgedRun:
+    """A finished folder; UserError where it is neither of the two, or its last round has not been evaluated."""
+    path, lines, evaluation = folder / "rounds.json", [], folder
+    if path.is_file():
+        lines = json.loads(path.read_text())
+        if (folder / f"round-{len(lines) + 1}").exists():
+            raise UserError(f"{folder}: round {len(lines) + 1} has begun and is not finished; let `rlhf rounds` go on")
+        evaluation = folder / f"round-{len(lines)}" / "evaluation"
+    elif not (folder / "summary.json").is_file():
+        raise UserError(f"{folder}: no finished rounds or evaluation; name what `rlhf rounds` or `evaluate` wrote")
     gold: dict[str, Gold] = {"base": {}, "aligned": {}}
     photographs = {}
-    for row in stream_table(folder / f"round-{len(lines)}" / "evaluation", EVALUATION):
+    for row in stream_table(evaluation, EVALUATION):
         key = (row["prompt_id"], row["sample_index"])
         gold[row["policy"]][key] = row["gold"]
         photographs[key] = row["photograph"]
-    return FinishedRounds(folder=folder, lines=lines, gold=gold, photographs=photographs)
+    return JudgedRun(folder=folder, lines=lines, gold=gold, photographs=photographs)
 
 
-def study_rounds(named: Sequence[tuple[str, Path]], out: Path) -> dict[str, Any]:
-    """The first name over each other one; writes and returns `rounds_study.json`.
+def study_runs(named: Sequence[tuple[str, Path]], out: Path) -> dict[str, Any]:
+    """The first name over each other one; writes and returns `runs_study.json`.
 
     A name may have several folders, of several seeds: the first of each name are compared with one
     another, then the second. Intervals are by bootstrap over photographs, all pairs' rows of one together:
@@ -70,13 +72,13 @@ def study_rounds(named: Sequence[tuple[str, Path]], out: Path) -> dict[str, Any]
     Raises UserError where names have unequal numbers of folders, or folders of a pair were judged on
     other prompts or noise.
     """
-    runs: dict[str, list[FinishedRounds]] = {}
+    runs: dict[str, list[JudgedRun]] = {}
     for name, folder in named:
-        runs.setdefault(name, []).append(read_rounds(folder))
+        runs.setdefault(name, []).append(read_run(folder))
     if len(runs) < 2:
-        raise UserError("study rounds: nothing to compare; give folders of two names, as NAME=FOLDER")
+        raise UserError("study runs: nothing to compare; give folders of two names, as NAME=FOLDER")
     if len({len(group) for group in runs.values()}) > 1:
-        raise UserError("study rounds: every name needs as many folders as the others, one per seed")
+        raise UserError("study runs: every name needs as many folders as the others, one per seed")
     first, *others = runs
     over_base = {
         name: judge_pairs([(run.gold["aligned"], run.gold["base"], run.photographs) for run in group])
@@ -89,11 +91,11 @@ def study_rounds(named: Sequence[tuple[str, Path]], out: Path) -> dict[str, Any]
         "over_base": over_base,
         "over_others": {name: compare_runs(runs[first], runs[name]) for name in others},
     }
-    atomic_write_json(out / "rounds_study.json", summary)
+    atomic_write_json(out / "runs_study.json", summary)
     return summary
 
 
-def compare_runs(challengers: list[FinishedRounds], others: list[FinishedRounds]) -> dict[str, Any]:
+def compare_runs(challengers: list[JudgedRun], others: list[JudgedRun]) -> dict[str, Any]:
     """The challengers over the others, pair by pair and together; UserError where a pair was not judged alike."""
     triples = []
     for challenger, other in zip(challengers, others, strict=True):
@@ -125,7 +127,7 @@ def format_study(summary: dict[str, Any]) -> str:
     lines = []
     for name, efforts in summary["runs"].items():
         lines.append(f"{name}: {_describe(summary['over_base'][name])} over base; {len(efforts)} run(s)")
-        for effort in efforts:
+        for effort in [effort for effort in efforts if effort["rounds"]]:
             simulated = " (simulated)" if effort["is_simulated"] else ""
             lines.append(
                 f"    {effort['folder']}: {effort['rounds']} round(s), {effort['annotated_candidates']} candidates, "

@@ -1,4 +1,4 @@
-"""Finished rounds compared: on the same prompts and noise, over the base and over one another."""
+"""Finished runs compared: on the same prompts and noise, over the base and over one another."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from test_cli import rlhf
 
 from rlhf.errors import UserError
-from rlhf.rounds_study import format_study, study_rounds
+from rlhf.runs_study import format_study, study_runs
 from rlhf.tables import EVALUATION, image_cell, write_table
 
 PROMPTS, SAMPLES = 6, 2
@@ -35,7 +35,7 @@ def write_rounds(folder: Path, gain: float, *, rounds: int = 1, annotations: int
 
 def test_the_better_policy_wins_by_its_share_of_the_samples(tmp_path: Path) -> None:
     three, one = write_rounds(tmp_path / "three", 0.2, rounds=3), write_rounds(tmp_path / "one", 0.1)
-    summary = study_rounds([("three", three), ("one", one)], tmp_path / "out")
+    summary = study_runs([("three", three), ("one", one)], tmp_path / "out")
     over = summary["over_others"]["one"]
     assert over["win_rate"]["value"] == pytest.approx(0.75), "half of the samples tie"
     assert over["gold_gain"]["value"] == pytest.approx(0.05)
@@ -50,7 +50,7 @@ def test_the_better_policy_wins_by_its_share_of_the_samples(tmp_path: Path) -> N
         "is_simulated": True,
         "updates": 30,
     }
-    assert json.loads((tmp_path / "out" / "rounds_study.json").read_text()) == summary
+    assert json.loads((tmp_path / "out" / "runs_study.json").read_text()) == summary
 
 
 def test_several_seeds_are_paired_in_order(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_several_seeds_are_paired_in_order(tmp_path: Path) -> None:
         for name, gain in (("a", 0.2), ("b", 0.1))
         for seed, base in enumerate(bases)
     ]
-    over = study_rounds(named, tmp_path / "out")["over_others"]["b"]
+    over = study_runs(named, tmp_path / "out")["over_others"]["b"]
     assert [pair["gold_gain"]["value"] for pair in over["pairs"]] == pytest.approx([0.05, 0.1])
     assert over["gold_gain"]["value"] == pytest.approx(0.075)
     assert over["gold_gain"]["clusters"] == PROMPTS // 2, "the same photographs, whatever the seed"
@@ -68,24 +68,36 @@ def test_several_seeds_are_paired_in_order(tmp_path: Path) -> None:
 
 def test_unequal_numbers_of_annotations_are_said(tmp_path: Path) -> None:
     named = [("a", write_rounds(tmp_path / "a", 0.2)), ("b", write_rounds(tmp_path / "b", 0.1, annotations=6))]
-    assert "numbers of annotations or updates differ" in format_study(study_rounds(named, tmp_path / "out"))
+    assert "numbers of annotations or updates differ" in format_study(study_runs(named, tmp_path / "out"))
 
 
 def test_other_noise_an_unfinished_round_and_a_missing_partner_are_refused(tmp_path: Path) -> None:
     a, b = write_rounds(tmp_path / "a", 0.2), write_rounds(tmp_path / "b", 0.1, base=0.51)
     with pytest.raises(UserError, match="other prompts or noise"):
-        study_rounds([("a", a), ("b", b)], tmp_path / "out")
+        study_runs([("a", a), ("b", b)], tmp_path / "out")
     with pytest.raises(UserError, match="as many folders"):
-        study_rounds([("a", a), ("b", b), ("b", b)], tmp_path / "out")
+        study_runs([("a", a), ("b", b), ("b", b)], tmp_path / "out")
     with pytest.raises(UserError, match="nothing to compare"):
-        study_rounds([("a", a)], tmp_path / "out")
+        study_runs([("a", a)], tmp_path / "out")
     (a / "round-2").mkdir()
     with pytest.raises(UserError, match="round 2 has begun"):
-        study_rounds([("a", a), ("b", b)], tmp_path / "out")
+        study_runs([("a", a), ("b", b)], tmp_path / "out")
 
 
 def test_the_command_takes_folders_with_names_and_without(tmp_path: Path) -> None:
     a, b = write_rounds(tmp_path / "a", 0.2), write_rounds(tmp_path / "b", 0.1)
-    done = rlhf("study", "rounds", a, f"less={b}", "--out", tmp_path / "out")
+    done = rlhf("study", "runs", a, f"less={b}", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "a over less: WinRate 75.0% [75.0%, 75.0%], gain +0.0500" in done.stdout
+
+
+def test_evaluations_are_compared_as_rounds_are(tmp_path: Path) -> None:
+    folders = []
+    for name, gain in (("a", 0.2), ("b", 0.1)):
+        folders.append(write_rounds(tmp_path / name, gain) / "round-1" / "evaluation")
+        with pytest.raises(UserError, match="no finished rounds or evaluation"):
+            study_runs([("a", folders[-1]), ("b", folders[-1])], tmp_path / "out")
+        (folders[-1] / "summary.json").write_text("{}")
+    summary = study_runs([("a", folders[0]), ("b", folders[1])], tmp_path / "out")
+    assert summary["over_others"]["b"]["gold_gain"]["value"] == pytest.approx(0.05)
+    assert "round(s)" not in format_study(summary)

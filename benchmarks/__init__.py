@@ -1,0 +1,1 @@
+"""Measurements, each a command; not tests, since they depend on the machine."""

@@ -1,0 +1,163 @@
+"""How far one coordinator goes: `python -m benchmarks.scaling --samplers 1 8 64`.
+
+Stand-ins take the place of samplers and scorers, and the time of their GPUs. Coordinator, dispatch, messages,
+checksums and Ray are those of a run; so are the bytes of prompts, LoRA weights, images and trajectories.
+Everything runs on this one machine, so what many nodes would do in parallel (copying, hashing) these few cores share.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+import psutil  # noqa: E402
+import ray  # noqa: E402
+import torch  # noqa: E402
+
+from actors.coordinator import Coordinator  # noqa: E402
+from actors.crew import Crew  # noqa: E402
+from actors.dispatch import Dispatcher  # noqa: E402
+from actors.incidents import Incidents  # noqa: E402
+from actors.messages import UpdateWork  # noqa: E402
+from benchmarks.stand_ins import Pace, StandInSampler, StandInScorer  # noqa: E402
+from rlhf.config import RunConfig  # noqa: E402
+from rlhf.config_files import load_config  # noqa: E402
+from rlhf.demo import lay_out_photographs  # noqa: E402
+from rlhf.prompts import PromptTable, make_prompts  # noqa: E402
+
+RUN_FILE = Path(__file__).parents[1] / "cluster" / "runs" / "one_node_8gpu.yaml"
+CONTROL = ("gcs_server", "raylet")
+"""Ray's own processes; the rest of its control plane lives inside coordinator and workers."""
+
+
+def lora_weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    """Adapters of stable-diffusion-inpainting by the configuration's rank and modules: real names and shapes."""
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, in_channels=9, cross_attention_dim=768)
+        rank, targets = config.align.lora_rank, list(config.align.lora_targets)
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+    return {name: torch.randn(p.shape) for name, p in unet.named_parameters() if p.requires_grad}
+
+
+def make_prompt_table(folder: Path, config: RunConfig) -> PromptTable:
+    """Real photographs, at the configuration's size."""
+    prompts = config.prompts.model_copy(update={"crops_per_photograph": 4})
+    make_prompts(lay_out_photographs(folder / "photographs")[0], folder / "prompts", prompts, seed=0)
+    return PromptTable(folder / "prompts", split="train")
+
+
+def measure(
+    samplers: int, updates: int, waves: int, pace: Pace, weights: dict[str, torch.Tensor], folder: Path
+) -> dict[str, Any]:
+    """Some updates with so many samplers, of `waves` micro-batches for each; the mean over all but the first."""
+    config = load_config(RUN_FILE)
+    groups = config.align.micro_batch_size // config.align.samples_per_prompt
+    align = config.align.model_copy(update={"prompts_per_update": samplers * waves * groups})
+    config, scorers = config.model_copy(update={"align": align}), max(1, samplers // 8)
+    incidents = Incidents(folder)
+
+    def crew(role: str, actor: type, size: int) -> Crew:
+        return Crew(role, lambda _: ray.remote(num_cpus=0)(actor).remote(pace), size, incidents)
+
+    dispatcher = Dispatcher(
+        samplers=crew("sampler", StandInSampler, samplers),
+        scorers=crew("scorer", StandInScorer, scorers),
+        timeout_s=600.0,
+    )
+    table = make_prompt_table(folder, config) if not (folder / "prompts").is_dir() else None
+    table = table or PromptTable(folder / "prompts", split="train")
+    coordinator = Coordinator(config, table, dispatcher, incidents, ranks=2, out=folder)
+    lines = []
+    for update in range(updates + 1):
+        cpu = cpu_seconds()
+        work = coordinator.collect(update, {name: tensor + update for name, tensor in weights.items()}, canary=0.0)
+        spent = cpu_seconds() - cpu
+        train_s = fetch(work)
+        lines.append(describe(work, samplers, pace, spent) | {"fetched_s": train_s})
+    for started in dispatcher.crews:
+        started.dismiss()
+    assert not incidents.metrics()["restarts"], "a stand-in was lost"
+    # Stand-ins start during the first update.
+    kept = lines[1:]
+    means = {name: sum(line[name] for line in kept) / len(kept) for name in kept[0]}
+    return {"samplers": samplers, "scorers": scorers, "updates": updates} | means
+
+
+def fetch(work: UpdateWork) -> float:
+    """What learner ranks do before they train, one after another in this process; seconds."""
+    started = time.perf_counter()
+    for share in work.shares:
+        ray.get([batch.trajectories[0] for batch in share])
+    return time.perf_counter() - started
+
+
+def cpu_seconds() -> Counter[str]:
+    """CPU time so far, of this process, which coordinates, and of Ray's own."""
+    spent = Counter(coordinator=time.process_time())
+    for process in psutil.Process().children(recursive=True):
+        if process.name() in CONTROL:
+            times = process.cpu_times()
+            spent["ray"] += times.user + times.system
+    return spent
+
+
+def describe(work: UpdateWork, samplers: int, pace: Pace, cpu: Counter[str]) -> dict[str, float]:
+    """Figures of one update."""
+    metrics, batches = work.metrics, [batch for share in work.shares for batch in share]
+    images = metrics["images_per_s"] * metrics["rollout_s"]
+    ideal = samplers * (images / len(batches)) / pace.batch_s
+    control = sum(len(pickle.dumps((b.prompt_ids, b.advantages, b.trust_weights, b.scores))) for b in batches)
+    latent = (pace.edge_px // 8) ** 2 * 4 / 1e6
+    steps = 2
+    return {
+        "images_per_s": metrics["images_per_s"],
+        "share_of_ideal": metrics["images_per_s"] / ideal,
+        "update_s": metrics["rollout_s"],
+        "weights_sync_s": metrics["weights_sync_s"],
+        "sampler_idle_share": metrics["sampler_idle_share"],
+        "tasks": len(batches),
+        "coordinator_cpu_ms_per_task": 1e3 * cpu["coordinator"] / len(batches),
+        "ray_cpu_ms_per_task": 1e3 * cpu["ray"] / len(batches),
+        "coordinator_cpu_share": cpu["coordinator"] / metrics["rollout_s"],
+        "control_kb_per_task": control / len(batches) / 1e3,
+        "images_mb_per_task": images / len(batches) * 3 * pace.edge_px**2 / 1e6,
+        "trajectories_mb_per_task": images / len(batches) * (6 + 8 * steps) * latent,
+        "weights_mb": metrics["weights_bytes"] / 1e6,
+    }
+
+
+def main() -> None:
+    """Measure, and print and write a line for each number of samplers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samplers", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--updates", type=int, default=2, help="that count; one more comes before them")
+    parser.add_argument("--waves", type=int, default=4, help="micro-batches per sampler and update")
+    parser.add_argument("--batch-s", type=float, default=20.0, help="a sampler's time for 16 images")
+    parser.add_argument("--jitter", type=float, default=0.05, help="up to this share more or less")
+    parser.add_argument("--score-s", type=float, default=0.25, help="a scorer's time for 16 images")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "scaling.json")
+    arguments = parser.parse_args()
+    edge_px = load_config(RUN_FILE).prompts.size_px
+    pace = Pace(batch_s=arguments.batch_s, jitter=arguments.jitter, score_s=arguments.score_s, edge_px=edge_px)
+    ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
+    weights, lines = lora_weights(load_config(RUN_FILE)), []
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        for samplers in arguments.samplers:
+            lines.append(measure(samplers, arguments.updates, arguments.waves, pace, weights, Path(folder)))
+            print(json.dumps({name: round(value, 4) for name, value in lines[-1].items()}), flush=True)
+    arguments.out.write_text(json.dumps({"pace": vars(pace), "lines": lines}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Actors that take a GPU's time without computing; everything that they receive and return is real in kind and size.
+
+Importing this imports no torch, so that many of them fit on a small machine.
+"""
+
+import pickle
+import random
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+
+from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
+from rlhf.checksum import checksum
+from rlhf.trajectories import Trajectories
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long the stand-ins take, and how large their images are."""
+
+    batch_s: float
+    """Mean of a micro-batch's sampling."""
+    jitter: float
+    """A micro-batch takes up to this share more or less, by its prompts."""
+    score_s: float
+    """Of a micro-batch's scoring."""
+    edge_px: int
+
+
+class StandInSampler:
+    """Loads and proves weights as a sampler does, on the CPU; then sleeps instead of denoising."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace, self._state, self._version, self._checksum = pace, {}, -1, ""
+
+    def load_weights(self, notice: WeightsNotice) -> WeightsAck:
+        """Copy the weights, as to a GPU, and compute the checksum of the copy."""
+        self._state = {name: array.copy() for name, array in ray.get(notice.weights[0]).items()}
+        self._version, self._checksum = notice.version, checksum(self._state)
+        return WeightsAck(version=self._version, checksum=self._checksum, canary=notice.canary)
+
+    def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, np.ndarray, Trajectories]:
+        """Sleep for the time of a micro-batch; images and trajectories of its shapes."""
+        started = time.perf_counter()
+        rows = ray.get(task.prompts[0])
+        assert all(rows[name]["image"]["bytes"] for name in task.prompt_ids)
+        share = random.Random(f"{task.seed_key} {task.prompt_ids}").uniform(-1, 1)
+        time.sleep(self._pace.batch_s * (1 + self._pace.jitter * share))
+        count, steps = len(task.prompt_ids) * task.samples_per_prompt, len(task.plan.trained_steps)
+        edge, latent = self._pace.edge_px, self._pace.edge_px // 8
+        trajectories = Trajectories(
+            condition=np.ones((count, 5, latent, latent), np.float32),
+            latent_mask=np.ones((count, 1, latent, latent), np.float32),
+            latents=np.ones((steps, count, 4, latent, latent), np.float32),
+            next_latents=np.ones((steps, count, 4, latent, latent), np.float32),
+            old_log_prob=np.ones((steps, count), np.float32),
+            step_indices=task.plan.trained_steps,
+        )
+        receipt = RolloutReceipt(
+            prompt_ids=task.prompt_ids,
+            version=self._version,
+            checksum=self._checksum,
+            duration_s=time.perf_counter() - started,
+        )
+        return receipt, np.ones((count, 3, edge, edge), np.uint8), trajectories
+
+
+class StandInScorer:
+    """Receives images and prompts as a scorer does; then sleeps."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+
+    def score(self, task: RolloutTask, images: np.ndarray) -> dict:
+        """Rewards with a bound, drawn by prompt."""
+        import torch
+
+        from rlhf.rewards.scores import Scores
+
+        rows = ray.get(task.prompts[0])
+        assert all(name in rows for name in task.prompt_ids)
+        assert len(images) == len(task.prompt_ids) * task.samples_per_prompt
+        time.sleep(self._pace.score_s)
+        reward = torch.randn(len(images), generator=torch.Generator().manual_seed(len(pickle.dumps(task.prompt_ids))))
+        trust = torch.ones(len(images)).double()
+        return {"model": Scores(reward=reward.double(), uncertainty=trust, trust_weight=trust, is_outlying=trust > 1)}

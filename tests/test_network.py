@@ -1,0 +1,100 @@
+"""Nodes with addresses of their own, in network namespaces: one is cut off while it samples, another joins."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_parts import save_small_reward, small_config, small_prompts, write_prompts
+from test_align import with_cluster
+from test_healing import figures, wait_for
+
+from actors.incidents import read_incidents
+from rlhf.config_files import dump_config
+from rlhf.metrics_log import read_metrics
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+BRIDGE, PREFIX, NODES = "rlhf-bridge", "rlhf-node", 4
+ENVIRONMENT = os.environ | {
+    "RAY_AUTH_MODE": "disabled",
+    # A node that does not answer is given up after 5 s.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
+}
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+def remove_network() -> None:
+    for node in range(1, NODES + 1):
+        subprocess.run(["ip", "netns", "del", f"{PREFIX}{node}"], capture_output=True)
+    subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
+
+
+@pytest.fixture
+def network() -> Iterator[None]:
+    """Namespaces `rlhf-node1` to 4 with the addresses 10.77.0.1 to 4, on one bridge."""
+    if shutil.which("ip") is None:
+        pytest.skip("needs the command `ip` of iproute2")
+    remove_network()
+    try:
+        ip("link", "add", BRIDGE, "type", "bridge")
+        ip("link", "set", BRIDGE, "up")
+        for node in range(1, NODES + 1):
+            name = f"{PREFIX}{node}"
+            ip("netns", "add", name)
+            ip("link", "add", f"rlhf-{node}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            ip("link", "set", f"rlhf-{node}", "master", BRIDGE, "up")
+            ip("-n", name, "address", "add", f"10.77.0.{node}/24", "dev", "eth0")
+            ip("-n", name, "link", "set", "eth0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+    except subprocess.CalledProcessError as error:
+        remove_network()
+        pytest.skip(f"network namespaces cannot be made here: {error.stderr.strip()}")
+    yield
+    remove_network()
+
+
+def start(node: int, *command: str | Path) -> subprocess.Popen:
+    words = ["ip", "netns", "exec", f"{PREFIX}{node}", sys.executable, "-m", *map(str, command)]
+    return subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def start_ray(node: int, resources: str) -> subprocess.Popen:
+    where = ["--head", "--port=6379", "--include-dashboard=false"] if node == 1 else ["--address=10.77.0.1:6379"]
+    cpus = "--num-cpus=4" if node == 1 else "--num-cpus=1"
+    address, asked = f"--node-ip-address=10.77.0.{node}", f"--resources={resources}"
+    return start(node, "ray.scripts.scripts", "start", *where, cpus, address, asked, "--block")
+
+
+def test_a_node_that_is_cut_off_is_replaced_by_one_that_joins(
+    network: None, small_pipeline: Path, tmp_path: Path
+) -> None:
+    prompts, reward = write_prompts(small_prompts(8), tmp_path / "prompts"), save_small_reward(tmp_path / "reward")
+    config = with_cluster(small_config(small_pipeline, updates=6), samplers=2, role_resources=True)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    words = ["rlhf", "align", "--prompts", prompts, "--reward", reward, "--config", tmp_path / "config.yaml"]
+    words += ["--address", "10.77.0.1:6379", "--wait"]
+    started = [start_ray(1, '{"learner": 1, "scorer": 1}')]
+    try:
+        started += [start_ray(node, '{"sampler": 1}') for node in (2, 3)]
+        undisturbed = start(1, *words, "--out", tmp_path / "undisturbed")
+        assert undisturbed.wait(300) == 0, undisturbed.stderr.read()
+        run = start(1, *words, "--out", tmp_path / "run")
+        started.append(run)
+        wait_for(lambda: len(read_metrics(tmp_path / "run")) >= 1)
+        ip("link", "set", "rlhf-3", "down")
+        started.append(start_ray(4, '{"sampler": 1}'))
+        assert run.wait(400) == 0, run.stderr.read()
+    finally:
+        for process in reversed(started):
+            process.terminate()
+        for process in started:
+            process.wait(60)
+    assert figures(tmp_path / "run") == figures(tmp_path / "undisturbed")
+    assert [line for line in read_incidents(tmp_path / "run") if line["role"] == "sampler"], "it was replaced"
