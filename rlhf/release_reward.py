@@ -106,10 +106,6 @@ class ReleasedReward:
             features=features,
         )
 
-    def gram_inverse(self) -> torch.Tensor:
-        """float64 [d, d]: V^-1."""
-        return self.bound.inverse
-
 
 def read_inverse(path: Path, feature_dim: int) -> ReleaseBound:
     """V^-1 from a .pt file; UserError where it is unreadable, of another size, or no inverse of a V."""

@@ -189,9 +189,6 @@ class Reward(Protocol):
     def score(self, images: torch.Tensor, masks: torch.Tensor) -> ScoredImages:
         """Images [B, 3, H, W] in [-1, 1]; masks [B, 1, H, W]."""
 
-    def gram_inverse(self) -> torch.Tensor:
-        """float64 [d, d]: V^-1, for choosing what to annotate."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModel:
@@ -220,10 +217,6 @@ class RewardModel:
             features=features,
             is_outlying=None if c.uncertainty_quantile is None else uncertainty > c.uncertainty_quantile,
         )
-
-    def gram_inverse(self) -> torch.Tensor:
-        """float64 [d, d]: V^-1."""
-        return torch.cholesky_inverse(self.head.cholesky)
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors`, `head.safetensors` and `reward.json`, which comes last."""

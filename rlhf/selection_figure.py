@@ -5,10 +5,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rlhf.charts import GOLD, GREY, REWARD
+from rlhf.charts import GREY, REWARD
 from rlhf.storage import atomic_write
 
-COLOURS = {"uncertain": REWARD, "mean uncertainty": GOLD, "equal spread": "#3f9e6b", "random": GREY}
+COLOURS = {"uncertain": REWARD, "random": GREY}
 LINES = {"refit": "-", "update": "--"}
 
 

@@ -27,12 +27,8 @@ from rlhf.selection import order_by_uncertainty, order_randomly, take_prompts
 from rlhf.selection_figure import draw_errors
 from rlhf.storage import atomic_write_json
 
-SELECTIONS = ("uncertain", "mean uncertainty", "equal spread", "random")
-"""Greedy D-optimal, as `rlhf annotate` has it; two variants of it; what all are compared with.
-
-`mean uncertainty` takes the prompts whose candidates are least certain on average, alike or not. `equal
-spread` is greedy on candidates that differ by as much in every prompt, as the fit weighs prompts alike.
-"""
+SELECTIONS = ("uncertain", "random")
+"""As `rlhf annotate --select` has them."""
 LEARNING = ("refit", "update")
 """Fitted anew to all annotations; features stay, V and the head take the new ones in."""
 HELD_OUT = 0.3
@@ -139,26 +135,11 @@ def order_prompts(learner: Learner, pool: AnnotatedImages, prompts: list[str], s
         return order_randomly(prompts, seed=seed)
     shown = rows_of(pool, prompts)
     first_rows, _ = distinct_images(shown)
-    z = features_of(learner.model.network, shown)
+    uncertainty = learner.model.head.uncertainty(features_of(learner.model.network, shown))
     rows: dict[str, list[int]] = {}
     for row in first_rows.tolist():
         rows.setdefault(shown.keys[row][0], []).append(row)
-    features = {name: z[own] for name, own in rows.items()}
-    inverse, effects = learner.model.gram_inverse(), learner.model.calibration.prompt_effects
-    if selection == "mean uncertainty":
-        uncertainty = {name: float(learner.model.head.uncertainty(own).mean()) for name, own in features.items()}
-        return sorted(uncertainty, key=lambda name: -uncertainty[name])
-    if selection == "equal spread":
-        return order_by_uncertainty(with_equal_spread(features), inverse)
-    return order_by_uncertainty(features, inverse, effects)
-
-
-def with_equal_spread(features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """By prompt the candidates' features less their mean, [k, d], scaled to the mean norm that these have over all."""
-    centred = {name: z.double() - z.double().mean(0) for name, z in features.items()}
-    norms = {name: float(z.square().sum(1).mean().sqrt()) for name, z in centred.items()}
-    typical = sum(norms.values()) / len(norms)
-    return {name: z * typical / max(norms[name], 1e-9) for name, z in centred.items()}
+    return order_by_uncertainty({name: uncertainty[own] for name, own in rows.items()})
 
 
 def rows_of(data: AnnotatedImages, prompts: list[str]) -> AnnotatedImages:
