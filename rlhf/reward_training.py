@@ -130,11 +130,22 @@ def count_annotations(annotations: list[dict[str, Any]], parts: list[AnnotatedIm
         "is_simulated": simulated > 0,
         "simulated_annotations": simulated,
         "annotations": len(annotations),
+        "annotators": len({row["annotator"] for row in annotations}),
         "annotations_per_part": [len(part.keys) for part in parts],
         "candidates_per_part": [len(set(part.keys)) for part in parts],
         "photographs_per_part": [len(set(part.photographs)) for part in parts],
         "parts": [sorted(set(part.photographs)) for part in parts],
     }
+
+
+def describe_doubts(report: dict[str, Any]) -> list[str]:
+    """What annotations leave unknown though the reward could be fitted, in words."""
+    doubts = []
+    if report["annotators"] == 1:
+        doubts.append("one annotator gave all scores: how far people agree is unknown, and the bound is of that person")
+    if not report["is_noise_measured"]:
+        doubts.append("hardly an image was annotated twice: the noise B is taken from the head's residuals")
+    return doubts
 
 
 def read_learning_curve(out: Path) -> list[dict[str, Any]]:
@@ -163,7 +174,7 @@ def fit_reward(
     """
     network = train_features(a, config, seed, out)
     of_a, of_b, of_c = (features_of(network, part) for part in (a, b, c))
-    rank = _require_rank(of_b)
+    rank = _require_rank(of_b, len(set(a.photographs)))
     first, effects = fit_first_head(of_a, a, FIRST_RIDGE)
     ridge = choose_ridge(of_a, a, FIRST_RIDGE, seed) if config.ridge == "auto" else config.ridge
     head = correct_head(first, effects, of_b, b, ridge)
@@ -184,12 +195,13 @@ def fit_reward(
     )
 
 
-def _require_rank(features: torch.Tensor) -> float:
-    """Their effective rank; UserError where they have collapsed."""
+def _require_rank(features: torch.Tensor, photographs: int) -> float:
+    """Their effective rank; UserError where they, learnt from so many photographs, have collapsed."""
     rank = effective_rank(features)
     if rank < MIN_EFFECTIVE_RANK:
         raise UserError(
-            f"reward: features collapsed (effective rank {rank:.1f}); raise reward.decorrelation or reward.feature_dim"
+            f"reward: features collapsed (effective rank {rank:.1f}), learnt on photographs: {photographs}; "
+            "annotate more, or raise reward.decorrelation or reward.feature_dim"
         )
     return rank
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from rlhf.bound import effective_rank, fit_ridge
@@ -138,6 +139,33 @@ def test_a_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
         (tmp_path / "reward.json").write_text(json.dumps(record | change))
         with pytest.raises(UserError, match="not a complete reward folder"):
             load_reward(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value", "message"),
+    [
+        ("head.safetensors", "cholesky", float("nan"), "V in head.safetensors is not positive definite"),
+        ("head.safetensors", "cholesky", 0.0, "V in head.safetensors is not positive definite"),
+        ("head.safetensors", "weight", float("inf"), "not finite"),
+        ("model.safetensors", "linear.weight", float("nan"), "not finite"),
+    ],
+)
+def test_a_folder_whose_numbers_make_no_bound_is_refused(
+    file: str, name: str, value: float, message: str, tmp_path: Path
+) -> None:
+    make_model().save(tmp_path)
+    tensors = load_file(tmp_path / file)
+    save_file(tensors | {name: tensors[name] * value}, tmp_path / file)
+    with pytest.raises(UserError, match=message):
+        load_reward(tmp_path)
+
+
+def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
+    make_model().save(tmp_path)
+    head = load_file(tmp_path / "head.safetensors")
+    save_file(head | {"weight": head["weight"][:-1].clone()}, tmp_path / "head.safetensors")
+    with pytest.raises(UserError, match="not a complete reward folder.*weight is"):
+        load_reward(tmp_path)
 
 
 def test_a_folder_of_a_later_schema_is_refused(tmp_path: Path) -> None:

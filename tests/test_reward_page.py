@@ -19,7 +19,7 @@ from rlhf.config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.reward_model import load_reward
 from rlhf.reward_page import write_reward_page
-from rlhf.reward_training import train_reward
+from rlhf.reward_training import describe_doubts, train_reward
 
 MALICIOUS = '<script>alert("x")</script>'
 CONFIG = RewardConfig(feature_dim=12, epochs=4, decorrelation=1.0, ridge=30.0)
@@ -140,6 +140,11 @@ def test_one_annotator_one_family_and_one_photograph_to_report_on_are_enough(tmp
     seen = words((tmp_path / "report.html").read_text())
     assert "1 photograph is few. With one, there are no intervals" in seen
     assert "The noise B is not measured" in seen
+    assert "One annotator gave all scores" in seen
+    assert [doubt.split(":")[0] for doubt in describe_doubts(report)] == [
+        "one annotator gave all scores",
+        "hardly an image was annotated twice",
+    ]
     assert not re.search(r"\b(nan|None)\b", seen)
 
 

@@ -54,11 +54,13 @@ def reward(
 
         figures = update_reward(update, by_id, images, rows, out)
     else:
-        from rlhf.reward_training import train_reward
+        from rlhf.reward_training import describe_doubts, train_reward
 
         save_config(resolved, out)
         command = shlex.join(["rlhf", *sys.argv[1:]])
         figures = train_reward(by_id, images, rows, out, resolved.reward, seed=resolved.seed, command=command)
+        for doubt in describe_doubts(figures):
+            print(f"reward: {doubt}", file=sys.stderr)
     value, low, high = (show(figures["coverage_measured"][key], ".3f") for key in ("value", "low", "high"))
     print(
         f"reward in {out}: coverage {value} [{low}, {high}] "
