@@ -128,8 +128,9 @@ class Coordinator:
             BatchShare(
                 trajectories=[task.trajectories],
                 images=[] if task.images is None else [task.images],
-                advantages=a,
-                trust_weights=w,
+                # Clones: a part of a tensor travels with all of it.
+                advantages=a.clone(),
+                trust_weights=w.clone(),
                 prompt_ids=task.prompt_ids,
                 scores=task.scores,
             )

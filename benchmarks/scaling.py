@@ -6,6 +6,7 @@ Everything runs on this one machine, so what many nodes would do in parallel (co
 """
 
 import argparse
+import heapq
 import json
 import os
 import pickle
@@ -27,7 +28,7 @@ from actors.crew import Crew  # noqa: E402
 from actors.dispatch import Dispatcher  # noqa: E402
 from actors.incidents import Incidents  # noqa: E402
 from actors.messages import UpdateWork  # noqa: E402
-from benchmarks.stand_ins import Pace, StandInSampler, StandInScorer  # noqa: E402
+from benchmarks.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
 from rlhf.config import RunConfig  # noqa: E402
 from rlhf.config_files import load_config  # noqa: E402
 from rlhf.demo import lay_out_photographs  # noqa: E402
@@ -83,8 +84,8 @@ def measure(
         cpu = cpu_seconds()
         work = coordinator.collect(update, {name: tensor + update for name, tensor in weights.items()}, canary=0.0)
         spent = cpu_seconds() - cpu
-        train_s = fetch(work)
-        lines.append(describe(work, samplers, pace, spent) | {"fetched_s": train_s})
+        fetch_s = fetch(work)
+        lines.append(describe(work, samplers, pace, spent, update) | {"fetched_s": fetch_s})
     for started in dispatcher.crews:
         started.dismiss()
     assert not incidents.metrics()["restarts"], "a stand-in was lost"
@@ -112,17 +113,27 @@ def cpu_seconds() -> Counter[str]:
     return spent
 
 
-def describe(work: UpdateWork, samplers: int, pace: Pace, cpu: Counter[str]) -> dict[str, float]:
+def best_seconds(seconds: list[float], samplers: int) -> float:
+    """Until the last micro-batch is sampled, where whoever is idle takes the next one at once and scoring is free."""
+    free_at = [0.0] * samplers
+    for duration in seconds:
+        heapq.heappush(free_at, heapq.heappop(free_at) + duration)
+    return max(free_at)
+
+
+def describe(work: UpdateWork, samplers: int, pace: Pace, cpu: Counter[str], update: int) -> dict[str, float]:
     """Figures of one update."""
     metrics, batches = work.metrics, [batch for share in work.shares for batch in share]
     images = metrics["images_per_s"] * metrics["rollout_s"]
     ideal = samplers * (images / len(batches)) / pace.batch_s
+    best_s = best_seconds([batch_seconds(pace, update, batch.prompt_ids) for batch in batches], samplers)
     control = sum(len(pickle.dumps((b.prompt_ids, b.advantages, b.trust_weights, b.scores))) for b in batches)
     latent = (pace.edge_px // 8) ** 2 * 4 / 1e6
     steps = 2
     return {
         "images_per_s": metrics["images_per_s"],
         "share_of_ideal": metrics["images_per_s"] / ideal,
+        "share_of_best_schedule": best_s / metrics["rollout_s"],
         "update_s": metrics["rollout_s"],
         "weights_sync_s": metrics["weights_sync_s"],
         "sampler_idle_share": metrics["sampler_idle_share"],

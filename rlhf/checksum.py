@@ -15,5 +15,5 @@ def checksum(state: "Mapping[str, torch.Tensor] | Mapping[str, np.ndarray]") -> 
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(state[name]).tobytes())
+        digest.update(np.ascontiguousarray(state[name]).data)
     return digest.hexdigest()

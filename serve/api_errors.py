@@ -50,8 +50,9 @@ def answer_api_error(request: Request, error: ApiError) -> JSONResponse:
 def answer_invalid_form(request: Request, error: RequestValidationError) -> JSONResponse:
     """The reply to a form that lacks a field, or holds a value of another kind or range."""
     first = error.errors()[0]
-    field = str(first["loc"][-1])
-    return _reply(f"{field}: {first['msg']}", field, "invalid_value", 400)
+    names = [part for part in first["loc"] if isinstance(part, str) and part != "body"]
+    field = names[0] if names else None
+    return _reply(f"{field or 'the request'}: {first['msg']}", field, "invalid_value", 400)
 
 
 def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:

@@ -17,7 +17,7 @@ from rlhf.prompts import Prompt
 from rlhf.reward_model import Reward, load_reward
 from rlhf.rollout import rollout
 from rlhf.trajectories import RolloutPlan
-from serve.jobs import MAX_IMAGES, Inpainted, Job
+from serve.jobs import MAX_IMAGES, Inpainted, Job, Served
 
 MAX_BATCH_REQUESTS = 8
 """Requests that are denoised together."""
@@ -91,9 +91,10 @@ class Inpainter:
         self.policy = load_policy(model, adapter)
         self.reward = load_reward(reward) if reward is not None else None
 
-    async def describe(self) -> tuple[int, int]:
-        """Native side in pixels and policy version; an answer means that the policy is loaded."""
-        return native_size(self.policy), self.policy.version
+    async def describe(self) -> Served:
+        """What is served; an answer means that the policy is loaded."""
+        has_reward = self.reward is not None
+        return Served(native_px=native_size(self.policy), policy_version=self.policy.version, has_reward=has_reward)
 
     @ray_serve.batch(max_batch_size=MAX_BATCH_REQUESTS, batch_wait_timeout_s=BATCH_WAIT_S)
     async def inpaint(self, jobs: list[Job]) -> list[Inpainted]:

@@ -34,3 +34,15 @@ class Inpainted:
     """Per image: reward, lower, upper, of the native crop; empty without a reward model."""
     policy_version: int
     """Generation of the weights; 0 is the base model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """What a replica holds."""
+
+    native_px: int
+    """Side of the square images that the policy was made for."""
+    policy_version: int
+    """Generation of the weights; 0 is the base model."""
+    has_reward: bool
+    """Whether answers are scored."""

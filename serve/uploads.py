@@ -2,16 +2,19 @@
 
 import io
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from rlhf.errors import UserError
-from rlhf.images import decode_image
+from rlhf.images import MAX_PIXELS, decode_image
 from serve.api_errors import ApiError
 
 MAX_UPLOAD_BYTES = 25_000_000
 """Size of an uploaded file, as it comes."""
+Border = tuple[int, int, int, int]
+"""Pixels left, at the top, right and at the bottom."""
 OPAQUE_FROM = 128
 """Alpha below this number is a hole, as in OpenAI's interface."""
 
@@ -28,29 +31,60 @@ class Upload:
     """bool [H, W], True = repaint."""
 
 
-def read_upload(image: bytes, mask: bytes | None) -> Upload:
+def read_upload(
+    image: bytes,
+    mask: bytes | None,
+    *,
+    convention: Literal["transparent", "white"] = "transparent",
+    expand: Border | None = None,
+) -> Upload:
     """Decode a photograph and its hole: the transparent part of `mask`, or of the photograph itself.
 
-    Raises ApiError naming the field that is unreadable, too large, of another size, or marks
-    nothing (or everything) as hole.
+    With the other `convention` it is the white part of `mask`. `expand` adds a border that is painted; a hole
+    inside is then not needed. Raises ApiError naming the field that is unreadable, too large, of another size,
+    or marks nothing (or everything) as hole.
     """
     rgb, alpha, colours = _read(image, "image")
-    if mask is None:
-        param, hole_alpha = "image", alpha
-    else:
-        param, hole_alpha = "mask", _read(mask, "mask")[1]
-    if hole_alpha is None:
-        raise ApiError(f"{param}: has no transparency; make the pixels to repaint transparent", param=param)
-    if hole_alpha.shape != rgb.shape[:2]:
-        sizes = [f"{a.shape[1]}x{a.shape[0]}" for a in (hole_alpha, rgb)]
-        raise ApiError(f"mask is {sizes[0]}, image is {sizes[1]}; make them equal", param=param)
-    hole = hole_alpha < OPAQUE_FROM
-    if not hole.any():
-        raise ApiError(f"{param}: no pixel is transparent; make the pixels to repaint transparent", param=param)
-    if hole.all():
-        raise ApiError(f"{param}: every pixel is transparent; leave some opaque (known)", param=param)
+    hole = _read_hole(rgb, alpha, mask, convention, is_optional=expand is not None and any(expand))
     opaque = np.full(rgb.shape[:2], 255, np.uint8) if alpha is None else alpha
-    return Upload(rgb=rgb, rgba=np.dstack([colours, opaque]), hole=hole)
+    return _expand(Upload(rgb=rgb, rgba=np.dstack([colours, opaque]), hole=hole), expand or (0, 0, 0, 0))
+
+
+def _read_hole(
+    rgb: np.ndarray, alpha: np.ndarray | None, mask: bytes | None, convention: str, *, is_optional: bool
+) -> np.ndarray:
+    """Bool [H, W]; where it is optional it may mark nothing."""
+    param, marked = "image", alpha
+    if mask is not None:
+        colours, mask_alpha, _ = _read(mask, "mask")
+        param, marked = "mask", mask_alpha if convention == "transparent" else 255 - colours.min(axis=2)
+    word = convention if mask is not None else "transparent"
+    if marked is None and is_optional and mask is None:
+        return np.zeros(rgb.shape[:2], bool)
+    if marked is None:
+        raise ApiError(f"{param}: has no transparency; make the pixels to repaint transparent", param=param)
+    if marked.shape != rgb.shape[:2]:
+        sizes = [f"{a.shape[1]}x{a.shape[0]}" for a in (marked, rgb)]
+        raise ApiError(f"mask is {sizes[0]}, image is {sizes[1]}; make them equal", param=param)
+    hole = marked < OPAQUE_FROM
+    if not hole.any() and not is_optional:
+        raise ApiError(f"{param}: no pixel is {word}; make the pixels to repaint {word}", param=param)
+    if hole.all():
+        raise ApiError(f"{param}: every pixel is {word}; leave some that are known", param=param)
+    return hole
+
+
+def _expand(upload: Upload, border: Border) -> Upload:
+    left, top, right, bottom = border
+    height, width = upload.hole.shape
+    if (height + top + bottom) * (width + left + right) > MAX_PIXELS:
+        raise ApiError(f"expand: more than {MAX_PIXELS / 1e6:.0f} megapixels; add less", param="expand")
+    sides = ((top, bottom), (left, right))
+    return Upload(
+        rgb=np.pad(upload.rgb, (*sides, (0, 0)), constant_values=255),
+        rgba=np.pad(upload.rgba, (*sides, (0, 0)), constant_values=255),
+        hole=np.pad(upload.hole, sides, constant_values=True),
+    )
 
 
 def _read(data: bytes, param: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:

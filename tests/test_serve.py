@@ -143,7 +143,53 @@ def test_any_size_and_hole_is_answered(address: str):
 def test_models_and_health(address: str):
     models = requests.get(f"{address}/v1/models", timeout=30).json()
     assert (models["object"], models["data"][0]["id"]) == ("list", "model")
-    assert requests.get(f"{address}/healthz", timeout=30).json() == {"status": "ok", "policy_version": 0}
+    for path in ("healthz", "readyz"):
+        assert requests.get(f"{address}/{path}", timeout=30).json() == {"status": "ok", "policy_version": 0}
+
+
+def test_a_white_mask_marks_what_a_transparent_one_does(address: str):
+    white = _png(np.where(HOLE, 255, 0).astype(np.uint8))
+    for form in ({"seed": 3}, {"seed": 3, "n": 2}):
+        theirs = _post(address, mask=white, mask_convention="white", **form).json()["data"]
+        assert theirs == _post(address, **form).json()["data"]
+
+
+def test_an_extension_is_painted_around_known_pixels(address: str):
+    (image,) = _images(_post(address, mask=None, expand="5,0,40,10", seed=1))
+    assert image.shape == (HEIGHT + 10, WIDTH + 45, 3)
+    assert np.array_equal(image[:HEIGHT, 5 : 5 + WIDTH], PHOTOGRAPH)
+    assert image[:, :5].std() > 0, "and not left blank"
+
+
+def test_the_best_of_some_samples_are_those_with_the_highest_lower_bound(address: str):
+    every = _post(address, n=4, seed=9).json()["data"]
+    best = _post(address, n=2, best_of=4, seed=9).json()["data"]
+    assert best == sorted(every, key=lambda scored: scored["lower"], reverse=True)[:2]
+
+
+def test_json_with_base64_is_answered_as_a_form(address: str):
+    form = _post(address, seed=4).json()["data"]
+    record = {"image": base64.b64encode(IMAGE).decode(), "num_inference_steps": 2, "seed": 4, "quality": None}
+    record["mask"] = "data:image/png;base64," + base64.b64encode(MASK).decode()
+    response = requests.post(f"{address}/v1/images/edits", json=record, timeout=120)
+    assert response.status_code == 200, response.text
+    assert response.json()["data"] == form
+    assert response.json()["size"] == f"{WIDTH}x{HEIGHT}"
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_other_formats_are_answered_when_asked_for(address: str, output_format: str):
+    data = base64.b64decode(_post(address, output_format=output_format).json()["data"][0]["b64_json"])
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.size) == (output_format.upper(), (WIDTH, HEIGHT))
+
+
+def test_the_document_names_every_field(address: str):
+    document = requests.get(f"{address}/openapi.json", timeout=30).json()
+    content = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
+    assert set(content) == {"multipart/form-data", "application/json"}
+    for body in content.values():
+        assert {"image", "mask", "n", "expand", "best_of", "seed"} <= set(body["schema"]["properties"])
 
 
 BAD_REQUESTS = {
@@ -157,6 +203,15 @@ BAD_REQUESTS = {
     "negative seed": ({"seed": -1}, 400, "seed"),
     "no steps": ({"num_inference_steps": 0}, 400, "num_inference_steps"),
     "url": ({"response_format": "url"}, 400, "response_format"),
+    "best of fewer": ({"n": 3, "best_of": 2}, 400, "best_of"),
+    "negative extension": ({"expand": "0,0,-1,0"}, 400, "expand"),
+    "three sides": ({"expand": "1,2,3"}, 400, "expand"),
+    "no word of numbers": ({"expand": "a,b,c,d"}, 400, "expand"),
+    "another format": ({"output_format": "gif"}, 400, "output_format"),
+    "NaN": ({"num_inference_steps": "nan"}, 400, "num_inference_steps"),
+    "a megabyte of prompt": ({"prompt": "x" * 2**20}, 400, "prompt"),
+    "another policy": ({"policy_version": 7}, 404, "policy_version"),
+    "two images": ({"image[]": "x", "image": None}, 400, "image"),
     "another model": ({"model": "dall-e-2"}, 404, "model"),
     "26 MB": ({"image": b"x" * 26_000_000}, 413, "image"),
     "52 MB": ({"image": b"x" * 52_000_000}, 413, None),
@@ -176,7 +231,10 @@ def test_bad_requests_are_refused_in_openais_form(address: str, name: str):
 def test_a_body_that_is_no_form_is_refused_in_openais_form(address: str):
     url = f"{address}/v1/images/edits"
     broken = {"content-type": "multipart/form-data"}
-    for options in ({"json": {"image": 1}}, {"data": b"--x", "headers": broken}, {"data": {"image": "text"}}):
+    bodies = [{"json": record} for record in ({"image": 1}, {"image": "?"}, [], "x", None)]
+    json_type = {"content-type": "application/json"}
+    bodies += [{"data": data, "headers": json_type} for data in (b"{", b'{"n": Infinity}', b"\xff", b"[" * 100_000)]
+    for options in (*bodies, {"data": b"--x", "headers": broken}, {"data": {"image": "text"}}):
         response = requests.post(url, timeout=30, **options)
         assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
     assert requests.get(f"{address}/v1/nothing", timeout=30).json()["error"]["message"] == "Not Found"

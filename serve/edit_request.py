@@ -1,0 +1,143 @@
+"""What a client asks of `POST /v1/images/edits`, as a form or as JSON: OpenAI's fields, and ours beside them."""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from rlhf.config import EvaluateConfig
+from serve.api_errors import ApiError
+from serve.jobs import MAX_IMAGES
+
+MAX_PROMPT = 32_000
+"""Characters, as in OpenAI's interface."""
+MAX_EXPAND_PX = 4096
+Pixels = Annotated[int, Field(ge=0, le=MAX_EXPAND_PX)]
+
+
+def _split(value: object) -> object:
+    return value.split(",") if isinstance(value, str) else value
+
+
+class EditRequest(BaseModel):
+    """Fields of a request but for its pictures; what OpenAI has beyond them is not looked at."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
+    """Accepted as OpenAI's clients send it; the policy was aligned without text and does not read it."""
+    model: str | None = None
+    """Name of the model, as `GET /v1/models` gives it; by default the one that is served."""
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
+    """Images that are answered."""
+    best_of: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
+    """Samples of which the `n` with the highest lower end of the reward's bound are answered, the best first."""
+    size: Literal["auto"] = "auto"
+    """Answers have the size of the photograph, with its extension."""
+    response_format: Literal["b64_json"] = "b64_json"
+    """How images are answered."""
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    """File format; known pixels come back bit for bit in PNG alone."""
+    output_compression: Annotated[int, Field(ge=0, le=100)] = 90
+    """Quality of JPEG and WebP."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Of the noise; by default drawn, and answered in the header `x-seed`."""
+    num_inference_steps: Annotated[int, Field(ge=1, le=100)] = EvaluateConfig().num_inference_steps
+    """Denoising steps; by default those that the policy was compared with."""
+    mask_convention: Literal["transparent", "white"] = "transparent"
+    """What of `mask` is repainted: its transparent part, or its white one."""
+    expand: Annotated[tuple[Pixels, Pixels, Pixels, Pixels], BeforeValidator(_split)] | None = None
+    """Pixels added left, at the top, right and at the bottom, and painted: `0,0,128,0`."""
+    policy_version: int | None = None
+    """Of the policy that is to answer; refused where another one is served."""
+
+    @field_validator("best_of")
+    @classmethod
+    def _holds_n(cls, best_of: int | None, info: ValidationInfo) -> int | None:
+        if best_of is not None and best_of < info.data.get("n", 1):
+            raise ValueError("best_of is less than n")
+        return best_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceivedEdit:
+    """A request, and the files that came with it."""
+
+    request: EditRequest
+    image: bytes
+    mask: bytes | None
+
+
+async def receive_edit(http: Request) -> ReceivedEdit:
+    """Read a form or a JSON object; raises ApiError or RequestValidationError naming the field at fault."""
+    content_type = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    fields, files = await (_read_json(http) if content_type == "application/json" else _read_form(http))
+    try:
+        request = EditRequest.model_validate(fields)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    if files["image"] is None:
+        raise ApiError("image: Field required", param="image", code="missing_required_parameter")
+    return ReceivedEdit(request=request, image=files["image"], mask=files["mask"])
+
+
+Parts = tuple[dict[str, Any], dict[str, bytes | None]]
+
+
+async def _read_form(http: Request) -> Parts:
+    async with http.form(max_files=4, max_fields=64) as form:
+        fields = {name: value for name, value in form.items() if isinstance(value, str) and value != ""}
+        files: dict[str, bytes | None] = {"image": None, "mask": None}
+        for name in files:
+            # OpenAI's clients send `image[]` where there may be several; the policy takes one.
+            parts = [part for key in (name, f"{name}[]") for part in form.getlist(key)]
+            if len(parts) > 1:
+                raise ApiError(f"{name}: {len(parts)} files; send one", param=name)
+            for part in parts:
+                if isinstance(part, str):
+                    raise ApiError(f"{name}: is text; send a file", param=name)
+                files[name] = await part.read()
+    return {name: value for name, value in fields.items() if name not in files}, files
+
+
+async def _read_json(http: Request) -> Parts:
+    try:
+        record = json.loads(await http.body())
+    except (ValueError, RecursionError) as error:
+        raise ApiError(f"the body is no JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ApiError("the body is no JSON object")
+    files = {name: _decode(record.pop(name, None), name) for name in ("image", "mask")}
+    return {name: value for name, value in record.items() if value is not None}, files
+
+
+def _decode(value: object, name: str) -> bytes | None:
+    """Base64, bare or as a data URL."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ApiError(f"{name}: is no text; send base64, or a data URL", param=name)
+    try:
+        return base64.b64decode(value.rpartition(",")[2], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(f"{name}: is no base64 ({error})", param=name, code="invalid_base64") from error
+
+
+def describe_body() -> dict[str, Any]:
+    """The request body for the OpenAPI document: one schema, with files as binary in forms and base64 in JSON."""
+    fields = EditRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+
+    def schema(**file: str) -> dict[str, Any]:
+        pictures = {
+            "image": {"type": "string", "description": "The photograph; without `mask` its alpha is one.", **file},
+            "mask": {"type": "string", "description": "As large as the photograph; see `mask_convention`.", **file},
+        }
+        return {"type": "object", "properties": pictures | fields["properties"], "required": ["image"]}
+
+    form, record = schema(format="binary"), schema(contentEncoding="base64")
+    return {"content": {"multipart/form-data": {"schema": form}, "application/json": {"schema": record}}}
