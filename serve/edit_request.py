@@ -37,8 +37,8 @@ class EditRequest(BaseModel):
     """Images that are answered."""
     best_of: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     """Samples of which the `n` with the highest lower end of the reward's bound are answered, the best first."""
-    size: Literal["auto"] = "auto"
-    """Answers have the size of the photograph, with its extension."""
+    size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,3}x[1-9]\d{0,3})$")] = "auto"
+    """`auto`: answers are as large as the photograph, with its extension; `WxH` of the same shape scales them."""
     response_format: Literal["b64_json"] = "b64_json"
     """How images are answered."""
     output_format: Literal["png", "jpeg", "webp"] = "png"
@@ -62,6 +62,17 @@ class EditRequest(BaseModel):
         if best_of is not None and best_of < info.data.get("n", 1):
             raise ValueError("best_of is less than n")
         return best_of
+
+    def answer_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of the answer to a photograph of these, extension included; ApiError for another shape."""
+        if self.size == "auto":
+            return width, height
+        wanted = tuple(map(int, self.size.split("x")))
+        # Another shape only where rounding to whole pixels does not explain it.
+        if abs(wanted[0] * height - wanted[1] * width) > max(width, height):
+            message = f"size: {self.size} has another shape than the photograph, {width}x{height}; use auto, or expand"
+            raise ApiError(message, param="size", code="invalid_value")
+        return wanted[0], wanted[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,13 +47,14 @@ def _to_data(upload: Upload, box: Box, answer: Inpainted, asked: EditRequest) ->
     if asked.best_of is not None:
         lower = [-math.inf if score["lower"] is None else score["lower"] for score in answer.scores]
         order.sort(key=lambda i: lower[i], reverse=True)
-    return [
-        {"b64_json": base64.b64encode(_encode(paste_back(upload, box, answer.images[i]), asked)).decode(), **scores[i]}
-        for i in order[: asked.n]
-    ]
+    files = (_encode(paste_back(upload, box, answer.images[i]), asked) for i in order[: asked.n])
+    return [{"b64_json": base64.b64encode(file).decode(), **scores[i]} for i, file in zip(order, files, strict=False)]
 
 
 def _encode(image: Image.Image, asked: EditRequest) -> bytes:
+    size = asked.answer_size(*image.size)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
     if asked.output_format == "png":
         return encode_png(image)
     buffer = io.BytesIO()
@@ -110,10 +111,10 @@ class Api:
         upload = await asyncio.to_thread(
             read_upload, received.image, received.mask, convention=convention, expand=expand
         )
+        width, height = asked.answer_size(upload.hole.shape[1], upload.hole.shape[0])
         seed = random.randrange(2**31) if asked.seed is None else asked.seed
         answer, box = await self._inpaint(upload, asked, seed)
         data = await asyncio.to_thread(_to_data, upload, box, answer, asked)
-        height, width = upload.hole.shape
         shape = {"size": f"{width}x{height}", "output_format": asked.output_format}
         headers = {"x-policy-version": str(answer.policy_version), "x-seed": str(seed)}
         return JSONResponse({"created": int(time.time()), **shape, "data": data}, headers=headers)

@@ -177,6 +177,11 @@ def test_json_with_base64_is_answered_as_a_form(address: str):
     assert response.json()["size"] == f"{WIDTH}x{HEIGHT}"
 
 
+def test_answers_are_scaled_to_a_size_of_the_same_shape(address: str):
+    (image,) = _images(_post(address, size="100x65"))
+    assert image.shape == (65, 100, 3)
+
+
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
 def test_other_formats_are_answered_when_asked_for(address: str, output_format: str):
     data = base64.b64decode(_post(address, output_format=output_format).json()["data"][0]["b64_json"])
@@ -208,6 +213,8 @@ BAD_REQUESTS = {
     "three sides": ({"expand": "1,2,3"}, 400, "expand"),
     "no word of numbers": ({"expand": "a,b,c,d"}, 400, "expand"),
     "another format": ({"output_format": "gif"}, 400, "output_format"),
+    "another shape": ({"size": "256x256"}, 400, "size"),
+    "size of a word": ({"size": "large"}, 400, "size"),
     "NaN": ({"num_inference_steps": "nan"}, 400, "num_inference_steps"),
     "a megabyte of prompt": ({"prompt": "x" * 2**20}, 400, "prompt"),
     "another policy": ({"policy_version": 7}, 404, "policy_version"),

@@ -151,3 +151,35 @@ def test_uploads_beyond_25_megabytes_are_413():
     with pytest.raises(ApiError) as caught:
         read_upload(b"x" * 25_000_001, None)
     assert (caught.value.status, caught.value.code) == (413, "image_too_large")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_damaged_files_are_refused_or_read_and_never_fail_otherwise(file_format: str):
+    rng = np.random.default_rng(5)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(buffer, format=file_format)
+    whole, mask = np.frombuffer(buffer.getvalue(), np.uint8), _mask(_hole(24, 30, 4, 4, 9, 9))
+    refused = []
+    for _ in range(170):
+        damaged = whole[: rng.integers(1, len(whole) + 1)].copy()
+        places = rng.integers(0, len(damaged), rng.integers(1, 12))
+        damaged[places] = rng.integers(0, 256, len(places))
+        try:
+            read_upload(damaged.tobytes(), mask)
+        except ApiError as error:
+            refused.append(error.param)
+    assert set(refused) == {"image"}
+    assert len(refused) > 20
+
+
+def test_an_extension_is_a_hole_around_the_photograph_and_needs_no_mask():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    upload = read_upload(_png(pixels), None, expand=(3, 0, 0, 5))
+    assert upload.hole.shape == (25, 33)
+    assert not upload.hole[:20, 3:].any()
+    assert upload.hole[:, :3].all()
+    assert upload.hole[20:].all()
+    assert np.array_equal(upload.rgb[:20, 3:], pixels)
+    with pytest.raises(ApiError, match="megapixels"):
+        read_upload(_png(np.zeros((5000, 1, 3), np.uint8)), None, expand=(4096, 4096, 4096 * 2, 4096))

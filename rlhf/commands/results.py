@@ -92,7 +92,9 @@ def serve(
     model: Annotated[
         Path | None, typer.Argument(help="Run folder, policy folder, or pipeline folder; default: tiny.")
     ] = None,
-    reward: Annotated[Path | None, typer.Option("--reward", help="Reward folder, for bounds in the answers.")] = None,
+    reward: Annotated[
+        Path | None, typer.Option("--reward", help="Reward folder, for bounds; default: the demo's own.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to bind.")] = 8000,
     config: Config = None,
@@ -104,6 +106,8 @@ def serve(
     from serve.application import run
 
     model_config, adapter = locate_policy(resolved.model, model)
+    if reward is None and model is not None and (model / "reward" / "reward.json").is_file():
+        reward = model / "reward"
     run(model_config, adapter, reward, host, port)
 
 
