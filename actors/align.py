@@ -1,8 +1,8 @@
 """The driver of `rlhf align`: starts Ray, makes the actors, lets Ray Train own the learner."""
 
-import json
 import logging
 import os
+import socket
 import sys
 import uuid
 from collections.abc import Mapping
@@ -26,9 +26,12 @@ from rlhf.policy import check_start
 from rlhf.prompts import PromptTable
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
 from rlhf.rollout_dump import RolloutDump
-from rlhf.storage import atomic_write_json, atomic_write_text
+from rlhf.storage import atomic_write_json, atomic_write_text, read_json
 from rlhf.trackers import check_packages
 from rlhf.url_path import UrlPath
+
+ANSWER_S = 5.0
+"""How long a cluster's head may take to accept a connection."""
 
 
 def align(
@@ -53,6 +56,7 @@ def align(
     Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints below
     `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
     """
+    check_address(address)
     if start is not None:
         check_start(start, config.align.trainable, config.model.path)
     check_packages(config.logging)
@@ -122,14 +126,26 @@ def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Pat
         may_change = {"cluster": config.cluster, "logging": config.logging}
         if before.model_copy(update=may_change | {"align": before.align.model_copy(update=kept)}) != config:
             raise UserError(f"{out}: was started with another configuration ({saved}); resume with the same one")
-        if begun.is_file() and json.loads(begun.read_text()) != begins:
+        if begun.is_file() and read_json(begun, "choose another --out") != begins:
             raise UserError(f"{out}: was started from another policy ({begun}); resume with the same --policy")
     atomic_write_text(saved, dump_config(config))
     atomic_write_json(begun, begins)
 
 
+def check_address(address: str | None) -> None:
+    """UserError where nothing answers at HOST:PORT within seconds; Ray itself would try for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--address {address}: nothing answers there ({error}); start Ray, or name its head") from error
+
+
 def start_ray(config: RunConfig, address: str | None) -> None:
     """Join the cluster at `address`, or start Ray on this machine alone."""
+    check_address(address)
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address is not None:

@@ -173,12 +173,25 @@ def share_out(batches: list[BatchShare], ranks: int) -> list[list[BatchShare]]:
 
 
 def prompts_of_update(prompt_ids: list[str], update: int, count: int, seed: int) -> list[str]:
-    """The prompts of an update: consecutive places in an endless series of seeded permutations."""
-    chosen = []
-    for place in range(update * count, (update + 1) * count):
-        epoch, index = divmod(place, len(prompt_ids))
-        chosen.append(prompt_ids[np.random.default_rng([seed, 19, epoch]).permutation(len(prompt_ids))[index]])
-    return chosen
+    """The prompts of an update: consecutive places in an endless series of seeded permutations.
+
+    None comes twice in an update, whose groups would be the same to the last bit: where an update goes on into
+    the next permutation, those that it has already come there after its end.
+    """
+    size, first = len(prompt_ids), update * count
+    last_epoch = (first + count - 1) // size
+    places: list[int] = []
+    order: list[int] = []
+    for epoch in range(last_epoch + 1):
+        begun = -epoch * size % count
+        taken = set(order[begun - count :]) if begun else set()
+        permutation = np.random.default_rng([seed, 19, epoch]).permutation(size).tolist()
+        head = [index for index in permutation if index not in taken][:begun]
+        ahead = set(head)
+        order = head + [index for index in permutation if index not in ahead]
+        if (epoch + 1) * size > first:
+            places += order[max(0, first - epoch * size) : first + count - epoch * size]
+    return [prompt_ids[index] for index in places]
 
 
 def reward_metrics(by_reward: Mapping[str, Scores], combined: Scores) -> dict[str, float]:

@@ -30,6 +30,8 @@ class Worker:
     """What it is at, None where it waits."""
     since: float = 0.0
     failed_starts: int = 0
+    refusals: int = 0
+    """Times in a row that an actor in this place could not prove its weights."""
     is_new: bool = False
     """It is a replacement that has not answered yet, nor been reported for that."""
 
@@ -129,6 +131,7 @@ class Crew:
         for call, worker in list(self._calls.items()):
             if time.monotonic() - worker.since > timeout_s:
                 del self._calls[call]
+                self._ended_s += time.monotonic() - worker.since
                 jobs.append(worker.job)
                 self.replace(worker, "timeout", f"no answer within {timeout_s:.0f} s")
         return jobs

@@ -22,6 +22,8 @@ MAX_DEATHS = 2
 """Workers that die at a task, until its prompts are tried one by one."""
 MAX_TRIALS = 3
 """Times that a task's prompts are tried one by one, until the run ends."""
+MAX_REFUSALS = 3
+"""Replacements in a row of one sampler that cannot prove the weights, until the run ends: the fault is then not its."""
 
 
 class PoisonPrompt(Exception):  # noqa: N818
@@ -196,9 +198,15 @@ class Dispatcher:
             return
         fault = "the weights were lost" if outcome.lost else find_fault(outcome.result, notice, self.canary_tolerance)
         if fault is None:
-            outcome.worker.version = notice.version
-        else:
-            self.samplers.replace(outcome.worker, "weights", fault)
+            outcome.worker.version, outcome.worker.refusals = notice.version, 0
+            return
+        outcome.worker.refusals += 1
+        if outcome.worker.refusals >= MAX_REFUSALS:
+            raise UserError(
+                f"align: a sampler could not prove its weights {MAX_REFUSALS} times in a row: {fault}; give learner "
+                "and samplers the same device and cluster.threads_*, or raise align.max_ratio_error"
+            )
+        self.samplers.replace(outcome.worker, "weights", fault)
 
     def _settle_rollout(self, outcome: Outcome, notice: WeightsNotice) -> None:
         job = outcome.job
@@ -237,7 +245,11 @@ def find_fault(ack: WeightsAck, notice: WeightsNotice, tolerance: float) -> str 
     """What is wrong with a sampler's acknowledgement; None where it proves the published weights."""
     if (ack.version, ack.checksum) != (notice.version, notice.checksum):
         return f"acknowledged version {ack.version} ({ack.checksum[:8]}), not {notice.version} ({notice.checksum[:8]})"
-    if notice.canary is not None and (ack.canary is None or not abs(ack.canary - notice.canary) <= tolerance):
+    if notice.canary is None:
+        return None
+    # Relative: a log-prob of some hundred nats is rounded more coarsely than one of a few.
+    allowed = tolerance * max(1.0, abs(notice.canary))
+    if ack.canary is None or not abs(ack.canary - notice.canary) <= allowed:
         return f"log-prob of the canary is {ack.canary}, the learner's {notice.canary}"
     return None
 

@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -193,8 +193,9 @@ def _write_results(learner: Learner, config: RunConfig, out: Path, version: int,
         base=config.model.path,
     )
     drop_policies(out, config.align.keep_policies)
-    images = from_8bit(ray.get(work.shares[0][0].images[0]))
-    save_rollout_grid(images, config.align.samples_per_prompt, out / "grids" / f"update-{version:06d}.png")
+    with suppress(ray.exceptions.ObjectLostError):  # with its node; it is but a picture
+        images = from_8bit(ray.get(work.shares[0][0].images[0]))
+        save_rollout_grid(images, config.align.samples_per_prompt, out / "grids" / f"update-{version:06d}.png")
 
 
 def _report(learner: Learner, metrics: dict[str, Any], update: int, out: Path | None) -> None:

@@ -1,12 +1,11 @@
 """Prompts that are no longer sampled, with the reason; kept in the run folder."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write_json
+from rlhf.storage import atomic_write_json, read_json
 
 
 class PutAside:
@@ -14,7 +13,9 @@ class PutAside:
 
     def __init__(self, out: Path) -> None:
         self._path = out / "put_aside.json"
-        self.reasons: dict[str, str] = json.loads(self._path.read_text()) if self._path.is_file() else {}
+        self.reasons: dict[str, str] = (
+            read_json(self._path, "mend it, or remove it to try all prompts again") if self._path.is_file() else {}
+        )
 
     def add(self, prompt_id: str, reason: str) -> None:
         """From now on this prompt is replaced by another."""

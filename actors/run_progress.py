@@ -21,6 +21,15 @@ TRACK_S = 5.0
 """Between looks for new figures to send."""
 LAST_SEND_S = 60.0
 """How long the end of a run waits for a service."""
+PHRASES = {
+    "died": "died and was replaced",
+    "raised": "failed and was replaced",
+    "weights": "could not prove its weights and was replaced",
+    "timeout": "did not answer and was replaced",
+    "restarted": "was started again",
+    "waiting": "is waited for",
+}
+"""Causes of incidents, for people."""
 IDLE = 0.5
 BUSY = 0.8
 """Shares of the time from which on a role counts as idle or busy."""
@@ -104,7 +113,8 @@ def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
 def describe_incident(line: Mapping[str, str]) -> str:
     """A line of `incidents.jsonl` for the terminal; the rest of its detail stays in the file."""
     reason = (line["detail"].strip() or "no reason is known").splitlines()[0]
-    return f"align: a {line['role']} {line['cause']} ({reason}); see incidents.jsonl"
+    what = PHRASES.get(line["cause"], line["cause"])
+    return f"align: {line['role']} {what} ({reason}); see incidents.jsonl"
 
 
 def name_bottleneck(figures: Mapping[str, float]) -> str:

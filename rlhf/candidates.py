@@ -1,7 +1,6 @@
 """Samples of a policy for people (or simulated annotators) to score."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rlhf.policy import read_manifest
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
 from rlhf.sampling import SampledTask, Sampler, SamplingTask
-from rlhf.storage import atomic_write_json
+from rlhf.storage import atomic_write_json, read_json
 from rlhf.tables import CANDIDATES, PROMPTS, count_rows, image_cell, read_table, stream_table, write_table
 from rlhf.trajectories import RolloutPlan
 
@@ -78,7 +77,7 @@ def claim_folder(out: Path, made_from: dict[str, Any], *, overwrite: bool = Fals
     then they are removed.
     """
     path, parts = out / MADE_FROM, sorted(out.glob("*.parquet"))
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    before = read_json(path, "remove the folder, or choose another --out") if path.is_file() else {}
     if before == made_from:
         return
     if parts and not overwrite:

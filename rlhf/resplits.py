@@ -1,6 +1,5 @@
 """Studies that measure the same on several splits of the photographs: each split a file, so that a study goes on."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,9 @@ import numpy as np
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.statistics import cluster_bootstrap
-from rlhf.storage import atomic_write_json
+from rlhf.storage import atomic_write_json, read_json
+
+AGAIN = "remove it, and the study measures it again"
 
 
 def run_resplits(
@@ -22,7 +23,7 @@ def run_resplits(
     Raises UserError where `out` holds a study of other settings.
     """
     path = out / "settings.json"
-    if path.is_file() and json.loads(path.read_text()) != settings:
+    if path.is_file() and read_json(path, AGAIN) != settings:
         raise UserError(f"{out}: holds a study with other settings or annotations; choose another --out")
     atomic_write_json(path, settings)
     records = []
@@ -30,7 +31,7 @@ def run_resplits(
         path = out / f"resplit-{seed:02d}.json"
         if not path.is_file():
             atomic_write_json(path, measure(seed))
-        records.append(json.loads(path.read_text()))
+        records.append(read_json(path, AGAIN))
     return records
 
 

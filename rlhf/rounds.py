@@ -1,6 +1,5 @@
 """Annotate, learn the reward, align, judge; again with the aligned policy's own candidates. Every stage a command."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from rlhf.config import RunConfig
 from rlhf.config_files import load_config
 from rlhf.demo import find_run_file
 from rlhf.stages import Stage, run_stages
-from rlhf.storage import atomic_write_json
+from rlhf.storage import atomic_write_json, read_json
 from rlhf.tables import ANNOTATIONS, CANDIDATES, read_table, stream_table, write_table
 
 
@@ -222,8 +221,8 @@ def collect_annotated(plan: RoundsPlan, number: int) -> None:
 def summarise_round(plan: RoundsPlan, number: int) -> dict[str, Any]:
     """What a finished round comes to: its line of `rounds.json`."""
     folder = plan.folder(number)
-    judged = json.loads((folder / "evaluation" / "summary.json").read_text())
-    reward = json.loads((folder / "reward" / "report.json").read_text())
+    judged = read_json(folder / "evaluation" / "summary.json", "remove evaluation/ to evaluate again")
+    reward = read_json(folder / "reward" / "report.json", "remove reward/ to train it again")
     rows = read_table(folder / "annotations", ANNOTATIONS)
     return {
         "round": number,

@@ -1,6 +1,5 @@
 """Finished evaluations, or rounds, compared: their last policies, by the gold judge, on the same prompts and noise."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,11 +9,13 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.statistics import cluster_bootstrap, wins
-from rlhf.storage import atomic_write_json
+from rlhf.storage import atomic_write_json, read_json
 from rlhf.tables import EVALUATION, stream_table
 
 SAME = 1e-4
 """Gold utilities of the base model that differ by less are of the same noise; other noise moves them by 1e-2."""
+NEEDED = {"annotated_candidates", "annotations", "is_simulated", "policy"}
+"""Of a line of `rounds.json`."""
 Sample = tuple[str, int]
 """Prompt id and sample index."""
 Gold = dict[Sample, float]
@@ -48,7 +49,13 @@ def read_run(folder: Path) -> JudgedRun:
     """A finished folder; UserError where it is neither of the two, or its last round has not been evaluated."""
     path, lines, evaluation = folder / "rounds.json", [], folder
     if path.is_file():
-        lines = json.loads(path.read_text())
+        lines = read_json(path, "let `rlhf rounds` write it again")
+        if (
+            not isinstance(lines, list)
+            or not lines
+            or not all(isinstance(x, dict) and x.keys() >= NEEDED for x in lines)
+        ):
+            raise UserError(f"{path}: is no list of finished rounds; let `rlhf rounds` write it again")
         if (folder / f"round-{len(lines) + 1}").exists():
             raise UserError(f"{folder}: round {len(lines) + 1} has begun and is not finished; let `rlhf rounds` go on")
         evaluation = folder / f"round-{len(lines)}" / "evaluation"

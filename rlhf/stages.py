@@ -1,6 +1,5 @@
 """Stages in a row, each as the command a user would type: what is done is not done twice, what has changed is."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write_json
+from rlhf.storage import atomic_write_json, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ def run_stages(out: Path, stages: Sequence[Stage], *, program: str, later_runs: 
 def read_stages(out: Path) -> dict[str, dict]:
     """Finished stages by name: command and seconds."""
     path = out / "stages.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path, "remove it, and all stages run again") if path.is_file() else {}
 
 
 def _run_stage(out: Path, stage: Stage, resting: list[Path], program: str) -> None:

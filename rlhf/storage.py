@@ -117,6 +117,14 @@ def atomic_write_json(path: Path, record: Any) -> None:
     atomic_write_text(path, json.dumps(finite(record), indent=2, default=str) + "\n")
 
 
+def read_json(path: Path, remedy: str) -> Any:
+    """The record in a JSON file; UserError with the remedy where it cannot be read or is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable, or damaged ({error}); {remedy}") from error
+
+
 def check_schema(found: Any, known: int, path: Path) -> None:
     """UserError where `path` was written in a newer format than this version knows; no number means the first."""
     if isinstance(found, int) and found > known:

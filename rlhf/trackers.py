@@ -1,7 +1,6 @@
 """The figures of a run to Weights & Biases and MLflow, where they are configured; both packages are optional."""
 
 import importlib.util
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from rlhf.errors import UserError
 from rlhf.logging_config import LoggingConfig
-from rlhf.storage import atomic_write_json
+from rlhf.storage import atomic_write_json, read_json
 
 Figures = dict[str, Any]
 
@@ -69,7 +68,7 @@ class Tracker:
                 atomic_write_json(self._path, self._read() | {self._name: self._sent})
 
     def _read(self) -> dict[str, Any]:
-        return json.loads(self._path.read_text()) if self._path.is_file() else {}
+        return read_json(self._path, "remove it, and a new run begins there") if self._path.is_file() else {}
 
     def _guard(self, act: Callable[[], object]) -> str | None:
         try:

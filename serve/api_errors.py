@@ -52,7 +52,9 @@ def answer_invalid_form(request: Request, error: RequestValidationError) -> JSON
     first = error.errors()[0]
     names = [part for part in first["loc"] if isinstance(part, str) and part != "body"]
     field = names[0] if names else None
-    return _reply(f"{field or 'the request'}: {first['msg']}", field, "invalid_value", 400)
+    return _reply(
+        f"{field or 'the request'}: {first['msg'].removeprefix('Value error, ')}", field, "invalid_value", 400
+    )
 
 
 def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:

@@ -17,11 +17,16 @@ from serve.jobs import MAX_IMAGES
 MAX_PROMPT = 32_000
 """Characters, as in OpenAI's interface."""
 MAX_EXPAND_PX = 4096
+LONGEST_SIDE = {"jpeg": 65535, "webp": 16383}
+"""Pixels, as the formats allow."""
 Pixels = Annotated[int, Field(ge=0, le=MAX_EXPAND_PX)]
 
 
 def _split(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or len(parts) != 4:
+        raise ValueError("needs four numbers of pixels: left,top,right,bottom")
+    return parts
 
 
 class EditRequest(BaseModel):
@@ -60,11 +65,15 @@ class EditRequest(BaseModel):
     @classmethod
     def _holds_n(cls, best_of: int | None, info: ValidationInfo) -> int | None:
         if best_of is not None and best_of < info.data.get("n", 1):
-            raise ValueError("best_of is less than n")
+            raise ValueError("is less than n; ask for n or more")
         return best_of
 
     def answer_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the answer to a photograph of these, extension included; ApiError for another shape."""
+        limit = LONGEST_SIDE.get(self.output_format, max(width, height))
+        if self.size == "auto" and max(width, height) > limit:
+            message = f"output_format: {self.output_format} holds {limit} pixels a side, not {width}x{height}; use png"
+            raise ApiError(message, param="output_format", code="invalid_value")
         if self.size == "auto":
             return width, height
         wanted = tuple(map(int, self.size.split("x")))
@@ -134,7 +143,7 @@ def _decode(value: object, name: str) -> bytes | None:
     if not isinstance(value, str):
         raise ApiError(f"{name}: is no text; send base64, or a data URL", param=name)
     try:
-        return base64.b64decode(value.rpartition(",")[2], validate=True)
+        return base64.b64decode("".join(value.rpartition(",")[2].split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ApiError(f"{name}: is no base64 ({error})", param=name, code="invalid_base64") from error
 

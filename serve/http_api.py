@@ -34,7 +34,7 @@ from serve.uploads import MAX_UPLOAD_BYTES, Upload, read_upload
 HEALTH_TIMEOUT_S = 10.0
 
 api = FastAPI(title="prefpaint-ray")
-api.add_middleware(BodyLimit, limit_bytes=2 * MAX_UPLOAD_BYTES + 1_000_000)
+api.add_middleware(BodyLimit, limit_bytes=2 * MAX_UPLOAD_BYTES * 4 // 3 + 1_000_000)
 api.exception_handler(ApiError)(answer_api_error)
 api.exception_handler(RequestValidationError)(answer_invalid_form)
 api.exception_handler(HTTPException)(answer_http_error)

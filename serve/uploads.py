@@ -56,8 +56,12 @@ def _read_hole(
     """Bool [H, W]; where it is optional it may mark nothing."""
     param, marked = "image", alpha
     if mask is not None:
-        colours, mask_alpha, _ = _read(mask, "mask")
-        param, marked = "mask", mask_alpha if convention == "transparent" else 255 - colours.min(axis=2)
+        _, mask_alpha, colours = _read(mask, "mask")
+        param, marked = "mask", mask_alpha
+        if convention == "white":
+            # Strokes of white on nothing are white too, and what lies under transparency is not.
+            shown = np.full(colours.shape[:2], 255, np.uint8) if mask_alpha is None else mask_alpha
+            marked = 255 - np.minimum(colours.min(axis=2), shown)
     word = convention if mask is not None else "transparent"
     if marked is None and is_optional and mask is None:
         return np.zeros(rgb.shape[:2], bool)

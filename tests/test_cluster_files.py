@@ -234,4 +234,10 @@ def test_what_is_no_yaml_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("align: {udpates: 3}\n")
     with pytest.raises(UserError, match=r"align\.udpates: unknown key; did you mean align\.updates\?"):
         file_problems(tmp_path / "run.yaml", ROOT)
+    (tmp_path / "empty.yaml").write_text("")
+    assert file_problems(tmp_path / "empty.yaml", ROOT) == ["is empty"]
+    assert file_problems(CLUSTER / "runtime_env.yaml", ROOT) == []
+    (tmp_path / "job.sbatch").write_text("#!/bin/bash\nrlhf align --promts p\n")
+    assert any("--promts" in problem for problem in file_problems(tmp_path / "job.sbatch", ROOT))
+    assert file_problems(CLUSTER / "slurm.sbatch", ROOT) == []
     assert file_problems(tmp_path / "list.yaml", ROOT) == ["must hold keys such as `cluster_name:` or `kind:`"]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from actors.align import check_address
 from rlhf.config import AlignConfig, RunConfig
 from rlhf.config_files import dump_config, load_config
 from rlhf.errors import UserError
@@ -164,3 +165,10 @@ def test_every_field_says_what_it_is() -> None:
         assert field.description, name
         for key, own in getattr(field.annotation, "model_fields", {}).items():
             assert own.description, f"{name}.{key}"
+
+
+def test_an_address_where_nothing_answers_is_told_within_seconds() -> None:
+    with pytest.raises(UserError, match=r"--address 127\.0\.0\.1:1: nothing answers there"):
+        check_address("127.0.0.1:1")
+    check_address("auto")
+    check_address(None)

@@ -235,6 +235,12 @@ def test_a_worker_that_can_never_start_ends_the_run_with_its_reason(local_ray: N
 
 
 @pytest.mark.ray
+def test_samplers_that_can_never_prove_their_weights_end_the_run(local_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"could not prove its weights 3 times.*cluster\.threads_\*"):
+        run(tmp_path, "drift", times=100)
+
+
+@pytest.mark.ray
 def test_a_prompt_that_kills_samplers_is_put_aside_and_the_others_are_painted(local_ray: None, tmp_path: Path) -> None:
     by_id = {prompt.prompt_id: prompt for prompt in small_prompts(8)}
     dispatcher = painters(Fault(folder=tmp_path, name="die", times=100, prompt="p4"))
@@ -270,6 +276,9 @@ def test_an_acknowledgement_is_proof_only_with_version_checksum_and_canary() -> 
     assert find_fault(good, NOTICE, 1e-6) is None
     for bad in ({"version": 2}, {"checksum": "abd"}, {"canary": -1.49}, {"canary": None}, {"canary": float("nan")}):
         assert find_fault(WeightsAck(**(vars(good) | bad)), NOTICE, 1e-6) is not None
+    large = replace(NOTICE, canary=-391.0673522949219)
+    assert find_fault(replace(good, canary=-391.0673828125), large, 1e-5) is None, "a step of float32"
+    assert find_fault(replace(good, canary=-391.1), large, 1e-5) is not None
     without = WeightsNotice(version=3, weights=[], checksum="abc")
     assert find_fault(WeightsAck(version=3, checksum="abc", canary=None), without, 1e-6) is None
 

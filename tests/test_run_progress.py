@@ -36,5 +36,5 @@ def test_balanced_runs_and_runs_of_one_update_give_no_hint() -> None:
 
 def test_an_incident_is_told_in_a_line() -> None:
     died = {"role": "sampler", "cause": "died", "detail": "The actor died.\n\tpid: 17\n"}
-    assert describe_incident(died) == "align: a sampler died (The actor died.); see incidents.jsonl"
+    assert describe_incident(died) == "align: sampler died and was replaced (The actor died.); see incidents.jsonl"
     assert "no reason is known" in describe_incident(died | {"detail": ""})

@@ -79,6 +79,11 @@ def test_other_noise_an_unfinished_round_and_a_missing_partner_are_refused(tmp_p
         study_runs([("a", a), ("b", b), ("b", b)], tmp_path / "out")
     with pytest.raises(UserError, match="nothing to compare"):
         study_runs([("a", a)], tmp_path / "out")
+    for damaged in ("garbage", "[]", "{}", '[{"round": 1}]'):
+        (tmp_path / "c").mkdir(exist_ok=True)
+        (tmp_path / "c" / "rounds.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"c/rounds\.json: .*`rlhf rounds` write it again"):
+            study_runs([("a", a), ("c", tmp_path / "c")], tmp_path / "out")
     (a / "round-2").mkdir()
     with pytest.raises(UserError, match="round 2 has begun"):
         study_runs([("a", a), ("b", b)], tmp_path / "out")

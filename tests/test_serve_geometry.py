@@ -183,3 +183,11 @@ def test_an_extension_is_a_hole_around_the_photograph_and_needs_no_mask():
     assert np.array_equal(upload.rgb[:20, 3:], pixels)
     with pytest.raises(ApiError, match="megapixels"):
         read_upload(_png(np.zeros((5000, 1, 3), np.uint8)), None, expand=(4096, 4096, 4096 * 2, 4096))
+
+
+def test_a_white_mask_is_what_is_painted_white_also_on_nothing():
+    pixels, hole = np.zeros((20, 30, 3), np.uint8), _hole(20, 30, 4, 4, 9, 9)
+    white = np.where(hole, 255, 0).astype(np.uint8)
+    strokes = np.dstack([np.full((20, 30, 3), 255, np.uint8), white])
+    for mask in (white, np.dstack([white] * 3), strokes):
+        assert np.array_equal(read_upload(_png(pixels), _png(mask), convention="white").hole, hole)

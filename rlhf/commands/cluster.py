@@ -9,7 +9,10 @@ from rlhf.errors import UserError
 
 
 def check_cluster(
-    files: Annotated[list[Path], typer.Argument(help="Files for `ray up`, Kubernetes manifests, run files.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Files for `ray up`, Kubernetes manifests, run files, runtime environments, sbatch."),
+    ],
     crds: Annotated[
         Path | None, typer.Option("--crds", help="Folder of KubeRay's own definitions (rayclusters.yaml, ...).")
     ] = None,
@@ -17,10 +20,19 @@ def check_cluster(
     """Find mistakes in cluster files: unknown keys, bounds, commands, run files and their keys."""
     from rlhf.commands.cluster_files import file_problems
 
-    problems = [f"{file}: {problem}" for file in files for problem in file_problems(file, Path.cwd(), crds)]
+    problems = []
+    for file in files:
+        try:
+            problems += [f"{file}: {problem}" for problem in file_problems(file, Path.cwd(), crds)]
+        except UserError as error:  # The other files may have mistakes of their own.
+            problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
     print(f"no mistake found in {', '.join(map(str, files))}")
+    if crds is None:
+        print(
+            "keys of RayCluster, RayJob and RayService are checked with --crds only; of Kubernetes' own kinds, metadata"
+        )
 
 
 def doctor(

@@ -38,16 +38,20 @@ NODE_KEYS = {
 
 
 def file_problems(path: Path, root: Path, crds: Path | None = None) -> list[str]:
-    """What is wrong with a `ray up` file, a file of Kubernetes manifests or a run file.
+    """What is wrong with a `ray up` file, Kubernetes manifests, a run file, a runtime environment or an sbatch script.
 
     `crds` is a folder of KubeRay's own definitions (rayclusters.yaml and so on, also .gz); without it
     the custom resources are checked for what they run only. Raises UserError for a file that is no YAML.
     """
+    if path.suffix == ".sbatch":
+        return script_problems(path, root)
     try:
         records = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a readable YAML file ({error})") from error
-    problems: list[str] = []
+    from ray.runtime_env import RuntimeEnv
+
+    problems: list[str] = [] if records else ["is empty"]
     for record in records:
         if not isinstance(record, dict):
             problems.append("must hold keys such as `cluster_name:` or `kind:`")
@@ -55,9 +59,22 @@ def file_problems(path: Path, root: Path, crds: Path | None = None) -> list[str]
             problems += manifest_problems(record, root, crds)
         elif "cluster_name" in record or "provider" in record:
             problems += ray_up_problems(record, root)
+        elif record.keys() <= RuntimeEnv.known_fields:
+            continue
         else:
             load_config(path)
     return problems
+
+
+def script_problems(path: Path, root: Path) -> list[str]:
+    """What is wrong with the commands of a shell script; UserError where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable ({error})") from error
+    lines = text.replace("\\\n", " ").splitlines()
+    commands = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return [problem for line in commands for problem in command_problems(line, root)]
 
 
 def ray_up_problems(record: dict[str, Any], root: Path) -> list[str]:

@@ -129,7 +129,7 @@ def _simulate(resolved, candidates, prompts, out: Path, select: str, reward, lim
     save_config(resolved, out)
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images = load_candidates(candidates, by_id)
-    if reward is not None or limit is not None or select != "random":
+    if reward is not None or limit is not None or select != "random" or earlier:
         images = select_candidates(by_id, images, select, reward, seed=resolved.seed, limit=limit, earlier=earlier)
     count = simulate_annotations(by_id, images, out, resolved.annotators, seed=resolved.seed)
     print(f"{count} simulated annotations of {len(images)} candidates in {out}")
