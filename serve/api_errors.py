@@ -51,7 +51,7 @@ def answer_invalid_form(request: Request, error: RequestValidationError) -> JSON
     """The reply to a form that lacks a field, or holds a value of another kind or range."""
     first = error.errors()[0]
     names = [part for part in first["loc"] if isinstance(part, str) and part != "body"]
-    field = names[0] if names else None
+    field = names[-1] if names else None
     return _reply(
         f"{field or 'the request'}: {first['msg'].removeprefix('Value error, ')}", field, "invalid_value", 400
     )

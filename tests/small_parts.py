@@ -17,7 +17,7 @@ from rlhf.bound import RidgeHead
 from rlhf.config import AlignConfig, ModelConfig, RunConfig
 from rlhf.holes import FAMILIES, draw_hole
 from rlhf.images import encode_png, image_to_tensor, mask_to_tensor
-from rlhf.prompts import Prompt
+from rlhf.prompts import Prompt, PromptRow
 from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
 from rlhf.tables import PROMPTS, image_cell, write_table
 from rlhf.tiny_model import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
@@ -111,25 +111,25 @@ def small_prompts(count: int = 8) -> list[Prompt]:
     return prompts
 
 
+def prompt_row(p: Prompt) -> PromptRow:
+    """A prompt as a row of the table of prompts."""
+    image = Image.fromarray(((p.image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy())
+    mask = Image.fromarray((p.mask[0].numpy() * 255).astype(np.uint8))
+    return {
+        "prompt_id": p.prompt_id,
+        "image": image_cell(encode_png(image), "i.png"),
+        "mask": image_cell(encode_png(mask), "m.png"),
+        "hole": p.hole,
+        "source": p.source,
+        "photograph": p.photograph,
+        "split": p.split,
+        "caption": p.caption,
+    }
+
+
 def write_prompts(prompts: list[Prompt], folder: Path) -> Path:
     """Prompts as a stage folder."""
-    rows = []
-    for p in prompts:
-        image = Image.fromarray(((p.image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy())
-        mask = Image.fromarray((p.mask[0].numpy() * 255).astype(np.uint8))
-        rows.append(
-            {
-                "prompt_id": p.prompt_id,
-                "image": image_cell(encode_png(image), "i.png"),
-                "mask": image_cell(encode_png(mask), "m.png"),
-                "hole": p.hole,
-                "source": p.source,
-                "photograph": p.photograph,
-                "split": p.split,
-                "caption": p.caption,
-            }
-        )
-    write_table(rows, PROMPTS, folder / "prompts.parquet")
+    write_table(map(prompt_row, prompts), PROMPTS, folder / "prompts.parquet")
     return folder
 
 

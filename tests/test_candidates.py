@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from small_parts import small_config, small_prompts, write_prompts
+from small_parts import prompt_row, small_config, small_prompts, write_prompts
 
 from rlhf.candidates import claim_folder, describe_origin, make_candidates, plan_candidates
 from rlhf.config import CandidatesConfig, RunConfig
@@ -34,7 +34,7 @@ class CrashingSampler(InProcessSampler):
 
 @pytest.fixture(scope="module")
 def sampler(small_pipeline: Path) -> CrashingSampler:
-    by_id = {p.prompt_id: p for p in small_prompts(8)}
+    by_id = {p.prompt_id: prompt_row(p) for p in small_prompts(8)}
     return CrashingSampler(load_policy(small_config(small_pipeline).model), lambda names: [by_id[n] for n in names])
 
 

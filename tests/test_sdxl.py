@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLInpaintPipeline
 from small_parts import (
+    prompt_row,
     save_small_reward,
     small_config,
     small_prompts,
@@ -46,7 +47,7 @@ def test_the_unet_is_told_what_diffusers_own_pipeline_tells_it(small_xl_pipeline
 def test_candidates_are_made_of_the_holes_alone(small_xl_pipeline: Path, tmp_path: Path) -> None:
     by_id = {p.prompt_id: p for p in small_prompts(3)}
     policy = load_policy(ModelConfig(path=str(small_xl_pipeline)))
-    sampler = InProcessSampler(policy, lambda names: [by_id[name] for name in names])
+    sampler = InProcessSampler(policy, lambda names: [prompt_row(by_id[name]) for name in names])
     config = CandidatesConfig(samples_per_prompt=2, num_inference_steps=(3,))
     assert make_candidates(sampler, list(by_id), tmp_path, config, seed=0) == 6
     for (prompt_id, _), image in load_candidates(tmp_path, by_id).items():
