@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from rlhf.commands import cluster, data, refinement, release, results, rewards, studies, training
+from rlhf.commands import cluster, data, refinement, release, results, rewards, service, studies, training
 from rlhf.commands.options import take_urls
 from rlhf.errors import UserError
 
@@ -30,7 +30,7 @@ COMMANDS = (
     results.evaluate,
     results.report,
     results.export,
-    results.serve,
+    service.serve,
     rewards.reward_server,
     results.quality,
     training.pretrain,

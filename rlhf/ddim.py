@@ -50,19 +50,27 @@ def transition_mean(
     """
     alpha = schedule.alphas_cumprod[step_index].view(-1, 1, 1, 1).to(latents)
     alpha_next = schedule.next_alphas_cumprod[step_index].view(-1, 1, 1, 1).to(latents)
-    if schedule.prediction_type == "epsilon":
-        noise = model_output
-        clean = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
-    elif schedule.prediction_type == "v_prediction":
-        clean = alpha.sqrt() * latents - (1 - alpha).sqrt() * model_output
-        noise = alpha.sqrt() * model_output + (1 - alpha).sqrt() * latents
-    else:
-        clean = model_output
-        noise = (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+    clean, noise = split_prediction(model_output, latents, step_index, schedule)
     variance = (1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)
     std_dev_t = eta * variance.clamp(min=0).sqrt()
     mean = alpha_next.sqrt() * clean + (1 - alpha_next - std_dev_t**2).clamp(min=0).sqrt() * noise
     return mean, std_dev_t
+
+
+def split_prediction(
+    model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor, schedule: Schedule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clean latents and the noise, each [B, C, h, w], of which a prediction says that `latents` are mixed.
+
+    Shapes as in `transition_mean`.
+    """
+    alpha = schedule.alphas_cumprod[step_index].view(-1, 1, 1, 1).to(latents)
+    if schedule.prediction_type == "epsilon":
+        return (latents - (1 - alpha).sqrt() * model_output) / alpha.sqrt(), model_output
+    if schedule.prediction_type == "v_prediction":
+        clean = alpha.sqrt() * latents - (1 - alpha).sqrt() * model_output
+        return clean, alpha.sqrt() * model_output + (1 - alpha).sqrt() * latents
+    return model_output, (latents - alpha.sqrt() * model_output) / (1 - alpha).sqrt()
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmptyText:
-    """The embedding of the empty text, which is all that the method uses."""
+class TextEmbedding:
+    """What a UNet is told as text: one for all images, or one for each. The method itself uses the empty text alone."""
 
     embedding: torch.Tensor
-    """float32 [1, length, width]; SDXL's two text encoders side by side."""
+    """float32 [1 or B, length, width]; SDXL's two text encoders side by side."""
     pooled: torch.Tensor | None
-    """float32 [1, width] of SDXL's second text encoder; None for Stable Diffusion."""
+    """float32 [1 or B, width] of SDXL's second text encoder; None for Stable Diffusion."""
     vae_scale_factor: int
     """Pixels per latent cell and side."""
 
@@ -38,10 +38,13 @@ class EmptyText:
         return inputs
 
 
-def open_pipeline(config: ModelConfig, name: str, device: torch.device) -> "StableDiffusionInpaintPipeline":
+def open_pipeline(
+    config: ModelConfig, name: str, device: torch.device, *, with_safety_checker: bool = False
+) -> "StableDiffusionInpaintPipeline":
     """A frozen pipeline on `device`, from the folder or hub `name`; SDXL's class is its sibling in all that we use.
 
-    Raises UserError where it is incomplete or of another kind.
+    The safety checker is left out unless it is asked for: training judges images by the reward alone.
+    Raises UserError where the pipeline is incomplete or of another kind.
     """
     from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
     from diffusers.utils import logging as diffusers_logging
@@ -53,9 +56,8 @@ def open_pipeline(config: ModelConfig, name: str, device: torch.device) -> "Stab
         if "XL" in StableDiffusionInpaintPipeline.load_config(name)["_class_name"]:
             pipeline = StableDiffusionXLInpaintPipeline.from_pretrained(name)
         else:
-            pipeline = StableDiffusionInpaintPipeline.from_pretrained(
-                name, safety_checker=None, requires_safety_checker=False
-            )
+            left_out = {} if with_safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+            pipeline = StableDiffusionInpaintPipeline.from_pretrained(name, **left_out)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -88,12 +90,12 @@ def _set_attention(pipeline: "StableDiffusionInpaintPipeline", choice: str, devi
 
 
 @torch.no_grad()
-def embed_empty_text(pipeline: "StableDiffusionInpaintPipeline") -> EmptyText:
-    """The empty text as the pipeline itself embeds a prompt."""
+def embed_text(pipeline: "StableDiffusionInpaintPipeline", text: str = "") -> TextEmbedding:
+    """A text as the pipeline itself embeds a prompt; what is longer than its encoder reads is cut off."""
     embedding, _, *pooled = pipeline.encode_prompt(
-        "", device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        text, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )
-    return EmptyText(
+    return TextEmbedding(
         embedding=embedding.float(),
         pooled=pooled[0].float() if pooled else None,
         vae_scale_factor=pipeline.vae_scale_factor,

@@ -13,7 +13,7 @@ from rlhf.checksum import checksum
 from rlhf.config import ModelConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
-from rlhf.pipelines import EmptyText, embed_empty_text, open_pipeline
+from rlhf.pipelines import TextEmbedding, embed_text, open_pipeline
 from rlhf.storage import atomic_write_json, check_schema, remove_folder, whole_folder
 from rlhf.url_path import as_path, local_copy
 
@@ -33,7 +33,7 @@ class Policy:
 
     pipeline: "StableDiffusionInpaintPipeline"
     scheduler: "DDIMScheduler"
-    text: EmptyText
+    text: TextEmbedding
     device: torch.device
     precision: str
     version: int = 0
@@ -58,7 +58,7 @@ def predict_with(
     latents: torch.Tensor,
     timestep: torch.Tensor,
     condition: torch.Tensor,
-    text: EmptyText,
+    text: TextEmbedding,
     precision: str,
 ) -> torch.Tensor:
     """One forward pass of the 9-channel UNet: the same in rollout, training, evaluation and serving.
@@ -76,7 +76,7 @@ def resolve_model(path: str) -> str:
     return str(TINY) if path == "tiny" else path
 
 
-def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
+def load_policy(config: ModelConfig, adapter: Path | None = None, *, with_safety_checker: bool = False) -> Policy:
     """Open a pipeline (built in, folder or hub) and apply the policy folder `adapter`, if any.
 
     Raises UserError where a folder is incomplete or of another kind.
@@ -85,12 +85,12 @@ def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
 
     device = resolve_device(config.device)
     with local_copy(as_path(resolve_model(config.path))) as place:
-        pipeline = open_pipeline(config, str(place), device)
+        pipeline = open_pipeline(config, str(place), device, with_safety_checker=with_safety_checker)
     version = _apply_adapter(pipeline, adapter) if adapter is not None else 0
     return Policy(
         pipeline=pipeline,
         scheduler=DDIMScheduler.from_config(pipeline.scheduler.config),
-        text=embed_empty_text(pipeline),
+        text=embed_text(pipeline),
         device=device,
         precision=config.precision,
         version=version,
@@ -99,13 +99,19 @@ def load_policy(config: ModelConfig, adapter: Path | None = None) -> Policy:
 
 def _apply_adapter(pipeline: "StableDiffusionInpaintPipeline", folder: Path) -> int:
     manifest = read_manifest(folder)
-    with local_copy(folder) as local:
-        if manifest["trainable"] == "lora":
+    if manifest["trainable"] == "lora":
+        with local_copy(folder) as local:
             pipeline.load_lora_weights(local)
-        else:
-            pipeline.unet = type(pipeline.unet).from_pretrained(local / "unet").to(pipeline.device)
-            pipeline.unet.requires_grad_(False).eval()
+    else:
+        pipeline.unet = open_unet(folder, pipeline)
     return int(manifest["policy_version"])
+
+
+def open_unet(folder: Path, pipeline: "StableDiffusionInpaintPipeline") -> "UNet2DConditionModel":
+    """The frozen UNet of a policy folder whose `trainable` is `full`, on the pipeline's device."""
+    with local_copy(folder) as local:
+        unet = type(pipeline.unet).from_pretrained(local / "unet").to(pipeline.device)
+    return unet.requires_grad_(False).eval()
 
 
 def read_manifest(folder: Path) -> dict:

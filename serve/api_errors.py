@@ -1,16 +1,29 @@
 """Refusals in the form of OpenAI's API: {"error": {"message", "type", "param", "code"}}."""
 
+import math
+
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+RETRY_AFTER_S = 2.0
+"""What a 429 asks for that knows no better."""
+
 
 class ApiError(Exception):
     """A request that cannot be answered, and what its sender can do about it."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.param = param
         """The field of the form that is at fault."""
@@ -18,6 +31,14 @@ class ApiError(Exception):
         """A word for programs, such as `image_too_large`."""
         self.status = status
         """HTTP status."""
+        self.retry_after_s = retry_after_s
+        """When the request may come again; the reply rounds it up to whole seconds."""
+
+    def record(self) -> dict[str, str | None]:
+        """What the JSON of the reply says of it."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
+        return {"message": str(self), "type": kind, "param": self.param, "code": self.code}
 
 
 class BodyLimit:
@@ -44,7 +65,13 @@ class BodyLimit:
 
 def answer_api_error(request: Request, error: ApiError) -> JSONResponse:
     """The reply to an ApiError."""
-    return _reply(str(error), error.param, error.code, error.status)
+    headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
+    if error.status == 429 or error.retry_after_s is not None:
+        seconds = RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+        headers["retry-after"] = str(max(1, math.ceil(seconds)))
+    if error.status == 408:
+        headers["connection"] = "close"
+    return JSONResponse({"error": error.record()}, status_code=error.status, headers=headers)
 
 
 def answer_invalid_form(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -52,22 +79,15 @@ def answer_invalid_form(request: Request, error: RequestValidationError) -> JSON
     first = error.errors()[0]
     names = [part for part in first["loc"] if isinstance(part, str) and part != "body"]
     field = names[-1] if names else None
-    return _reply(
-        f"{field or 'the request'}: {first['msg'].removeprefix('Value error, ')}", field, "invalid_value", 400
-    )
+    message = f"{field or 'the request'}: {first['msg'].removeprefix('Value error, ')}"
+    return answer_api_error(request, ApiError(message, param=field, code="invalid_value"))
 
 
 def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
     """The reply to an unknown path or method, a body that is no form, or one that is too long."""
-    return _reply(str(error.detail), None, None, error.status_code)
+    return answer_api_error(request, ApiError(str(error.detail), status=error.status_code))
 
 
 def answer_failure(request: Request, error: Exception) -> JSONResponse:
     """The reply where the server is at fault; the traceback is in the log of the replica."""
-    return _reply("the server failed; see the log of the replica", None, None, 500)
-
-
-def _reply(message: str, param: str | None, code: str | None, status: int) -> JSONResponse:
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status_code=status, headers={"retry-after": "2"} if status == 429 else None)
+    return answer_api_error(request, ApiError("the server failed; see the log of the replica", status=500))

@@ -1,91 +1,86 @@
-"""The application: OpenAI's image-edit interface in front of the policy, and how it is started."""
+"""The application: OpenAI's image-edit interface in front of base models and policies, and how it is started."""
 
 import logging
 import os
+import signal
 import socket
 import threading
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import ray
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import ValidationError
 from ray import serve as ray_serve
 
-from rlhf.config import ModelConfig
 from rlhf.errors import UserError
-from rlhf.policy import read_manifest, resolve_model
+from rlhf.policy import resolve_model
 from rlhf.url_path import as_path
+from serve.annotation_server import is_loopback
+from serve.api_keys import load_api_keys
 from serve.http_api import Api
 from serve.inpainter import Inpainter
+from serve.settings import ServiceSettings, base_name, name_models
 
 APPLICATION = "prefpaint"
-Place = Annotated[Path, BeforeValidator(as_path)]
-"""A folder, local or at a URL."""
-
-
-class ServeArguments(BaseModel):
-    """What `serve run serve.application:build` is told."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    model: str = "tiny"
-    """`tiny`, a pipeline folder, or a hub name."""
-    adapter: Place | None = None
-    """A policy folder."""
-    reward: Place | None = None
-    """A reward folder; answers then hold reward, lower and upper."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the policy runs."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the UNet's forward pass."""
-    replicas: int = 1
-    """Copies of the policy."""
-    num_cpus: float = 1.0
-    """Ray CPUs of a replica, and the threads that PyTorch takes there."""
-    num_gpus: float | None = None
-    """Ray GPUs of a replica; by default 1 where this process sees a GPU and `device` allows it."""
+HEALTH_CHECK_S = 2.0
+"""How often Ray Serve looks whether a replica lives."""
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:
-    """The application for `serve run serve.application:build model=... adapter=...`; see ServeArguments."""
+    """The application for `serve run serve.application:build models='[...]' ...`; see ServiceSettings."""
+    settings = to_settings(args)
+    return _bind(settings, 1.0 if settings.num_cpus is None else settings.num_cpus)
+
+
+def to_settings(args: dict[str, Any]) -> ServiceSettings:
+    """Arguments as settings; UserError that names what is unknown or does not fit."""
     try:
-        arguments = ServeArguments.model_validate(args)
+        return ServiceSettings.model_validate(args)
     except ValidationError as error:
-        known = ", ".join(ServeArguments.model_fields)
+        known = ", ".join(ServiceSettings.model_fields)
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise UserError(f"serve: {problems} (known arguments: {known})") from error
-    model = ModelConfig(path=arguments.model, device=arguments.device, precision=arguments.precision)
-    gpus = arguments.num_gpus if arguments.num_gpus is not None else _gpus(model)
-    resources = {"num_cpus": arguments.num_cpus, "num_gpus": gpus}
-    return _bind(model, arguments.adapter, arguments.reward, arguments.replicas, resources)
 
 
-def _gpus(model: ModelConfig) -> float:
-    return 1.0 if model.device != "cpu" and torch.cuda.is_available() else 0.0
-
-
-def _bind(
-    model: ModelConfig, adapter: Path | None, reward: Path | None, replicas: int, resources: dict[str, float]
-) -> ray_serve.Application:
-    """Names of folders are made absolute: replicas start elsewhere."""
-    if Path(model.path).is_dir():
-        model = model.model_copy(update={"path": str(Path(model.path).resolve())})
-    folders = [folder.resolve() if folder is not None else None for folder in (adapter, reward)]
-    model_id = folders[0].name if folders[0] else Path(model.path).name if Path(model.path).is_dir() else model.path
-    deployment: Any = Inpainter
+def _bind(settings: ServiceSettings, num_cpus: float) -> ray_serve.Application:
+    """One deployment for each base model, and the HTTP interface in front."""
+    fixed = name_models(settings)
+    bases = dict.fromkeys(served.base for served in fixed.models.values())
+    gpus = settings.num_gpus
+    if gpus is None:
+        gpus = 1.0 if settings.device != "cpu" and torch.cuda.is_available() else 0.0
+    options: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": gpus},
+        "graceful_shutdown_timeout_s": settings.request_timeout_s,
+        "health_check_period_s": HEALTH_CHECK_S,
+    }
+    if settings.max_replicas is None:
+        options["num_replicas"] = settings.replicas
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": settings.replicas,
+            "max_replicas": settings.max_replicas,
+            "target_ongoing_requests": settings.target_ongoing_requests,
+        }
+    inpainter: Any = Inpainter
+    handles = {
+        base: inpainter.options(name=f"Inpainter-{base_name(base)}", **options).bind(base, settings.engine())
+        for base in bases
+    }
     ingress: Any = Api
-    inpainter = deployment.options(num_replicas=replicas, ray_actor_options=resources).bind(model, *folders)
-    return ingress.bind(inpainter, model_id)
+    return ingress.options(
+        graceful_shutdown_timeout_s=settings.request_timeout_s, health_check_period_s=HEALTH_CHECK_S
+    ).bind(handles, fixed, settings)
 
 
-def start(model: ModelConfig, adapter: Path | None, reward: Path | None, host: str, port: int) -> str:
-    """Deploy on the Ray that this process is connected to; returns the address once the policy is loaded.
+def start(settings: ServiceSettings, host: str, port: int) -> str:
+    """Deploy on the Ray that this process is connected to; returns the address once the models are loaded.
 
-    Raises UserError where the policy or the reward model does not load.
+    Raises UserError where a model or the reward model does not load.
     """
-    cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
-    application = _bind(model, adapter, reward, 1, {"num_cpus": cpus, "num_gpus": _gpus(model)})
+    spare = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
+    cpus = max(1.0, spare // (settings.max_replicas or settings.replicas))
+    application = _bind(settings, cpus if settings.num_cpus is None else settings.num_cpus)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     ray_serve.start(http_options={"host": host, "port": port})
     try:
@@ -104,28 +99,29 @@ def _why_not_deployed(error: RuntimeError) -> str:
     return causes[-1] if causes else "\n".join([f"serve: {error}", *lines])
 
 
-def run(model_config: ModelConfig, adapter: Path | None, reward: Path | None, host: str, port: int) -> None:
-    """Start Ray on this machine alone, serve until Ctrl-C, and stop what was started.
+def run(settings: ServiceSettings, host: str, port: int) -> None:
+    """Start Ray on this machine alone, serve until Ctrl-C or SIGTERM, and let what is in work finish.
 
-    Raises UserError where the address is taken or a folder is incomplete.
+    Raises UserError where the address is taken, a folder is incomplete, or others could reach it without a key.
     """
-    _check_before_start(model_config, adapter, reward, host, port)
+    _check_before_start(settings, host, port)
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
     starts_ray = not ray.is_initialized()
     if starts_ray:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        address = start(model_config, adapter, reward, host, port)
-        print(f"Serving {adapter or model_config.path} at {address} until Ctrl-C. It repaints transparent pixels:")
+        address = start(settings, host, port)
+        print(f"Serving {', '.join(name_models(settings).models)} at {address} until Ctrl-C; open it in a browser, or:")
         print(f"curl -s {address}/v1/images/edits -F image=@photo.png -F mask=@mask.png {_DECODE}", flush=True)
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        print("stopping", flush=True)
+        stopped.wait()
+        print("stopping; what is in work is finished first", flush=True)
+        ray_serve.delete(APPLICATION)
     finally:
         if starts_ray:
             ray.shutdown()
-        else:
-            ray_serve.delete(APPLICATION)
 
 
 _DECODE = (
@@ -134,15 +130,21 @@ _DECODE = (
 )
 
 
-def _check_before_start(model: ModelConfig, adapter: Path | None, reward: Path | None, host: str, port: int) -> None:
+def _check_before_start(settings: ServiceSettings, host: str, port: int) -> None:
     """What can be said at once, before Ray takes its seconds to start."""
-    folder = as_path(resolve_model(model.path))
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise UserError(f"{model.path}: no model_index.json, so not a pipeline folder; check the model's path")
-    if adapter is not None:
-        read_manifest(adapter)
-    if reward is not None and not (reward / "reward.json").is_file():
-        raise UserError(f"{reward}: no reward.json, so not a complete reward folder; run `rlhf reward` again")
+    for name, served in name_models(settings).models.items():
+        folder = as_path(resolve_model(served.base))
+        if folder.is_dir() and not (folder / "model_index.json").is_file():
+            raise UserError(
+                f"{name}: no model_index.json in {folder}, so not a pipeline folder; check the model's path"
+            )
+    if settings.reward is not None and not (settings.reward / "reward.json").is_file():
+        raise UserError(f"{settings.reward}: no reward.json, so not a complete reward folder; run `rlhf reward` again")
+    if load_api_keys(settings.api_keys) is None and not is_loopback(host):
+        raise UserError(
+            f"--host {host}: others could reach it, but there are no API keys; make one with `rlhf api-key`, "
+            "and give --api-keys"
+        )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:

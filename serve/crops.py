@@ -1,4 +1,4 @@
-"""From a photograph of any size to the policy's square, and back into the hole."""
+"""From a photograph of any size to the squares that a policy is shown, and back into the hole."""
 
 import numpy as np
 from PIL import Image
@@ -7,29 +7,79 @@ from serve.uploads import Upload
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in pixels; right and bottom exclusive."""
+MAX_SHRINK = 2
+"""Sides of a square in native sides, beyond which what was painted is refined in smaller squares."""
+MAX_TILES = 64
+"""Tiles of one pass; a finer pass over a hole that needs more is left out."""
+LEAST_KNOWN = 0.5
+"""Share of a tile that is to be known before it is painted, where the hole allows it."""
 
 
-def crop_box(hole: np.ndarray, native_px: int) -> Box:
-    """The square that the policy is shown: the hole in the middle, with known pixels around.
+def plan_passes(hole: np.ndarray, native_px: int) -> list[list[Box]]:
+    """The squares in which a hole is painted, pass by pass, in their order: later ones see what earlier ones painted.
 
-    Its side is twice the hole's, at least `native_px`, at most the short side of the photograph.
-    A hole as long as the short side fits no square that also shows known pixels beyond it: the
-    box is then the whole photograph, which `crop_to_native` squeezes into a square.
+    The first pass sees most around the hole: one square of twice the hole's side, at least `native_px`, with the hole
+    in its middle; or, where that does not fit, tiles of the photograph's short side. As long as squares are shrunk by
+    more than MAX_SHRINK, a further pass refines what was painted in tiles of half the side. Tiles alone, at native
+    size from the start, drift: colours wander off with the distance from the photograph.
     `hole` is bool [H, W] with at least one True.
     """
     height, width = hole.shape
     rows, columns = np.flatnonzero(hole.any(axis=1)), np.flatnonzero(hole.any(axis=0))
     longest = int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1
-    if longest >= min(height, width):
-        return 0, 0, width, height
     side = min(max(2 * longest, native_px), height, width)
-    left = _place(int(columns[0] + columns[-1] + 1), side, width)
-    top = _place(int(rows[0] + rows[-1] + 1), side, height)
-    return left, top, left + side, top + side
+    if longest < side:
+        left = _place(int(columns[0] + columns[-1] + 1), side, width)
+        top = _place(int(rows[0] + rows[-1] + 1), side, height)
+        passes = [[(left, top, left + side, top + side)]]
+    else:
+        passes = [_plan_tiles(hole, side)]
+    while side > MAX_SHRINK * native_px:
+        side = max(side // 2, native_px)
+        if hole.sum() > MAX_TILES * (1 - LEAST_KNOWN) * side**2:
+            break
+        passes.append(_plan_tiles(hole, side))
+    return passes
 
 
 def _place(doubled_centre: int, side: int, length: int) -> int:
     return min(max((doubled_centre - side) // 2, 0), length - side)
+
+
+def _plan_tiles(hole: np.ndarray, side: int) -> list[Box]:
+    """Tiles on a grid of half their side: the one that paints most where enough is known, else the best known one."""
+    tops, lefts = (np.unique(np.r_[0 : n - side + 1 : max(side // 2, 1), n - side]) for n in hole.shape)
+    # Pixels are counted once, in cells between the edges of tiles; a tile is a block of whole cells.
+    row_edges, column_edges = np.union1d(tops, tops + side), np.union1d(lefts, lefts + side)
+    cells = np.add.reduceat(hole, row_edges[:-1], axis=0, dtype=np.int64)
+    cells = np.add.reduceat(cells, column_edges[:-1], axis=1)
+    first_row, last_row = (np.searchsorted(row_edges, edge) for edge in (tops, tops + side))
+    first_column, last_column = (np.searchsorted(column_edges, edge) for edge in (lefts, lefts + side))
+    boxes: list[Box] = []
+    while cells.any():
+        table = np.pad(cells.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        rows = table[last_row] - table[first_row]
+        unknown = (rows[:, last_column] - rows[:, first_column]) / side**2
+        paints = np.where(unknown <= 1 - LEAST_KNOWN, unknown, 0.0)
+        best = paints if paints.any() else np.where(unknown > 0, -unknown, -np.inf)
+        i, j = np.unravel_index(int(best.argmax()), best.shape)
+        top, left = int(tops[i]), int(lefts[j])
+        boxes.append((left, top, left + side, top + side))
+        cells[first_row[i] : last_row[i], first_column[j] : last_column[j]] = 0
+    return boxes
+
+
+def surround(boxes: list[Box]) -> Box:
+    """The smallest box that holds all."""
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)
+
+
+def cut(upload: Upload, box: Box) -> Upload:
+    """A part of a photograph."""
+    left, top, right, bottom = box
+    parts = {name: getattr(upload, name)[top:bottom, left:right] for name in ("rgb", "rgba", "hole")}
+    return Upload(**parts)
 
 
 def crop_to_native(upload: Upload, box: Box, native_px: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,29 +88,38 @@ def crop_to_native(upload: Upload, box: Box, native_px: int) -> tuple[np.ndarray
     A native pixel belongs to the hole where it touches a pixel of the hole. Pixels of the hole
     count for nothing in the resampling, so that what they hide does not tint known ones.
     """
-    left, top, right, bottom = box
-    rgb, hole = upload.rgb[top:bottom, left:right], upload.hole[top:bottom, left:right]
-    if hole.shape == (native_px, native_px):
-        return rgb, hole
+    part = cut(upload, box)
+    if part.hole.shape == (native_px, native_px):
+        return part.rgb, part.hole
     size = (native_px, native_px)
     # Pillow weighs the colours of RGBA by their alpha; HAMMING has no negative lobes, so nothing overshoots.
-    known = Image.fromarray(np.dstack([rgb, np.where(hole, 0, 255).astype(np.uint8)]))
-    coverage = Image.fromarray(hole.astype(np.float32)).resize(size, Image.Resampling.BOX)
+    known = Image.fromarray(np.dstack([part.rgb, np.where(part.hole, 0, 255).astype(np.uint8)]))
+    coverage = Image.fromarray(part.hole.astype(np.float32)).resize(size, Image.Resampling.BOX)
     image = known.resize(size, Image.Resampling.HAMMING)
     return np.asarray(image)[..., :3], np.asarray(coverage) > 1e-6
 
 
-def paste_back(upload: Upload, box: Box, inpainted: np.ndarray) -> Image.Image:
-    """The photograph with its hole filled from `inpainted`, uint8 [native, native, 3].
+def fill(upload: Upload, box: Box, inpainted: np.ndarray) -> Upload:
+    """The photograph with the part of its hole in `box` filled from `inpainted`, uint8 [native, native, 3].
 
-    Known pixels are those of the upload bit for bit, transparency included; the hole is opaque.
+    Known pixels are those of the upload bit for bit, transparency included; what is filled is opaque and known.
     """
     left, top, right, bottom = box
     scaled = Image.fromarray(inpainted)
     if scaled.size != (right - left, bottom - top):
         scaled = scaled.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
-    hole = upload.hole[top:bottom, left:right]
+    rgb, rgba, hole = upload.rgb.copy(), upload.rgba.copy(), upload.hole.copy()
+    inside = hole[top:bottom, left:right].copy()
+    rgb[top:bottom, left:right][inside] = np.asarray(scaled)[inside]
+    rgba[top:bottom, left:right, :3][inside] = np.asarray(scaled)[inside]
+    rgba[top:bottom, left:right, 3][inside] = 255
+    hole[top:bottom, left:right] = False
+    return Upload(rgb=rgb, rgba=rgba, hole=hole)
+
+
+def put_back(upload: Upload, region: Box, painted: Upload) -> Image.Image:
+    """The whole photograph with what was painted of `region`; RGBA only where something is transparent."""
+    left, top, right, bottom = region
     pixels = upload.rgba.copy()
-    pixels[top:bottom, left:right, :3][hole] = np.asarray(scaled)[hole]
-    pixels[upload.hole, 3] = 255
+    pixels[top:bottom, left:right] = painted.rgba
     return Image.fromarray(pixels if (pixels[..., 3] < 255).any() else pixels[..., :3])

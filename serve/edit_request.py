@@ -29,13 +29,19 @@ def _split(value: object) -> object:
     return parts
 
 
+def _to_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class EditRequest(BaseModel):
     """Fields of a request but for its pictures; what OpenAI has beyond them is not looked at."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
-    """Accepted as OpenAI's clients send it; the policy was aligned without text and does not read it."""
+    """Read only where there is a `guidance_scale`: policies are aligned without text."""
+    guidance_scale: Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)] | None = None
+    """Classifier-free guidance towards the prompt, for base models that were trained with text; 1 is no guidance."""
     model: str | None = None
     """Name of the model, as `GET /v1/models` gives it; by default the one that is served."""
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
@@ -44,8 +50,8 @@ class EditRequest(BaseModel):
     """Samples of which the `n` with the highest lower end of the reward's bound are answered, the best first."""
     size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,3}x[1-9]\d{0,3})$")] = "auto"
     """`auto`: answers are as large as the photograph, with its extension; `WxH` of the same shape scales them."""
-    response_format: Literal["b64_json"] = "b64_json"
-    """How images are answered."""
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    """How images are answered; `url` only where the service has a store."""
     output_format: Literal["png", "jpeg", "webp"] = "png"
     """File format; known pixels come back bit for bit in PNG alone."""
     output_compression: Annotated[int, Field(ge=0, le=100)] = 90
@@ -58,8 +64,12 @@ class EditRequest(BaseModel):
     """What of `mask` is repainted: its transparent part, or its white one."""
     expand: Annotated[tuple[Pixels, Pixels, Pixels, Pixels], BeforeValidator(_split)] | None = None
     """Pixels added left, at the top, right and at the bottom, and painted: `0,0,128,0`."""
-    policy_version: int | None = None
-    """Of the policy that is to answer; refused where another one is served."""
+    policy_version: Annotated[str, Field(max_length=64), BeforeValidator(_to_text)] | None = None
+    """Of the policy that is to answer, whole or its number alone; refused where it is not served under this name."""
+    stream: bool = False
+    """Server-sent events: estimates as they come, and each finished image."""
+    partial_images: Annotated[int, Field(ge=0, le=3)] = 0
+    """Estimates that are streamed before the end; large holes and few steps may give fewer."""
 
     @field_validator("best_of")
     @classmethod

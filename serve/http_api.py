@@ -1,23 +1,23 @@
-"""The HTTP interface: OpenAI's image edits, in front of the deployment that holds the policy."""
+"""The HTTP interface: OpenAI's image edits, in front of the deployments that hold base models and policies."""
 
 import asyncio
-import base64
-import io
-import math
+import logging
 import random
 import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from PIL import Image
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve as ray_serve
-from ray.serve.exceptions import BackPressureError
+from ray.serve.config import BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from rlhf.images import encode_png
+from rlhf.catalogue import Catalogue, ServedName, ServedPolicy
+from serve.answers import Answers, to_event
 from serve.api_errors import (
     ApiError,
     BodyLimit,
@@ -26,110 +26,239 @@ from serve.api_errors import (
     answer_http_error,
     answer_invalid_form,
 )
-from serve.crops import Box, crop_box, crop_to_native, paste_back
-from serve.edit_request import EditRequest, describe_body, receive_edit
-from serve.jobs import Inpainted, Job, Served
+from serve.api_keys import load_api_keys
+from serve.crops import Box, plan_passes, surround
+from serve.edit_request import EditRequest, ReceivedEdit, describe_body, receive_edit
+from serve.gate_keeper import GateKeeper
+from serve.image_store import ImageStore
+from serve.jobs import Job, Served
+from serve.painting import Estimate, Painted, paint
+from serve.replicas import Replicas
+from serve.request_metrics import Measured, observe, render
+from serve.served_names import ServedNames
+from serve.settings import ServiceSettings, base_name
 from serve.uploads import MAX_UPLOAD_BYTES, Upload, read_upload
 
 HEALTH_TIMEOUT_S = 10.0
+logger = logging.getLogger("ray.serve")
 
 api = FastAPI(title="prefpaint-ray")
 api.add_middleware(BodyLimit, limit_bytes=2 * MAX_UPLOAD_BYTES * 4 // 3 + 1_000_000)
+api.add_middleware(Measured)
 api.exception_handler(ApiError)(answer_api_error)
 api.exception_handler(RequestValidationError)(answer_invalid_form)
 api.exception_handler(HTTPException)(answer_http_error)
 api.exception_handler(Exception)(answer_failure)
 
 
-def _to_data(upload: Upload, box: Box, answer: Inpainted, asked: EditRequest) -> list[dict[str, Any]]:
-    scores = answer.scores or ({},) * len(answer.images)
-    order = list(range(len(answer.images)))
-    if asked.best_of is not None:
-        lower = [-math.inf if score["lower"] is None else score["lower"] for score in answer.scores]
-        order.sort(key=lambda i: lower[i], reverse=True)
-    files = (_encode(paste_back(upload, box, answer.images[i]), asked) for i in order[: asked.n])
-    return [{"b64_json": base64.b64encode(file).decode(), **scores[i]} for i, file in zip(order, files, strict=False)]
+class Edit:
+    """One request that was read and found sound: what is to be painted, by whom, and how it is answered."""
+
+    def __init__(
+        self, asked: EditRequest, upload: Upload, chosen: tuple[str, ServedName, ServedPolicy], served: Served
+    ) -> None:
+        self.asked, self.upload, self.served = asked, upload, served
+        self.name, self.base, self.policy = chosen[0], chosen[1].base, chosen[2]
+        self.seed = random.randrange(2**31) if asked.seed is None else asked.seed
+        self.passes: list[list[Box]] = plan_passes(upload.hole, served.native_px)
+        self.region = surround([box for boxes in self.passes for box in boxes])
+        self.headers = {
+            "x-policy-version": self.policy.version,
+            "x-seed": str(self.seed),
+            "x-model": self.name,
+            "cache-control": "no-store",
+        }
+
+    def job(self) -> Job:
+        """What is wanted of the whole; its squares are put in one by one."""
+        asked = self.asked
+        return Job(
+            policy=self.policy,
+            image=self.upload.rgb[:0],
+            hole=self.upload.hole[:0],
+            sample_indices=tuple(range(asked.best_of or asked.n)),
+            seed=self.seed,
+            num_inference_steps=asked.num_inference_steps,
+            prompt=asked.prompt,
+            guidance_scale=asked.guidance_scale,
+            partial_images=asked.partial_images if asked.stream else 0,
+        )
 
 
-def _encode(image: Image.Image, asked: EditRequest) -> bytes:
-    size = asked.answer_size(*image.size)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    if asked.output_format == "png":
-        return encode_png(image)
-    buffer = io.BytesIO()
-    if asked.output_format == "jpeg" and image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    image.save(buffer, format=asked.output_format, quality=asked.output_compression)
-    return buffer.getvalue()
+def _check(received: ReceivedEdit, chosen: tuple[str, ServedName, ServedPolicy], served: Served) -> Edit:
+    """Decode the pictures; ApiError where they or the size of the answer do not do."""
+    asked = received.request
+    upload = read_upload(received.image, received.mask, convention=asked.mask_convention, expand=asked.expand)
+    asked.answer_size(upload.hole.shape[1], upload.hole.shape[0])
+    return Edit(asked, upload, chosen, served)
 
 
-def _check_served(asked: EditRequest, served: Served) -> None:
-    if asked.policy_version not in (None, served.policy_version):
-        message = f"policy version {asked.policy_version} is not served; {served.policy_version} is"
-        raise ApiError(message, param="policy_version", code="policy_version_not_found", status=404)
-    if asked.best_of is not None and not served.has_reward:
-        raise ApiError("best_of: no reward model is served, so samples cannot be ranked", param="best_of")
+def _refuse_unsafe(painted: Painted) -> None:
+    if any(painted.unsafe):
+        message = "the model's safety checker refused what was painted; use another seed or hole"
+        raise ApiError(message, code="moderation_blocked", status=400)
+
+
+def _log(edit: Edit, painted: Painted, client: str, seconds: float) -> None:
+    """One structured line per answered request; Ray Serve adds the request's id."""
+    height, width = edit.upload.hole.shape
+    fields = {
+        "client": client,
+        "model": edit.name,
+        "policy_version": edit.policy.version,
+        "seed": edit.seed,
+        "size": f"{width}x{height}",
+        "squares": sum(map(len, edit.passes)),
+        "samples": len(painted.samples),
+        "steps": edit.asked.num_inference_steps,
+        "seconds": round(seconds, 4),
+        "queued_s": round(sum(job.queued_s for job in painted.jobs), 4),
+        "batch_images": round(sum(job.batch_images for job in painted.jobs) / len(painted.jobs), 2),
+    }
+    logger.info("edit", extra=fields)
 
 
 # Ray freezes the routes when it decorates the class: all that they call stands above it.
-@ray_serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=1)
+@ray_serve.deployment(
+    max_ongoing_requests=1_000,
+    max_queued_requests=1_000,
+    backpressure_config=BackpressureConfig(status_code=429, retry_after_s=2),
+    ray_actor_options={"num_cpus": 0},
+    max_constructor_retry_count=1,
+)
 @ray_serve.ingress(api)
 class Api:
     """The HTTP interface: reads uploads, cuts them to size, and puts the answers back."""
 
-    def __init__(self, inpainter: DeploymentHandle, model_id: str) -> None:
-        self.inpainter = inpainter
-        self.model_id = model_id
+    def __init__(self, handles: dict[str, DeploymentHandle], catalogue: Catalogue, settings: ServiceSettings) -> None:
+        self.settings = settings
+        self.replicas = {base: Replicas(handle) for base, handle in handles.items()}
+        self.names = ServedNames(catalogue, settings.catalogue, set(handles), self._prepare)
+        self.gate = GateKeeper(load_api_keys(settings.api_keys), settings.max_waiting)
+        self.store = ImageStore(settings.store) if settings.store is not None else None
         self.created = int(time.time())
 
+    async def _prepare(self, base: str, policy: ServedPolicy) -> None:
+        await self.replicas[base].prepare(policy)
+
     @api.get("/healthz")
+    async def health(self) -> dict[str, str]:
+        """200: this process answers."""
+        return {"status": "ok"}
+
     @api.get("/readyz")
-    async def health(self) -> JSONResponse:
-        """200 where the policy is loaded and answers, else 503."""
+    async def ready(self) -> JSONResponse:
+        """200 where every base model is loaded and answers, else 503."""
         try:
-            served = await asyncio.wait_for(self._describe(), HEALTH_TIMEOUT_S)
-        except (TimeoutError, BackPressureError) as error:
-            raise ApiError("the policy does not answer", status=503) from error
-        return JSONResponse({"status": "ok", "policy_version": served.policy_version})
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                await asyncio.gather(*(replicas.describe() for replicas in self.replicas.values()))
+                await self.names.refresh()
+        except TimeoutError as error:
+            raise ApiError("a model does not answer", status=503) from error
+        versions = {name: served.current.version for name, served in self.names.names.items()}
+        return JSONResponse({"status": "ok", "models": versions})
+
+    @api.get("/metrics")
+    async def metrics(self, http: Request) -> Response:
+        """Counters for Prometheus."""
+        self.gate.check(http)
+        return Response(render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @api.get("/v1/models")
-    async def models(self) -> dict[str, Any]:
-        """The one model that is served."""
-        model = {"id": self.model_id, "object": "model", "created": self.created, "owned_by": "prefpaint-ray"}
-        return {"object": "list", "data": [model]}
+    async def models(self, http: Request) -> dict[str, Any]:
+        """What can be asked for; the first is the default."""
+        self.gate.check(http)
+        await self.names.refresh()
+        return {"object": "list", "data": [await self._card(*item) for item in self.names.names.items()]}
+
+    @api.get("/v1/models/{name}")
+    async def model(self, name: str, http: Request) -> dict[str, Any]:
+        """One of them."""
+        self.gate.check(http)
+        await self.names.refresh()
+        return await self._card(*self.names.choose(name, None)[:2])
+
+    async def _card(self, name: str, model: ServedName) -> dict[str, Any]:
+        served = await self.replicas[model.base].served()
+        base = base_name(model.base)
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "prefpaint-ray",
+            "base": base if model.current.folder is not None and base in self.names.names else None,
+            "policy_version": model.current.version,
+            "canary": {"policy_version": model.canary.version, "share": model.canary_share} if model.canary else None,
+            "has_reward": served.has_reward,
+            "native_px": served.native_px,
+        }
+
+    @api.get("/v1/files/{name}")
+    async def file(self, name: str) -> Response:
+        """An image that was answered as a URL; whoever knows its name may fetch it."""
+        data = await asyncio.to_thread(self.store.get, name) if self.store is not None else None
+        if data is None:
+            raise ApiError("there is no such file, or it is older than an hour", code="file_not_found", status=404)
+        return Response(data, media_type=f"image/{name.rpartition('.')[2]}")
 
     @api.post("/v1/images/edits", openapi_extra={"requestBody": describe_body()})
-    async def edit(self, http: Request) -> JSONResponse:
+    async def edit(self, http: Request) -> Response:
         """Repaint what `mask` marks, or the transparent part of `image`, or a border that `expand` adds."""
-        received = await receive_edit(http)
-        asked = received.request
-        if asked.model not in (None, self.model_id):
-            message = f"model {asked.model!r} is not served here; {self.model_id!r} is"
-            raise ApiError(message, param="model", code="model_not_found", status=404)
-        convention, expand = asked.mask_convention, asked.expand
-        upload = await asyncio.to_thread(
-            read_upload, received.image, received.mask, convention=convention, expand=expand
-        )
-        width, height = asked.answer_size(upload.hole.shape[1], upload.hole.shape[0])
-        seed = random.randrange(2**31) if asked.seed is None else asked.seed
-        answer, box = await self._inpaint(upload, asked, seed)
-        data = await asyncio.to_thread(_to_data, upload, box, answer, asked)
-        shape = {"size": f"{width}x{height}", "output_format": asked.output_format}
-        headers = {"x-policy-version": str(answer.policy_version), "x-seed": str(seed)}
-        return JSONResponse({"created": int(time.time()), **shape, "data": data}, headers=headers)
+        client = self.gate.check(http)
+        with ExitStack() as places:
+            places.enter_context(self.gate.place())
+            edit = await self._read(http)
+            files_url = (self.settings.public_url or str(http.base_url).rstrip("/")) + "/v1/files/"
+            answers = Answers(edit.asked, edit.upload, edit.region, self.store, files_url)
+            if edit.asked.stream:
+                kept = places.pop_all()
+                stream = self._stream(edit, answers, client, kept)
+                return StreamingResponse(stream, media_type="text/event-stream", headers=edit.headers)
+            painted = [told async for told in self._paint(edit, client) if isinstance(told, Painted)]
+            body = await asyncio.to_thread(answers.body, painted[0])
+        return JSONResponse(body, headers=edit.headers)
 
-    async def _inpaint(self, upload: Upload, asked: EditRequest, seed: int) -> tuple[Inpainted, Box]:
+    async def _read(self, http: Request) -> Edit:
+        """Receive a request and check it; ApiError or RequestValidationError for whatever cannot be answered."""
         try:
-            served = await self._describe()
-            _check_served(asked, served)
-            box = crop_box(upload.hole, served.native_px)
-            image, hole = await asyncio.to_thread(crop_to_native, upload, box, served.native_px)
-            count, steps = asked.best_of or asked.n, asked.num_inference_steps
-            job = Job(image=image, hole=hole, n=count, seed=seed, num_inference_steps=steps)
-            return await self.inpainter.inpaint.remote(job), box
-        except BackPressureError as error:
-            raise ApiError("too many requests are waiting; try again", code="overloaded", status=429) from error
+            async with asyncio.timeout(self.settings.upload_timeout_s):
+                received = await receive_edit(http)
+        except TimeoutError as error:
+            message = f"the request took longer than {self.settings.upload_timeout_s:g} s to arrive"
+            raise ApiError(message, code="upload_timeout", status=408) from error
+        await self.names.refresh()
+        asked = received.request
+        chosen = self.names.choose(asked.model, asked.policy_version)
+        served = await self.replicas[chosen[1].base].served()
+        if asked.best_of is not None and not served.has_reward:
+            raise ApiError("best_of: no reward model is served, so samples cannot be ranked", param="best_of")
+        if asked.response_format == "url" and self.store is None:
+            message = "response_format: no store is configured; use b64_json, or start the service with --store"
+            raise ApiError(message, param="response_format")
+        return await asyncio.to_thread(_check, received, chosen, served)
 
-    async def _describe(self) -> Served:
-        return await self.inpainter.describe.remote()
+    async def _paint(self, edit: Edit, client: str) -> AsyncIterator[Estimate | Painted]:
+        """Estimates and at last what was painted, within the time that a request may take."""
+        send = self.replicas[edit.base].inpaint
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_s):
+                async for told in paint(edit.upload, edit.passes, edit.job(), edit.served.native_px, send):
+                    if isinstance(told, Painted):
+                        _refuse_unsafe(told)
+                        observe(told, edit.name, edit.policy.version)
+                        _log(edit, told, client, time.perf_counter() - started)
+                    yield told
+        except TimeoutError as error:
+            message = f"not done within {self.settings.request_timeout_s:g} s; ask for fewer images or steps"
+            raise ApiError(message, code="request_timeout", status=408) from error
+
+    async def _stream(self, edit: Edit, answers: Answers, client: str, kept: ExitStack) -> AsyncIterator[bytes]:
+        """Server-sent events; what fails after the first byte is an event too."""
+        with kept:
+            try:
+                async for told in self._paint(edit, client):
+                    for event in await asyncio.to_thread(answers.events, told):
+                        yield event
+            except ApiError as error:
+                yield to_event("error", {"error": error.record()})

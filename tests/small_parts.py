@@ -17,6 +17,7 @@ from rlhf.bound import RidgeHead
 from rlhf.config import AlignConfig, ModelConfig, RunConfig
 from rlhf.holes import FAMILIES, draw_hole
 from rlhf.images import encode_png, image_to_tensor, mask_to_tensor
+from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
 from rlhf.prompts import Prompt, PromptRow
 from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
 from rlhf.tables import PROMPTS, image_cell, write_table
@@ -81,6 +82,16 @@ def save_small_xl_pipeline(folder: Path) -> Path:
         unet=unet,
         scheduler=EulerDiscreteScheduler(**schedule, timestep_spacing="leading"),
     ).save_pretrained(folder)
+    return folder
+
+
+def save_moved_policy(pipeline: Path, folder: Path, *, version: int, trainable: str = "lora") -> Path:
+    """A policy folder on that pipeline whose tensors are all off their start, differently for each version."""
+    policy = load_policy(ModelConfig(path=str(pipeline)))
+    targets = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
+    make_trainable(policy, trainable, rank=4, targets=targets, seed=version)
+    state = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in trainable_state(policy.unet).items()}
+    save_policy(policy, state, folder, version=version, trainable=trainable, base=str(pipeline))
     return folder
 
 

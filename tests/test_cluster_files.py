@@ -150,7 +150,7 @@ def test_a_mistake_inside_a_manifest_is_told(name: str, change: Callable, value:
 
 
 SERVE_MISTAKES = [
-    ("adapter:", "adaptor:", "adaptor"),
+    ("models:", "modles:", "modles"),
     ("replicas: 2", "replicas: two", "replicas"),
     ("http_options:", "http_option:", "serveConfigV2.http_option: unknown key"),
     ("request_timeout_s:", "request_timeout:", "serveConfigV2.http_options.request_timeout: unknown key"),

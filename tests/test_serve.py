@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
+from small_parts import save_moved_policy
+
+from rlhf.catalogue import Catalogue, write_catalogue
 
 pytestmark = pytest.mark.ray
 
@@ -41,22 +44,35 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     import ray
     from ray import serve as ray_serve
 
-    from rlhf.config import ModelConfig
     from rlhf.tiny_model import build_pipeline
-    from serve.application import start
+    from serve.application import start, to_settings
 
     folder = tmp_path_factory.mktemp("served")
     build_pipeline().save_pretrained(folder / "model")
     _save_reward(folder / "reward")
+    for version, kind in ((1, "lora"), (2, "full"), (3, "lora")):
+        save_moved_policy(folder / "model", folder / f"policy-{version}", version=version, trainable=kind)
+    write_catalogue(Catalogue(), folder / "names.json")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        yield start(ModelConfig(path=str(folder / "model")), None, folder / "reward", "127.0.0.1", port)
+        yield start(to_settings(served(folder)), "127.0.0.1", port)
     finally:
         ray_serve.shutdown()
         ray.shutdown()
+
+
+def served(folder: Path) -> dict[str, object]:
+    """Three models on one base, and whatever a test writes into the catalogue."""
+    return {
+        "models": [str(folder / "model"), f"aligned={folder / 'policy-1'}", f"whole={folder / 'policy-2'}"],
+        "catalogue": folder / "names.json",
+        "reward": folder / "reward",
+        "store": folder / "store",
+        "upload_timeout_s": 3,
+    }
 
 
 def _save_reward(folder: Path) -> None:
@@ -143,8 +159,8 @@ def test_any_size_and_hole_is_answered(address: str):
 def test_models_and_health(address: str):
     models = requests.get(f"{address}/v1/models", timeout=30).json()
     assert (models["object"], models["data"][0]["id"]) == ("list", "model")
-    for path in ("healthz", "readyz"):
-        assert requests.get(f"{address}/{path}", timeout=30).json() == {"status": "ok", "policy_version": 0}
+    assert requests.get(f"{address}/healthz", timeout=30).json() == {"status": "ok"}
+    assert requests.get(f"{address}/readyz", timeout=30).json()["models"] == {"model": "0"}
 
 
 def test_a_white_mask_marks_what_a_transparent_one_does(address: str):
@@ -251,23 +267,30 @@ def test_a_body_that_is_no_form_is_refused_in_openais_form(address: str):
 def test_incomplete_folders_and_taken_ports_are_named_before_ray_starts(tmp_path: Path):
     import ray
 
-    from rlhf.config import ModelConfig
     from rlhf.errors import UserError
-    from serve.application import run
+    from serve.application import run, to_settings
 
+    (tmp_path / "empty").mkdir()
     was_initialized = ray.is_initialized()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"{port}: cannot be listened on"):
-            run(ModelConfig(), None, None, "127.0.0.1", port)
-    with pytest.raises(UserError, match="model_index.json"):
-        run(ModelConfig(path=str(tmp_path)), None, None, "127.0.0.1", port)
-    with pytest.raises(UserError, match="manifest.json"):
-        run(ModelConfig(), tmp_path, None, "127.0.0.1", port)
-    with pytest.raises(UserError, match="reward.json"):
-        run(ModelConfig(), None, tmp_path, "127.0.0.1", port)
+        refused = {
+            f"{port}: cannot be listened on": {},
+            "no complete policy": {"models": [str(tmp_path / "empty")]},
+            "no such folder": {"models": [str(tmp_path / "nothing")]},
+            "reward.json": {"reward": tmp_path},
+            "two models are called x": {"models": ["x=tiny", "x=org/other"]},
+            "names take letters": {"models": ["a b=tiny"]},
+            "names.json": {"catalogue": tmp_path / "names.json"},
+            "keys": {"api_keys": tmp_path / "keys"},
+        }
+        for message, arguments in refused.items():
+            with pytest.raises(UserError, match=message):
+                run(to_settings(arguments), "127.0.0.1", port)
+        with pytest.raises(UserError, match="no API keys"):
+            run(to_settings({}), "0.0.0.0", port)
     assert ray.is_initialized() == was_initialized
 
 
@@ -275,5 +298,7 @@ def test_unknown_argument_of_build_is_refused_and_the_known_ones_are_listed():
     from rlhf.errors import UserError
     from serve.application import build
 
-    with pytest.raises(UserError, match="modle.*known arguments: model, adapter"):
+    with pytest.raises(UserError, match="modle.*known arguments: .*models"):
         build({"modle": "tiny"})
+    with pytest.raises(UserError, match="max_replicas"):
+        build({"replicas": 3, "max_replicas": 2})

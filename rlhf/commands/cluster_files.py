@@ -234,7 +234,7 @@ def serve_problems(text: str) -> list[str]:
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 
-    from serve.application import ServeArguments
+    from serve.settings import ServiceSettings
 
     try:
         record = yaml.safe_load(text) or {}
@@ -243,7 +243,7 @@ def serve_problems(text: str) -> list[str]:
         for application in record["applications"]:
             if application["import_path"] != "serve.application:build":
                 problems.append(f"import_path: {application['import_path']}; needs serve.application:build")
-            ServeArguments.model_validate(application.get("args", {}))
+            ServiceSettings.model_validate(application.get("args", {}))
     except ValidationError as error:
         return [f"serveConfigV2: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     except yaml.YAMLError as error:

@@ -88,29 +88,6 @@ def export(
     print(f"pipeline in {export_policy(resolved.model, policy, out)}")
 
 
-def serve(
-    model: Annotated[
-        Path | None, typer.Argument(help="Run folder, policy folder, or pipeline folder; default: tiny.")
-    ] = None,
-    reward: Annotated[
-        Path | None, typer.Option("--reward", help="Reward folder, for bounds; default: the demo's own.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to bind.")] = 8000,
-    config: Config = None,
-    overrides: Overrides = None,
-) -> None:
-    """Serve a model over HTTP with Ray Serve: POST /v1/images/edits."""
-    resolved = resolve_config(config, overrides)
-    from rlhf.policy import locate_policy
-    from serve.application import run
-
-    model_config, adapter = locate_policy(resolved.model, model)
-    if reward is None and model is not None and (model / "reward" / "reward.json").is_file():
-        reward = model / "reward"
-    run(model_config, adapter, reward, host, port)
-
-
 def demo(
     out: Out = Path("runs/demo"),
     images: Annotated[

@@ -1,0 +1,150 @@
+"""The engine of a replica: which jobs are denoised together, and who is told what."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+from rlhf.errors import UserError
+from rlhf.reward_model import Reward
+from serve.jobs import Inpainted, Job, Partial
+from serve.policy_shelf import PolicyShelf
+from serve.running_batch import RunningJob, advance, estimate, finish, start_jobs
+from serve.settings import EngineSettings
+
+Event = Partial | Inpainted | BaseException
+GATHER_S = 0.01
+"""How long an idle engine waits for further requests where batches are whole."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Ticket:
+    """A job, and what its client has still to be told."""
+
+    job: Job
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    came: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
+    running: RunningJob | None = None
+    is_over: bool = False
+    """Answered, failed, or its client left."""
+
+
+class Engine:
+    """Runs jobs in a thread, step by step; between steps finished and abandoned ones leave and waiting ones join.
+
+    All else happens on the event loop, so that no state is shared with the thread while it works.
+    """
+
+    def __init__(self, shelf: PolicyShelf, reward: Reward | None, settings: EngineSettings) -> None:
+        self._shelf, self._reward, self._settings = shelf, reward, settings
+        self._waiting: deque[Ticket] = deque()
+        self._running: list[Ticket] = []
+        self._driver: asyncio.Task[None] | None = None
+
+    async def inpaint(self, job: Job) -> AsyncIterator[Partial | Inpainted]:
+        """Estimates as they come, and at last the answer; a client that leaves takes its job with it."""
+        ticket = Ticket(job=job)
+        self._waiting.append(ticket)
+        self._drive()
+        try:
+            while not isinstance(event := await ticket.events.get(), Inpainted):
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+            yield event
+        finally:
+            ticket.is_over = True
+
+    def _drive(self) -> None:
+        if self._driver is None and (self._waiting or self._running):
+            self._driver = asyncio.get_running_loop().create_task(self._run())
+            self._driver.add_done_callback(self._pick_up)
+
+    def _pick_up(self, driver: "asyncio.Task[None]") -> None:
+        """A step that failed fails the jobs that were in it, and no others."""
+        self._driver = None
+        failure = None if driver.cancelled() else driver.exception()
+        if failure is not None:
+            for ticket in self._running:
+                ticket.events.put_nowait(failure)
+            self._running = []
+        self._drive()
+
+    async def _run(self) -> None:
+        if self._settings.batching == "whole":
+            await asyncio.sleep(GATHER_S)
+        while True:
+            self._running = [t for t in self._running if not t.is_over]
+            joining = self._choose()
+            if not self._running and not joining:
+                return
+            self._running += joining
+            for ticket, event in await asyncio.to_thread(self._work, list(self._running)):
+                ticket.is_over |= not isinstance(event, Partial)
+                ticket.events.put_nowait(event)
+
+    def _choose(self) -> list[Ticket]:
+        """Who joins: the longest waiting, as long as the batch has room; at least one where it is empty."""
+        chosen: list[Ticket] = []
+        if self._running and self._settings.batching == "whole":
+            return chosen
+        images = sum(len(t.job.sample_indices) for t in self._running)
+        while self._waiting:
+            head = self._waiting[0]
+            images += len(head.job.sample_indices)
+            if not head.is_over and images > self._settings.max_batch_images and (self._running or chosen):
+                break
+            self._waiting.popleft()
+            if head.is_over:
+                images -= len(head.job.sample_indices)
+            else:
+                chosen.append(head)
+        return chosen
+
+    def _work(self, tickets: list[Ticket]) -> list[tuple[Ticket, Event]]:
+        """One step, in the thread."""
+        events: list[tuple[Ticket, Event]] = []
+        self._start([t for t in tickets if t.running is None], tickets, events)
+        active = [(t, t.running) for t in tickets if t.running is not None]
+        if not active:
+            return events
+        advance(self._shelf, [running for _, running in active])
+        due = [(t, running) for t, running in active if running.partial_index is not None]
+        if due:
+            events += zip([t for t, _ in due], estimate(self._shelf, [r for _, r in due]), strict=True)
+        done = [(t, running) for t, running in active if running.is_done]
+        if done:
+            answers = finish(self._shelf, self._reward, [r for _, r in done])
+            now = time.perf_counter()
+            for (ticket, _), answer in zip(done, answers, strict=True):
+                queued_s, denoised_s = ticket.started - ticket.came, now - ticket.started
+                events.append((ticket, replace(answer, queued_s=queued_s, denoised_s=denoised_s)))
+        return events
+
+    def _start(self, joining: list[Ticket], tickets: list[Ticket], events: list[tuple[Ticket, Event]]) -> None:
+        now = time.perf_counter()
+        in_use = [t.running.policy for t in tickets if t.running is not None]
+        able: list[Ticket] = []
+        for ticket in joining:
+            ticket.started = now
+            try:
+                in_use.append(self._shelf.take(ticket.job.policy, in_use))
+                able.append(ticket)
+            except UserError as error:
+                events.append((ticket, error))
+        if able:
+            started = start_jobs(self._shelf, in_use[-len(able) :], [t.job for t in able])
+            for ticket, running in zip(able, started, strict=True):
+                ticket.running = running
+
+
+def warm_up(shelf: PolicyShelf, reward: Reward | None, settings: EngineSettings, make: Callable[[int], Job]) -> None:
+    """Paint batches of all sizes once, so that the first clients do not wait for what is done once."""
+    base = shelf.take(make(1).policy, [])
+    for size in range(1, settings.max_batch_images + 1):
+        running = start_jobs(shelf, [base], [make(size)])
+        while not running[0].is_done:
+            advance(shelf, running)
+        finish(shelf, reward, running)

@@ -1,0 +1,52 @@
+"""Who is let in: whose requests are answered, how many at a time, and from where."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from fastapi import Request
+
+from serve.annotation_server import is_loopback
+from serve.api_errors import ApiError
+from serve.api_keys import ApiKeys
+from serve.request_metrics import REFUSED, WAITING
+
+
+class GateKeeper:
+    """Of one ingress."""
+
+    def __init__(self, keys: ApiKeys | None, max_waiting: int) -> None:
+        self._keys, self._max_waiting = keys, max_waiting
+        self._waiting = 0
+
+    def check(self, http: Request) -> str:
+        """The name of the key that a request brings, or `local`; ApiError 401, 403 or 429.
+
+        Without keys only this machine is answered, however the server was bound. A page of another site that sends
+        its visitor's browser here is refused: browsers say where such a request comes from.
+        """
+        origin = http.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != http.headers.get("host"):
+            raise ApiError("requests from pages of other sites are refused", code="cross_origin", status=403)
+        if self._keys is not None:
+            self._keys.reload_if_changed()
+            return self._keys.authorize(http.headers.get("authorization"), time.monotonic())
+        if http.client is not None and not is_loopback(http.client.host):
+            message = "this service has no API keys, so it answers its own machine alone; start it with --api-keys"
+            raise ApiError(message, code="no_api_keys", status=403)
+        return "local"
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place among the requests in work; ApiError 429 where all are taken."""
+        if self._waiting >= self._max_waiting:
+            REFUSED.inc()
+            raise ApiError("too many requests are waiting; try again", code="overloaded", status=429)
+        self._waiting += 1
+        WAITING.set(self._waiting)
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            WAITING.set(self._waiting)

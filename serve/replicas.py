@@ -1,0 +1,56 @@
+"""The replicas of a base model as the HTTP interface sees them: jobs go out, and again where a replica dies."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+
+from rlhf.catalogue import ServedPolicy
+from serve.jobs import Inpainted, Job, Partial, Served
+from serve.request_metrics import RETRIED
+
+ATTEMPTS = 4
+"""How often a job is tried; its seed makes it the same each time."""
+RETRY_WAIT_S = 0.2
+DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError)
+
+
+class Replicas:
+    """Of one base model."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._served: Served | None = None
+
+    async def describe(self) -> Served:
+        """What is served; an answer means that a replica has loaded its model."""
+        return await self._handle.describe.remote()
+
+    async def served(self) -> Served:
+        """As `describe`, asked once: it is the same for all replicas."""
+        if self._served is None:
+            self._served = await self.describe()
+        return self._served
+
+    async def prepare(self, policy: ServedPolicy) -> None:
+        """Load a policy in one replica; UserError where it does not load."""
+        await self._handle.prepare.remote(policy)
+
+    async def inpaint(self, job: Job) -> AsyncIterator[Partial | Inpainted]:
+        """Estimates as they come, each once, and at last the answer; a death of the replica starts the job again."""
+        told = -1
+        for attempt in range(ATTEMPTS):
+            try:
+                async for event in self._handle.options(stream=True).inpaint.remote(job):
+                    if isinstance(event, Partial):
+                        if event.index <= told:
+                            continue
+                        told = event.index
+                    yield event
+                return
+            except DEATHS:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                RETRIED.inc()
+                await asyncio.sleep(RETRY_WAIT_S * 2**attempt)

@@ -1,0 +1,101 @@
+"""The names that a running service answers to: those it was started with, and those of a catalogue that changes."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from rlhf.catalogue import Catalogue, ServedName, ServedPolicy, read_catalogue
+from rlhf.errors import UserError
+from serve.api_errors import ApiError
+
+REFRESH_S = 1.0
+"""How old what is known of the catalogue may be."""
+logger = logging.getLogger("ray.serve")
+
+Prepare = Callable[[str, ServedPolicy], Awaitable[None]]
+"""Loads a policy onto the base model of that name; raises UserError where it does not load."""
+
+
+class ServedNames:
+    """Reads the catalogue again as requests come. A new policy answers once it is loaded; until then the old one does.
+
+    A catalogue or policy that cannot be read changes nothing, and the log says so.
+    """
+
+    def __init__(self, fixed: Catalogue, file: Path | None, bases: set[str], prepare: Prepare) -> None:
+        self._fixed, self._file, self._bases, self._prepare = fixed.models, file, bases, prepare
+        self._names = dict(fixed.models)
+        self._ready: set[str] = set()
+        self._checked = -REFRESH_S
+        self._last_problem = ""
+        self._refreshing: asyncio.Task[None] | None = None
+
+    @property
+    def names(self) -> dict[str, ServedName]:
+        """What is served now; the first is the default."""
+        return self._names
+
+    def choose(self, name: str | None, version: str | None) -> tuple[str, ServedName, ServedPolicy]:
+        """Who answers a request: the name's policy or its canary, or the version that is asked for; ApiError 404."""
+        name = next(iter(self._names)) if name is None else name
+        served = self._names.get(name)
+        if served is None:
+            message = f"model {name!r} is not served here; {', '.join(map(repr, self._names))} can be asked for"
+            raise ApiError(message, param="model", code="model_not_found", status=404)
+        policy = served.choose(random.random()) if version is None else served.find(version)
+        if policy is None:
+            known = ", ".join(p.version for p in (served.current, served.canary, served.previous) if p is not None)
+            message = f"policy version {version} of {name!r} is not served; {known} can be asked for"
+            raise ApiError(message, param="policy_version", code="policy_version_not_found", status=404)
+        return name, served, policy
+
+    async def refresh(self) -> None:
+        """Look at the catalogue if it was not looked at for REFRESH_S; waits for it only at the first time."""
+        if self._file is None or time.monotonic() - self._checked < REFRESH_S:
+            return
+        is_first = self._checked < 0
+        self._checked = time.monotonic()
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._take_up())
+        if is_first:
+            await self._refreshing
+
+    async def _take_up(self) -> None:
+        assert self._file is not None
+        try:
+            found = (await asyncio.to_thread(read_catalogue, self._file)).models
+        except UserError as error:
+            self._report(f"catalogue: {error}")
+            return
+        names: dict[str, ServedName] = {}
+        problems: list[str] = []
+        for name, served in found.items():
+            try:
+                await self._check(name, served)
+                names[name] = served
+            except UserError as error:
+                problems.append(f"{name}: {error}")
+                if name in self._names:
+                    names[name] = self._names[name]
+        names |= {name: served for name, served in self._fixed.items() if name not in names}
+        self._report("; ".join(problems))
+        if names != self._names:
+            logger.info("names changed", extra={"models": {n: s.current.version for n, s in names.items()}})
+        self._names = names
+
+    async def _check(self, name: str, served: ServedName) -> None:
+        """UserError where a policy of that name cannot answer."""
+        if served.base not in self._bases:
+            raise UserError(f"its base model {served.base} is not served; add it to the models of the service")
+        for policy in (served.current, served.canary):
+            if policy is not None and policy.folder is not None and policy.version not in self._ready:
+                await self._prepare(served.base, policy)
+                self._ready.add(policy.version)
+
+    def _report(self, problem: str) -> None:
+        if problem and problem != self._last_problem:
+            logger.error("%s; what was served before goes on", problem)
+        self._last_problem = problem
