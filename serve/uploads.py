@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from rlhf.errors import UserError
 from rlhf.images import MAX_PIXELS, decode_image
 from serve.api_errors import ApiError
+from serve.file_ends import hides_another_file
 
 MAX_UPLOAD_BYTES = 25_000_000
 """Size of an uploaded file, as it comes."""
@@ -91,6 +92,15 @@ def _expand(upload: Upload, border: Border) -> Upload:
     )
 
 
+def _refuse_more_than_an_image(data: bytes, opened: Image.Image, param: str) -> None:
+    # Phones' JPEGs hold several pictures (MPO), of which the first is the photograph.
+    if getattr(opened, "is_animated", False) and opened.format != "MPO":
+        raise ApiError(f"{param}: holds several pictures; send one", param=param, code="invalid_image")
+    if hides_another_file(data, opened.format or ""):
+        message = f"{param}: another file follows the image; send the image alone"
+        raise ApiError(message, param=param, code="invalid_image")
+
+
 def _read(data: bytes, param: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Colours on white, alpha or None, and colours as they are under the alpha; all upright."""
     if len(data) > MAX_UPLOAD_BYTES:
@@ -99,6 +109,7 @@ def _read(data: bytes, param: str) -> tuple[np.ndarray, np.ndarray | None, np.nd
     try:
         rgb = np.asarray(decode_image(data, name=param))
         with Image.open(io.BytesIO(data)) as opened:
+            _refuse_more_than_an_image(data, opened, param)
             if "A" not in opened.mode and "transparency" not in opened.info:
                 return rgb, None, rgb
             rgba = np.asarray(ImageOps.exif_transpose(opened).convert("RGBA"))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from serve.api_errors import ApiError
-from serve.crops import crop_box, crop_to_native, paste_back
+from serve.crops import LEAST_KNOWN, MAX_SHRINK, MAX_TILES, crop_to_native, cut, fill, plan_passes, put_back, surround
 from serve.uploads import Upload, read_upload
 
 NATIVE = 64
@@ -35,49 +35,85 @@ def _mask(hole: np.ndarray) -> bytes:
     return _png(np.dstack([np.zeros((*hole.shape, 3), np.uint8), alpha]))
 
 
-def test_box_is_a_square_within_the_photograph_that_holds_the_hole_and_more():
+def test_squares_lie_within_the_photograph_and_every_pass_paints_the_whole_hole():
     rng = np.random.default_rng(1)
     for _ in range(300):
         height, width = rng.integers(2, 300, 2)
         top, left = rng.integers(0, height), rng.integers(0, width)
         hole = _hole(height, width, top, left, rng.integers(top + 1, height + 1), rng.integers(left + 1, width + 1))
-        x0, y0, x1, y1 = crop_box(hole, NATIVE)
-        assert 0 <= x0 < x1 <= width
-        assert 0 <= y0 < y1 <= height
-        assert hole[y0:y1, x0:x1].sum() == hole.sum()
-        if (x0, y0, x1, y1) != (0, 0, width, height):
-            assert x1 - x0 == y1 - y0 >= min(NATIVE, height, width)
-        assert hole.all() or not hole[y0:y1, x0:x1].all()
+        passes = plan_passes(hole, NATIVE)
+        sides = []
+        for boxes in passes:
+            painted = hole.copy()
+            for x0, y0, x1, y1 in boxes:
+                assert 0 <= x0 < x1 <= width
+                assert 0 <= y0 < y1 <= height
+                assert x1 - x0 == y1 - y0
+                assert painted[y0:y1, x0:x1].any(), "no tile is painted for nothing"
+                painted[y0:y1, x0:x1] = False
+            assert not painted.any()
+            sides.append(boxes[0][2] - boxes[0][0])
+        assert sides == sorted(sides, reverse=True)
+        assert sides[0] >= min(NATIVE, height, width)
+        assert sides[-1] <= max(MAX_SHRINK * NATIVE, 1)
+
+
+def test_tiles_are_painted_from_the_known_pixels_outwards():
+    hole = _hole(64, 640, 0, 64, 64, 640)
+    (boxes,) = plan_passes(hole, NATIVE)
+    assert [box[0] for box in boxes] == list(range(32, 577, 32))
+    known = ~hole
+    for left, top, right, bottom in boxes:
+        assert known[top:bottom, left:right].mean() >= LEAST_KNOWN
+        known[top:bottom, left:right] = True
+
+
+def test_a_hole_without_known_pixels_near_is_painted_nevertheless():
+    hole = np.ones((200, 200), bool)
+    hole[0, 0] = False
+    assert sum(len(boxes) for boxes in plan_passes(hole, NATIVE)) > 1
+
+
+def test_a_finer_pass_of_too_many_tiles_is_left_out():
+    passes = plan_passes(_hole(3000, 3000, 0, 0, 3000, 2999), NATIVE)
+    assert all(len(boxes) <= 2 * MAX_TILES for boxes in passes)
 
 
 def test_small_hole_is_shown_at_native_size_unscaled():
     upload = _upload(_hole(130, 200, 60, 90, 70, 100))
-    box = crop_box(upload.hole, NATIVE)
+    ((box,),) = plan_passes(upload.hole, NATIVE)
     assert (box[2] - box[0], box[3] - box[1]) == (NATIVE, NATIVE)
     image, hole = crop_to_native(upload, box, NATIVE)
     assert np.array_equal(image, upload.rgb[box[1] : box[3], box[0] : box[2]])
     assert hole.sum() == 100
 
 
-def test_hole_longer_than_the_largest_square_takes_the_whole_photograph():
-    assert crop_box(_hole(130, 200, 60, 0, 63, 200), NATIVE) == (0, 0, 200, 130)
-
-
 @pytest.mark.parametrize("shape", [(20, 30), (130, 200), (700, 500)])
 def test_known_pixels_survive_exactly(shape: tuple[int, int]):
     height, width = shape
     upload = _upload(_hole(height, width, height // 4, width // 4, height // 2, width // 2))
-    box = crop_box(upload.hole, NATIVE)
-    pasted = np.asarray(paste_back(upload, box, np.full((NATIVE, NATIVE, 3), 7, np.uint8)))
+    pasted = np.asarray(_painted(upload, 7))
     assert np.array_equal(pasted[~upload.hole], upload.rgb[~upload.hole])
     assert (pasted[upload.hole] == 7).all()
+
+
+def _painted(upload: Upload, level: int) -> Image.Image:
+    """All squares filled with one colour."""
+    boxes = plan_passes(upload.hole, NATIVE)[0]
+    region = surround(boxes)
+    part = cut(upload, region)
+    for left, top, right, bottom in boxes:
+        box = (left - region[0], top - region[1], right - region[0], bottom - region[1])
+        part = fill(part, box, np.full((NATIVE, NATIVE, 3), level, np.uint8))
+    assert not part.hole.any()
+    return put_back(upload, region, part)
 
 
 def test_transparency_of_known_pixels_survives_and_the_hole_is_opaque():
     hole = _hole(80, 80, 10, 10, 30, 30)
     pixels = np.random.default_rng(2).integers(0, 256, (80, 80, 4), dtype=np.uint8)
     upload = read_upload(_png(pixels), _mask(hole))
-    pasted = np.asarray(paste_back(upload, crop_box(hole, NATIVE), np.zeros((NATIVE, NATIVE, 3), np.uint8)))
+    pasted = np.asarray(_painted(upload, 0))
     assert np.array_equal(pasted[~hole], pixels[~hole])
     assert (pasted[hole] == [0, 0, 0, 255]).all()
 
@@ -191,3 +227,79 @@ def test_a_white_mask_is_what_is_painted_white_also_on_nothing():
     strokes = np.dstack([np.full((20, 30, 3), 255, np.uint8), white])
     for mask in (white, np.dstack([white] * 3), strokes):
         assert np.array_equal(read_upload(_png(pixels), _png(mask), convention="white").hole, hole)
+
+
+def _saved(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=file_format, **options)
+    return buffer.getvalue()
+
+
+def test_all_depths_and_colour_spaces_are_read_as_8_bit_rgb():
+    hole, rng = _hole(24, 30, 4, 4, 9, 9), np.random.default_rng(3)
+    deep = Image.fromarray(rng.integers(0, 65536, (24, 30), dtype=np.uint16))
+    colour = Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8))
+    files = [
+        _saved(deep, "PNG"),
+        _saved(colour.convert("CMYK"), "JPEG"),
+        _saved(colour.convert("P"), "GIF"),
+        _saved(colour.convert("L"), "JPEG"),
+        _saved(colour.convert("1"), "PNG"),
+        _saved(colour.convert("LA"), "PNG"),
+        _saved(colour, "TIFF"),
+    ]
+    for data in files:
+        upload = read_upload(data, _mask(hole))
+        assert upload.rgb.shape == (24, 30, 3)
+        assert upload.rgb.std() > 5, "not blank"
+        assert np.array_equal(upload.hole, hole)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_animated_files_are_refused(file_format: str):
+    frames = [Image.new("RGB", (30, 24), colour) for colour in ("red", "green", "blue")]
+    with pytest.raises(ApiError, match="several pictures"):
+        read_upload(_saved(frames[0], file_format, save_all=True, append_images=frames[1:]), None)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_a_file_that_is_an_image_and_something_else_is_refused(file_format: str):
+    hole = _hole(24, 30, 4, 4, 9, 9)
+    pixels = np.random.default_rng(3).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    whole = _saved(Image.fromarray(pixels), file_format)
+    assert read_upload(whole + b"\0" * 50, _mask(hole)).hole.shape == (24, 30)
+    for other in (
+        b"PK\x03\x04" + b"\0" * 99 + b"x",
+        b"<html><script>alert(1)</script>",
+        b"%PDF-1.7",
+        bytes(range(256)),
+    ):
+        with pytest.raises(ApiError, match="another file"):
+            read_upload(whole + other, _mask(hole))
+        with pytest.raises(ApiError):
+            read_upload(other + whole, _mask(hole))
+
+
+def test_photographs_of_phones_with_a_film_or_further_pictures_behind_are_taken():
+    hole = _hole(24, 30, 4, 4, 9, 9)
+    picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (24, 30, 3), dtype=np.uint8))
+    for options in (
+        {},
+        {"progressive": True},
+        {"quality": 100, "restart_marker_rows": 1},
+        {"exif": b"Exif\0\0" + b"\xff\xd9" * 9},
+    ):
+        whole = _saved(picture, "JPEG", **options)
+        for tail in (b"", b"\0\0\0\x18ftypmp42" + b"\0" * 50 + b"x", whole):
+            assert read_upload(whole + tail, _mask(hole)).hole.shape == (24, 30)
+    several = _saved(picture, "MPO", save_all=True, append_images=[picture])
+    assert read_upload(several, _mask(hole)).hole.shape == (24, 30)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded():
+    bomb = _saved(Image.new("1", (20_000, 20_000)), "PNG")
+    assert len(bomb) < 100_000
+    with pytest.raises(ApiError, match="image"):
+        read_upload(bomb, None)
+    with pytest.raises(ApiError, match="mask"):
+        read_upload(_png(OPAQUE), bomb)
