@@ -1,0 +1,97 @@
+"""Clients of an HTTP service: as many at once as wanted, or as often as wanted, and what became of their requests."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+import numpy as np
+
+Fields = dict[str, str]
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """Of all requests of a load."""
+
+    seconds: float = 0.0
+    """From the first request to the last answer."""
+    statuses: Counter[str] = field(default_factory=Counter)
+    """HTTP statuses, and names of exceptions where there was no answer."""
+    latencies: list[float] = field(default_factory=list)
+    """Seconds, of answers with 200."""
+    finished: list[float] = field(default_factory=list)
+    """When these came, seconds after the first request."""
+
+    def figures(self) -> dict[str, object]:
+        """Rate, percentiles of the latency, and statuses."""
+        marks = (50, 90, 99)
+        cuts = np.percentile(self.latencies, marks) if self.latencies else [float("nan")] * len(marks)
+        return {
+            "images_per_s": len(self.latencies) / self.seconds,
+            **{f"latency_p{mark}_s": float(cut) for mark, cut in zip(marks, cuts, strict=True)},
+            "statuses": dict(self.statuses),
+        }
+
+
+async def _ask(
+    session: aiohttp.ClientSession, url: str, files: dict[str, bytes], fields: Fields, told: Outcome
+) -> None:
+    form = aiohttp.FormData()
+    for name, data in files.items():
+        form.add_field(name, data, filename=f"{name}.png", content_type="image/png")
+    for name, value in fields.items():
+        form.add_field(name, value)
+    started = time.perf_counter()
+    try:
+        async with session.post(url, data=form) as answer:
+            await answer.read()
+            status = str(answer.status)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        status = type(error).__name__
+    told.statuses[status] += 1
+    if status == "200":
+        told.latencies.append(time.perf_counter() - started)
+        told.finished.append(time.perf_counter())
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=300))
+
+
+async def closed_loop(
+    url: str, files: dict[str, bytes], draw: Callable[[int], Fields], *, clients: int, seconds: float
+) -> Outcome:
+    """`clients` that each ask again as soon as they are answered; `draw` gives the fields of request i."""
+    told, started, asked = Outcome(), time.perf_counter(), iter(range(10**9))
+    async with _session() as session:
+
+        async def be_client() -> None:
+            while time.perf_counter() - started < seconds:
+                await _ask(session, url, files, draw(next(asked)), told)
+
+        await asyncio.gather(*(be_client() for _ in range(clients)))
+    told.seconds = time.perf_counter() - started
+    told.finished = [at - started for at in told.finished]
+    return told
+
+
+async def open_loop(
+    url: str, files: dict[str, bytes], draw: Callable[[int], Fields], *, rate: float, seconds: float
+) -> Outcome:
+    """Requests that come at random, `rate` a second on average, whether or not earlier ones are answered."""
+    told, started, tasks = Outcome(), time.perf_counter(), []
+    chance = random.Random(0)
+    async with _session() as session:
+        number = 0
+        while time.perf_counter() - started < seconds:
+            tasks.append(asyncio.create_task(_ask(session, url, files, draw(number), told)))
+            number += 1
+            await asyncio.sleep(chance.expovariate(rate))
+        await asyncio.gather(*tasks)
+    told.seconds = time.perf_counter() - started
+    told.finished = [at - started for at in told.finished]
+    return told

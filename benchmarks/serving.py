@@ -1,0 +1,326 @@
+"""How fast and how steadily the service answers: `python -m benchmarks.serving --out DIR [--only PART ...]`.
+
+The built-in model, one thread per replica, real HTTP on this machine; clients and proxy share its other cores. Parts
+are resumable: each writes its figures to DIR/serving.json as soon as it is done, and is left out when they are there.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import ray  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from ray import serve as ray_serve  # noqa: E402
+from skimage import data as photographs  # noqa: E402
+
+from benchmarks.load import Outcome, closed_loop, open_loop  # noqa: E402
+from benchmarks.usual_serving import UsualService, call_usual_pipeline, open_usual_pipeline  # noqa: E402
+from rlhf.catalogue import Catalogue, ServedName, describe_policy, write_catalogue  # noqa: E402
+from rlhf.policy import TINY, list_policies  # noqa: E402
+from rlhf.storage import atomic_write_json  # noqa: E402
+from serve.application import _bind, to_settings  # noqa: E402
+
+PORT = 8765
+STEPS = 20
+MIXED = (5, 20, 50)
+"""Steps of requests that differ."""
+CLIENTS = (1, 2, 4, 8, 16, 32)
+SIDE = 64
+Figures = dict[str, Any]
+
+
+def make_files() -> dict[str, bytes]:
+    """A photograph at the model's size with a hole in its middle."""
+    pixels = np.asarray(Image.fromarray(photographs.astronaut()[:400, 60:460]).resize((SIDE, SIDE)))
+    alpha = np.full((SIDE, SIDE), 255, np.uint8)
+    alpha[20:44, 20:44] = 0
+    return {"image": _png(pixels), "mask": _png(np.dstack([pixels, alpha]))}
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+FILES = make_files()
+
+
+def draw_equal(number: int) -> dict[str, str]:
+    """Fields of request i: all of 20 steps."""
+    return {"num_inference_steps": str(STEPS), "seed": str(number)}
+
+
+def draw_mixed(number: int) -> dict[str, str]:
+    """Fields of request i: 5, 20 or 50 steps."""
+    return {"num_inference_steps": str(random.Random(number).choice(MIXED)), "seed": str(number)}
+
+
+def deploy(name: str, **settings: Any) -> str:
+    """Start a service of ours; returns where it takes edits."""
+    ray_serve.run(_bind(to_settings(settings), 1.0), name=name, route_prefix=f"/{name}")
+    return f"http://127.0.0.1:{PORT}/{name}/v1/images/edits"
+
+
+def load(url: str, draw: Callable[[int], dict[str, str]], clients: int, seconds: float) -> Outcome:
+    """A closed loop."""
+    return asyncio.run(closed_loop(url, FILES, draw, clients=clients, seconds=seconds))
+
+
+def bare_rate(pipeline: Any, seconds: float) -> float:
+    """Images a second of the pipeline in a loop, with PNG in and out."""
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        image = Image.open(io.BytesIO(FILES["image"])).convert("RGB")
+        mask = Image.open(io.BytesIO(FILES["mask"])).getchannel("A").point(lambda level: 255 if level < 128 else 0)
+        _png(np.asarray(call_usual_pipeline(pipeline, image, mask, STEPS, done)))
+        done += 1
+    return done / (time.perf_counter() - started)
+
+
+def measure_throughput(args: argparse.Namespace) -> Figures:
+    """Ours against the pipeline in a loop and the usual deployment, clients by clients, interleaved."""
+    torch.set_num_threads(1)
+    pipeline = open_usual_pipeline(str(TINY))
+    ours = deploy("ours")
+    ray_serve.run(
+        UsualService.options(ray_actor_options={"num_cpus": 1}).bind(str(TINY)), name="usual", route_prefix="/usual"
+    )
+    usual = f"http://127.0.0.1:{PORT}/usual"
+    for url in (ours, usual):
+        load(url, draw_equal, 2, 2)
+    rows = []
+    for clients in CLIENTS:
+        bare = bare_rate(pipeline, args.seconds)
+        row = {"clients": clients, "bare_images_per_s": bare}
+        for name, url in (("ours", ours), ("usual", usual)):
+            row[name] = load(url, draw_equal, clients, args.seconds).figures()
+        rows.append(row)
+        print(clients, json.dumps(row), flush=True)
+    return {"rows": rows, "steps": STEPS}
+
+
+def measure_overhead(args: argparse.Namespace) -> Figures:
+    """One request over HTTP against the same denoising without HTTP and Serve, in turn."""
+    from serve.crops import plan_passes, surround
+    from serve.engine import Engine
+    from serve.policy_shelf import PolicyShelf
+    from serve.uploads import read_upload
+
+    torch.set_num_threads(1)
+    settings = to_settings({}).engine()
+    engine = Engine(PolicyShelf(str(TINY), settings), None, settings)
+    upload = read_upload(FILES["image"], FILES["mask"])
+    box = surround([b for boxes in plan_passes(upload.hole, SIDE) for b in boxes])
+    ours = deploy("ours")
+    session_load = lambda: load(ours, draw_equal, 1, 0.01).latencies[0]  # noqa: E731
+    bare, served = [], []
+    for _ in range(3):
+        session_load(), _bare_seconds(engine, upload, box)
+    for _ in range(args.repeats):
+        bare.append(_bare_seconds(engine, upload, box))
+        served.append(session_load())
+    extra = np.median(served) - np.median(bare)
+    return {
+        "bare_s": float(np.median(bare)),
+        "served_s": float(np.median(served)),
+        "overhead_s": float(extra),
+        "allowed_s": float(0.05 * np.median(bare) + 0.01),
+        "repeats": args.repeats,
+        "bare_quartiles_s": np.percentile(bare, (25, 75)).tolist(),
+        "served_quartiles_s": np.percentile(served, (25, 75)).tolist(),
+    }
+
+
+def _bare_seconds(engine: Any, upload: Any, box: Any) -> float:
+    from rlhf.catalogue import ServedPolicy
+    from serve.crops import crop_to_native
+    from serve.jobs import Job
+    from serve.running_batch import advance, finish, start_jobs
+
+    image, hole = crop_to_native(upload, box, SIDE)
+    job = Job(image=image, hole=hole, sample_indices=(0,), seed=0, num_inference_steps=STEPS)
+    started = time.perf_counter()
+    shelf = engine._shelf
+    running = start_jobs(shelf, [shelf.take(ServedPolicy(), [])], [job])
+    while not running[0].is_done:
+        advance(shelf, running)
+    finish(shelf, None, running)
+    return time.perf_counter() - started
+
+
+def measure_batching(args: argparse.Namespace) -> Figures:
+    """Requests joining between steps against batches of whole requests, for equal and for mixed steps."""
+    urls = {name: deploy(name, batching=name) for name in ("continuous", "whole")}
+    for url in urls.values():
+        load(url, draw_equal, 2, 2)
+    rows = []
+    for steps, draw in (("equal", draw_equal), ("mixed", draw_mixed)):
+        for clients in (1, 4, 8, 16):
+            for repeat in range(2):
+                for name, url in urls.items():
+                    figures = load(url, draw, clients, args.seconds).figures()
+                    rows.append({"steps": steps, "clients": clients, "batching": name, "repeat": repeat} | figures)
+                    print(json.dumps(rows[-1]), flush=True)
+    return {"rows": rows}
+
+
+def measure_overload(args: argparse.Namespace) -> Figures:
+    """Twice as many requests as can be answered."""
+    url = deploy("ours")
+    capacity = load(url, draw_equal, 16, args.seconds).figures()["images_per_s"]
+    memory: list[dict[str, float]] = []
+
+    async def run() -> Outcome:
+        async def look() -> None:
+            while True:
+                memory.append(replica_memory())
+                await asyncio.sleep(10)
+
+        looking = asyncio.create_task(look())
+        told = await open_loop(url, FILES, draw_equal, rate=2 * capacity, seconds=60 * args.minutes)
+        looking.cancel()
+        return told
+
+    told = asyncio.run(run())
+    answered = np.array(told.latencies)[np.argsort(told.finished)]
+    halves = np.array_split(answered, 2)
+    return {
+        "capacity_images_per_s": capacity,
+        "asked_per_s": 2 * capacity,
+        "minutes": args.minutes,
+        **told.figures(),
+        "latency_max_s": float(answered.max()),
+        "latency_p99_by_half_s": [float(np.percentile(half, 99)) for half in halves],
+        "memory_mb": memory[:: max(1, len(memory) // 12)] + memory[-1:],
+    }
+
+
+def replica_memory() -> dict[str, float]:
+    """Unshared memory of each process of the service, MB."""
+    found = {}
+    for process in psutil.process_iter(["cmdline"]):
+        title = " ".join(process.info["cmdline"] or ())
+        if "ServeReplica" in title or "ProxyActor" in title:
+            found[f"{title.split(':')[-1][:24].strip()} {process.pid}"] = process.memory_full_info().uss / 1e6
+    return found
+
+
+def replica_pids(kind: str) -> list[int]:
+    """Processes of replicas, as Ray names them."""
+    titles = {p.pid: " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])}
+    return [pid for pid, title in titles.items() if title.startswith(f"ray::ServeReplica:ours:{kind}")]
+
+
+def measure_faults(args: argparse.Namespace) -> Figures:
+    """Killed replicas, a killed ingress, and swapped policies, each under a load of eight clients."""
+    figures: Figures = {}
+    policies = [describe_policy(folder.resolve()) for folder in list_policies(args.policies)[-2:]]
+    names = args.out.resolve() / "names.json"
+
+    def swap(number: int) -> None:
+        served = ServedName(base="tiny", current=policies[number % len(policies)])
+        write_catalogue(Catalogue(models={"aligned": served}), names)
+
+    swap(0)
+    url = deploy("ours", replicas=2, catalogue=str(names))
+    faults: dict[str, Callable[[int], None]] = {
+        "killed replica": lambda _: os.kill(random.choice(replica_pids("Inpainter")), signal.SIGKILL),
+        "killed ingress": lambda _: os.kill(random.choice(replica_pids("Api")), signal.SIGKILL),
+        "swapped policy": swap,
+    }
+    for name, fault in faults.items():
+        figures[name] = asyncio.run(_load_with_faults(url, fault, args.seconds * 3)) | {"clients": 8}
+        print(name, json.dumps(figures[name]), flush=True)
+        time.sleep(15)
+    return figures
+
+
+async def _load_with_faults(url: str, fault: Callable[[int], None], seconds: float) -> Figures:
+    loading = asyncio.create_task(closed_loop(url, FILES, draw_equal, clients=8, seconds=seconds))
+    count = 0
+    while not loading.done():
+        await asyncio.sleep(10)
+        if not loading.done():
+            fault(count + 1)
+            count += 1
+    return {"faults": count} | (await loading).figures()
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
+    "overhead": measure_overhead,
+    "throughput": measure_throughput,
+    "batching": measure_batching,
+    "faults": measure_faults,
+    "overload": measure_overload,
+}
+
+
+def plot(figures: Figures, file: Path) -> None:
+    """Throughput and latency by clients."""
+    import matplotlib.pyplot as plt
+
+    rows = figures["throughput"]["rows"]
+    clients = [row["clients"] for row in rows]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    labels = {"ours": "rlhf serve", "usual": "diffusers pipeline behind Ray Serve"}
+    for name, label in labels.items():
+        left.plot(clients, [row[name]["images_per_s"] for row in rows], marker="o", label=label)
+        (line,) = right.plot(
+            clients, [row[name]["latency_p50_s"] for row in rows], marker="o", label=f"{label}, median"
+        )
+        right.plot(clients, [row[name]["latency_p99_s"] for row in rows], ls=":", color=line.get_color(), label="99 %")
+    left.plot(clients, [row["bare_images_per_s"] for row in rows], color="grey", ls="--", label="pipeline in a loop")
+    left.set(xscale="log", xticks=clients, xticklabels=clients, xlabel="clients at once", ylabel="images/s", ylim=0)
+    right.set(
+        xscale="log", yscale="log", xticks=clients, xticklabels=clients, xlabel="clients at once", ylabel="latency, s"
+    )
+    for axes in (left, right):
+        axes.legend(fontsize=7, frameon=False)
+        axes.minorticks_off()
+    fig.savefig(file, dpi=130)
+
+
+def main() -> None:
+    """Run the parts that are not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for serving.json and serving.png")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seconds", type=float, default=20, help="of each load")
+    parser.add_argument("--repeats", type=int, default=40, help="single requests")
+    parser.add_argument("--minutes", type=float, default=10, help="of overload")
+    parser.add_argument("--policies", type=Path, help="a run's `align` folder with two policies or more, for swaps")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "serving.json"
+    figures = json.loads(file.read_text()) if file.exists() else {}
+    for part in args.only:
+        if part in figures:
+            continue
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray_serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+        figures[part] = PARTS[part](args) | {"cores": psutil.cpu_count(), "date": time.strftime("%Y-%m-%d")}
+        ray_serve.shutdown()
+        ray.shutdown()
+        atomic_write_json(file, figures)
+        print(part, json.dumps(figures[part])[:2000], flush=True)
+    if "throughput" in figures:
+        plot(figures, args.out / "serving.png")
+
+
+if __name__ == "__main__":
+    main()
