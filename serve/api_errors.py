@@ -1,16 +1,29 @@
 """Refusals in the form of OpenAI's API: {"error": {"message", "type", "param", "code"}}."""
 
+import math
+
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+RETRY_AFTER_S = 2.0
+"""What a 429 asks for that knows no better."""
+
 
 class ApiError(Exception):
     """A request that cannot be answered, and what its sender can do about it."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.param = param
         """The field of the form that is at fault."""
@@ -18,6 +31,8 @@ class ApiError(Exception):
         """A word for programs, such as `image_too_large`."""
         self.status = status
         """HTTP status."""
+        self.retry_after_s = retry_after_s
+        """When the request may come again; the reply rounds it up to whole seconds."""
 
 
 class BodyLimit:
@@ -44,7 +59,7 @@ class BodyLimit:
 
 def answer_api_error(request: Request, error: ApiError) -> JSONResponse:
     """The reply to an ApiError."""
-    return _reply(str(error), error.param, error.code, error.status)
+    return _reply(str(error), error.param, error.code, error.status, error.retry_after_s)
 
 
 def answer_invalid_form(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -67,7 +82,12 @@ def answer_failure(request: Request, error: Exception) -> JSONResponse:
     return _reply("the server failed; see the log of the replica", None, None, 500)
 
 
-def _reply(message: str, param: str | None, code: str | None, status: int) -> JSONResponse:
+def _reply(
+    message: str, param: str | None, code: str | None, status: int, retry_after_s: float | None = None
+) -> JSONResponse:
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status_code=status, headers={"retry-after": "2"} if status == 429 else None)
+    headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    if status == 429 or retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(RETRY_AFTER_S if retry_after_s is None else retry_after_s)))
+    return JSONResponse(body, status_code=status, headers=headers)
