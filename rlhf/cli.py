@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from rlhf.commands import cluster, data, refinement, release, results, rewards, service, studies, training
+from rlhf.commands import cluster, data, refinement, release, results, rewards, serving, studies, training
 from rlhf.commands.options import take_urls
 from rlhf.errors import UserError
 
@@ -30,7 +30,11 @@ COMMANDS = (
     results.evaluate,
     results.report,
     results.export,
-    service.serve,
+    serving.serve,
+    serving.promote,
+    serving.rollback,
+    serving.models,
+    serving.api_key,
     rewards.reward_server,
     results.quality,
     training.pretrain,

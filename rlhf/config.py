@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from rlhf.cluster_config import ClusterConfig
 from rlhf.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
+from rlhf.gate_config import GateConfig
 from rlhf.logging_config import LoggingConfig
 from rlhf.rewards.entry import RewardEntry
 
@@ -263,6 +264,8 @@ class RunConfig(Section):
     """Services that `rlhf align` sends its figures to."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Stage `rlhf evaluate`."""
+    gate: GateConfig = GateConfig()
+    """Stage `rlhf promote`, which paints as `evaluate` says."""
     rounds: RoundsConfig = RoundsConfig()
     """`rlhf rounds`."""
 

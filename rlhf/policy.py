@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from rlhf.checksum import checksum
 from rlhf.config import ModelConfig
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 TINY = Path(__file__).parent / "models" / "tiny"
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+MANIFEST_KEYS = ("policy_version", "trainable", "base_model", "checksum")
 
 
 @dataclass(kw_only=True)
@@ -120,8 +123,27 @@ def read_manifest(folder: Path) -> dict:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no readable {MANIFEST}, so not a complete policy folder ({error})") from error
-    check_schema(manifest.get("schema_version"), SCHEMA_VERSION, folder / MANIFEST)
+    record = manifest if isinstance(manifest, dict) else {}
+    check_schema(record.get("schema_version"), SCHEMA_VERSION, folder / MANIFEST)
+    missing = [key for key in MANIFEST_KEYS if key not in record]
+    if missing:
+        raise UserError(f"{folder / MANIFEST}: says nothing of {', '.join(missing)}; write the policy again")
     return manifest
+
+
+def check_weights(folder: Path) -> None:
+    """UserError where a policy folder's weights cannot be read, or are not those that its manifest's checksum is of."""
+    manifest = read_manifest(folder)
+    is_lora = manifest["trainable"] == "lora"
+    try:
+        with local_copy(folder) as local:
+            files = list(local.glob("*.safetensors") if is_lora else (local / "unet").glob("*.safetensors"))
+            tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: its weights cannot be read ({error}); write the policy again") from error
+    state = {_parameter_name(name): tensor for name, tensor in tensors.items()} if is_lora else tensors
+    if checksum(state) != manifest["checksum"]:
+        raise UserError(f"{folder}: its weights are not those of its {MANIFEST} (checksum); write the policy again")
 
 
 def make_trainable(policy: Policy, trainable: str, *, rank: int, targets: tuple[str, ...], seed: int) -> None:

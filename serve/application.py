@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 from rlhf.policy import resolve_model
 from rlhf.url_path import as_path
 from serve.annotation_server import is_loopback
-from serve.api_keys import load_api_keys
+from serve.api_keys import VARIABLE, load_api_keys
 from serve.http_api import Api
 from serve.inpainter import Inpainter
 from serve.settings import ServiceSettings, base_name, name_models
@@ -68,8 +68,12 @@ def _bind(settings: ServiceSettings, num_cpus: float) -> ray_serve.Application:
         for base in bases
     }
     ingress: Any = Api
+    # Replicas on other nodes do not have this process's environment.
+    keys = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
     return ingress.options(
-        graceful_shutdown_timeout_s=settings.request_timeout_s, health_check_period_s=HEALTH_CHECK_S
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": keys}},
+        graceful_shutdown_timeout_s=settings.request_timeout_s,
+        health_check_period_s=HEALTH_CHECK_S,
     ).bind(handles, fixed, settings)
 
 

@@ -1,0 +1,136 @@
+"""The gate before a name: contender and incumbent paint held-out prompts, and a judge that trained neither decides."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf import __version__
+from rlhf.catalogue import ServedPolicy
+from rlhf.checksum import checksum, folder_checksum
+from rlhf.config import RunConfig
+from rlhf.errors import UserError
+from rlhf.evaluation import compare, judge_policy
+from rlhf.gate_verdict import Comparison, Verdict, timestamp
+from rlhf.policy import check_weights, load_policy, read_manifest
+from rlhf.prompts import Prompt, PromptTable, load_prompts
+from rlhf.reward_model import Reward, load_reward
+from rlhf.sampling import InProcessSampler, Sampler
+from rlhf.url_path import local_copy
+
+BLANK = 0.005
+"""A hole that nowhere is further from mid-grey, 0 in [-1, 1], holds no original but what an import blanked."""
+
+OpenPolicy = Callable[[Path | None], Sampler]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What policies are judged on."""
+
+    prompts: list[Prompt]
+    open_policy: OpenPolicy
+    """Gives the sampler of a policy folder, and of the base model for None."""
+    reward: Reward
+    split: str
+    prompts_checksum: str
+    reward_checksum: str
+
+
+def load_held_out(prompts: Path, reward: Path, *, split: str, config: RunConfig) -> HeldOut:
+    """Read and check prompts and reward; policies are those of `config.model`.
+
+    Raises UserError where something is unreadable, prompts hold no originals to judge against, they are of fewer
+    photographs than `gate.min_photographs`, or one sample per prompt leaves diversity unknown.
+    """
+    if config.evaluate.samples_per_prompt < 2:
+        raise UserError("evaluate.samples_per_prompt: the gate measures diversity, which takes at least 2")
+    loaded = load_prompts(prompts, split=split)
+    photographs, needed = len({p.photograph for p in loaded}), config.gate.min_photographs
+    if photographs < needed:
+        raise UserError(
+            f"{prompts}: split {split!r} is of {photographs} photograph(s), too few for an interval; make prompts from "
+            f"{needed} or more, or lower gate.min_photographs and trust the interval less"
+        )
+    blank = [p.prompt_id for p in loaded if (p.image[:, p.mask[0] > 0.5].abs() < BLANK).all()]
+    if blank:
+        raise UserError(
+            f"{prompts}: no originals to judge against: the holes of {len(blank)} prompts are grey in the pictures too "
+            f"({', '.join(blank[:3])}); make prompts from whole photographs with `rlhf prompts`"
+        )
+    take = PromptTable(prompts, split=split).rows
+    with local_copy(reward) as folder:
+        opened, reward_checksum = load_reward(reward), folder_checksum(folder)
+    return HeldOut(
+        prompts=loaded,
+        open_policy=lambda policy: InProcessSampler(load_policy(config.model, policy), take),
+        reward=opened,
+        split=split,
+        prompts_checksum=_prompts_checksum(loaded),
+        reward_checksum=reward_checksum,
+    )
+
+
+def _prompts_checksum(prompts: list[Prompt]) -> str:
+    names = {p.prompt_id: f"{p.prompt_id}\0{p.photograph}\0{p.hole}\0" for p in prompts}
+    pictures = {names[p.prompt_id] + "image": p.image for p in prompts}
+    return checksum(pictures | {names[p.prompt_id] + "mask": p.mask for p in prompts})
+
+
+def plan_comparison(
+    contender: ServedPolicy, incumbent: ServedPolicy, held_out: HeldOut, config: RunConfig
+) -> Comparison:
+    """What will be compared; UserError where a policy folder is incomplete, or its weights are not its manifest's."""
+    sums: dict[str, str | None] = {"contender": None, "incumbent": None}
+    for role, policy in (("contender", contender), ("incumbent", incumbent)):
+        if policy.folder is not None:
+            check_weights(policy.folder)
+            sums[role] = read_manifest(policy.folder)["checksum"]
+    model = config.model.model_dump(mode="json", exclude={"path"})
+    return Comparison.model_validate(
+        sums
+        | {
+            "base": config.model.path,
+            "prompts": held_out.prompts_checksum,
+            "split": held_out.split,
+            "reward": held_out.reward_checksum,
+            "seed": config.seed,
+            "settings": config.evaluate.model_dump(mode="json") | model,
+            "software": __version__,
+        }
+    )
+
+
+def judge(
+    name: str,
+    contender: ServedPolicy,
+    incumbent: ServedPolicy,
+    comparison: Comparison,
+    held_out: HeldOut,
+    config: RunConfig,
+) -> Verdict:
+    """Paint the prompts with both policies, on the same noise, and apply the limits of `config.gate`."""
+
+    def paint(policy: ServedPolicy, role: str):  # noqa: ANN202
+        stage = f"gate: {role} {policy.version}"
+        sampler = held_out.open_policy(policy.folder)
+        return judge_policy(sampler, held_out.prompts, held_out.reward, config.evaluate, seed=config.seed, stage=stage)
+
+    before, after = paint(incumbent, "incumbent"), paint(contender, "contender")
+    figures: dict[str, Any] = compare(before, after, held_out.prompts, config.evaluate)
+    now = timestamp()
+    return Verdict(
+        name=name,
+        contender=contender,
+        incumbent=incumbent,
+        comparison=comparison,
+        prompts=len(held_out.prompts),
+        photographs=len({p.photograph for p in held_out.prompts}),
+        judged=now,
+        figures=figures,
+        decided=now,
+        limits=config.gate,
+        checks=(),
+        passed=False,
+        forced=False,
+    ).decide(config.gate, forced=False)
