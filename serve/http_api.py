@@ -27,6 +27,7 @@ from serve.api_errors import (
     answer_invalid_form,
 )
 from serve.crops import Box, crop_box, crop_to_native, paste_back
+from serve.edit_page import add_page
 from serve.edit_request import EditRequest, describe_body, receive_edit
 from serve.jobs import Inpainted, Job, Served
 from serve.uploads import MAX_UPLOAD_BYTES, Upload, read_upload
@@ -39,6 +40,7 @@ api.exception_handler(ApiError)(answer_api_error)
 api.exception_handler(RequestValidationError)(answer_invalid_form)
 api.exception_handler(HTTPException)(answer_http_error)
 api.exception_handler(Exception)(answer_failure)
+add_page(api)
 
 
 def _to_data(upload: Upload, box: Box, answer: Inpainted, asked: EditRequest) -> list[dict[str, Any]]:
