@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from ray import serve as ray_serve
 from ray.serve.config import BackpressureConfig
 from ray.serve.handle import DeploymentHandle
@@ -28,6 +28,7 @@ from serve.api_errors import (
 )
 from serve.api_keys import load_api_keys
 from serve.crops import Box, plan_passes, surround
+from serve.edit_page import add_page
 from serve.edit_request import EditRequest, ReceivedEdit, describe_body, receive_edit
 from serve.gate_keeper import GateKeeper
 from serve.image_store import ImageStore
@@ -49,6 +50,7 @@ api.exception_handler(ApiError)(answer_api_error)
 api.exception_handler(RequestValidationError)(answer_invalid_form)
 api.exception_handler(HTTPException)(answer_http_error)
 api.exception_handler(Exception)(answer_failure)
+add_page(api)
 
 
 class Edit:
@@ -158,11 +160,11 @@ class Api:
         versions = {name: served.current.version for name, served in self.names.names.items()}
         return JSONResponse({"status": "ok", "models": versions})
 
-    @api.get("/metrics")
+    @api.get("/metrics", response_class=PlainTextResponse)
     async def metrics(self, http: Request) -> Response:
         """Counters for Prometheus."""
         self.gate.check(http)
-        return Response(render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return PlainTextResponse(render())
 
     @api.get("/v1/models")
     async def models(self, http: Request) -> dict[str, Any]:
@@ -193,7 +195,7 @@ class Api:
             "native_px": served.native_px,
         }
 
-    @api.get("/v1/files/{name}")
+    @api.get("/v1/files/{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
     async def file(self, name: str) -> Response:
         """An image that was answered as a URL; whoever knows its name may fetch it."""
         data = await asyncio.to_thread(self.store.get, name) if self.store is not None else None
@@ -201,7 +203,11 @@ class Api:
             raise ApiError("there is no such file, or it is older than an hour", code="file_not_found", status=404)
         return Response(data, media_type=f"image/{name.rpartition('.')[2]}")
 
-    @api.post("/v1/images/edits", openapi_extra={"requestBody": describe_body()})
+    @api.post(
+        "/v1/images/edits",
+        openapi_extra={"requestBody": describe_body()},
+        responses={200: {"content": {"application/json": {}, "text/event-stream": {}}}, 400: {}, 404: {}, 429: {}},
+    )
     async def edit(self, http: Request) -> Response:
         """Repaint what `mask` marks, or the transparent part of `image`, or a border that `expand` adds."""
         client = self.gate.check(http)

@@ -1,6 +1,9 @@
 """Settings before any import, and the folder of real photographs."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,3 +42,42 @@ def small_xl_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from small_parts import save_small_xl_pipeline
 
     return save_small_xl_pipeline(tmp_path_factory.mktemp("small_xl") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, of this machine or Playwright's own."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+        path = next((p for p in found if p), playwright.chromium.executable_path)
+        if not Path(path).exists():
+            pytest.skip("no browser: python -m playwright install --with-deps chromium")
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page whose own errors fail the test."""
+    from playwright.sync_api import expect
+
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    failures: list[str] = []
+    opened.on("pageerror", lambda error: failures.append(str(error)))
+    opened.set_default_timeout(30_000)
+    expect.set_options(timeout=30_000)
+    yield opened
+    context.close()
+    assert failures == []
+
+
+@pytest.fixture
+def service() -> Iterator[Any]:
+    """A service of image edits without a model, with its page."""
+    from small_edit_service import run_small_service
+
+    with run_small_service() as running:
+        yield running

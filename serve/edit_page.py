@@ -1,0 +1,57 @@
+"""The page at `/` of the inpainting service: a photograph, a hole painted on it, four candidates to choose from."""
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.exceptions import HTTPException
+
+from rlhf.images import MAX_PIXELS
+from serve.edit_request import MAX_EXPAND_PX
+from serve.uploads import MAX_UPLOAD_BYTES
+
+STATIC = Path(__file__).parent / "static"
+CONTENT_POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; frame-ancestors 'none'"
+"""Scripts and styles from this service alone, none of them inline; pictures also from the page's own memory."""
+MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
+FILES = (
+    "annotate.css",
+    "edit.css",
+    "edit.js",
+    "edit_api.js",
+    "edit_mask.js",
+    "edit_picture.js",
+    "edit_results.js",
+    "edit_stage.js",
+    "edit_strokes.js",
+    "edit_waiting.js",
+)
+
+
+def add_page(api: FastAPI) -> None:
+    """Add `GET /` and the files under `/static/` that it loads; neither needs a key.
+
+    The files are read here, once, and travel with the application: on another machine of the
+    cluster the package may lie elsewhere.
+    """
+    templates = Environment(
+        loader=PackageLoader("serve", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    html = templates.get_template("edit.html").render(
+        max_upload_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_PIXELS, max_expand_px=MAX_EXPAND_PX
+    )
+    files = {name: (STATIC / name).read_bytes() for name in FILES}
+    always = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+
+    @api.get("/", include_in_schema=False)
+    async def show_page() -> HTMLResponse:
+        headers = {"content-security-policy": CONTENT_POLICY, "cache-control": "no-store", **always}
+        return HTMLResponse(html, headers=headers)
+
+    @api.get("/static/{name}", include_in_schema=False)
+    async def send_file(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        headers = {"cache-control": "no-cache", **always}
+        return Response(files[name], media_type=MEDIA_TYPES[name[name.rindex(".") :]], headers=headers)

@@ -1,0 +1,16 @@
+// A worker: the hole as a PNG as large as the photograph, white where it is to be repainted.
+import { drawStroke, setInk } from "./edit_strokes.js";
+
+async function makeMask({ width, height, strokes }) {
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d");
+  setInk(context, "white");
+  for (const stroke of strokes) drawStroke(context, stroke);
+  context.globalCompositeOperation = "destination-over";
+  setInk(context, "black");
+  context.fillRect(0, 0, width, height);
+  return canvas.convertToBlob({ type: "image/png" });
+}
+
+// Null where the canvas is too large for the browser.
+addEventListener("message", async ({ data }) => postMessage(await makeMask(data).catch(() => null)));
