@@ -110,14 +110,14 @@ def run(settings: ServiceSettings, host: str, port: int) -> None:
     """
     _check_before_start(settings, host, port)
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
     starts_ray = not ray.is_initialized()
     if starts_ray:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         address = start(settings, host, port)
+        for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray puts handlers of its own when it starts
+            signal.signal(number, lambda *_: stopped.set())
         print(f"Serving {', '.join(name_models(settings).models)} at {address} until Ctrl-C; open it in a browser, or:")
         print(f"curl -s {address}/v1/images/edits -F image=@photo.png -F mask=@mask.png {_DECODE}", flush=True)
         stopped.wait()
