@@ -1,5 +1,6 @@
 """Refusals in the form of OpenAI's API: {"error": {"message", "type", "param", "code"}}."""
 
+import logging
 import math
 
 from fastapi import Request
@@ -8,6 +9,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rlhf.errors import UserError
+
+logger = logging.getLogger("ray.serve")
 RETRY_AFTER_S = 2.0
 """What a 429 asks for that knows no better."""
 
@@ -86,6 +90,17 @@ def answer_invalid_form(request: Request, error: RequestValidationError) -> JSON
 def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
     """The reply to an unknown path or method, a body that is no form, or one that is too long."""
     return answer_api_error(request, ApiError(str(error.detail), status=error.status_code))
+
+
+def answer_user_error(request: Request, error: UserError) -> JSONResponse:
+    """The reply where whoever runs the service must put something right: a policy that is gone, a full disk."""
+    return answer_api_error(request, to_api_error(error))
+
+
+def to_api_error(error: UserError) -> ApiError:
+    """What a client is told of it; folders of the server are for its log."""
+    logger.error("%s", error)
+    return ApiError("the service cannot do this at present; its log says why", code="unavailable", status=503)
 
 
 def answer_failure(request: Request, error: Exception) -> JSONResponse:

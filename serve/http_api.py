@@ -14,9 +14,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from ray import serve as ray_serve
 from ray.serve.config import BackpressureConfig
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 from starlette.exceptions import HTTPException
 
 from rlhf.catalogue import Catalogue, ServedName, ServedPolicy
+from rlhf.errors import UserError
 from serve.answers import Answers, to_event
 from serve.api_errors import (
     ApiError,
@@ -25,6 +27,8 @@ from serve.api_errors import (
     answer_failure,
     answer_http_error,
     answer_invalid_form,
+    answer_user_error,
+    to_api_error,
 )
 from serve.api_keys import load_api_keys
 from serve.crops import Box, plan_passes, surround
@@ -49,6 +53,7 @@ api.add_middleware(Measured)
 api.exception_handler(ApiError)(answer_api_error)
 api.exception_handler(RequestValidationError)(answer_invalid_form)
 api.exception_handler(HTTPException)(answer_http_error)
+api.exception_handler(UserError)(answer_user_error)
 api.exception_handler(Exception)(answer_failure)
 add_page(api)
 
@@ -101,6 +106,12 @@ def _refuse_unsafe(painted: Painted) -> None:
         raise ApiError(message, code="moderation_blocked", status=400)
 
 
+def _timing(painted: Painted) -> str:
+    """Where the time went, as browsers show it; squares that were painted at once count each."""
+    queued, denoised = (sum(getattr(job, name) for job in painted.jobs) for name in ("queued_s", "denoised_s"))
+    return f"queue;dur={1000 * queued:.1f}, denoise;dur={1000 * denoised:.1f}"
+
+
 def _log(edit: Edit, painted: Painted, client: str, seconds: float) -> None:
     """One structured line per answered request; Ray Serve adds the request's id."""
     height, width = edit.upload.hole.shape
@@ -126,6 +137,7 @@ def _log(edit: Edit, painted: Painted, client: str, seconds: float) -> None:
     max_queued_requests=1_000,
     backpressure_config=BackpressureConfig(status_code=429, retry_after_s=2),
     ray_actor_options={"num_cpus": 0},
+    logging_config=LoggingConfig(encoding="JSON"),
     max_constructor_retry_count=1,
 )
 @ray_serve.ingress(api)
@@ -222,7 +234,7 @@ class Api:
                 return StreamingResponse(stream, media_type="text/event-stream", headers=edit.headers)
             painted = [told async for told in self._paint(edit, client) if isinstance(told, Painted)]
             body = await asyncio.to_thread(answers.body, painted[0])
-        return JSONResponse(body, headers=edit.headers)
+        return JSONResponse(body, headers=edit.headers | {"server-timing": _timing(painted[0])})
 
     async def _read(self, http: Request) -> Edit:
         """Receive a request and check it; ApiError or RequestValidationError for whatever cannot be answered."""
@@ -266,5 +278,6 @@ class Api:
                 async for told in self._paint(edit, client):
                     for event in await asyncio.to_thread(answers.events, told):
                         yield event
-            except ApiError as error:
-                yield to_event("error", {"error": error.record()})
+            except (ApiError, UserError) as error:
+                refusal = error if isinstance(error, ApiError) else to_api_error(error)
+                yield to_event("error", {"error": refusal.record()})

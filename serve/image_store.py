@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write
+from rlhf.storage import atomic_write, writing
 from rlhf.url_path import UrlPath
 
 KEPT_S = 3600.0
@@ -49,6 +49,7 @@ class ImageStore:
         if isinstance(self._folder, UrlPath) or time.monotonic() - self._swept < 60:
             return
         self._swept = time.monotonic()
-        for path in self._folder.iterdir():
-            if NAME.fullmatch(path.name) and self._is_old(path):
-                path.unlink(missing_ok=True)
+        with writing(self._folder):
+            for path in self._folder.iterdir():
+                if NAME.fullmatch(path.name) and self._is_old(path):
+                    path.unlink(missing_ok=True)

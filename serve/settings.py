@@ -17,6 +17,11 @@ Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
+def _split_list(value: object) -> object:
+    """`serve run ... models=a,b` gives one text."""
+    return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+
+
 class EngineSettings(BaseModel):
     """How a replica paints."""
 
@@ -47,7 +52,7 @@ class EngineSettings(BaseModel):
 class ServiceSettings(EngineSettings):
     """All of a service."""
 
-    models: tuple[str, ...] = ()
+    models: Annotated[tuple[str, ...], BeforeValidator(_split_list)] = ()
     """Runs, policy folders, pipeline folders or hub names, each as PLACE or NAME=PLACE. The first is the default,
     after what is in the catalogue; without any, the built-in model is served."""
     catalogue: Place | None = None

@@ -169,6 +169,15 @@ def test_a_misspelt_key_of_serve_or_of_our_builder_is_told(right: str, wrong: st
     assert any(message in problem for problem in problems), problems
 
 
+def test_a_serve_config_is_checked_like_the_one_in_a_manifest(tmp_path: Path) -> None:
+    text = (CLUSTER / "serve.yaml").read_text()
+    assert file_problems(CLUSTER / "serve.yaml", ROOT) == []
+    for right, wrong in (("models:", "modles:"), ("route_prefix:", "route_prefx:"), ("replicas: 1", "replicas: no")):
+        (tmp_path / "serve.yaml").write_text(text.replace(right, wrong, 1))
+        (problem,) = file_problems(tmp_path / "serve.yaml", ROOT)
+        assert wrong.split(":")[0] in problem
+
+
 def pods(record: object) -> list[dict]:
     """Every pod's spec at any depth."""
     if isinstance(record, list):

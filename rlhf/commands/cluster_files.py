@@ -38,7 +38,7 @@ NODE_KEYS = {
 
 
 def file_problems(path: Path, root: Path, crds: Path | None = None) -> list[str]:
-    """What is wrong with a `ray up` file, Kubernetes manifests, a run file, a runtime environment or an sbatch script.
+    """What is wrong with a `ray up` file, Kubernetes manifests, a run file, a Serve config, and so on.
 
     `crds` is a folder of KubeRay's own definitions (rayclusters.yaml and so on, also .gz); without it
     the custom resources are checked for what they run only. Raises UserError for a file that is no YAML.
@@ -59,6 +59,8 @@ def file_problems(path: Path, root: Path, crds: Path | None = None) -> list[str]
             problems += manifest_problems(record, root, crds)
         elif "cluster_name" in record or "provider" in record:
             problems += ray_up_problems(record, root)
+        elif "applications" in record:
+            problems += serve_problems(yaml.safe_dump(record), "Serve config")
         elif record.keys() <= RuntimeEnv.known_fields:
             continue
         else:
@@ -229,8 +231,8 @@ def _runtime_env_problems(text: str) -> list[str]:
     return problems
 
 
-def serve_problems(text: str) -> list[str]:
-    """`serveConfigV2`: Ray Serve's schema without its tolerance for unknown keys, and our builder's arguments."""
+def serve_problems(text: str, where: str = "serveConfigV2") -> list[str]:
+    """A Serve config: Ray Serve's schema without its tolerance for unknown keys, and our builder's arguments."""
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 
@@ -239,15 +241,15 @@ def serve_problems(text: str) -> list[str]:
     try:
         record = yaml.safe_load(text) or {}
         ServeDeploySchema.model_validate(record)
-        problems = _unknown_fields("serveConfigV2", record, ServeDeploySchema)
+        problems = _unknown_fields(where, record, ServeDeploySchema)
         for application in record["applications"]:
             if application["import_path"] != "serve.application:build":
                 problems.append(f"import_path: {application['import_path']}; needs serve.application:build")
             ServiceSettings.model_validate(application.get("args", {}))
     except ValidationError as error:
-        return [f"serveConfigV2: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        return [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     except yaml.YAMLError as error:
-        return [f"serveConfigV2: not YAML ({error})"]
+        return [f"{where}: not YAML ({error})"]
     return problems
 
 
