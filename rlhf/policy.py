@@ -51,6 +51,11 @@ class Policy:
         """Channels of the VAE's latents."""
         return self.pipeline.vae.config.latent_channels
 
+    @property
+    def native_px(self) -> int:
+        """Side in pixels of the square images that the UNet was made for."""
+        return self.unet.config.sample_size * self.pipeline.vae_scale_factor
+
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """The UNet's output in float32; see `predict_with`."""
         return predict_with(self.unet, latents, timestep, condition, self.text, self.precision)

@@ -11,11 +11,10 @@ from typing import Any
 from PIL import Image
 
 from rlhf.images import encode_png
-from serve.crops import Box, put_back
+from rlhf.tiles import Box, Canvas, put_back
 from serve.edit_request import EditRequest
 from serve.image_store import ImageStore
 from serve.painting import Estimate, Painted
-from serve.uploads import Upload
 
 Record = dict[str, Any]
 NO_TOKENS = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
@@ -26,7 +25,7 @@ class Answers:
     """How one request is answered."""
 
     def __init__(
-        self, asked: EditRequest, upload: Upload, region: Box, store: ImageStore | None, files_url: str
+        self, asked: EditRequest, upload: Canvas, region: Box, store: ImageStore | None, files_url: str
     ) -> None:
         self._asked, self._upload, self._region = asked, upload, region
         self._store, self._files_url = store, files_url
@@ -62,7 +61,7 @@ class Answers:
             for record in self.records(told):
                 yield to_event("image_edit.completed", {**record, **common, "usage": NO_TOKENS})
 
-    def _record(self, sample: Upload) -> Record:
+    def _record(self, sample: Canvas) -> Record:
         data = self._encode(put_back(self._upload, self._region, sample))
         if self._asked.response_format == "url" and self._store is not None:
             return {"url": self._files_url + self._store.put(data, self._asked.output_format)}

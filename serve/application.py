@@ -71,6 +71,7 @@ def _bind(settings: ServiceSettings, num_cpus: float) -> ray_serve.Application:
     # Replicas on other nodes do not have this process's environment.
     keys = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
     return ingress.options(
+        num_replicas=settings.ingress_replicas,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": keys}},
         graceful_shutdown_timeout_s=settings.request_timeout_s,
         health_check_period_s=HEALTH_CHECK_S,

@@ -1,5 +1,6 @@
 """Who is let in: whose requests are answered, how many at a time, and from where."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from serve.request_metrics import REFUSED, WAITING
 class GateKeeper:
     """Of one ingress."""
 
-    def __init__(self, keys: ApiKeys | None, max_waiting: int) -> None:
+    def __init__(self, keys: ApiKeys | None, max_waiting: int, max_megapixels: float = math.inf) -> None:
         self._keys, self._max_waiting = keys, max_waiting
+        self._room = max_megapixels * 1e6
         self._waiting = 0
 
     def check(self, http: Request) -> str:
@@ -36,6 +38,18 @@ class GateKeeper:
             message = "this service has no API keys, so it answers its own machine alone; start it with --api-keys"
             raise ApiError(message, code="no_api_keys", status=403)
         return "local"
+
+    @contextmanager
+    def room(self, pixels: int) -> Iterator[None]:
+        """Memory for so many decoded pixels; ApiError 429 where others hold it."""
+        if pixels > self._room:
+            REFUSED.inc()
+            raise ApiError("large photographs are in work; try again", code="overloaded", status=429)
+        self._room -= pixels
+        try:
+            yield
+        finally:
+            self._room += pixels
 
     @contextmanager
     def place(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Any
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from rlhf.catalogue import Catalogue, ServedName, ServedPolicy
 from rlhf.errors import UserError
+from rlhf.tiles import Box, Canvas, plan_passes, surround
 from serve.answers import Answers, to_event
 from serve.api_errors import (
     ApiError,
@@ -31,7 +33,6 @@ from serve.api_errors import (
     to_api_error,
 )
 from serve.api_keys import load_api_keys
-from serve.crops import Box, plan_passes, surround
 from serve.edit_page import add_page
 from serve.edit_request import EditRequest, ReceivedEdit, describe_body, receive_edit
 from serve.gate_keeper import GateKeeper
@@ -42,7 +43,7 @@ from serve.replicas import Replicas
 from serve.request_metrics import Measured, observe, render
 from serve.served_names import ServedNames
 from serve.settings import ServiceSettings, base_name
-from serve.uploads import MAX_UPLOAD_BYTES, Upload, read_upload
+from serve.uploads import MAX_UPLOAD_BYTES, count_pixels, read_upload
 
 HEALTH_TIMEOUT_S = 10.0
 logger = logging.getLogger("ray.serve")
@@ -62,7 +63,7 @@ class Edit:
     """One request that was read and found sound: what is to be painted, by whom, and how it is answered."""
 
     def __init__(
-        self, asked: EditRequest, upload: Upload, chosen: tuple[str, ServedName, ServedPolicy], served: Served
+        self, asked: EditRequest, upload: Canvas, chosen: tuple[str, ServedName, ServedPolicy], served: Served
     ) -> None:
         self.asked, self.upload, self.served = asked, upload, served
         self.name, self.base, self.policy = chosen[0], chosen[1].base, chosen[2]
@@ -148,7 +149,7 @@ class Api:
         self.settings = settings
         self.replicas = {base: Replicas(handle) for base, handle in handles.items()}
         self.names = ServedNames(catalogue, settings.catalogue, set(handles), self._prepare)
-        self.gate = GateKeeper(load_api_keys(settings.api_keys), settings.max_waiting)
+        self.gate = GateKeeper(load_api_keys(settings.api_keys), settings.max_waiting, settings.max_megapixels)
         self.store = ImageStore(settings.store) if settings.store is not None else None
         self.created = int(time.time())
 
@@ -225,18 +226,21 @@ class Api:
         client = self.gate.check(http)
         with ExitStack() as places:
             places.enter_context(self.gate.place())
-            edit = await self._read(http)
+            edit = await self._read(http, places)
             files_url = (self.settings.public_url or str(http.base_url).rstrip("/")) + "/v1/files/"
             answers = Answers(edit.asked, edit.upload, edit.region, self.store, files_url)
             if edit.asked.stream:
                 kept = places.pop_all()
                 stream = self._stream(edit, answers, client, kept)
-                return StreamingResponse(stream, media_type="text/event-stream", headers=edit.headers)
+                response = StreamingResponse(stream, media_type="text/event-stream", headers=edit.headers)
+                # A client that is gone already leaves a stream that never begins, and so never ends.
+                weakref.finalize(response, kept.close)
+                return response
             painted = [told async for told in self._paint(edit, client) if isinstance(told, Painted)]
             body = await asyncio.to_thread(answers.body, painted[0])
         return JSONResponse(body, headers=edit.headers | {"server-timing": _timing(painted[0])})
 
-    async def _read(self, http: Request) -> Edit:
+    async def _read(self, http: Request, places: ExitStack) -> Edit:
         """Receive a request and check it; ApiError or RequestValidationError for whatever cannot be answered."""
         try:
             async with asyncio.timeout(self.settings.upload_timeout_s):
@@ -253,6 +257,8 @@ class Api:
         if asked.response_format == "url" and self.store is None:
             message = "response_format: no store is configured; use b64_json, or start the service with --store"
             raise ApiError(message, param="response_format")
+        pixels = count_pixels(received.image, received.mask, expand=asked.expand)
+        places.enter_context(self.gate.room(pixels * (1 + (asked.best_of or asked.n))))
         return await asyncio.to_thread(_check, received, chosen, served)
 
     async def _paint(self, edit: Edit, client: str) -> AsyncIterator[Estimate | Painted]:

@@ -21,8 +21,8 @@ class Inpainter:
         reward = load_reward(settings.reward) if settings.reward is not None else None
         shelf = PolicyShelf(model, settings)
         if settings.warmup:
-            warm_up(shelf, reward, settings, lambda size: _blank_job(shelf.native_px, size))
-        self.served = Served(native_px=shelf.native_px, has_reward=reward is not None)
+            warm_up(shelf, reward, settings, lambda size: _blank_job(shelf.base.native_px, size))
+        self.served = Served(native_px=shelf.base.native_px, has_reward=reward is not None)
         self.engine = Engine(shelf, reward, settings)
 
     async def describe(self) -> Served:

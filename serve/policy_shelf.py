@@ -48,12 +48,6 @@ class PolicyShelf:
         self._loaded: dict[str, LoadedPolicy] = {}
         self._has_adapters = False
 
-    @property
-    def native_px(self) -> int:
-        """Side in pixels of the square images that the UNet was made for."""
-        pipeline: Any = self.base.pipeline
-        return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-
     def _prepare(self, unet: Any) -> Any:
         if self._channels_last:
             unet.to(memory_format=torch.channels_last)

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from rlhf.catalogue import ServedPolicy
+from serve.api_errors import ApiError
 from serve.jobs import Inpainted, Job, Partial, Served
 from serve.request_metrics import RETRIED
 
@@ -25,7 +27,10 @@ class Replicas:
 
     async def describe(self) -> Served:
         """What is served; an answer means that a replica has loaded its model."""
-        return await self._handle.describe.remote()
+        async for attempt in _attempts():
+            with attempt:
+                return await self._handle.describe.remote()
+        raise _nobody()
 
     async def served(self) -> Served:
         """As `describe`, asked once: it is the same for all replicas."""
@@ -35,13 +40,16 @@ class Replicas:
 
     async def prepare(self, policy: ServedPolicy) -> None:
         """Load a policy in one replica; UserError where it does not load."""
-        await self._handle.prepare.remote(policy)
+        async for attempt in _attempts():
+            with attempt:
+                return await self._handle.prepare.remote(policy)
+        raise _nobody()
 
     async def inpaint(self, job: Job) -> AsyncIterator[Partial | Inpainted]:
         """Estimates as they come, each once, and at last the answer; a death of the replica starts the job again."""
         told = -1
-        for attempt in range(ATTEMPTS):
-            try:
+        async for attempt in _attempts():
+            with attempt:
                 async for event in self._handle.options(stream=True).inpaint.remote(job):
                     if isinstance(event, Partial):
                         if event.index <= told:
@@ -49,8 +57,17 @@ class Replicas:
                         told = event.index
                     yield event
                 return
-            except DEATHS:
-                if attempt == ATTEMPTS - 1:
-                    raise
-                RETRIED.inc()
-                await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
+        raise _nobody()
+
+
+async def _attempts() -> AsyncIterator[suppress]:
+    """Contexts in which a replica may die, with growing pauses between them."""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            RETRIED.inc()
+            await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
+        yield suppress(*DEATHS)
+
+
+def _nobody() -> ApiError:
+    return ApiError("the model's replicas die; see their logs", code="unavailable", status=503)

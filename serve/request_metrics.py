@@ -51,7 +51,8 @@ class Measured:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"] if scope["path"] in PATHS else "other"
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path if path in PATHS else "other"
         started, status = time.perf_counter(), 499
 
         async def send_and_look(message: Message) -> None:

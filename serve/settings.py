@@ -69,6 +69,10 @@ class ServiceSettings(EngineSettings):
     """Ray GPUs of a copy; by default 1 where this process sees a GPU and `device` allows it."""
     max_waiting: Count = 64
     """Requests in work or waiting, beyond which more are refused with 429."""
+    max_megapixels: Annotated[float, Field(ge=1)] = 1000.0
+    """Decoded pixels in work, each sample counted: 8 bytes each and, while an answer is encoded, as much again."""
+    ingress_replicas: Count = 1
+    """Copies of the HTTP interface; each has limits and counts of its own."""
     request_timeout_s: Seconds = 120.0
     """How long a request may take, from its last byte to its answer."""
     upload_timeout_s: Seconds = 30.0

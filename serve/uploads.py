@@ -1,7 +1,6 @@
 """What a request uploads: a photograph, and where it is to be repainted."""
 
 import io
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -9,6 +8,7 @@ from PIL import Image, ImageOps
 
 from rlhf.errors import UserError
 from rlhf.images import MAX_PIXELS, decode_image
+from rlhf.tiles import Canvas
 from serve.api_errors import ApiError
 from serve.file_ends import hides_another_file
 
@@ -20,25 +20,13 @@ OPAQUE_FROM = 128
 """Alpha below this number is a hole, as in OpenAI's interface."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Upload:
-    """A photograph with a hole, upright."""
-
-    rgb: np.ndarray
-    """uint8 [H, W, 3], transparency on white: what the policy is shown."""
-    rgba: np.ndarray
-    """uint8 [H, W, 4], as it came: what known pixels are answered with."""
-    hole: np.ndarray
-    """bool [H, W], True = repaint."""
-
-
 def read_upload(
     image: bytes,
     mask: bytes | None,
     *,
     convention: Literal["transparent", "white"] = "transparent",
     expand: Border | None = None,
-) -> Upload:
+) -> Canvas:
     """Decode a photograph and its hole: the transparent part of `mask`, or of the photograph itself.
 
     With the other `convention` it is the white part of `mask`. `expand` adds a border that is painted; a hole
@@ -48,7 +36,24 @@ def read_upload(
     rgb, alpha, colours = _read(image, "image")
     hole = _read_hole(rgb, alpha, mask, convention, is_optional=expand is not None and any(expand))
     opaque = np.full(rgb.shape[:2], 255, np.uint8) if alpha is None else alpha
-    return _expand(Upload(rgb=rgb, rgba=np.dstack([colours, opaque]), hole=hole), expand or (0, 0, 0, 0))
+    return _expand(Canvas(rgb=rgb, rgba=np.dstack([colours, opaque]), hole=hole), expand or (0, 0, 0, 0))
+
+
+def count_pixels(*files: bytes | None, expand: Border | None = None) -> int:
+    """How many pixels files hold by their headers, the border that `expand` adds to the first included.
+
+    What cannot be told counts as nothing: `read_upload` will refuse it.
+    """
+    total, (left, top, right, bottom) = 0, expand or (0, 0, 0, 0)
+    for data in filter(None, files):
+        try:
+            with Image.open(io.BytesIO(data)) as opened:
+                width, height = opened.size
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+        total += (width + left + right) * (height + top + bottom)
+        left = top = right = bottom = 0
+    return total
 
 
 def _read_hole(
@@ -79,13 +84,13 @@ def _read_hole(
     return hole
 
 
-def _expand(upload: Upload, border: Border) -> Upload:
+def _expand(upload: Canvas, border: Border) -> Canvas:
     left, top, right, bottom = border
     height, width = upload.hole.shape
     if (height + top + bottom) * (width + left + right) > MAX_PIXELS:
         raise ApiError(f"expand: more than {MAX_PIXELS / 1e6:.0f} megapixels; add less", param="expand")
     sides = ((top, bottom), (left, right))
-    return Upload(
+    return Canvas(
         rgb=np.pad(upload.rgb, (*sides, (0, 0)), constant_values=255),
         rgba=np.pad(upload.rgba, (*sides, (0, 0)), constant_values=255),
         hole=np.pad(upload.hole, sides, constant_values=True),

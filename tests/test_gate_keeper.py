@@ -55,6 +55,16 @@ def test_pages_of_other_sites_are_refused_and_the_own_page_is_not():
         assert refused.value.status == 403
 
 
+def test_pixels_are_counted_and_given_back():
+    gate = GateKeeper(None, 9, max_megapixels=1)
+    with gate.room(900_000):
+        with pytest.raises(ApiError, match="large photographs") as refused, gate.room(200_000):
+            pass
+        assert refused.value.status == 429
+    with gate.room(1_000_000):
+        pass
+
+
 def test_places_are_counted_given_back_and_refused_with_a_time_to_come_again():
     gate = GateKeeper(None, 2)
     with gate.place(), gate.place():

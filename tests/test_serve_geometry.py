@@ -6,9 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rlhf.tiles import (
+    LEAST_KNOWN,
+    MAX_SHRINK,
+    MAX_TILES,
+    Canvas,
+    crop_to_native,
+    cut,
+    fill,
+    plan_passes,
+    put_back,
+    surround,
+)
 from serve.api_errors import ApiError
-from serve.crops import LEAST_KNOWN, MAX_SHRINK, MAX_TILES, crop_to_native, cut, fill, plan_passes, put_back, surround
-from serve.uploads import Upload, read_upload
+from serve.uploads import count_pixels, read_upload
 
 NATIVE = 64
 
@@ -25,9 +36,9 @@ def _hole(height: int, width: int, top: int, left: int, bottom: int, right: int)
     return hole
 
 
-def _upload(hole: np.ndarray, seed: int = 0) -> Upload:
+def _upload(hole: np.ndarray, seed: int = 0) -> Canvas:
     rgb = np.random.default_rng(seed).integers(0, 256, (*hole.shape, 3), dtype=np.uint8)
-    return Upload(rgb=rgb, rgba=np.dstack([rgb, np.full(hole.shape, 255, np.uint8)]), hole=hole)
+    return Canvas(rgb=rgb, rgba=np.dstack([rgb, np.full(hole.shape, 255, np.uint8)]), hole=hole)
 
 
 def _mask(hole: np.ndarray) -> bytes:
@@ -97,7 +108,7 @@ def test_known_pixels_survive_exactly(shape: tuple[int, int]):
     assert (pasted[upload.hole] == 7).all()
 
 
-def _painted(upload: Upload, level: int) -> Image.Image:
+def _painted(upload: Canvas, level: int) -> Image.Image:
     """All squares filled with one colour."""
     boxes = plan_passes(upload.hole, NATIVE)[0]
     region = surround(boxes)
@@ -123,7 +134,7 @@ def test_what_the_hole_hides_does_not_tint_known_pixels():
         hole = _hole(side, side, side // 3, side // 3, side // 2, side // 2)
         rgb = np.full((side, side, 3), 100, np.uint8)
         rgb[hole] = 255
-        upload = Upload(rgb=rgb, rgba=np.dstack([rgb, np.full((side, side), 255, np.uint8)]), hole=hole)
+        upload = Canvas(rgb=rgb, rgba=np.dstack([rgb, np.full((side, side), 255, np.uint8)]), hole=hole)
         image, native_hole = crop_to_native(upload, (0, 0, side, side), NATIVE)
         rounding = 2
         assert np.abs(image[~native_hole].astype(int) - 100).max() <= rounding
@@ -294,6 +305,12 @@ def test_photographs_of_phones_with_a_film_or_further_pictures_behind_are_taken(
             assert read_upload(whole + tail, _mask(hole)).hole.shape == (24, 30)
     several = _saved(picture, "MPO", save_all=True, append_images=[picture])
     assert read_upload(several, _mask(hole)).hole.shape == (24, 30)
+
+
+def test_pixels_are_counted_without_decoding():
+    picture = _png(np.zeros((20, 30, 3), np.uint8))
+    assert count_pixels(picture, _mask(_hole(20, 30, 0, 0, 2, 2)), expand=(1, 2, 3, 4)) == 26 * 34 + 600
+    assert count_pixels(b"nonsense", None) == 0
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():

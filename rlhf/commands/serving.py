@@ -48,6 +48,7 @@ def serve(
     warmup: Annotated[bool, typer.Option("--warmup", help="Paint batches of all sizes before being ready.")] = False,
     batching: Annotated[str, typer.Option(help="continuous or whole.")] = "continuous",
     max_batch_images: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    max_policies: Annotated[int, typer.Option(help="Policies that a copy keeps loaded.")] = 8,
     max_waiting: Annotated[int, typer.Option(help="Requests in work, beyond which more get 429.")] = 64,
     request_timeout_s: Annotated[float, typer.Option(help="Seconds for a request, once it has arrived.")] = 120.0,
     upload_timeout_s: Annotated[float, typer.Option(help="Seconds for a request to arrive.")] = 30.0,

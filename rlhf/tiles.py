@@ -1,9 +1,22 @@
 """From a photograph of any size to the squares that a policy is shown, and back into the hole."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image
 
-from serve.uploads import Upload
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """A photograph of any size with a hole, upright."""
+
+    rgb: np.ndarray
+    """uint8 [H, W, 3], transparency on white: what the policy is shown."""
+    rgba: np.ndarray
+    """uint8 [H, W, 4], as it came: what known pixels are answered with."""
+    hole: np.ndarray
+    """bool [H, W], True = repaint."""
+
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in pixels; right and bottom exclusive."""
@@ -75,20 +88,20 @@ def surround(boxes: list[Box]) -> Box:
     return min(left), min(top), max(right), max(bottom)
 
 
-def cut(upload: Upload, box: Box) -> Upload:
+def cut(canvas: Canvas, box: Box) -> Canvas:
     """A part of a photograph."""
     left, top, right, bottom = box
-    parts = {name: getattr(upload, name)[top:bottom, left:right] for name in ("rgb", "rgba", "hole")}
-    return Upload(**parts)
+    parts = {name: getattr(canvas, name)[top:bottom, left:right] for name in ("rgb", "rgba", "hole")}
+    return Canvas(**parts)
 
 
-def crop_to_native(upload: Upload, box: Box, native_px: int) -> tuple[np.ndarray, np.ndarray]:
+def crop_to_native(canvas: Canvas, box: Box, native_px: int) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 [native, native, 3] and hole bool [native, native] of the box.
 
     A native pixel belongs to the hole where it touches a pixel of the hole. Pixels of the hole
     count for nothing in the resampling, so that what they hide does not tint known ones.
     """
-    part = cut(upload, box)
+    part = cut(canvas, box)
     if part.hole.shape == (native_px, native_px):
         return part.rgb, part.hole
     size = (native_px, native_px)
@@ -99,27 +112,27 @@ def crop_to_native(upload: Upload, box: Box, native_px: int) -> tuple[np.ndarray
     return np.asarray(image)[..., :3], np.asarray(coverage) > 1e-6
 
 
-def fill(upload: Upload, box: Box, inpainted: np.ndarray) -> Upload:
+def fill(canvas: Canvas, box: Box, inpainted: np.ndarray) -> Canvas:
     """The photograph with the part of its hole in `box` filled from `inpainted`, uint8 [native, native, 3].
 
-    Known pixels are those of the upload bit for bit, transparency included; what is filled is opaque and known.
+    Known pixels are those of the canvas bit for bit, transparency included; what is filled is opaque and known.
     """
     left, top, right, bottom = box
     scaled = Image.fromarray(inpainted)
     if scaled.size != (right - left, bottom - top):
         scaled = scaled.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
-    rgb, rgba, hole = upload.rgb.copy(), upload.rgba.copy(), upload.hole.copy()
+    rgb, rgba, hole = canvas.rgb.copy(), canvas.rgba.copy(), canvas.hole.copy()
     inside = hole[top:bottom, left:right].copy()
     rgb[top:bottom, left:right][inside] = np.asarray(scaled)[inside]
     rgba[top:bottom, left:right, :3][inside] = np.asarray(scaled)[inside]
     rgba[top:bottom, left:right, 3][inside] = 255
     hole[top:bottom, left:right] = False
-    return Upload(rgb=rgb, rgba=rgba, hole=hole)
+    return Canvas(rgb=rgb, rgba=rgba, hole=hole)
 
 
-def put_back(upload: Upload, region: Box, painted: Upload) -> Image.Image:
+def put_back(canvas: Canvas, region: Box, painted: Canvas) -> Image.Image:
     """The whole photograph with what was painted of `region`; RGBA only where something is transparent."""
     left, top, right, bottom = region
-    pixels = upload.rgba.copy()
+    pixels = canvas.rgba.copy()
     pixels[top:bottom, left:right] = painted.rgba
     return Image.fromarray(pixels if (pixels[..., 3] < 255).any() else pixels[..., :3])

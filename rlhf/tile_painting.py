@@ -1,0 +1,160 @@
+"""A hole of any size, painted square by square: what is to be painted next, and what has become of the photograph."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from rlhf.images import image_to_tensor, mask_to_tensor, to_8bit
+from rlhf.policy import Policy
+from rlhf.prompts import Prompt
+from rlhf.rollout import rollout
+from rlhf.tiles import Box, Canvas, crop_to_native, cut, fill, plan_passes, surround
+from rlhf.trajectories import RolloutPlan
+
+REFINE_STRENGTH = 0.4
+"""Share of the steps by which a finer pass goes over what a coarser one painted; chosen by eye on two photographs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    """Samples to be painted of one square."""
+
+    image: np.ndarray
+    """uint8 [native, native, 3]."""
+    hole: np.ndarray
+    """bool [native, native], True = repaint."""
+    sample_indices: tuple[int, ...]
+    start: np.ndarray | None
+    """uint8 [n, native, native, 3], what is refined with REFINE_STRENGTH; None paints from noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What is painted at the same time: one square of the photograph, for all samples."""
+
+    number: int
+    """Place among all squares; each has noise of its own."""
+    squares: list[Square]
+    """One for all samples while these are equal, else one for each."""
+    box: Box
+    """Where it lies."""
+    canvases: list[Canvas]
+    """The samples before it."""
+    is_last_pass: bool
+    """Whether what is painted is seen in the end."""
+
+    def show(self, images: Sequence[np.ndarray]) -> list[Canvas]:
+        """The samples with the square as in `images`, uint8 [native, native, 3] each."""
+        return [fill(before, self.box, image) for before, image in zip(self.canvases, images, strict=True)]
+
+
+Turns = Generator[Turn, Sequence[np.ndarray], list[Canvas]]
+
+
+def take_turns(canvas: Canvas, passes: list[list[Box]], sample_indices: tuple[int, ...], native_px: int) -> Turns:
+    """Yields Turns, is sent their images (uint8 [native, native, 3], one per sample), returns the finished samples.
+
+    Canvases are the part of the photograph that `surround` gives. Samples share the first square, then each goes its
+    own way: it sees what was painted of it before. A finer pass starts from the photograph again.
+    """
+    region = surround([box for boxes in passes for box in boxes])
+    part = cut(canvas, region)
+    canvases, coarse, number = [part] * len(sample_indices), None, 0
+    for boxes in passes:
+        if number:
+            coarse, canvases = [done.rgb for done in canvases], [part] * len(canvases)
+        for left, top, right, bottom in boxes:
+            box = left - region[0], top - region[1], right - region[0], bottom - region[1]
+            squares = _squares(canvases, coarse, box, sample_indices, native_px, are_equal=number == 0)
+            last = boxes is passes[-1]
+            turn = Turn(number=number, squares=squares, box=box, canvases=canvases, is_last_pass=last)
+            canvases = turn.show((yield turn))
+            number += 1
+    return canvases
+
+
+def _squares(
+    canvases: list[Canvas],
+    coarse: list[np.ndarray] | None,
+    box: Box,
+    sample_indices: tuple[int, ...],
+    native_px: int,
+    *,
+    are_equal: bool,
+) -> list[Square]:
+    if are_equal:
+        image, hole = crop_to_native(canvases[0], box, native_px)
+        return [Square(image=image, hole=hole, sample_indices=sample_indices, start=None)]
+    squares = []
+    for place, index in enumerate(sample_indices):
+        image, hole = crop_to_native(canvases[place], box, native_px)
+        start = None if coarse is None else _to_refine(canvases[place], box, coarse[place], native_px)[None]
+        squares.append(Square(image=image, hole=hole, sample_indices=(index,), start=start))
+    return squares
+
+
+def _to_refine(canvas: Canvas, box: Box, coarse: np.ndarray, native_px: int) -> np.ndarray:
+    """What the square holds already, and the coarser pass where it does not; uint8 [native, native, 3]."""
+    left, top, right, bottom = box
+    part = cut(canvas, box)
+    pixels = np.where(part.hole[..., None], coarse[top:bottom, left:right], part.rgb)
+    return np.asarray(Image.fromarray(pixels).resize((native_px, native_px), Image.Resampling.BOX))
+
+
+def go_on(turns: Turns, images: Sequence[np.ndarray] | None) -> tuple[Turn | None, list[Canvas]]:
+    """The next turn after `images` (None: the first) and the samples before it; at the end None and the finished."""
+    try:
+        turn = next(turns) if images is None else turns.send(images)
+    except StopIteration as end:
+        return None, end.value
+    return turn, turn.canvases
+
+
+def paint(
+    policy: Policy,
+    canvas: Canvas,
+    *,
+    sample_indices: tuple[int, ...] = (0,),
+    num_inference_steps: int,
+    seed_key: tuple[object, ...],
+) -> list[Canvas]:
+    """Fill a hole of any size; returns the whole photograph once per sample, known pixels as they came."""
+    passes = plan_passes(canvas.hole, policy.native_px)
+    turns = take_turns(canvas, passes, sample_indices, policy.native_px)
+    turn, samples = go_on(turns, None)
+    while turn is not None:
+        key = (*seed_key, turn.number)
+        painted = [_paint_square(policy, square, num_inference_steps, key) for square in turn.squares]
+        turn, samples = go_on(turns, list(np.concatenate(painted)))
+    left, top, right, bottom = surround([box for boxes in passes for box in boxes])
+    return [_put(canvas, slice(top, bottom), slice(left, right), done) for done in samples]
+
+
+def _put(canvas: Canvas, rows: slice, columns: slice, done: Canvas) -> Canvas:
+    rgb, rgba = canvas.rgb.copy(), canvas.rgba.copy()
+    rgb[rows, columns], rgba[rows, columns] = done.rgb, done.rgba
+    return Canvas(rgb=rgb, rgba=rgba, hole=np.zeros_like(canvas.hole))
+
+
+def _paint_square(policy: Policy, square: Square, steps: int, seed_key: tuple[object, ...]) -> np.ndarray:
+    """uint8 [n, native, native, 3]."""
+    first = 0 if square.start is None else steps - max(1, round(REFINE_STRENGTH * steps))
+    plan = RolloutPlan(num_inference_steps=steps, eta=0.0, stochastic_steps=frozenset(), first_step=first)
+    prompt = Prompt(
+        prompt_id="",
+        photograph="",
+        source="",
+        hole="",
+        split="",
+        image=image_to_tensor(square.image if square.start is None else square.start[0]),
+        mask=mask_to_tensor(square.hole),
+    )
+    images = rollout(policy, [prompt], plan, sample_indices=square.sample_indices, seed_key=seed_key).images
+    return to_8bit(images).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def to_canvas(rgb: np.ndarray, hole: np.ndarray) -> Canvas:
+    """An opaque photograph, uint8 [H, W, 3], with a hole, bool [H, W]."""
+    return Canvas(rgb=rgb, rgba=np.dstack([rgb, np.full(hole.shape, 255, np.uint8)]), hole=hole)
