@@ -1,4 +1,4 @@
-"""The one denoising loop: candidates, training rollouts, evaluation and serving all run it."""
+"""The denoising loop of candidates, training rollouts and evaluation; serving takes the same steps, bit for bit."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Jobs that are denoised together, each at a step of its own: joining, one step for all, leaving."""
+"""Jobs that are denoised together, each at a step of its own: joining, one step for all, leaving.
+
+The steps are those of `rlhf.rollout.rollout`; a job alone gives its images bit for bit.
+"""
 
 import math
 from collections import defaultdict

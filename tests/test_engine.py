@@ -1,8 +1,6 @@
 """The engine: a job's images are those of the one denoising loop, whoever else is in the batch."""
 
 import asyncio
-import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +8,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from small_parts import SIZE_PX, save_moved_policy, save_small_reward, small_prompts
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from rlhf.catalogue import ServedPolicy, describe_policy
 from rlhf.config import ModelConfig
@@ -282,28 +282,22 @@ def test_warm_up_paints_every_size_of_batch(small_pipeline: Path):
     assert sorted(set(sizes)) == [1, 2, 3]
 
 
-def _checker(flags: list[bool]) -> Callable[..., object]:
-    return lambda images, clip_input: (images, flags)
-
-
-def test_the_safety_checker_of_a_pipeline_is_asked_about_every_image(small_pipeline: Path):
-    engine = new_engine(small_pipeline)
-    assert run_together(engine, job_of())[0].unsafe == ()
-    pipeline = engine._shelf.base.pipeline
-    seen: list[np.ndarray] = []
-
-    class Features:
-        pixel_values = torch.zeros(2, 3, 8, 8)
-
-        def to(self, device: object) -> "Features":
-            return self
-
-    def extract(images: list[np.ndarray], return_tensors: str) -> Features:
-        seen.extend(images)
-        return Features()
-
-    pipeline.feature_extractor, pipeline.safety_checker = extract, _checker([False, True])
-    (done,) = run_together(engine, job_of())
-    assert done.unsafe == (False, True)
-    assert np.array_equal(np.stack(seen), done.images)
-    assert math.isfinite(done.queued_s + done.denoised_s)
+@pytest.mark.parametrize("is_flagged", [True, False])
+def test_the_safety_checker_of_a_pipeline_is_asked_about_every_image(
+    small_pipeline: Path, tmp_path: Path, is_flagged: bool
+):
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = sizes | {"image_size": SIZE_PX, "patch_size": 8, "projection_dim": 16}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=16))
+    # A cosine is above -2 always, and above 2 never.
+    checker.concept_embeds_weights.data.fill_(-2.0 if is_flagged else 2.0)
+    checker.special_care_embeds_weights.data.fill_(2.0)
+    side = {"height": SIZE_PX, "width": SIZE_PX}
+    features = CLIPImageProcessor(size={"shortest_edge": SIZE_PX}, crop_size=side)
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(
+        small_pipeline, safety_checker=checker, feature_extractor=features
+    )
+    pipeline.save_pretrained(tmp_path / "guarded")
+    (done,) = run_together(new_engine(tmp_path / "guarded"), job_of())
+    assert done.unsafe == (is_flagged, is_flagged)
+    assert run_together(new_engine(small_pipeline), job_of())[0].unsafe == ()
