@@ -1,8 +1,6 @@
 """The HTTP interface: OpenAI's image edits, in front of the deployments that hold base models and policies."""
 
 import asyncio
-import logging
-import random
 import time
 import weakref
 from collections.abc import AsyncIterator
@@ -20,7 +18,6 @@ from starlette.exceptions import HTTPException
 
 from rlhf.catalogue import Catalogue, ServedName, ServedPolicy
 from rlhf.errors import UserError
-from rlhf.tiles import Box, Canvas, plan_passes, surround
 from serve.answers import Answers, to_event
 from serve.api_errors import (
     ApiError,
@@ -33,20 +30,19 @@ from serve.api_errors import (
     to_api_error,
 )
 from serve.api_keys import load_api_keys
+from serve.edit import Edit, log_answer, read_edit, refuse_unsafe, to_timing
 from serve.edit_page import add_page
-from serve.edit_request import EditRequest, ReceivedEdit, describe_body, receive_edit
+from serve.edit_request import describe_body, receive_edit
 from serve.gate_keeper import GateKeeper
 from serve.image_store import ImageStore
-from serve.jobs import Job, Served
 from serve.painting import Estimate, Painted, paint
 from serve.replicas import Replicas
 from serve.request_metrics import Measured, observe, render
 from serve.served_names import ServedNames
 from serve.settings import ServiceSettings, base_name
-from serve.uploads import MAX_UPLOAD_BYTES, count_pixels, read_upload
+from serve.uploads import MAX_UPLOAD_BYTES, count_pixels
 
 HEALTH_TIMEOUT_S = 10.0
-logger = logging.getLogger("ray.serve")
 
 api = FastAPI(title="prefpaint-ray")
 api.add_middleware(BodyLimit, limit_bytes=2 * MAX_UPLOAD_BYTES * 4 // 3 + 1_000_000)
@@ -57,79 +53,6 @@ api.exception_handler(HTTPException)(answer_http_error)
 api.exception_handler(UserError)(answer_user_error)
 api.exception_handler(Exception)(answer_failure)
 add_page(api)
-
-
-class Edit:
-    """One request that was read and found sound: what is to be painted, by whom, and how it is answered."""
-
-    def __init__(
-        self, asked: EditRequest, upload: Canvas, chosen: tuple[str, ServedName, ServedPolicy], served: Served
-    ) -> None:
-        self.asked, self.upload, self.served = asked, upload, served
-        self.name, self.base, self.policy = chosen[0], chosen[1].base, chosen[2]
-        self.seed = random.randrange(2**31) if asked.seed is None else asked.seed
-        self.passes: list[list[Box]] = plan_passes(upload.hole, served.native_px)
-        self.region = surround([box for boxes in self.passes for box in boxes])
-        self.headers = {
-            "x-policy-version": self.policy.version,
-            "x-seed": str(self.seed),
-            "x-model": self.name,
-            "cache-control": "no-store",
-        }
-
-    def job(self) -> Job:
-        """What is wanted of the whole; its squares are put in one by one."""
-        asked = self.asked
-        return Job(
-            policy=self.policy,
-            image=self.upload.rgb[:0],
-            hole=self.upload.hole[:0],
-            sample_indices=tuple(range(asked.best_of or asked.n)),
-            seed=self.seed,
-            num_inference_steps=asked.num_inference_steps,
-            prompt=asked.prompt,
-            guidance_scale=asked.guidance_scale,
-            partial_images=asked.partial_images if asked.stream else 0,
-        )
-
-
-def _check(received: ReceivedEdit, chosen: tuple[str, ServedName, ServedPolicy], served: Served) -> Edit:
-    """Decode the pictures; ApiError where they or the size of the answer do not do."""
-    asked = received.request
-    upload = read_upload(received.image, received.mask, convention=asked.mask_convention, expand=asked.expand)
-    asked.answer_size(upload.hole.shape[1], upload.hole.shape[0])
-    return Edit(asked, upload, chosen, served)
-
-
-def _refuse_unsafe(painted: Painted) -> None:
-    if any(painted.unsafe):
-        message = "the model's safety checker refused what was painted; use another seed or hole"
-        raise ApiError(message, code="moderation_blocked", status=400)
-
-
-def _timing(painted: Painted) -> str:
-    """Where the time went, as browsers show it; squares that were painted at once count each."""
-    queued, denoised = (sum(getattr(job, name) for job in painted.jobs) for name in ("queued_s", "denoised_s"))
-    return f"queue;dur={1000 * queued:.1f}, denoise;dur={1000 * denoised:.1f}"
-
-
-def _log(edit: Edit, painted: Painted, client: str, seconds: float) -> None:
-    """One structured line per answered request; Ray Serve adds the request's id."""
-    height, width = edit.upload.hole.shape
-    fields = {
-        "client": client,
-        "model": edit.name,
-        "policy_version": edit.policy.version,
-        "seed": edit.seed,
-        "size": f"{width}x{height}",
-        "squares": sum(map(len, edit.passes)),
-        "samples": len(painted.samples),
-        "steps": edit.asked.num_inference_steps,
-        "seconds": round(seconds, 4),
-        "queued_s": round(sum(job.queued_s for job in painted.jobs), 4),
-        "batch_images": round(sum(job.batch_images for job in painted.jobs) / len(painted.jobs), 2),
-    }
-    logger.info("edit", extra=fields)
 
 
 # Ray freezes the routes when it decorates the class: all that they call stands above it.
@@ -238,7 +161,7 @@ class Api:
                 return response
             painted = [told async for told in self._paint(edit, client) if isinstance(told, Painted)]
             body = await asyncio.to_thread(answers.body, painted[0])
-        return JSONResponse(body, headers=edit.headers | {"server-timing": _timing(painted[0])})
+        return JSONResponse(body, headers=edit.headers | {"server-timing": to_timing(painted[0])})
 
     async def _read(self, http: Request, places: ExitStack) -> Edit:
         """Receive a request and check it; ApiError or RequestValidationError for whatever cannot be answered."""
@@ -259,7 +182,7 @@ class Api:
             raise ApiError(message, param="response_format")
         pixels = count_pixels(received.image, received.mask, expand=asked.expand)
         places.enter_context(self.gate.room(pixels * (1 + (asked.best_of or asked.n))))
-        return await asyncio.to_thread(_check, received, chosen, served)
+        return await asyncio.to_thread(read_edit, received, chosen, served)
 
     async def _paint(self, edit: Edit, client: str) -> AsyncIterator[Estimate | Painted]:
         """Estimates and at last what was painted, within the time that a request may take."""
@@ -269,9 +192,9 @@ class Api:
             async with asyncio.timeout(self.settings.request_timeout_s):
                 async for told in paint(edit.upload, edit.passes, edit.job(), edit.served.native_px, send):
                     if isinstance(told, Painted):
-                        _refuse_unsafe(told)
+                        refuse_unsafe(told)
                         observe(told, edit.name, edit.policy.version)
-                        _log(edit, told, client, time.perf_counter() - started)
+                        log_answer(edit, told, client, time.perf_counter() - started)
                     yield told
         except TimeoutError as error:
             message = f"not done within {self.settings.request_timeout_s:g} s; ask for fewer images or steps"
