@@ -35,7 +35,11 @@ class Inpainter:
         async for _ in self.engine.inpaint(job):
             pass
 
-    async def inpaint(self, job: Job) -> AsyncIterator[Partial | Inpainted]:
+    async def inpaint(self, job: Job) -> Inpainted:
+        """The answer alone."""
+        return [event async for event in self.engine.inpaint(job) if isinstance(event, Inpainted)][0]
+
+    async def stream(self, job: Job) -> AsyncIterator[Partial | Inpainted]:
         """Estimates as they come, and at last the answer."""
         async for event in self.engine.inpaint(job):
             yield event

@@ -50,7 +50,10 @@ class Replicas:
         told = -1
         async for attempt in _attempts():
             with attempt:
-                async for event in self._handle.options(stream=True).inpaint.remote(job):
+                if not job.partial_images:  # one answer costs less than a stream of one
+                    yield await self._handle.inpaint.remote(job)
+                    return
+                async for event in self._handle.options(stream=True).stream.remote(job):
                     if isinstance(event, Partial):
                         if event.index <= told:
                             continue
