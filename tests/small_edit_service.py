@@ -16,10 +16,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
+from rlhf.tiles import Canvas
 from serve.api_errors import ApiError, answer_api_error, answer_invalid_form
 from serve.edit_page import add_page
 from serve.edit_request import EditRequest, receive_edit
-from serve.uploads import Upload, read_upload
+from serve.uploads import read_upload
 
 BASE = {"id": "tiny", "object": "model", "created": 0, "owned_by": "prefpaint-ray", "base": None}
 ALIGNED = BASE | {"id": "aligned", "base": "tiny", "policy_version": "30-9f86d081", "has_reward": True}
@@ -33,7 +34,7 @@ class Received:
 
     asked: EditRequest
     image: bytes
-    upload: Upload
+    upload: Canvas
 
 
 @dataclass(kw_only=True)
@@ -90,7 +91,7 @@ def _build(service: SmallService) -> FastAPI:
     return api
 
 
-def _fill(service: SmallService, upload: Upload, asked: EditRequest, sample: int) -> dict[str, Any]:
+def _fill(service: SmallService, upload: Canvas, asked: EditRequest, sample: int) -> dict[str, Any]:
     pixels = upload.rgb.copy()
     pixels[upload.hole] = colour(asked.model, sample)
     scores = {"reward": LOWER[sample] + 0.2, "lower": LOWER[sample], "upper": LOWER[sample] + 0.5}
