@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import requests
 
+from rlhf.url_path import _open_filesystem
+
 SERVE = """
 import sys
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
@@ -40,6 +42,7 @@ def run_s3_server() -> Iterator[str]:
     before = {name: os.environ.get(name) for name in settings}
     server = subprocess.Popen([sys.executable, "-c", SERVE, str(port)], stderr=subprocess.DEVNULL)
     os.environ.update(settings)
+    _open_filesystem.cache_clear()  # it may hold a server of before
     try:
         _wait(address)
         requests.put(f"{address}/runs", timeout=10).raise_for_status()
@@ -47,6 +50,7 @@ def run_s3_server() -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+        _open_filesystem.cache_clear()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
