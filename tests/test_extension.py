@@ -8,7 +8,9 @@ import pytest
 from PIL import Image, ImageSequence
 from small_parts import save_moved_policy, small_config
 from test_cli import rlhf
+from typer.testing import CliRunner
 
+from rlhf.cli import app
 from rlhf.config import EvaluateConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.extension import MAX_STEPS, UNPAINTED, count_steps, extend, frame, save_gif
@@ -31,6 +33,13 @@ def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     rng = np.random.default_rng(seed)
     pixels = Image.fromarray(rng.integers(0, 100, (4, 12, 3), dtype=np.uint8))
     return np.asarray(pixels.resize((width, height), Image.Resampling.BICUBIC)) // 2 + np.uint8(10 * (seed % 3))
+
+
+def run(*arguments: object) -> str:
+    """What a command prints, in this process: torch is there already."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 @pytest.fixture
@@ -251,15 +260,13 @@ def test_the_commands_extend_and_judge_a_policy(small_pipeline: Path, photograph
     settings = ["--set", "evaluate.num_inference_steps=2", "--set", "evaluate.bootstrap=50"]
     model = ["--set", f"model.path={small_pipeline}", *settings]
     sizes = ["--photographs", 6, "--steps-per-side", 1]
-    done = rlhf("study", "extension", "--images", photographs, "--run", policy, "--out", tmp_path / "s", *model, *sizes)
-    assert done.returncode == 0, done.stderr
-    assert all(word in done.stdout for word in ("base", "aligned", "mirror", *(m.label for m in MEASURES.values())))
+    done = run("study", "extension", "--images", photographs, "--run", policy, "--out", tmp_path / "s", *model, *sizes)
+    assert all(word in done for word in ("base", "aligned", "mirror", *(m.label for m in MEASURES.values())))
     summary = json.loads((tmp_path / "s" / "extension_study.json").read_text())
     assert (summary["known_pixels_differ"], summary["aligned"][:24]) == (0, "policy-000002, version 2")
     out = tmp_path / "extended"
     sides = ["--left", 20, "--top", 9, "--samples", 2, "--seed", 5, "--out", out]
-    done = rlhf("extend", photographs / "0.png", "--model", policy, *settings, *sides)
-    assert done.returncode == 0, done.stderr
+    run("extend", photographs / "0.png", "--model", policy, *settings, *sides)
     record = json.loads((out / "extension.json").read_text())
     assert (record["seed"], record["policy_version"], record["known_pixels_differ"]) == (5, 2, 0)
     assert record["pictures"] == ["extended-0.png", "extended-1.png"]
