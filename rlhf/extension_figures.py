@@ -19,6 +19,8 @@ CELL_PX = (240, 170)
 """Width and height of a picture in the sheet."""
 LABEL_PX = 16
 COLUMNS = 4
+ENDS = {"first step": 0, "last step": -1}
+"""Steps whose differences are shown in the terminal; all are in the JSON."""
 
 
 def draw_steps(summary: Mapping[str, Any], path: Path) -> None:
@@ -67,25 +69,24 @@ def save_sheet(folders: Sequence[Path], names: Sequence[str], path: Path) -> Non
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
-    """The summary for the terminal: by measure and contestant the steps, the drift, and the difference."""
-    steps = range(1, summary["steps_per_side"] + 1)
-    reference = summary["reference"]
+    """The summary for the terminal: by measure and contestant the steps, the drift, first and last difference."""
+    steps, reference = range(1, summary["steps_per_side"] + 1), summary["reference"]
+    heads = "".join(f"{f'step {step}':>9}" for step in steps)
+    heads += "".join(f"  {head:<25}" for head in ("last step less first", *(f"{n} less {reference}" for n in ENDS)))
     lines = []
     for name, contestants in summary["measures"].items():
-        title = f"{MEASURES[name].label}"
-        heads = "".join(f"{f'step {step}':>9}" for step in steps)
-        lines += [title, f"  {'':<10}{heads}  {'last less first':<27}{f'all, less {reference}':<27}".rstrip()]
+        lines += [MEASURES[name].label, f"  {'':<10}{heads}".rstrip()]
         for contestant, figures in contestants.items():
             values = "".join(f"{_show(e, signed=False):>9}" for e in figures["steps"])
-            difference = summary["differences"][name].get(contestant)
-            against = "" if difference is None else _show_interval(difference["all"])
-            lines.append(f"  {contestant:<10}{values}  {_show_interval(figures['drift']):<27}{against}".rstrip())
+            differences = summary["differences"][name].get(contestant, {"steps": []})["steps"]
+            shown = [figures["drift"], *(differences[place] for place in ENDS.values() if differences)]
+            values += "".join(f"  {_show_interval(e):<25}" for e in shown)
+            lines.append(f"  {contestant:<10}{values}".rstrip())
             if figures["left_out"]:
                 lines.append(f"  {'':<10}left out: {figures['left_out']} bands for which it cannot be computed")
-    known = summary["known_pixels_differ"]
     lines.append(
         f"{summary['photographs']} photographs ({summary['skipped']} skipped, see skipped.json); known pixels that "
-        f"differ: {known}; 95 % intervals over photographs; the gold judge is simulated"
+        f"differ: {summary['known_pixels_differ']}; 95 % intervals over photographs; the gold judge is simulated"
     )
     return "\n".join(lines)
 
