@@ -168,13 +168,14 @@ def frame(extended: np.ndarray, extent: Box) -> Image.Image:
 def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
     """Frames as a GIF that repeats: one palette and no dithering, so that what stands still costs no bytes.
 
-    Pillow writes what stands still as transparent, where the palette leaves one of 256 colours for it.
+    Pillow writes what stands still as transparent, where the palette leaves one of 256 colours for it. Its octree is
+    nearer to photographs than its median cut, and quicker.
     """
     width, height = frames[0].size
     both = Image.new("RGB", (2 * width, height))
     both.paste(frames[0], (0, 0))
     both.paste(frames[-1], (width, 0))
-    palette = both.quantize(255, dither=Image.Dither.NONE)
+    palette = both.quantize(255, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     first, *others = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in frames]
     between = round(1000 * min(0.5, GROWTH_S / len(frames)))
     durations = [round(1000 * FIRST_S), *[between] * (len(others) - 1), round(1000 * LAST_S)]
