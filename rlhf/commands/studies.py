@@ -111,6 +111,40 @@ def runs(
     print(format_study(study_runs(named, out)))
 
 
+@study.command()
+def extension(
+    images: Annotated[Path, typer.Option("--images", help="Folder of held-out photographs.")],
+    out: Out,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Run, policy or pipeline folder; default: the base model alone.")
+    ] = None,
+    photographs: Annotated[int, typer.Option(help="How many of them, spread over the folder.")] = 24,
+    growth: Annotated[float, typer.Option(help="True width over that of the centre strip.")] = 3.0,
+    steps_per_side: Annotated[int, typer.Option(help="Steps from the strip to the true width.")] = 4,
+    height_px: Annotated[int | None, typer.Option(help="Scale photographs down to it; default: as they are.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Extend centre strips of photographs to their true width, step by step: how far does it go well?"""
+    resolved = resolve_config(config, overrides)
+    from rlhf.extension_figures import format_table
+    from rlhf.extension_study import ExtensionPlan, describe_contestants, open_contestants, study_extension
+
+    plan = ExtensionPlan(
+        images=images,
+        photographs=photographs,
+        growth=growth,
+        steps_per_side=steps_per_side,
+        height_px=height_px,
+        bootstrap=resolved.evaluate.bootstrap,
+    )
+    plan.check()
+    settings = describe_contestants(resolved, run)
+    summary = study_extension(plan, lambda: open_contestants(resolved, run), out, settings)
+    save_config(resolved, out)
+    print(format_table(summary))
+
+
 def _load_annotated(prompts: Path, candidates: Path, annotations: Path):  # noqa: ANN202
     """Annotated images and, where all annotators are simulated, their scores without noise; else None."""
     import torch

@@ -1,0 +1,189 @@
+"""A photograph extended at its sides, with a GIF of how it grew: what `rlhf extend` does."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rlhf.config import RunConfig
+from rlhf.errors import UserError
+from rlhf.growth import Band, Margins, fill_by_policy, grow, plan_bands
+from rlhf.images import MAX_PIXELS, decode_image, encode_png
+from rlhf.policy import Policy, load_policy, locate_policy
+from rlhf.progress import progress_bar
+from rlhf.storage import atomic_write, atomic_write_json
+from rlhf.tiles import Box
+from rlhf.url_path import local_copy
+
+SCHEMA_VERSION = 1
+"""Of `extension.json`."""
+LEAST_SIDE_PX = 8
+"""Photographs below it show nothing that could be continued."""
+MAX_STEPS = 200
+STEPS = 4
+"""Unless a step is given; fewer where steps would be thinner than LEAST_STEP_PX, more where they would be wide."""
+LEAST_STEP_PX = 16
+GIF_PX = 480
+"""Longest side of the GIF's frames."""
+GROWTH_S, FIRST_S, LAST_S = 3.0, 0.8, 2.0
+"""Duration of the growth in the GIF, and how long its first and last frame stand."""
+UNPAINTED = 128
+"""Grey of what is not painted yet."""
+
+
+def extend(
+    photograph: Path,
+    margins: Margins,
+    out: Path,
+    config: RunConfig,
+    *,
+    model: Path | None = None,
+    step_px: int | None = None,
+    samples: int = 1,
+) -> list[Path]:
+    """Extend a photograph of any size; returns the pictures.
+
+    Writes `extended.png` (its known pixels are the photograph's, upright 8-bit RGB, bit for bit) and `growth.gif`,
+    or with several samples `extended-0.png`, `growth-0.gif` and so on, and last `extension.json`. `model` as
+    `locate_policy` takes it; steps of denoising are `config.evaluate.num_inference_steps`. Raises UserError where
+    the photograph cannot be read or there is nothing, or too much, to paint.
+    """
+    pixels = read_photograph(photograph)
+    height, width = pixels.shape[:2]
+    steps = count_steps((width, height), margins, step_px)
+    if samples < 1:
+        raise UserError(f"extend: {samples} samples are none; ask for 1 or more")
+    located, adapter = locate_policy(config.model, model)
+    policy = load_policy(located, adapter)
+    bands = plan_bands((width, height), margins, steps)
+    differing, pictures = 0, []
+    with progress_bar(stage="extend", total=samples * len(bands)) as bar:
+        for index in range(samples):
+            frames = [frame(put_into(pixels, margins), _box(margins, width, height))]
+            fill = fill_by_policy(
+                policy,
+                num_inference_steps=config.evaluate.num_inference_steps,
+                seed_key=(config.seed, "extend"),
+                sample_index=index,
+            )
+            for painted in grow(pixels, margins, bands, fill):
+                differing += painted.known_pixels_differ
+                if is_last_of_step(painted.band, bands):
+                    frames.append(frame(painted.extended, painted.band.extent))
+                bar.update()
+            ending = f"-{index}" if samples > 1 else ""
+            pictures.append(out / f"extended{ending}.png")
+            save_png(painted.extended, pictures[-1])
+            save_gif(frames, out / f"growth{ending}.gif")
+    record = _describe(policy, located.path, adapter, bands, margins, config)
+    size = {"photograph": str(photograph), "width_px": width, "height_px": height}
+    files = {"pictures": [path.name for path in pictures], "known_pixels_differ": differing}
+    atomic_write_json(out / "extension.json", size | record | files)
+    return pictures
+
+
+def read_photograph(path: Path) -> np.ndarray:
+    """Upright uint8 [H, W, 3]; UserError where it cannot be read or is smaller than LEAST_SIDE_PX."""
+    with local_copy(path) as local:
+        image = decode_image(local, name=str(path))
+    if min(image.size) < LEAST_SIDE_PX:
+        raise UserError(f"{path}: {image.width}x{image.height} is too small to go on from; give {LEAST_SIDE_PX} pixels")
+    return np.asarray(image)
+
+
+def count_steps(size: tuple[int, int], margins: Margins, step_px: int | None) -> int:
+    """Steps of at most `step_px`; by default STEPS, none wider than a quarter of the photograph's short side.
+
+    Raises UserError where a margin is negative, all are 0, a step has no pixel, or there is too much to paint.
+    """
+    for side, margin in vars(margins).items():
+        if margin < 0:
+            raise UserError(f"extend: --{side} {margin} is negative; give the pixels to add, 0 for none")
+    longest = max(vars(margins).values())
+    if longest == 0:
+        raise UserError("extend: nothing to extend; give --left, --right, --top or --bottom in pixels")
+    wide, high = margins.enlarge(size)
+    if wide * high > MAX_PIXELS:
+        raise UserError(f"extend: {wide}x{high} is more than {MAX_PIXELS} pixels; add fewer")
+    if step_px is not None and step_px < 1:
+        raise UserError(f"extend: --step {step_px} adds nothing; give 1 pixel or more")
+    steps = math.ceil(longest / (step_px or max(LEAST_STEP_PX, min(math.ceil(longest / STEPS), min(size) // 4))))
+    if steps > MAX_STEPS:
+        raise UserError(
+            f"extend: {longest} pixels take {steps} steps, more than {MAX_STEPS}; raise --step, or add fewer"
+        )
+    return steps
+
+
+def is_last_of_step(band: Band, bands: Sequence[Band]) -> bool:
+    """Whether a step ends with this band."""
+    place = bands.index(band)
+    return place + 1 == len(bands) or bands[place + 1].step > band.step
+
+
+def _box(margins: Margins, width: int, height: int) -> Box:
+    return margins.left, margins.top, margins.left + width, margins.top + height
+
+
+def put_into(pixels: np.ndarray, margins: Margins) -> np.ndarray:
+    """The photograph, uint8 [h, w, 3], with all margins, unpainted."""
+    added = ((margins.top, margins.bottom), (margins.left, margins.right), (0, 0))
+    return np.pad(pixels, added, constant_values=UNPAINTED)
+
+
+def _describe(
+    policy: Policy, base: str, adapter: Path | None, bands: list[Band], margins: Margins, config: RunConfig
+) -> dict[str, Any]:
+    left, top, right, bottom = bands[-1].extent
+    ends = [band.extent for band in bands if is_last_of_step(band, bands)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "margins_px": vars(margins),
+        "extended_width_px": right - left,
+        "extended_height_px": bottom - top,
+        "steps": [{"width_px": box[2] - box[0], "height_px": box[3] - box[1]} for box in ends],
+        "model": base,
+        "policy": None if adapter is None else str(adapter),
+        "policy_version": policy.version,
+        "native_px": policy.native_px,
+        "num_inference_steps": config.evaluate.num_inference_steps,
+        "seed": config.seed,
+    }
+
+
+def frame(extended: np.ndarray, extent: Box) -> Image.Image:
+    """A frame of the GIF: what there is of the photograph, the rest in grey, at most GIF_PX wide and high."""
+    height, width = extended.shape[:2]
+    scale = min(1.0, GIF_PX / max(height, width))
+    left, top, right, bottom = extent
+    shown = np.full_like(extended, UNPAINTED)
+    shown[top:bottom, left:right] = extended[top:bottom, left:right]
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return Image.fromarray(shown).resize(size, Image.Resampling.BOX)
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
+    """Frames as a GIF that repeats: one palette and no dithering, so that what stands still costs no bytes.
+
+    Pillow writes what stands still as transparent, where the palette leaves one of 256 colours for it. Its octree is
+    nearer to photographs than its median cut, and quicker.
+    """
+    width, height = frames[0].size
+    both = Image.new("RGB", (2 * width, height))
+    both.paste(frames[0], (0, 0))
+    both.paste(frames[-1], (width, 0))
+    palette = both.quantize(255, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    first, *others = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in frames]
+    between = round(1000 * min(0.5, GROWTH_S / len(frames)))
+    durations = [round(1000 * FIRST_S), *[between] * (len(others) - 1), round(1000 * LAST_S)]
+    options = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
+    atomic_write(path, lambda temporary: first.save(temporary, format="GIF", **options))
+
+
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """Pixels, uint8 [H, W, 3], as a PNG, whole or not at all."""
+    data = encode_png(Image.fromarray(pixels))
+    atomic_write(path, lambda temporary: temporary.write_bytes(data))

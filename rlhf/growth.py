@@ -1,0 +1,136 @@
+"""A photograph that grows beyond its borders, step by step: where each step paints, and who paints it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf.policy import Policy
+from rlhf.tile_painting import paint, to_canvas
+from rlhf.tiles import Box
+
+SIDES = {"left": 0, "right": 2, "top": 1, "bottom": 3}
+"""In the order of painting, each with its place in a Box; top and bottom are as wide as left and right made it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margins:
+    """Pixels that are added at each side."""
+
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+
+    def enlarge(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height with the margins."""
+        return size[0] + self.left + self.right, size[1] + self.top + self.bottom
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """What is painted at once: what one step adds at one side. Boxes are in pixels of the extended photograph."""
+
+    step: int
+    """From 1."""
+    side: str
+    """Of SIDES."""
+    box: Box
+    """Where it lies."""
+    extent: Box
+    """What there is of the photograph, the band included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painted:
+    """The photograph after a band."""
+
+    band: Band
+    extended: np.ndarray
+    """uint8 [H, W, 3], the photograph with all margins; what lies outside `band.extent` is still 0. Changes with the
+    next band."""
+    known_pixels_differ: int
+    """Pixels outside the band that the fill answered otherwise than it was given them. They are not taken over."""
+
+
+Fill = Callable[[np.ndarray, np.ndarray, Band], np.ndarray]
+"""Fills a hole: pixels uint8 [h, w, 3] of the band's extent, the hole bool [h, w], and the band; returns the pixels."""
+
+
+def plan_bands(size: tuple[int, int], margins: Margins, steps: int) -> list[Band]:
+    """The bands of all steps, in their order; all sides are done with the last step.
+
+    `size` is width and height before. Where a margin has fewer pixels than there are steps, its side rests in some.
+    """
+    start = (margins.left, margins.top, margins.left + size[0], margins.top + size[1])
+    extent, bands = list(start), []
+    for step in range(1, steps + 1):
+        for side, place in SIDES.items():
+            grown = getattr(margins, side) * step // steps
+            edge = start[place] + (grown if place > 1 else -grown)
+            if edge == extent[place]:
+                continue
+            box = list(extent)
+            box[(place + 2) % 4], box[place] = extent[place], edge
+            extent[place] = edge
+            bands.append(Band(step=step, side=side, box=_to_box(box), extent=_to_box(extent)))
+    return bands
+
+
+def _to_box(edges: Sequence[int]) -> Box:
+    left, top, right, bottom = edges
+    return left, top, right, bottom
+
+
+def grow(photograph: np.ndarray, margins: Margins, bands: Sequence[Band], fill: Fill) -> Iterator[Painted]:
+    """Paint band after band around a photograph, uint8 [h, w, 3]; each sees what the ones before it painted."""
+    height, width = photograph.shape[:2]
+    wide, high = margins.enlarge((width, height))
+    extended = np.zeros((high, wide, 3), np.uint8)
+    extended[margins.top : margins.top + height, margins.left : margins.left + width] = photograph
+    for band in bands:
+        left, top, right, bottom = band.extent
+        part = extended[top:bottom, left:right]
+        hole = band_hole(band)
+        filled = fill(part.copy(), hole, band)
+        differing = int((filled != part).any(axis=2)[~hole].sum())
+        part[hole] = filled[hole]
+        yield Painted(band=band, extended=extended, known_pixels_differ=differing)
+
+
+def band_hole(band: Band) -> np.ndarray:
+    """The band within its extent, bool [h, w]."""
+    left, top, right, bottom = band.extent
+    hole = np.zeros((bottom - top, right - left), bool)
+    hole[band.box[1] - top : band.box[3] - top, band.box[0] - left : band.box[2] - left] = True
+    return hole
+
+
+def fill_by_policy(
+    policy: Policy, *, num_inference_steps: int, seed_key: tuple[object, ...], sample_index: int = 0
+) -> Fill:
+    """Square by square, as `paint` does; noise depends on `seed_key`, the band and the sample, not on the policy."""
+
+    def fill(pixels: np.ndarray, hole: np.ndarray, band: Band) -> np.ndarray:
+        (done,) = paint(
+            policy,
+            to_canvas(pixels, hole),
+            sample_indices=(sample_index,),
+            num_inference_steps=num_inference_steps,
+            seed_key=(*seed_key, band.step, band.side),
+        )
+        return done.rgb
+
+    return fill
+
+
+def fill_by_padding(mode: str) -> Fill:
+    """No model at all: numpy's padding, `edge` (the outermost pixels drawn out) or `symmetric` (a mirror image)."""
+
+    def fill(pixels: np.ndarray, hole: np.ndarray, band: Band) -> np.ndarray:
+        rows, columns = (np.flatnonzero(~hole.all(axis=axis)) for axis in (1, 0))
+        known = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        missing = [(ends[0], n - 1 - ends[-1]) for ends, n in zip((rows, columns), hole.shape, strict=True)]
+        return np.pad(known, [*missing, (0, 0)], mode=mode)  # type: ignore[call-overload]
+
+    return fill
