@@ -45,6 +45,8 @@ def plan_passes(hole: np.ndarray, native_px: int) -> list[list[Box]]:
         left = _place(int(columns[0] + columns[-1] + 1), side, width)
         top = _place(int(rows[0] + rows[-1] + 1), side, height)
         passes = [[(left, top, left + side, top + side)]]
+    elif hole.sum() > MAX_TILES * (1 - LEAST_KNOWN) * side**2:
+        return [[(0, 0, width, height)]]  # a photograph so thin is squeezed into one square
     else:
         passes = [_plan_tiles(hole, side)]
     while side > MAX_SHRINK * native_px:

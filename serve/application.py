@@ -11,7 +11,9 @@ import ray
 import torch
 from pydantic import ValidationError
 from ray import serve as ray_serve
+from ray.exceptions import RayError
 
+from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.policy import resolve_model
 from rlhf.url_path import as_path
@@ -38,7 +40,7 @@ def to_settings(args: dict[str, Any]) -> ServiceSettings:
         return ServiceSettings.model_validate(args)
     except ValidationError as error:
         known = ", ".join(ServiceSettings.model_fields)
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(": ".join(filter(None, [".".join(map(str, e["loc"])), e["msg"]])) for e in error.errors())
         raise UserError(f"serve: {problems} (known arguments: {known})") from error
 
 
@@ -85,7 +87,9 @@ def start(settings: ServiceSettings, host: str, port: int) -> str:
     """
     spare = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
     cpus = max(1.0, spare // (settings.max_replicas or settings.replicas))
-    application = _bind(settings, cpus if settings.num_cpus is None else settings.num_cpus)
+    cpus = cpus if settings.num_cpus is None else settings.num_cpus
+    application = _bind(settings, cpus)
+    _check_room(settings, cpus)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     ray_serve.start(http_options={"host": host, "port": port})
     try:
@@ -93,6 +97,19 @@ def start(settings: ServiceSettings, host: str, port: int) -> str:
     except RuntimeError as error:
         raise UserError(_why_not_deployed(error)) from error
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _check_room(settings: ServiceSettings, cpus: float) -> None:
+    """UserError where a cluster that does not grow has no room for the replicas: they would be waited for for ever."""
+    bases = {served.base for served in name_models(settings).models.values()}
+    found = ray.cluster_resources()
+    for flag, each, kind in (("--num-cpus", cpus, "CPU"), ("--num-gpus", settings.num_gpus or 0.0, "GPU")):
+        needed = each * settings.replicas * len(bases)
+        if needed > found.get(kind, 0.0):
+            raise UserError(
+                f"{flag} {each:g}: {settings.replicas} replica(s) of {len(bases)} model(s) need {needed:g} {kind}s, "
+                f"but there are {found.get(kind, 0.0):g}; ask for fewer"
+            )
 
 
 def _why_not_deployed(error: RuntimeError) -> str:
@@ -123,10 +140,19 @@ def run(settings: ServiceSettings, host: str, port: int) -> None:
         print(f"curl -s {address}/v1/images/edits -F image=@photo.png -F mask=@mask.png {_DECODE}", flush=True)
         stopped.wait()
         print("stopping; what is in work is finished first", flush=True)
-        ray_serve.delete(APPLICATION)
+        _stop(settings)
     finally:
         if starts_ray:
             ray.shutdown()
+
+
+def _stop(settings: ServiceSettings) -> None:
+    """The interface first: a request may still need the replicas below several times."""
+    try:
+        ray_serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=settings.request_timeout_s + 5)
+        ray_serve.delete(APPLICATION)
+    except (TimeoutError, RayError) as error:
+        print(f"stopped before all was finished ({type(error).__name__})", flush=True)
 
 
 _DECODE = (
@@ -145,6 +171,8 @@ def _check_before_start(settings: ServiceSettings, host: str, port: int) -> None
             )
     if settings.reward is not None and not (settings.reward / "reward.json").is_file():
         raise UserError(f"{settings.reward}: no reward.json, so not a complete reward folder; run `rlhf reward` again")
+    if resolve_device(settings.device).type != "cuda" and settings.attention == "xformers":
+        raise UserError("--attention xformers: needs a CUDA GPU; use auto")
     if load_api_keys(settings.api_keys) is None and not is_loopback(host):
         raise UserError(
             f"--host {host}: others could reach it, but there are no API keys; make one with `rlhf api-key`, "

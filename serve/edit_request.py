@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,8 @@ from serve.jobs import MAX_IMAGES
 MAX_PROMPT = 32_000
 """Characters, as in OpenAI's interface."""
 MAX_EXPAND_PX = 4096
+MAX_ENLARGED_PX = 4_000_000
+"""Pixels of an answer that is larger than its photograph."""
 LONGEST_SIDE = {"jpeg": 65535, "webp": 16383}
 """Pixels, as the formats allow."""
 Pixels = Annotated[int, Field(ge=0, le=MAX_EXPAND_PX)]
@@ -78,6 +81,11 @@ class EditRequest(BaseModel):
             raise ValueError("is less than n; ask for n or more")
         return best_of
 
+    @property
+    def answer_pixels(self) -> int:
+        """Of the size that is asked for; 0 where it is the photograph's."""
+        return 0 if self.size == "auto" else math.prod(map(int, self.size.split("x")))
+
     def answer_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the answer to a photograph of these, extension included; ApiError for another shape."""
         limit = LONGEST_SIDE.get(self.output_format, max(width, height))
@@ -87,6 +95,9 @@ class EditRequest(BaseModel):
         if self.size == "auto":
             return width, height
         wanted = tuple(map(int, self.size.split("x")))
+        if math.prod(wanted) > max(MAX_ENLARGED_PX, width * height):
+            message = f"size: {self.size} is larger than the photograph and than {MAX_ENLARGED_PX / 1e6:.0f} megapixels"
+            raise ApiError(message, param="size", code="invalid_value")
         # Another shape only where rounding to whole pixels does not explain it.
         if abs(wanted[0] * height - wanted[1] * width) > max(width, height):
             message = f"size: {self.size} has another shape than the photograph, {width}x{height}; use auto, or expand"

@@ -79,11 +79,17 @@ class Api:
     async def _prepare(self, base: str, policy: ServedPolicy) -> None:
         await self.replicas[base].prepare(policy)
 
+    async def drain(self) -> None:
+        """Let what is in work finish before the replicas below are stopped; called by whoever stops the service."""
+        await self.gate.close(self.settings.request_timeout_s)
+
+    @api.head("/healthz", include_in_schema=False)
     @api.get("/healthz")
     async def health(self) -> dict[str, str]:
         """200: this process answers."""
         return {"status": "ok"}
 
+    @api.head("/readyz", include_in_schema=False)
     @api.get("/readyz")
     async def ready(self) -> JSONResponse:
         """200 where every base model is loaded and answers, else 503."""
@@ -148,7 +154,6 @@ class Api:
         """Repaint what `mask` marks, or the transparent part of `image`, or a border that `expand` adds."""
         client = self.gate.check(http)
         with ExitStack() as places:
-            places.enter_context(self.gate.place())
             edit = await self._read(http, places)
             files_url = (self.settings.public_url or str(http.base_url).rstrip("/")) + "/v1/files/"
             answers = Answers(edit.asked, edit.upload, edit.region, self.store, files_url)
@@ -166,8 +171,10 @@ class Api:
     async def _read(self, http: Request, places: ExitStack) -> Edit:
         """Receive a request and check it; ApiError or RequestValidationError for whatever cannot be answered."""
         try:
-            async with asyncio.timeout(self.settings.upload_timeout_s):
-                received = await receive_edit(http)
+            with self.gate.upload():
+                async with asyncio.timeout(self.settings.upload_timeout_s):
+                    received = await receive_edit(http)
+                places.enter_context(self.gate.place())
         except TimeoutError as error:
             message = f"the request took longer than {self.settings.upload_timeout_s:g} s to arrive"
             raise ApiError(message, code="upload_timeout", status=408) from error
@@ -181,6 +188,7 @@ class Api:
             message = "response_format: no store is configured; use b64_json, or start the service with --store"
             raise ApiError(message, param="response_format")
         pixels = count_pixels(received.image, received.mask, expand=asked.expand)
+        pixels = max(pixels, asked.answer_pixels)
         places.enter_context(self.gate.room(pixels * (1 + (asked.best_of or asked.n))))
         return await asyncio.to_thread(read_edit, received, chosen, served)
 

@@ -59,14 +59,14 @@ def test_squares_lie_within_the_photograph_and_every_pass_paints_the_whole_hole(
             for x0, y0, x1, y1 in boxes:
                 assert 0 <= x0 < x1 <= width
                 assert 0 <= y0 < y1 <= height
-                assert x1 - x0 == y1 - y0
+                assert x1 - x0 == y1 - y0 or boxes == [(0, 0, width, height)]
                 assert painted[y0:y1, x0:x1].any(), "no tile is painted for nothing"
                 painted[y0:y1, x0:x1] = False
             assert not painted.any()
             sides.append(boxes[0][2] - boxes[0][0])
         assert sides == sorted(sides, reverse=True)
         assert sides[0] >= min(NATIVE, height, width)
-        assert sides[-1] <= max(MAX_SHRINK * NATIVE, 1)
+        assert sides[-1] <= max(MAX_SHRINK * NATIVE, 1) or passes == [[(0, 0, width, height)]]
 
 
 def test_tiles_are_painted_from_the_known_pixels_outwards():
@@ -77,6 +77,13 @@ def test_tiles_are_painted_from_the_known_pixels_outwards():
     for left, top, right, bottom in boxes:
         assert known[top:bottom, left:right].mean() >= LEAST_KNOWN
         known[top:bottom, left:right] = True
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (2, 20_000)])
+def test_a_photograph_as_thin_as_a_thread_takes_one_square(shape: tuple[int, int]):
+    hole = np.zeros(shape, bool)
+    hole[0, 1:] = True
+    assert plan_passes(hole, NATIVE) == [[(0, 0, shape[1], shape[0])]]
 
 
 def test_a_hole_without_known_pixels_near_is_painted_nevertheless():

@@ -33,7 +33,7 @@ def serve(
     ] = None,
     reward: Annotated[str | None, typer.Option(help="Reward folder, for bounds; default: the first run's own.")] = None,
     host: Annotated[str, typer.Option(help="Address to bind; others than this machine's own need keys.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to bind.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 8000,
     api_keys: Annotated[Path | None, typer.Option(help="File of hashed keys, made by `rlhf api-key`.")] = None,
     store: Annotated[str | None, typer.Option(help="Folder or URL for answers as URLs (response_format=url).")] = None,
     public_url: Annotated[str | None, typer.Option(help="Address that stands in such URLs.")] = None,
