@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from rlhf.commands import cluster, data, refinement, release, results, rewards, serving, studies, training
+from rlhf.commands import cluster, data, refinement, release, results, rewards, serving, studies, training, views
 from rlhf.commands.options import take_urls
 from rlhf.errors import UserError
 
@@ -37,6 +37,7 @@ COMMANDS = (
     serving.api_key,
     rewards.reward_server,
     results.quality,
+    views.novel_view,
     training.pretrain,
     results.demo,
     cluster.check_cluster,
