@@ -134,12 +134,14 @@ def _cut_into_pieces(view: View, camera: Camera, halo_px: int) -> Iterator[_Piec
     for step in range(1, count**2):
         down, across = (part / count for part in divmod(step, count))
         weights = ((1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across)
-        mixed, mixed_values = (
-            sum(w * array[corner][is_whole] for w, corner in zip(weights, corners, strict=True))
-            for array in (inverse, values)
-        )
+        mixed = _mix([inverse[corner][is_whole] for corner in corners], weights)
+        mixed_values = _mix([values[corner][is_whole] for corner in corners], weights)
         columns, rows = u[:-1, :-1][is_whole] + across, v[:-1, :-1][is_whole] + down
         yield _project_pieces(view, camera, columns, rows, mixed, mixed_values.astype(np.float32))
+
+
+def _mix(arrays: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    return np.sum([weight * array for weight, array in zip(weights, arrays, strict=True)], axis=0)
 
 
 def _pieces_across(view: View, camera: Camera, joints: tuple[np.ndarray, np.ndarray]) -> int:
