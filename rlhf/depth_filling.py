@@ -13,6 +13,8 @@ from rlhf.surfaces import find_joints
 from rlhf.warping import Warped
 
 NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
+NEARER = 0.1
+"""Relative depth by which something must be nearer than the background of a hole to be in front of it."""
 SLOPE_PX = 9
 """Side of the square over which the slope of a surface is averaged."""
 
@@ -114,13 +116,37 @@ def fill_with_nearest_background(warped: Warped) -> np.ndarray:
     """
     if not warped.hole.any() or warped.hole.all():
         return warped.rgb.copy()
+    row, column = _nearest_far_border(warped)
+    return np.where(warped.hole[..., None], warped.rgb[row, column], warped.rgb)
+
+
+def hide_near_side(warped: Warped) -> np.ndarray:
+    """The picture uint8 [H, W, 3] as context for who paints its holes: what stands in front of them is taken away.
+
+    Pixels nearer than the nearest far border of a hole, by more than NEARER, have the colour of the nearest pixel that
+    is not. Else a model continues into the hole the object that hides it. The hole itself stays as it is.
+    """
+    if not warped.hole.any() or warped.hole.all():
+        return warped.rgb.copy()
+    known = ~warped.hole
+    row, column = _nearest_far_border(warped)
+    depth = np.where(known, warped.depth, np.inf)
+    hidden = (known & (depth * (1 + NEARER) < depth[row, column])) | _near_side(warped)
+    if not (known & ~hidden).any():
+        return warped.rgb.copy()
+    row, column = distance_transform_edt(~(known & ~hidden), return_distances=False, return_indices=True)
+    return np.where(hidden[..., None], warped.rgb[row, column], warped.rgb)
+
+
+def _nearest_far_border(warped: Warped) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column, [H, W] each, of the nearest pixel on the far side of any hole's border."""
     known, holes = ~warped.hole, label(warped.hole)[0]
     far = known & ~_near_side(warped)
     has_far = np.isin(holes, holes[warped.hole & binary_dilation(far, np.ones((3, 3)))])
     source = far & binary_dilation(warped.hole, np.ones((3, 3)))
     source |= known & binary_dilation(warped.hole & ~has_far, np.ones((3, 3)))
     row, column = distance_transform_edt(~source, return_distances=False, return_indices=True)
-    return np.where(warped.hole[..., None], warped.rgb[row, column], warped.rgb)
+    return row, column
 
 
 def fill_biharmonic(warped: Warped) -> np.ndarray:

@@ -16,7 +16,7 @@ from scipy.ndimage import binary_dilation
 
 from rlhf.animation import write_gif, write_mp4
 from rlhf.cameras import Camera, camera_at_origin, orbit, pixel_grid, unproject
-from rlhf.depth_filling import fill_depth, fill_with_nearest_background
+from rlhf.depth_filling import fill_depth, fill_with_nearest_background, hide_near_side
 from rlhf.errors import UserError
 from rlhf.images import encode_png
 from rlhf.point_cloud import fuse, write_ply
@@ -32,6 +32,8 @@ KEY_SHARES = {"arc": (1.0, 0.5), "swing": (1.0, -1.0, 0.5, -0.5)}
 """Shares of the pose that are filled by the model, in this order; what lies between is warped from them."""
 HALO_PX = 1
 """Pixels on the far side of an edge whose colours are not trusted; lenses and scaling mix them."""
+SPECK_PX = 8
+"""Islands of up to so many pixels that are dropped."""
 VOXEL_PX = 0.5
 """Side of the cloud's cubes in pixels at the photograph's median depth."""
 PathKind = Literal["arc", "swing"]
@@ -101,7 +103,7 @@ def complete(views: Sequence[View], camera: Camera, fill: Fill, number: int, *, 
     What was filled in front of something that a view saw is no part of the addition: the view saw through it.
     Raises UserError where it sees nothing of them.
     """
-    warped = warp(views, camera, halo_px=halo_px)
+    warped = warp(views, camera, halo_px=halo_px, speck_px=SPECK_PX)
     depth = fill_depth(warped)
     pictures = fill(warped, number) if warped.hole.any() else [warped.rgb]
     known = warped.hole | (binary_dilation(warped.hole, np.ones((3, 3))) & ~warped.near_edge)
@@ -200,14 +202,17 @@ def save_picture(pixels: np.ndarray, path: Path) -> None:
 
 
 def paint_with(policy: Any, *, num_inference_steps: int, seed: int, samples: int = 1) -> Fill:
-    """A `Fill` by an inpainting policy, in squares of the size that it was made for; `samples` of the first view."""
+    """A `Fill` by an inpainting policy, in squares of the size that it was made for; `samples` of the first view.
+
+    It is shown the picture without what stands in front of the holes (`hide_near_side`), and fills the holes alone.
+    """
     from rlhf.tile_painting import paint, to_canvas
 
     def fill(warped: Warped, number: int) -> list[np.ndarray]:
         indices = tuple(range(samples if number == 0 else 1))
-        canvas = to_canvas(warped.rgb, warped.hole)
+        canvas = to_canvas(hide_near_side(warped), warped.hole)
         key = (seed, "novel-view", number)
         done = paint(policy, canvas, sample_indices=indices, num_inference_steps=num_inference_steps, seed_key=key)
-        return [canvas.rgb for canvas in done]
+        return [np.where(warped.hole[..., None], canvas.rgb, warped.rgb) for canvas in done]
 
     return fill

@@ -11,12 +11,15 @@ import numpy as np
 from rlhf.cameras import Camera, pixel_grid, project, unproject
 from rlhf.depth import disparity_to_depth, mend_depth
 from rlhf.depth_filling import fill_depth
+from rlhf.surfaces import sharpen_edges
 from rlhf.warping import View, Warped, warp, whole_view
 
 FOCAL_PX, CENTRE_PX = 994.978, (311.193, 254.877)
 BASELINE_MM, OFFSET_PX = 193.001, 31.086
 """Calibration of the pair at the size that scikit-image has, by the docstring of `skimage.data.stereo_motorcycle`."""
 SSIM_WINDOW_PX = 7
+SPECK_PX = 8
+"""Islands in holes that are dropped; as `rlhf novel-view` does."""
 REGIONS = (6, 9)
 """Rows and columns of the grid whose cells a bootstrap draws."""
 PARTS = ("hole", "behind", "outside", "seen")
@@ -38,7 +41,7 @@ def load_motorcycle(shrink: int = 1) -> StereoPair:
     """The pair with its sides divided by `shrink`: so is the baseline in pixels, and with it the width of holes.
 
     Pixels without true disparity are mended from the far side around them for the warp, so that what is merely unknown
-    is no hole; they are not in `seen`.
+    is no hole; they are not in `seen`. Edges are made steps, since scaling left values between two surfaces there.
     """
     from skimage.data import stereo_motorcycle
     from skimage.transform import downscale_local_mean
@@ -55,8 +58,8 @@ def load_motorcycle(shrink: int = 1) -> StereoPair:
     )
     source, camera = _cameras(disparity.shape[0], disparity.shape[1], shrink)
     measured = whole_view(source, left, depth)
-    view = whole_view(source, left, mend_depth(depth, "motorcycle"))
-    warped = warp([view], camera)
+    view = whole_view(source, left, sharpen_edges(mend_depth(depth, "motorcycle")))
+    warped = warp([view], camera, speck_px=SPECK_PX)
     is_measured = ~warp([measured], camera).hole
     outside = warped.hole & _leaves(view, replace(warped, depth=fill_depth(warped)))
     parts = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, label
 
 from rlhf.cameras import Camera, pixel_grid, project, unproject
 from rlhf.surfaces import find_edges, find_joints
@@ -73,12 +73,15 @@ def whole_view(camera: Camera, rgb: np.ndarray, depth: np.ndarray) -> View:
         return View(camera=camera, rgb=rgb, depth=depth, known=np.isfinite(depth) & (depth > 0))
 
 
-def warp(views: Sequence[View], camera: Camera, *, splat: Splat = "bilinear", halo_px: int = 0) -> Warped:
+def warp(
+    views: Sequence[View], camera: Camera, *, splat: Splat = "bilinear", halo_px: int = 0, speck_px: int = 0
+) -> Warped:
     """What `camera` sees of all views together; the nearest surface wins, wherever it comes from.
 
     With `splat` "point" a pixel has the colour of its nearest point alone, with "bilinear" the mean of its surface's
     pieces by their bilinear weights. `halo_px`: as many pixels on the far side of a jump in depth, whose colours a
-    lens mixes with the near side's, become hole where they lie beside a hole.
+    lens mixes with the near side's, become hole where they lie beside a hole. `speck_px`: islands of up to so many
+    pixels within a hole become hole as well; they come from pixels whose depth lies between two surfaces.
     """
     shape = (camera.height_px, camera.width_px)
     nearest = np.zeros(shape)
@@ -91,6 +94,7 @@ def warp(views: Sequence[View], camera: Camera, *, splat: Splat = "bilinear", ha
     seen = (sums[:, 6] > 0).reshape(shape)
     means = (sums[:, :6] / np.where(seen.reshape(-1), sums[:, 6], 1.0)[:, None]).reshape(*shape, 6)
     means, seen = _close_cracks(means, seen)
+    seen = _drop_specks(seen, speck_px)
     near, far = (means[..., channel] > 0.5 for channel in (3, 4))
     if halo_px:
         seen = seen & ~(far & binary_dilation(~seen, np.ones((3, 3)), iterations=halo_px))
@@ -197,6 +201,15 @@ def _add(sums: np.ndarray, batch: _Pieces, pixel: np.ndarray, weight: np.ndarray
     channels = [*batch.values[chosen].T, batch.inverse[chosen], np.ones(len(pixel))]
     for number, channel in enumerate(channels):
         sums[:, number] += np.bincount(pixel, weight * channel, minlength=len(sums))
+
+
+def _drop_specks(seen: np.ndarray, largest_px: int) -> np.ndarray:
+    """Without islands of up to `largest_px` pixels, unless there is nothing else."""
+    islands, _ = label(seen)
+    sizes = np.bincount(islands.ravel())
+    sizes[0] = 0
+    kept = sizes > largest_px
+    return kept[islands] if kept.any() else seen
 
 
 def is_seen_through(points: np.ndarray, view: View) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf.cameras import Camera, camera_at_origin, orbit, pixel_grid, project, unproject
-from rlhf.depth_filling import fill_biharmonic, fill_depth, fill_with_nearest_background
+from rlhf.depth_filling import fill_biharmonic, fill_depth, fill_with_nearest_background, hide_near_side
 from rlhf.errors import UserError
 from rlhf.surfaces import find_joints, sharpen_edges
 from rlhf.warping import View, warp, whole_view
@@ -180,6 +180,16 @@ def test_nearest_background_takes_nothing_from_the_object_in_front():
     assert (fill_with_nearest_background(seen)[seen.hole] == 200).all()
     smooth = fill_biharmonic(seen)
     assert np.array_equal(smooth[~seen.hole], seen.rgb[~seen.hole])
+
+
+def test_who_paints_is_not_shown_what_stands_in_front_of_a_hole():
+    view = square_before_plane()
+    rgb = np.full_like(view.rgb, 200)
+    rgb[8:16, 12:22] = 10
+    seen = warp([replace(view, rgb=rgb)], moved_right(view.camera, 0.4))
+    context = hide_near_side(seen)
+    assert (context[~seen.hole] == 200).all()
+    assert np.array_equal(context[seen.hole], seen.rgb[seen.hole])
 
 
 def test_a_camera_that_sees_nothing_is_an_error_of_the_users():
