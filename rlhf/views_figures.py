@@ -16,7 +16,6 @@ from rlhf.storage import atomic_write, atomic_write_text
 COLOURS = {"base": GREY, "aligned": REWARD}
 Row = tuple[str, str, str, str, dict[str, Any] | None]
 """Of the long table: test, part, filler or pair, figure, estimate."""
-SCALES = {"1": "motorcycle", "2": "motorcycle, half size"}
 
 
 def list_figures(summary: dict[str, Any]) -> Iterator[Row]:
@@ -24,12 +23,16 @@ def list_figures(summary: dict[str, Any]) -> Iterator[Row]:
     for shrink, parts in summary["motorcycle"].items():
         for part, found in parts.items():
             for name, figures in (found["fillers"] | {"aligned over base": found["aligned_over_base"]}).items():
-                yield SCALES[shrink], part, name, "psnr_db", figures
-                yield SCALES[shrink], part, name, "ssim", figures["ssim"]
+                yield _pair_name(shrink), part, name, "psnr_db", figures
+                yield _pair_name(shrink), part, name, "ssim", figures["ssim"]
     scenes = summary["scenes"]
     for name, figures in (scenes["means"] | scenes["differences"]).items():
         for figure, estimate in figures.items():
             yield "scenes", "cloud", name, figure, estimate
+
+
+def _pair_name(shrink: str) -> str:
+    return "motorcycle" if shrink == "1" else f"motorcycle, 1/{shrink} of its size"
 
 
 def write_csv(summary: dict[str, Any], path: Path) -> None:
@@ -47,7 +50,7 @@ def format_table(summary: dict[str, Any]) -> str:
     """The summary for the terminal."""
     lines = []
     for shrink, parts in summary["motorcycle"].items():
-        lines.append(f"{SCALES[shrink]}: the true right view against the filled one, {summary['seeds']} seed(s)")
+        lines.append(f"{_pair_name(shrink)}: the true right view against the filled one, {summary['seeds']} seed(s)")
         for part in ("hole", "behind", "outside"):
             if part in parts:
                 lines += _describe_part(part, parts[part])
@@ -93,8 +96,9 @@ def draw_figure(summary: dict[str, Any], path: Path) -> None:
     """A PNG: PSNR in the motorcycle's hole, completeness of the cloud, and PSNR of what only filling shows."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     hole, cloud, unseen = figure.subplots(1, 3)
-    fillers = summary["motorcycle"]["1"]["hole"]["fillers"]
-    _draw_rows(hole, fillers, "PSNR inside the hole, dB", "motorcycle; intervals over regions of one scene")
+    shrink, parts = next(iter(summary["motorcycle"].items()))
+    title = f"{_pair_name(shrink)}; intervals over regions of one scene"
+    _draw_rows(hole, parts["hole"]["fillers"], "PSNR inside the hole, dB", title)
     means = summary["scenes"]["means"]
     filled = {"without filling": means["without"]["completeness"], "with filling": means["aligned"]["completeness"]}
     _draw_rows(cloud, filled, "completeness (share)", f"{summary['scenes']['count']} scenes: fused cloud")

@@ -45,18 +45,26 @@ def classical_fills() -> dict[str, Callable[[Warped], np.ndarray]]:
 
 
 def study_views(
-    open_fill: OpenFill, settings: Mapping[str, Any], out: Path, *, seeds: int, scenes: int
+    open_fill: OpenFill,
+    settings: Mapping[str, Any],
+    out: Path,
+    *,
+    seeds: int,
+    scenes: int,
+    shrinks: Sequence[int] = SHRINKS,
+    scale: float = 1.0,
 ) -> dict[str, Any]:
     """Measure both parts; every seed and scene is a file, so that the study goes on where it was interrupted.
 
     `settings` says what the fills are, and is compared with what `out` holds. Writes `motorcycle-SHRINK/`, `scenes/`,
-    sheets of pictures, and last `views_study.json`, which is returned.
+    sheets of pictures, and last `views_study.json`, which is returned. `shrinks` and `scale` are of `load_motorcycle`
+    and `measure_scene`.
     Raises UserError where `out` holds a study of other settings.
     """
     floors = classical_fills()
-    known = dict(settings) | {"floors": list(floors)}
+    known = dict(settings) | {"floors": list(floors), "scale": scale}
     pairs = {}
-    for shrink in SHRINKS:
+    for shrink in shrinks:
         folder = out / f"motorcycle-{shrink}"
         measure = partial(_measure_motorcycle, open_fill, floors, load_motorcycle(shrink), folder)
         records = run_resplits(folder, known, seeds, measure, stage=f"motorcycle 1/{shrink}", name="seed")
@@ -64,7 +72,7 @@ def study_views(
     fills = {name: _as_fill(floor) for name, floor in floors.items()}
 
     def measure_one(seed: int) -> dict[str, Any]:
-        figures, pictures = measure_scene(seed, {name: open_fill(name, seed) for name in MODELS} | fills)
+        figures, pictures = measure_scene(seed, {name: open_fill(name, seed) for name in MODELS} | fills, scale=scale)
         draw_scene(pictures, out / "scenes" / f"scene-{seed:02d}.png")
         return figures
 
