@@ -123,15 +123,14 @@ def fill_with_nearest_background(warped: Warped) -> np.ndarray:
 def hide_near_side(warped: Warped) -> np.ndarray:
     """The picture uint8 [H, W, 3] as context for who paints its holes: what stands in front of them is taken away.
 
-    Pixels nearer than the nearest far border of a hole, by more than NEARER, have the colour of the nearest pixel that
-    is not. Else a model continues into the hole the object that hides it. The hole itself stays as it is.
+    Pixels nearer than the nearest hole's depth as `fill_depth` has it, by more than NEARER, have the colour of the
+    nearest pixel that is not. Else a model continues into the hole the object that hides it. The hole itself stays.
     """
     if not warped.hole.any() or warped.hole.all():
         return warped.rgb.copy()
-    known = ~warped.hole
-    row, column = _nearest_far_border(warped)
-    depth = np.where(known, warped.depth, np.inf)
-    hidden = (known & (depth * (1 + NEARER) < depth[row, column])) | _near_side(warped)
+    known, depth = ~warped.hole, fill_depth(warped)
+    row, column = distance_transform_edt(known, return_distances=False, return_indices=True)
+    hidden = known & ((depth * (1 + NEARER) < depth[row, column]) | _near_side(warped))
     if not (known & ~hidden).any():
         return warped.rgb.copy()
     row, column = distance_transform_edt(~(known & ~hidden), return_distances=False, return_indices=True)

@@ -30,8 +30,8 @@ MAX_TURN_DEG, MAX_ROLL_DEG, MAX_SHIFT = 60.0, 180.0, 1.0
 """Beyond these a single photograph has next to nothing to say about what is seen."""
 KEY_SHARES = {"arc": (1.0, 0.5), "swing": (1.0, -1.0, 0.5, -0.5)}
 """Shares of the pose that are filled by the model, in this order; what lies between is warped from them."""
-HALO_PX = 1
-"""Pixels on the far side of an edge whose colours are not trusted; lenses and scaling mix them."""
+HALO_PX = 2
+"""Pixels on the far side of an edge whose colours are not trusted: lenses and scaling mix them, and maps miss edges."""
 SPECK_PX = 8
 """Islands of up to so many pixels that are dropped."""
 VOXEL_PX = 0.5
@@ -128,6 +128,7 @@ def make_novel_views(
     out: Path,
     *,
     focal_px: float | None = None,
+    halo_px: int = HALO_PX,
     path: PathSettings | None = None,
     notes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def make_novel_views(
     shares = KEY_SHARES[path.kind]
     bar = progress_bar(stage="novel-view", total=len(shares) + path.frames)
     for number, share in enumerate(shares):
-        keys.append(complete(views, pose.camera(source.camera, median, share), fill, number))
+        keys.append(complete(views, pose.camera(source.camera, median, share), fill, number, halo_px=halo_px))
         views.append(keys[-1].addition)
         bar.update()
     _save_key_view(keys[0], out)
@@ -161,6 +162,7 @@ def make_novel_views(
         "path": asdict(path),
         "size_px": [source.camera.width_px, source.camera.height_px],
         "focal_px": source.camera.focal_px,
+        "halo_px": halo_px,
         "depth": {"median": median, "nearest": float(depth.min()), "farthest": float(depth.max())},
         "hole_share": [float(key.warped.hole.mean()) for key in keys],
         "frame_share_without_model": left_over,

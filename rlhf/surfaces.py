@@ -48,6 +48,17 @@ def find_edges(depth: np.ndarray, known: np.ndarray, joints: Sides) -> Sides:
     return near, far
 
 
+def widen(marked: np.ndarray, joints: Sides) -> np.ndarray:
+    """Marked pixels, bool [H, W], and their four neighbours on the same surface."""
+    across, down = joints
+    wider = marked.copy()
+    wider[:, 1:] |= marked[:, :-1] & across
+    wider[:, :-1] |= marked[:, 1:] & across
+    wider[1:] |= marked[:-1] & down
+    wider[:-1] |= marked[1:] & down
+    return wider
+
+
 def sharpen_edges(depth: np.ndarray, *, jump: float = 0.1, passes: int = 3) -> np.ndarray:
     """The depth map with its ramps made steps: estimators blur edges, and a ramp would be torn into loose points.
 

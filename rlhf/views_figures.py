@@ -60,17 +60,14 @@ def format_table(summary: dict[str, Any]) -> str:
         )
     scenes = summary["scenes"]
     lines.append(f"{scenes['count']} synthetic scenes: cloud fused from one known and four filled views")
+    renderings = (("held-out", "psnr"), ("unseen", "psnr_unseen"))
     for name, figures in scenes["means"].items():
         shown = [f"{figure} {_show(figures[figure], '.3f')}" for figure in ("completeness", "accuracy")]
-        shown += [
-            f"{label} {_show(figures[key])} dB" for label, key in (("held-out", "psnr"), ("unseen", "psnr_unseen"))
-        ]
+        shown += [f"{label} {_show(figures[key])} dB" for label, key in renderings]
         lines.append(f"  {name:20} " + ", ".join(shown))
     for name, figures in scenes["differences"].items():
-        shown = [
-            f"{label} {_show(figures[key], '+.2f')} dB"
-            for label, key in (("held-out", "psnr"), ("unseen", "psnr_unseen"))
-        ]
+        shown = [f"completeness {_show(figures['completeness'], '+.3f')}"]
+        shown += [f"{label} {_show(figures[key], '+.2f')} dB" for label, key in renderings]
         lines.append(f"  {name:30} " + ", ".join(shown))
     lines.append("95 % intervals: of the motorcycle over regions of one scene; of the scenes over scenes")
     return "\n".join([*lines, *summary["notes"]])

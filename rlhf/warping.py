@@ -14,7 +14,7 @@ import numpy as np
 from scipy.ndimage import binary_dilation, label
 
 from rlhf.cameras import Camera, pixel_grid, project, unproject
-from rlhf.surfaces import find_edges, find_joints
+from rlhf.surfaces import find_edges, find_joints, widen
 
 SAME_SURFACE = 0.02
 """Relative difference of inverse depth within which pieces that fall together count as one surface."""
@@ -125,8 +125,8 @@ def _cut_into_pieces(view: View, camera: Camera, halo_px: int) -> Iterator[_Piec
     """Every known pixel, and where its surface is stretched the points between it and its right and lower ones."""
     joints = find_joints(view.depth, view.known)
     near, far = find_edges(view.depth, view.known, joints)
-    if halo_px > 1:
-        far = binary_dilation(far, iterations=halo_px - 1) & ~near
+    for _ in range(halo_px - 1):
+        far = widen(far, joints) & ~near
     values = np.dstack([view.rgb, near, far]).astype(np.float32)
     inverse = 1 / np.where(view.known, view.depth, 1.0)
     u, v = pixel_grid(view.camera)

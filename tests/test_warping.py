@@ -83,6 +83,14 @@ def test_the_far_side_keeps_its_distance_from_a_hole_by_the_halo():
     assert np.allclose(exact.depth[added], 4.0)
 
 
+def test_a_wide_halo_takes_nothing_from_the_object():
+    view = square_before_plane()
+    seen = warp([view], moved_right(view.camera, 0.4), halo_px=4)
+    assert np.allclose(seen.depth[8:16, 2:12], 2.0)
+    assert seen.hole[8:16, 12:21].all()
+    assert not seen.hole[8:16, 22:30].any()
+
+
 def test_the_z_buffer_is_that_of_a_slow_loop():
     rng = np.random.default_rng(2)
     rgb, depth = picture(), 1 + 5 * rng.random((24, 36))

@@ -28,6 +28,10 @@ def novel_view(
     mend_depth: Annotated[
         bool, typer.Option("--mend-depth", help="Take unknown depth from what lies around it.")
     ] = False,
+    halo_px: Annotated[
+        int,
+        typer.Option(min=0, max=64, help="Pixels beside the depth map's edges that still show the object."),
+    ] = 2,
     yaw: Annotated[float, typer.Option(help="Degrees; above 0 looks from the right.")] = 0.0,
     pitch: Annotated[float, typer.Option(help="Degrees; above 0 looks from above.")] = 0.0,
     roll: Annotated[float, typer.Option(help="Degrees; tilts the picture.")] = 0.0,
@@ -84,6 +88,7 @@ def novel_view(
         fill,
         out,
         focal_px=focal_px,
+        halo_px=halo_px,
         path=PathSettings(kind=path, frames=frames),
         notes=notes | {"policy_version": model.version, "seed": resolved.seed, "num_inference_steps": steps},
     )
