@@ -5,7 +5,19 @@ import sys
 
 import typer
 
-from rlhf.commands import cluster, data, extension, refinement, release, results, rewards, serving, studies, training
+from rlhf.commands import (
+    cluster,
+    data,
+    extension,
+    refinement,
+    release,
+    results,
+    rewards,
+    serving,
+    studies,
+    training,
+    views,
+)
 from rlhf.commands.options import take_urls
 from rlhf.errors import UserError
 
@@ -38,6 +50,7 @@ COMMANDS = (
     rewards.reward_server,
     results.quality,
     extension.extend,
+    views.novel_view,
     training.pretrain,
     results.demo,
     cluster.check_cluster,

@@ -16,10 +16,17 @@ AGAIN = "remove it, and the study measures it again"
 
 
 def run_resplits(
-    out: Path, settings: dict[str, Any], count: int, measure: Callable[[int], dict[str, Any]], *, stage: str
+    out: Path,
+    settings: dict[str, Any],
+    count: int,
+    measure: Callable[[int], dict[str, Any]],
+    *,
+    stage: str,
+    name: str = "resplit",
 ) -> list[dict[str, Any]]:
     """What `measure` says of the splits 0 to `count` - 1; those that lie in `out` are not measured again.
 
+    Splits are whatever differs by its seed; `name` begins the names of their files.
     Raises UserError where `out` holds a study of other settings.
     """
     path = out / "settings.json"
@@ -28,7 +35,7 @@ def run_resplits(
     atomic_write_json(path, settings)
     records = []
     for seed in progress_bar(range(count), stage=stage):
-        path = out / f"resplit-{seed:02d}.json"
+        path = out / f"{name}-{seed:02d}.json"
         if not path.is_file():
             atomic_write_json(path, measure(seed))
         records.append(read_json(path, AGAIN))

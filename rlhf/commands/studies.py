@@ -145,6 +145,50 @@ def extension(
     print(format_table(summary))
 
 
+@study.command()
+def views(
+    run: Annotated[Path, typer.Option("--run", help="The aligned model: a run, policy folder or pipeline.")],
+    out: Out,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the motorcycle's fills.")] = 5,
+    scenes: Annotated[int, typer.Option(min=1, help="Synthetic scenes.")] = 6,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """New views against true ones, base and aligned: a stereo pair, and clouds of synthetic scenes."""
+    resolved = resolve_config(config, overrides)
+    from functools import cache
+
+    from rlhf.novel_view import Fill, paint_with
+    from rlhf.policy import load_policy, locate_policy
+    from rlhf.views_figures import draw_figure, format_table, write_csv
+    from rlhf.views_study import study_views
+
+    aligned_model, aligned = locate_policy(resolved.model, run)
+    steps, seed = resolved.evaluate.num_inference_steps, resolved.seed
+
+    @cache
+    def open_policy(name: str):  # noqa: ANN202
+        # The base of an adapter is its own base model; that of a whole pipeline is the one of the configuration.
+        base = aligned_model if aligned is not None else resolved.model
+        return load_policy(base) if name == "base" else load_policy(aligned_model, aligned)
+
+    def open_fill(name: str, number: int) -> Fill:
+        return paint_with(open_policy(name), num_inference_steps=steps, seed=seed + number)
+
+    settings = {
+        "model": resolved.model.path,
+        "aligned": str(aligned or run),
+        "policy_version": open_policy("aligned").version,
+        "num_inference_steps": steps,
+        "seed": seed,
+    }
+    save_config(resolved, out)
+    summary = study_views(open_fill, settings, out, seeds=seeds, scenes=scenes)
+    write_csv(summary, out / "views_study.csv")
+    draw_figure(summary, out / "views_study.png")
+    print(format_table(summary))
+
+
 def _load_annotated(prompts: Path, candidates: Path, annotations: Path):  # noqa: ANN202
     """Annotated images and, where all annotators are simulated, their scores without noise; else None."""
     import torch

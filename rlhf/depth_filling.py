@@ -1,0 +1,167 @@
+"""What classical rules put into a hole of a warped picture: depth, and colours as a floor for models.
+
+All look at the far side alone: what comes out from behind an object is background, not more of the object.
+"""
+
+import numpy as np
+from scipy import sparse
+from scipy.ndimage import binary_dilation, distance_transform_edt, label, uniform_filter
+from scipy.sparse.linalg import spsolve
+
+from rlhf.errors import UserError
+from rlhf.surfaces import find_joints
+from rlhf.warping import Warped
+
+NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
+NEARER = 0.1
+"""Relative depth by which something must be nearer than the background of a hole to be in front of it."""
+SLOPE_PX = 9
+"""Side of the square over which the slope of a surface is averaged."""
+
+
+def fill_depth(warped: Warped) -> np.ndarray:
+    """Depth float64 [H, W] without holes; what is known stays.
+
+    Inside a hole inverse depth solves Laplace's equation. Its border are the pixels of the far side, as they are; at
+    the near side of a jump, and at the picture's edge, it leaves with the slope that the nearest far side has. So a
+    plane behind an object, or beyond the picture's edge, goes on as a plane. A hole with no far side around it takes
+    the near. Depth stays between half the nearest that is known and twice the farthest.
+    Raises UserError where nothing is known.
+    """
+    if not warped.hole.any():
+        return warped.depth.copy()
+    if warped.hole.all():
+        raise UserError("nothing of the photograph is seen from there; choose smaller angles or shifts")
+    known, hole = ~warped.hole, warped.hole
+    inverse = np.where(known, 1 / np.where(known, warped.depth, 1.0), 0.0)
+    far = known & ~_near_side(warped)
+    holes, count = label(hole)
+    anchors = _anchors(warped, far, known, holes, count)
+    number = np.full(hole.shape, -1)
+    number[hole] = np.arange(int(hole.sum()))
+    system, target = _laplace(hole, anchors, inverse, number, _slopes(warped, far))
+    filled = inverse.copy()
+    filled[hole] = np.asarray(spsolve(system, target))
+    return np.where(hole, 1 / filled.clip(inverse[known].min() / 2, 2 * inverse[known].max()), warped.depth)
+
+
+def _near_side(warped: Warped) -> np.ndarray:
+    """The near side of jumps, one pixel wider: its pixels may be mixed with others."""
+    return binary_dilation(warped.near_edge, np.ones((3, 3))) & ~warped.hole
+
+
+def _slopes(warped: Warped, far: np.ndarray) -> np.ndarray:
+    """Change of inverse depth per pixel down and to the right, [2, H, W], of the nearest far side everywhere.
+
+    The mean over neighbours of one surface within SLOPE_PX; 0 where there are none.
+    """
+    inverse = np.where(far, 1 / np.where(far, warped.depth, 1.0), 0.0)
+    across, down = find_joints(warped.depth, far)
+    slopes = np.zeros((2, *far.shape))
+    for slope, joint, axis in ((slopes[0], down, 0), (slopes[1], across, 1)):
+        padding = [(0, 1), (0, 0)] if axis == 0 else [(0, 0), (0, 1)]
+        counted = np.pad(joint, padding).astype(float)
+        total = np.pad(np.where(joint, np.diff(inverse, axis=axis), 0.0), padding)
+        share, mean = uniform_filter(counted, SLOPE_PX), uniform_filter(total, SLOPE_PX)
+        slope[...] = np.where(share > 1e-9, mean / np.maximum(share, 1e-9), 0.0)
+    if far.any():
+        row, column = distance_transform_edt(~far, return_distances=False, return_indices=True)
+        slopes = slopes[:, row, column]
+    return slopes
+
+
+def _anchors(warped: Warped, far: np.ndarray, known: np.ndarray, holes: np.ndarray, count: int) -> np.ndarray:
+    """bool [4, H, W]: whether a hole pixel's neighbour gives it its value, by the order of NEIGHBOURS."""
+    beside_far = np.stack([warped.hole & _neighbour(far, *step) for step in NEIGHBOURS])
+    beside_known = np.stack([warped.hole & _neighbour(known, *step) for step in NEIGHBOURS])
+    has_far = np.zeros(count + 1, bool)
+    has_far[holes[beside_far.any(axis=0)]] = True
+    return np.where(has_far[holes], beside_far, beside_known)
+
+
+def _neighbour(array: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Of each pixel the one that lies `down` and `right` of it; 0 beyond the edge."""
+    height, width = array.shape
+    padded = np.pad(array, 1)
+    return padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+
+
+def _laplace(
+    hole: np.ndarray, anchors: np.ndarray, inverse: np.ndarray, number: np.ndarray, slopes: np.ndarray
+) -> tuple[sparse.csc_matrix, np.ndarray]:
+    """The equation of every hole pixel: what changes towards its four neighbours adds up to 0.
+
+    Towards hole and anchor pixels it is their difference, elsewhere the slope.
+    """
+    size = int(hole.sum())
+    diagonal, target = np.zeros(size), np.zeros(size)
+    rows, columns = [], []
+    for step, anchor in zip(NEIGHBOURS, anchors, strict=True):
+        value, other = _neighbour(inverse, *step), _neighbour(number + 1, *step) - 1
+        is_pair = hole & (other >= 0)
+        diagonal += (anchor | is_pair)[hole]
+        onwards = step[0] * slopes[0] + step[1] * slopes[1]
+        target += np.where(anchor, value, np.where(is_pair, 0.0, onwards))[hole]
+        rows.append(number[is_pair])
+        columns.append(other[is_pair])
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    pairs = sparse.csc_matrix((-np.ones(len(row)), (row, column)), shape=(size, size))
+    return pairs + sparse.diags(diagonal, format="csc"), target
+
+
+def fill_with_nearest_background(warped: Warped) -> np.ndarray:
+    """Colours uint8 [H, W, 3]: a hole pixel has that of the nearest pixel on the far side of a hole's border.
+
+    A hole with no far side around it takes the near.
+    """
+    if not warped.hole.any() or warped.hole.all():
+        return warped.rgb.copy()
+    row, column = _nearest_far_border(warped)
+    return np.where(warped.hole[..., None], warped.rgb[row, column], warped.rgb)
+
+
+def hide_near_side(warped: Warped) -> np.ndarray:
+    """The picture uint8 [H, W, 3] as context for who paints its holes: what stands in front of them is taken away.
+
+    Pixels nearer than the nearest hole's depth as `fill_depth` has it, by more than NEARER, have the colour of the
+    nearest pixel that is not. Else a model continues into the hole the object that hides it. The hole itself stays.
+    """
+    if not warped.hole.any() or warped.hole.all():
+        return warped.rgb.copy()
+    known, depth = ~warped.hole, fill_depth(warped)
+    row, column = distance_transform_edt(known, return_distances=False, return_indices=True)
+    hidden = known & ((depth * (1 + NEARER) < depth[row, column]) | _near_side(warped))
+    if not (known & ~hidden).any():
+        return warped.rgb.copy()
+    row, column = distance_transform_edt(~(known & ~hidden), return_distances=False, return_indices=True)
+    return np.where(hidden[..., None], warped.rgb[row, column], warped.rgb)
+
+
+def _nearest_far_border(warped: Warped) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column, [H, W] each, of the nearest pixel on the far side of any hole's border."""
+    known, holes = ~warped.hole, label(warped.hole)[0]
+    far = known & ~_near_side(warped)
+    has_far = np.isin(holes, holes[warped.hole & binary_dilation(far, np.ones((3, 3)))])
+    source = far & binary_dilation(warped.hole, np.ones((3, 3)))
+    source |= known & binary_dilation(warped.hole & ~has_far, np.ones((3, 3)))
+    row, column = distance_transform_edt(~source, return_distances=False, return_indices=True)
+    return row, column
+
+
+def fill_biharmonic(warped: Warped) -> np.ndarray:
+    """Colours uint8 [H, W, 3] of the smoothest surface through all sides of the hole: scikit-image's biharmonic."""
+    from skimage.restoration import inpaint_biharmonic
+
+    filled = inpaint_biharmonic(warped.rgb / 255, warped.hole, split_into_regions=True, channel_axis=-1)
+    return np.where(warped.hole[..., None], (filled.clip(0, 1) * 255 + 0.5).astype(np.uint8), warped.rgb)
+
+
+def fill_with_opencv(warped: Warped, method: str) -> np.ndarray:
+    """Colours uint8 [H, W, 3] by OpenCV: `telea` (2004) or `navier_stokes` (Bertalmio et al. 2001), radius 3.
+
+    Raises ModuleNotFoundError where OpenCV is not installed; this package does not need it.
+    """
+    import cv2
+
+    flag = {"telea": cv2.INPAINT_TELEA, "navier_stokes": cv2.INPAINT_NS}[method]
+    return cv2.inpaint(np.ascontiguousarray(warped.rgb), warped.hole.astype(np.uint8), 3, flag)
