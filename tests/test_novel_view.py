@@ -66,7 +66,7 @@ def test_what_was_filled_once_is_seen_again():
     first = complete([view], camera, nearest, 0)
     again = complete([view, first.addition], camera, nearest, 1)
     assert first.warped.hole.mean() > 0.02
-    assert again.warped.hole.mean() < 0.3 * first.warped.hole.mean()
+    assert again.warped.hole.mean() < 0.5 * first.warped.hole.mean()
 
 
 def test_a_path_begins_at_the_photograph_and_reaches_the_pose():
