@@ -269,12 +269,18 @@ def save_policy(
         )
 
 
-def export_policy(config: ModelConfig, adapter: Path, out: Path) -> Path:
-    """Write a complete pipeline folder in which the policy's weights are merged into the UNet."""
-    policy = load_policy(config, adapter)
-    if read_manifest(adapter)["trainable"] == "lora":
+def load_merged(config: ModelConfig, folder: Path) -> Policy:
+    """The policy with its weights merged into the UNet, which then has no adapter layers."""
+    policy = load_policy(config, folder)
+    if read_manifest(folder)["trainable"] == "lora":
         policy.pipeline.fuse_lora()
         policy.pipeline.unload_lora_weights()
+    return policy
+
+
+def export_policy(config: ModelConfig, adapter: Path, out: Path) -> Path:
+    """Write a complete pipeline folder in which the policy's weights are merged into the UNet."""
+    policy = load_merged(config, adapter)
     with whole_folder(out, "model_index.json") as local:
         policy.pipeline.save_pretrained(local)
     return out

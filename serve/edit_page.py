@@ -1,8 +1,9 @@
-"""The page at `/` of the inpainting service: a photograph, a hole painted on it, four candidates to choose from."""
+"""The pages of the inpainting service: at `/` a photograph and a hole painted on it, at `/docs` the interface."""
 
 from pathlib import Path
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
@@ -17,6 +18,7 @@ CONTENT_POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
 FILES = (
     "annotate.css",
+    "docs.css",
     "edit.css",
     "edit.js",
     "edit_api.js",
@@ -30,24 +32,25 @@ FILES = (
 
 
 def add_page(api: FastAPI) -> None:
-    """Add `GET /` and the files under `/static/` that it loads; neither needs a key.
+    """Add `GET /`, `GET /docs` and the files under `/static/` that they load; none needs a key.
 
     The files are read here, once, and travel with the application: on another machine of the
     cluster the package may lie elsewhere.
     """
-    templates = Environment(
-        loader=PackageLoader("serve", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    html = templates.get_template("edit.html").render(
-        max_upload_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_PIXELS, max_expand_px=MAX_EXPAND_PX
-    )
+    html = _render("edit.html", max_upload_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_PIXELS, max_expand_px=MAX_EXPAND_PX)
     files = {name: (STATIC / name).read_bytes() for name in FILES}
     always = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
+    pages = {"content-security-policy": CONTENT_POLICY, "cache-control": "no-store", **always}
+
     @api.get("/", include_in_schema=False)
     async def show_page() -> HTMLResponse:
-        headers = {"content-security-policy": CONTENT_POLICY, "cache-control": "no-store", **always}
-        return HTMLResponse(html, headers=headers)
+        return HTMLResponse(html, headers=pages)
+
+    @api.get("/docs", include_in_schema=False)
+    async def show_interface(http: Request) -> HTMLResponse:
+        # Not FastAPI's own page, which loads its scripts from elsewhere: clusters often cannot.
+        return HTMLResponse(_render("docs.html", document=http.app.openapi()), headers=pages)
 
     @api.get("/static/{name}", include_in_schema=False)
     async def send_file(name: str) -> Response:
@@ -55,3 +58,10 @@ def add_page(api: FastAPI) -> None:
             raise HTTPException(404)
         headers = {"cache-control": "no-cache", **always}
         return Response(files[name], media_type=MEDIA_TYPES[name[name.rindex(".") :]], headers=headers)
+
+
+def _render(template: str, **values: Any) -> str:
+    templates = Environment(
+        loader=PackageLoader("serve", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return templates.get_template(template).render(values)

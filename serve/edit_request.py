@@ -158,11 +158,13 @@ async def _read_json(http: Request) -> Parts:
 
 
 def _decode(value: object, name: str) -> bytes | None:
-    """Base64, bare or as a data URL."""
+    """Base64, bare or as a data URL, perhaps in a list of one."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ApiError(f"{name}: is no text; send base64, or a data URL", param=name)
+        raise ApiError(f"{name}: is no text; send one picture as base64, or as a data URL", param=name)
     try:
         return base64.b64decode("".join(value.rpartition(",")[2].split()), validate=True)
     except (binascii.Error, ValueError) as error:

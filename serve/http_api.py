@@ -44,7 +44,7 @@ from serve.uploads import MAX_UPLOAD_BYTES, count_pixels
 
 HEALTH_TIMEOUT_S = 10.0
 
-api = FastAPI(title="prefpaint-ray")
+api = FastAPI(title="prefpaint-ray", docs_url=None, redoc_url=None)
 api.add_middleware(BodyLimit, limit_bytes=2 * MAX_UPLOAD_BYTES * 4 // 3 + 1_000_000)
 api.add_middleware(Measured)
 api.exception_handler(ApiError)(answer_api_error)

@@ -15,7 +15,7 @@ from rlhf.config import ModelConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.pipelines import TextEmbedding, embed_text
-from rlhf.policy import load_policy, open_unet, predict_with, read_manifest
+from rlhf.policy import load_merged, load_policy, open_unet, predict_with, read_manifest
 from rlhf.url_path import local_copy
 from serve.settings import EngineSettings
 
@@ -40,8 +40,10 @@ class PolicyShelf:
         device = resolve_device(settings.device)
         on_gpu = device.type == "cuda"
         precision = ("bf16" if on_gpu else "fp32") if settings.precision == "auto" else settings.precision
-        config = ModelConfig(path=model, device=settings.device, precision=precision, attention=settings.attention)
-        self.base = load_policy(config, with_safety_checker=True)
+        self._config = ModelConfig(
+            path=model, device=settings.device, precision=precision, attention=settings.attention
+        )
+        self.base = load_policy(self._config, with_safety_checker=True)
         self._settings = settings
         self._channels_last = on_gpu if settings.channels_last == "auto" else settings.channels_last
         self._base_unet = self._prepare(self.base.unet)
@@ -52,7 +54,7 @@ class PolicyShelf:
         if self._channels_last:
             unet.to(memory_format=torch.channels_last)
         if self._settings.compile:
-            unet.compile(dynamic=True)
+            unet.compile_repeated_blocks(dynamic=True)  # of the whole UNet it takes many minutes on a CPU
         return unet
 
     def take(self, policy: ServedPolicy, in_use: Sequence[LoadedPolicy]) -> LoadedPolicy:
@@ -78,6 +80,8 @@ class PolicyShelf:
             raise UserError(f"{folder}: holds policy {found}, not {version}; promote it again")
         if read_manifest(folder)["trainable"] == "full":
             return LoadedPolicy(unet=self._prepare(open_unet(folder, self.base.pipeline)), adapter=NO_ADAPTER)
+        if self._settings.compile:  # mixed adapters would have it compiled anew for each mixture
+            return LoadedPolicy(unet=self._prepare(load_merged(self._config, folder).unet), adapter=NO_ADAPTER)
         with local_copy(folder) as local:
             layers, _ = self.base.pipeline.lora_state_dict(local)
         self.base.unet.load_lora_adapter(layers, prefix="unet", adapter_name=version)

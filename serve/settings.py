@@ -38,7 +38,8 @@ class EngineSettings(BaseModel):
     channels_last: bool | Literal["auto"] = "auto"
     """Memory format of the UNet; `auto` is true on a GPU."""
     compile: bool = False
-    """Compile the UNet; slow to start, and again for each new policy."""
+    """Compile the UNet's transformer blocks: slow to start, and again for each new policy, which then has a UNet of
+    its own instead of being mixed with others."""
     warmup: bool = False
     """Paint batches of all sizes before the replica says that it is ready."""
     max_batch_images: Count = 8

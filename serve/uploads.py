@@ -102,7 +102,7 @@ def _refuse_more_than_an_image(data: bytes, opened: Image.Image, param: str) -> 
     if getattr(opened, "is_animated", False) and opened.format != "MPO":
         raise ApiError(f"{param}: holds several pictures; send one", param=param, code="invalid_image")
     if hides_another_file(data, opened.format or ""):
-        message = f"{param}: another file follows the image; send the image alone"
+        message = f"{param}: the file was cut short, or another one follows the image; send the image alone and whole"
         raise ApiError(message, param=param, code="invalid_image")
 
 

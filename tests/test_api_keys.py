@@ -188,7 +188,7 @@ def test_no_key_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_the_command_prints_a_key_once_and_the_line_that_knows_it() -> None:
     done = CliRunner().invoke(app, ["api-key", "alice", "--per-minute", "5"])
-    _, key, _, line = done.output.strip().splitlines()
+    key, line = done.stderr.splitlines()[1], done.stdout.strip()
     assert keys_of(line).authorize(f"Bearer {key}", 0.0) == "alice"
     assert line == f"alice:{hashlib.sha256(key.encode()).hexdigest()}:5"
     bad = CliRunner().invoke(app, ["api-key", "a:b"])

@@ -301,3 +301,12 @@ def test_the_safety_checker_of_a_pipeline_is_asked_about_every_image(
     (done,) = run_together(new_engine(tmp_path / "guarded"), job_of())
     assert done.unsafe == (is_flagged, is_flagged)
     assert run_together(new_engine(small_pipeline), job_of())[0].unsafe == ()
+
+
+@pytest.mark.slow  # 1-2 minutes of compiling
+def test_a_compiled_policy_has_a_unet_of_its_own_and_paints_the_same(
+    small_pipeline: Path, policies: list[ServedPolicy]
+):
+    jobs = [job_of(0), job_of(1, policy=policies[0]), job_of(2, policy=policies[1])]
+    for job, done in zip(jobs, run_together(new_engine(small_pipeline, compile=True), *jobs), strict=True):
+        assert levels_apart(done.images, reference(small_pipeline, job)) <= ROUNDING

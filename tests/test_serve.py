@@ -118,7 +118,7 @@ def test_the_best_of_some_samples_are_those_with_the_highest_lower_bound(address
 def test_json_with_base64_is_answered_as_a_form(address: str):
     form = post(address, seed=4).json()["data"]
     record = {"image": base64.b64encode(IMAGE).decode(), "num_inference_steps": 2, "seed": 4, "quality": None}
-    record["mask"] = "data:image/png;base64," + base64.encodebytes(MASK).decode()
+    record["mask"] = ["data:image/png;base64," + base64.encodebytes(MASK).decode()]
     response = requests.post(f"{address}/v1/images/edits", json=record, timeout=120)
     assert response.status_code == 200, response.text
     assert response.json()["data"] == form
@@ -143,6 +143,9 @@ def test_the_document_names_every_field(address: str):
     assert set(content) == {"multipart/form-data", "application/json"}
     for body in content.values():
         assert {"image", "mask", "n", "expand", "best_of", "seed"} <= set(body["schema"]["properties"])
+    page = requests.get(f"{address}/docs", timeout=30).text
+    assert all(f"<code>{name}</code>" in page for name in body["schema"]["properties"])
+    assert "//" not in page
 
 
 BAD_REQUESTS = {

@@ -204,9 +204,10 @@ def api_key(
     name: Annotated[str, typer.Argument(help="Whose key it is, as logs call them.")],
     per_minute: Annotated[int, typer.Option(min=1, help="Requests per minute that it allows.")] = 60,
 ) -> None:
-    """Print a new random API key, once, and the line by which a service knows it."""
+    """Make a random API key: the key itself goes to stderr, the line by which a service knows it to stdout."""
     from serve.api_keys import new_key
 
     key, line = new_key(name, per_minute)
-    print(f"The key of {name}, shown this once and kept nowhere:\n{key}")
-    print(f"Its line for the file of --api-keys, or for PREFPAINT_API_KEYS:\n{line}")
+    typer.echo(f"The key of {name}, shown this once and kept nowhere:\n{key}", err=True)
+    typer.echo("Its line for the file of --api-keys (append with >>), or for PREFPAINT_API_KEYS:", err=True)
+    print(line)
