@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.exceptions import RayError
 
+from rlhf.catalogue import read_catalogue
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.policy import resolve_model
@@ -136,7 +137,7 @@ def run(settings: ServiceSettings, host: str, port: int) -> None:
         address = start(settings, host, port)
         for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray puts handlers of its own when it starts
             signal.signal(number, lambda *_: stopped.set())
-        print(f"Serving {', '.join(name_models(settings).models)} at {address} until Ctrl-C; open it in a browser, or:")
+        print(f"Serving {', '.join(_names(settings))} at {address} until Ctrl-C; open it in a browser, or:")
         print(f"curl -s {address}/v1/images/edits -F image=@photo.png -F mask=@mask.png {_DECODE}", flush=True)
         stopped.wait()
         print("stopping; what is in work is finished first", flush=True)
@@ -144,6 +145,12 @@ def run(settings: ServiceSettings, host: str, port: int) -> None:
     finally:
         if starts_ray:
             ray.shutdown()
+
+
+def _names(settings: ServiceSettings) -> list[str]:
+    """What can be asked for; names of the catalogue that cannot be answered are in the log, and tried again."""
+    promoted = read_catalogue(settings.catalogue).models if settings.catalogue is not None else {}
+    return list(promoted | name_models(settings).models)
 
 
 def _stop(settings: ServiceSettings) -> None:

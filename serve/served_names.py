@@ -13,6 +13,8 @@ from serve.api_errors import ApiError
 
 REFRESH_S = 1.0
 """How old what is known of the catalogue may be."""
+READ_S = 0.3
+"""How long a request waits for the catalogue to be read."""
 logger = logging.getLogger("ray.serve")
 
 Prepare = Callable[[str, ServedPolicy], Awaitable[None]]
@@ -53,15 +55,18 @@ class ServedNames:
         return name, served, policy
 
     async def refresh(self) -> None:
-        """Look at the catalogue if it was not looked at for REFRESH_S; waits for it only at the first time."""
+        """Look at the catalogue if it was not looked at for REFRESH_S.
+
+        Waits for what it says, so that a rollback answers the next request already, but not, after the first time,
+        until a new policy is loaded.
+        """
         if self._file is None or time.monotonic() - self._checked < REFRESH_S:
             return
         is_first = self._checked < 0
         self._checked = time.monotonic()
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._take_up())
-        if is_first:
-            await self._refreshing
+        await asyncio.wait([self._refreshing], timeout=None if is_first else READ_S)
 
     async def _take_up(self) -> None:
         assert self._file is not None

@@ -114,3 +114,23 @@ def test_looks_are_at_most_one_a_second(tmp_path: Path, monkeypatch: pytest.Monk
 
     asyncio.run(ask_often())
     assert len(looks) == 1
+
+
+def test_the_request_after_a_rollback_gets_the_old_policy_and_none_waits_until_a_new_one_is_loaded(tmp_path: Path):
+    file = tmp_path / "names.json"
+    write(file, current=NEW, previous=OLD)
+
+    async def load(base: str, policy: ServedPolicy) -> None:
+        if policy == OLD:
+            await asyncio.sleep(60)
+
+    async def ask() -> list[ServedPolicy]:
+        names, answers = ServedNames(FIXED, file, {"tiny"}, load), []
+        for change in ({"current": NEW}, {"current": ServedPolicy()}, {"current": OLD}):
+            write(file, **change)
+            names._checked = min(names._checked, 0.0)
+            await names.refresh()
+            answers.append(names.choose("aligned", None)[2])
+        return answers
+
+    assert asyncio.run(ask()) == [NEW, ServedPolicy(), ServedPolicy()]
