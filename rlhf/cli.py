@@ -7,6 +7,7 @@ import typer
 
 from rlhf.commands import (
     cluster,
+    comparison,
     data,
     extension,
     refinement,
@@ -40,6 +41,7 @@ COMMANDS = (
     release.import_prefpaint_reward,
     training.align,
     results.evaluate,
+    comparison.compare,
     results.report,
     results.export,
     serving.serve,

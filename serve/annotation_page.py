@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -37,6 +38,21 @@ def _to_name(value: str) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class Page:
+    """What people do on the page, and what becomes of it."""
+
+    template: str
+    file: str
+    """What is exported to."""
+    export: Callable[[AnnotationStore, FilePath], int]
+    """Writes what was judged into a folder; gives the number of judgements."""
+
+
+SCORES = Page("annotate.html", "annotations.parquet", export_annotations)
+"""Candidates are scored."""
+
+
 class Person(BaseModel):
     """Who asks."""
 
@@ -56,13 +72,15 @@ class PictureMarks(BaseModel):
     overall: Mark
 
 
-def build_page(store: AnnotationStore, items: AnnotationItems, out: FilePath, token: str | None) -> FastAPI:
+def build_page(
+    store: AnnotationStore, items: AnnotationItems, out: FilePath, token: str | None, kind: Page = SCORES
+) -> FastAPI:
     """The application. Where there is a token, every request must bring it; on shutdown it exports to `out`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        _export_at_the_end(store, out)
+        _export_at_the_end(store, out, kind)
 
     page = FastAPI(title="prefpaint-ray annotation", lifespan=lifespan, docs_url=None, redoc_url=None)
     page.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
@@ -72,22 +90,22 @@ def build_page(store: AnnotationStore, items: AnnotationItems, out: FilePath, to
     page.exception_handler(TaskRefused)(_answer_refusal)
     page.exception_handler(SQLAlchemyError)(_answer_database_failure)
     page.mount("/static", StaticFiles(directory=STATIC), name="static")
-    _add_page(page, store)
+    _add_page(page, store, kind)
     _add_requests(page, store)
     _add_pictures(page, store, items)
-    _add_results(page, store, out)
+    _add_results(page, store, out, kind)
     if token is not None:
         page.middleware("http")(_token_check(token))
     return page
 
 
-def _export_at_the_end(store: AnnotationStore, out: FilePath) -> None:
+def _export_at_the_end(store: AnnotationStore, out: FilePath, kind: Page) -> None:
     try:
-        count = export_annotations(store, out)
+        count = kind.export(store, out)
     except (UserError, SQLAlchemyError) as error:
         print(f"error: {error}\nthe judgements are in the database; free what stands in the way, then --export")
         return
-    print(f"{count} judgements in {out / 'annotations.parquet'}" if count else "no judgements yet", flush=True)
+    print(f"{count} judgements in {out / kind.file}" if count else "no judgements yet", flush=True)
 
 
 def _answer_refusal(request: Request, error: TaskRefused) -> JSONResponse:
@@ -120,11 +138,11 @@ def _token_check(token: str) -> Callable[..., Awaitable[Response]]:
     return check
 
 
-def _add_page(page: FastAPI, store: AnnotationStore) -> None:
+def _add_page(page: FastAPI, store: AnnotationStore, kind: Page) -> None:
     templates = Environment(
         loader=PackageLoader("serve", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    html = templates.get_template("annotate.html").render(lease_s=store.assignment.lease_s)
+    html = templates.get_template(kind.template).render(lease_s=store.assignment.lease_s)
 
     @page.get("/", response_class=HTMLResponse)
     def show_page() -> HTMLResponse:
@@ -194,7 +212,7 @@ def _png(data: bytes) -> Response:
     return Response(data, media_type="image/png", headers=headers)
 
 
-def _add_results(page: FastAPI, store: AnnotationStore, out: FilePath) -> None:
+def _add_results(page: FastAPI, store: AnnotationStore, out: FilePath, kind: Page) -> None:
     @page.get("/agreement")
     def agreement() -> dict[str, Any]:
         return measure_agreement(store.rows())
@@ -202,9 +220,9 @@ def _add_results(page: FastAPI, store: AnnotationStore, out: FilePath) -> None:
     @page.post("/api/export")
     def export() -> dict[str, Any]:
         try:
-            count = export_annotations(store, out)
+            count = kind.export(store, out)
         except UserError as error:
             raise ApiError(str(error), code="not_written", status=507) from error
         if not count:
             raise ApiError("there are no judgements yet", code="no_judgements", status=409)
-        return {"judgements": count, "file": str(out / "annotations.parquet")}
+        return {"judgements": count, "file": str(out / kind.file)}

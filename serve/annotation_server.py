@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import secrets
+import signal
 import socket
 from pathlib import Path
 
@@ -11,22 +12,24 @@ import uvicorn
 from rlhf.annotation_items import AnnotationItems
 from rlhf.annotation_store import AnnotationStore
 from rlhf.errors import UserError
-from serve.annotation_page import build_page
+from serve.annotation_page import SCORES, Page, build_page
 
 TOKEN_VARIABLE = "PREFPAINT_TOKEN"
 
 
-def run(store: AnnotationStore, items: AnnotationItems, out: Path, host: str, port: int) -> None:
+def run(store: AnnotationStore, items: AnnotationItems, out: Path, host: str, port: int, kind: Page = SCORES) -> None:
     """Serve the page until Ctrl-C or SIGTERM, then export what was judged to `out`.
 
     Raises UserError where the address cannot be listened on.
     """
     token = choose_token(host)
     listener = listen(host, port)
-    page = build_page(store, items, out, token)
+    page = build_page(store, items, out, token, kind)
     server = uvicorn.Server(uvicorn.Config(page, log_level="warning", access_log=False))
     address = page_address(host, listener.getsockname()[1], token)
-    print(f"Annotate {len(items.prompt_ids)} prompts at {address} until Ctrl-C", flush=True)
+    # uvicorn passes the signal on once it has stopped; the caller still has something to say then.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    print(f"Judge {len(store.assignment.order)} prompts at {address} until Ctrl-C", flush=True)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""A small candidates folder with its prompts, as people annotate it."""
+"""A small candidates folder with its prompts, as people annotate it, and an evaluation, as they compare it."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ from rlhf.annotation_export import open_study
 from rlhf.annotation_items import AnnotationItems, load_items
 from rlhf.annotation_store import AnnotationStore, Assignment
 from rlhf.images import encode_png, tensor_to_image
+from rlhf.preferences import PAINTED
 from rlhf.tables import CANDIDATES, image_cell, write_table
 
 
@@ -24,6 +25,26 @@ def write_study(folder: Path, *, prompts: int = 4, samples: int = 3, shade: floa
             row |= {"prompt_id": prompt.prompt_id, "sample_index": index}
             rows.append(row | {"image": image_cell(encode_png(tensor_to_image(image)), "c.png")})
     write_table(rows, CANDIDATES, folder / "candidates.parquet")
+    write_prompts(made, folder / "prompts")
+    return folder
+
+
+GREY = {"aligned": 0.5, "base": -0.5}
+"""What the contestants fill their holes with."""
+
+
+def write_evaluation(folder: Path, prompts: int = 3, missing: int = 0) -> Path:
+    """The contestants `aligned` and `base`, two samples each; the latter without the first `missing` prompts."""
+    made = small_prompts(prompts)
+    for name, grey in GREY.items():
+        rows = []
+        for prompt in made[missing if name == "base" else 0 :]:
+            for sample in (0, 1):
+                image = tensor_to_image(prompt.image * (1 - prompt.mask) + prompt.mask * (grey + 0.1 * sample))
+                place = {"prompt_id": prompt.prompt_id, "sample_index": sample}
+                place |= {"photograph": prompt.photograph, "hole": prompt.hole}
+                rows.append(place | {"image": image_cell(encode_png(image), "c.png")})
+        write_table(rows, PAINTED, folder / "contestants" / f"{name}.parquet")
     write_prompts(made, folder / "prompts")
     return folder
 
@@ -67,8 +88,12 @@ def judge(store: AnnotationStore, annotator: str, value: float = 4.0) -> str:
 
 def start_server(folder: Path, *options: object, port: int = 0) -> tuple[subprocess.Popen, str]:
     """`rlhf annotate` of `folder/candidates` into `folder/out`, and its address."""
-    command = [sys.executable, "-m", "rlhf", "annotate", folder / "candidates", "--out", folder / "out"]
-    arguments = list(map(str, [*command, "--port", port, *options]))
+    return start_command("annotate", folder / "candidates", "--out", folder / "out", *options, port=port)
+
+
+def start_command(*words: object, port: int = 0) -> tuple[subprocess.Popen, str]:
+    """An `rlhf` command that serves a page, and its address."""
+    arguments = list(map(str, [sys.executable, "-m", "rlhf", *words, "--port", port]))
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()

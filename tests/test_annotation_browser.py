@@ -5,8 +5,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from small_study import start_server, write_study
+from small_study import start_command, start_server, write_evaluation, write_study
 
+from rlhf.preferences import PREFERENCES
 from rlhf.tables import PAGE_ANNOTATIONS, read_table
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
@@ -121,3 +122,31 @@ def test_marks_given_while_the_server_is_dead_arrive_when_it_is_back(tmp_path: P
         server.wait()
     rows = read_table(tmp_path / "out", PAGE_ANNOTATIONS)
     assert sorted(r["overall"] for r in rows) == [3, 6]
+
+
+def test_two_contestants_are_compared_by_a_key_or_a_click(tmp_path: Path, page: sync_api.Page) -> None:
+    evaluation = write_evaluation(tmp_path / "evaluation", prompts=4)
+    command = ["compare", "aligned", "base", "--evaluation", evaluation, "--prompts", evaluation / "prompts"]
+    server, address = start_command(*command, "--out", tmp_path / "out", "--repeat", 0)
+    is_idle = "() => !isBusy"  # keys pressed before the next pair is there choose nothing, not even for it
+    try:
+        enter(page, address, "Ann Example")
+        for number, key in enumerate(("1", "0", "2"), 1):
+            page.wait_for_function(is_idle)
+            page.keyboard.press(key)
+            progress(page, f"All: {number} of 4 · you: {number}")
+        page.wait_for_function(is_idle)
+        page.keyboard.press("u")
+        progress(page, "All: 2 of 4 · you: 2")
+        page.wait_for_function(is_idle)
+        page.keyboard.press("7")  # sets a slider on the page where candidates are scored
+        page.click('[data-choice="1"]')
+        progress(page, "All: 3 of 4 · you: 3")
+        page.wait_for_function(is_idle)
+        page.click('[data-choice=none]')
+        sync_api.expect(page.locator("#finished-title")).to_have_text("All prompts are judged")
+    finally:
+        server.terminate()
+        server.wait()
+    rows = read_table(tmp_path / "out" / "preferences.parquet", PREFERENCES)
+    assert sorted(row["preferred"] is None for row in rows) == [False, False, True, True]
