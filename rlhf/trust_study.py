@@ -79,7 +79,8 @@ def is_finished(folder: Path) -> bool:
 def run_trust_study(plan: TrustPlan, config: RunConfig, out: Path) -> None:
     """Run or finish all arms; what is done is not done twice.
 
-    Raises UserError where settings have changed on which a begun alignment rests, SystemExit where a stage fails.
+    Raises UserError where settings have changed on which a begun alignment rests, SystemExit where a stage that all
+    arms of a seed rest on fails, or two arms in a row.
     """
     file = out / "config.yaml"
     atomic_write_text(file, dump_config(config))
@@ -90,10 +91,19 @@ def run_trust_study(plan: TrustPlan, config: RunConfig, out: Path) -> None:
     for seed in sorted({seed for seed, _ in runs}):
         folder, own = out / f"seed-{seed}", [arm_folder(out, s, arm) / "align" for s, arm in runs if s == seed]
         run_stages(folder, _seed_stages(plan, config, out, file, seed), program=f"study, seed {seed}", later_runs=own)
+    failed: list[str] = []
     for number, (seed, arm) in enumerate(runs, start=1):
         print(f"study trust: run {number} of {len(runs)}: {arm}, seed {seed}", file=sys.stderr)
         stages = _arm_stages(config, out, file, seed, arm)
-        run_stages(arm_folder(out, seed, arm), stages, program=f"study, {arm}, seed {seed}")
+        try:
+            run_stages(arm_folder(out, seed, arm), stages, program=f"study, {arm}, seed {seed}")
+        except SystemExit:
+            # An arm that diverges must not cost the night; two in a row are no arm's own fault.
+            if failed[-1:] == [f"run {number - 1}"]:
+                raise
+            failed.append(f"run {number}")
+    if failed:
+        print(f"study trust: failed: {', '.join(failed)}; the same command tries again", file=sys.stderr)
 
 
 def _stage(name: str, words: Sequence[object], config: RunConfig, file: Path, changes: Sequence[str] = ()) -> Stage:
