@@ -15,7 +15,8 @@ from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
 from actors.put_aside import PutAside
 from rlhf.algorithms import algorithm_of
-from rlhf.config import RunConfig
+from rlhf.config import AlignConfig, RunConfig
+from rlhf.errors import UserError
 from rlhf.prompts import PromptTable
 from rlhf.rewards.combination import (
     Scale,
@@ -28,6 +29,8 @@ from rlhf.rewards.combination import (
 )
 from rlhf.rewards.scores import Scores
 
+CONSTANT_TRUST = 1.4
+"""Weight of `align.trust: constant`: the mean that the paper chose, which division by the mean takes away again."""
 TASKS_READ_AT_ONCE = 16
 """Their prompts are in memory together: a row group of the table is then read once for several."""
 
@@ -114,15 +117,17 @@ class Coordinator:
                 )
 
     def _weigh(self, scores: Scores, finished: Sequence[FinishedTask]) -> tuple[list[BatchShare], dict[str, float]]:
-        """Advantages over complete groups, trust weights over the whole update; 1 where no reward has a bound."""
+        """Advantages over complete groups, and what of the trust weights is measured.
+
+        Raises UserError where the lower bound is climbed, and the rewards have none.
+        """
         align = self._config.align
-        reward = scores.reward.float()
-        trust = torch.ones_like(reward)
-        if align.trust and scores.trust_weight is not None:
-            trust = scores.trust_weight.float()
-        normalised = trust / trust.mean()
+        reward, trust = scores.reward.float(), weigh_trust(scores, align)
+        # A double holds the sum of equal floats exactly, so a constant is divided to 1 whatever their number.
+        normalised = (trust.double() / trust.double().mean()).float()
         grouped = reward.view(-1, align.samples_per_prompt)
-        advantages = algorithm_of(align).compute_advantages(grouped, align).flatten()
+        climbed = climbed_reward(scores, align).view(-1, align.samples_per_prompt)
+        advantages = algorithm_of(align).compute_advantages(climbed, align).flatten()
         size = align.micro_batch_size
         batches = [
             BatchShare(
@@ -138,11 +143,33 @@ class Coordinator:
         ]
         return batches, {
             "reward": float(reward.mean()),
+            "climbed": float(climbed.mean()),
             "reward_std_in_group": float(grouped.std(dim=1).mean()),
             "trust_weight": float(trust.mean()),
             "trust_weight_std": float(normalised.std()),
             "effective_sample_share": float(normalised.sum() ** 2 / normalised.square().sum() / len(normalised)),
         }
+
+
+def weigh_trust(scores: Scores, align: AlignConfig) -> torch.Tensor:
+    """Trust weights [B], float32, not divided by their mean; 1 where none are asked for, or no reward has a bound."""
+    if align.trust == "constant":
+        return torch.full_like(scores.reward, CONSTANT_TRUST).float()
+    if align.trust == "none" or scores.trust_weight is None:
+        return torch.ones_like(scores.reward).float()
+    return scores.trust_weight.float()
+
+
+def climbed_reward(scores: Scores, align: AlignConfig) -> torch.Tensor:
+    """What advantages are made of, [B], float32; UserError where that is a lower bound, and there is none."""
+    if align.climbs == "reward":
+        return scores.reward.float()
+    if scores.width is None or not scores.width.isfinite().all():
+        raise UserError(
+            "align.climbs is `lower_bound`, but no reward here has a calibrated bound; climb `reward`, or name a "
+            "folder of `rlhf reward`"
+        )
+    return (scores.reward - scores.width).float()
 
 
 def scales_of_update(config: RunConfig, out: Path, update: int, by_reward: Mapping[str, Scores]) -> dict[str, Scale]:

@@ -20,7 +20,8 @@ class RewardScorer:
 
     def __init__(self, config: RunConfig, reward: Path | None) -> None:
         torch.set_num_threads(config.cluster.threads_per_sampler)
-        self._rewards = build_rewards(config.rewards, reward, resolve_device(config.model.device))
+        device = resolve_device(config.model.device)
+        self._rewards = build_rewards(config.rewards, reward, device, trust=config.align.trust)
 
     def score(self, task: RolloutTask, images: torch.Tensor) -> dict[str, Scores]:
         """Score a task's images, uint8 [B, 3, H, W], by every reward; they come straight from the sampler's node.

@@ -80,10 +80,9 @@ def _score(models: Sequence[RewardModel], data: AnnotatedImages) -> dict[str, tu
     z = [features_of(model.network, data) for model in models]
     rewards = torch.stack([model.head.reward(features) for model, features in zip(models, z, strict=True)])
     head = models[0].head
-    released = torch.cholesky_solve(z[0].double().T, head.cholesky).norm(dim=0)
     return {
         "proper norm": (rewards[0], head.uncertainty(z[0])),
-        "released norm": (rewards[0], released),
+        "released norm": (rewards[0], head.released_norm(z[0])),
         "ensemble": (rewards.mean(0), rewards.std(0) + LEAST),
         "dropout": (rewards[0], _dropout_spread(models[0], data) + LEAST),
         "constant": (rewards[0], torch.ones_like(rewards[0])),

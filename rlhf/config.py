@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rlhf.cluster_config import ClusterConfig
 from rlhf.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
@@ -164,13 +164,21 @@ class AlignConfig(Section):
     max_grad_norm: Positive = 1.0
     """Gradient clipping."""
     clip_range: Positive = 1e-3
-    """Of the ratio; log-probs are means over the hole's latent elements."""
+    """Of the ratio; log-probs are means over latent elements, see `log_prob_over`."""
     advantage_clip: Positive = 5.0
     """Advantages are clipped to plus and minus this."""
     kl_weight: NonNegative = 0.01
     """Of the KL to the base policy, in nats per latent element."""
-    trust: bool = True
-    """Weigh each sample by the trust weight of its reward."""
+    trust: Annotated[
+        Literal["proper", "release", "constant", "none"],
+        BeforeValidator(lambda value: ("none", "proper")[value] if isinstance(value, bool) else value),
+    ] = "proper"
+    """Weight of each sample, divided by its mean over the update: exp(-k u + b) with u = sqrt(z' V^-1 z) (`proper`) or
+    ||V^-1 z|| as the release has it (`release`); the same for all (`constant`), which is `none` to the last bit."""
+    climbs: Literal["reward", "lower_bound"] = "reward"
+    """What advantages are made of: the reward, or the reward less its conformal bound."""
+    log_prob_over: Literal["hole", "all"] = "hole"
+    """Latent elements over which log-probs and KL are means: those of the hole, or all, as in PrefPaint's code."""
     ood_alarm: Share = 0.5
     """A warning is printed where more of the rewards are less certain than the calibrated 0.95 quantile."""
     trainable: Literal["lora", "full"] = "lora"

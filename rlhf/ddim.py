@@ -82,7 +82,7 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def transition_log_prob(
     mean: torch.Tensor, std_dev_t: torch.Tensor, next_latents: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Log-density of `next_latents` under N(mean, std_dev_t^2 I), over the hole only.
+    """Log-density of `next_latents` under N(mean, std_dev_t^2 I), where `mask` is 1: in the hole, by default.
 
     Shapes: mean, next_latents [B, C, h, w]; std_dev_t [B, 1, 1, 1]; mask [B, 1, h, w].
     Returns [B], in nats per latent element: the mean over the elements where mask is 1, so that
@@ -99,7 +99,7 @@ def transition_log_prob(
 def transition_kl(
     mean: torch.Tensor, base_mean: torch.Tensor, std_dev_t: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """KL(policy || base) of one step, over the hole: both are Gaussians of the same deviation.
+    """KL(policy || base) of one step, where `mask` is 1: both are Gaussians of the same deviation.
 
     Shapes as in `transition_log_prob`. Returns [B], in nats per latent element.
     """

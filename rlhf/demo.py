@@ -40,12 +40,11 @@ def run_demo(
 
     Raises UserError where only one of the two photograph folders is given, or `out` is not writable.
     """
-    if (images is None) != (eval_images is None):
-        raise UserError("demo: give both --images (to train on) and --eval-images (to judge on), or neither")
     started = time.perf_counter()
     file = config or find_run_file("demo")
-    if images is None or eval_images is None:
-        images, eval_images = lay_out_photographs(out / "photographs")
+    is_own = images is not None
+    images, eval_images = choose_photographs("demo", out, images, eval_images)
+    if not is_own:
         overrides = (*overrides, f"prompts.crops_per_photograph={CROPS_OF_FEW}")
     resolved = load_config(file, overrides).model_dump(mode="json")
     options = ["--config", str(file), *(word for override in overrides for word in ("--set", override))]
@@ -91,6 +90,18 @@ def find_run_file(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     raise UserError(f"no run configuration {name!r} in this installation; name one with --config")
+
+
+def choose_photographs(program: str, out: Path, images: Path | None, eval_images: Path | None) -> tuple[Path, Path]:
+    """Folders to train on and to judge on: the user's, or scikit-image's photographs, laid out in `out`.
+
+    Raises UserError where only one is given.
+    """
+    if (images is None) != (eval_images is None):
+        raise UserError(f"{program}: give both --images (to train on) and --eval-images (to judge on), or neither")
+    if images is None or eval_images is None:
+        return lay_out_photographs(out / "photographs")
+    return images, eval_images
 
 
 def lay_out_photographs(folder: Path) -> tuple[Path, Path]:

@@ -1,6 +1,6 @@
 """Aligned against base on held-out prompts: same initial noise, steps and sampler on both sides."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rlhf.reward_model import Reward
 from rlhf.sampling import Sampler, SamplingTask
 from rlhf.statistics import cluster_bootstrap, wins
 from rlhf.storage import atomic_write_json
-from rlhf.tables import EVALUATION, image_cell, write_table
+from rlhf.tables import CURVE, EVALUATION, image_cell, write_table
 from rlhf.trajectories import RolloutPlan
 
 SUMMARY_SCHEMA_VERSION = 1
@@ -57,16 +57,18 @@ def evaluate(
     """Judge base and policies; the last policy is the contestant, earlier ones give the curve.
 
     `open_policy` gives the sampler of a policy folder, and of the base model for None.
-    Writes `samples.parquet` (base and last policy), `comparison.png` (masked, base, aligned and original of
-    prompts spread over all) and, last, `summary.json`, which is returned.
+    Writes `samples.parquet` (base and last policy), `curve/samples.parquet` (all, without images),
+    `comparison.png` (masked, base, aligned and original of prompts spread over all) and, last, `summary.json`,
+    which is returned.
     """
     base = judge_policy(open_policy(None), prompts, reward, config, seed=seed, stage="evaluate: base")
     curve = [_curve_point(0, base, base, prompts, config)]
-    judged = base
+    judged, curve_rows = base, list(_curve_rows(0, base, prompts))
     for folder in policies:
         sampler = open_policy(folder)
         judged = judge_policy(sampler, prompts, reward, config, seed=seed, stage=f"evaluate: {folder.name}")
         curve.append(_curve_point(sampler.version, base, judged, prompts, config))
+        curve_rows += _curve_rows(sampler.version, judged, prompts)
     summary = compare(base, judged, prompts, config) | {
         "schema_version": SUMMARY_SCHEMA_VERSION,
         "curve": curve,
@@ -78,6 +80,7 @@ def evaluate(
     }
     rows = list(_rows("base", base, prompts)) + list(_rows("aligned", judged, prompts))
     write_table(rows, EVALUATION, out / "samples.parquet")
+    write_table(curve_rows, CURVE, out / "curve" / "samples.parquet")
     shown = np.linspace(0, len(prompts) - 1, min(COMPARED, len(prompts))).astype(int)
     originals, masks = (torch.stack([getattr(prompts[i], name) for i in shown]) for name in ("image", "mask"))
     columns = [blank_hole(originals, masks), base.images[shown, 0], judged.images[shown, 0], originals]
@@ -194,6 +197,19 @@ def _curve_point(
         "reward": float(judged.reward.mean()),
         "win_rate": figures["win_rate"],
     }
+
+
+def _curve_rows(version: int, judged: Judged, prompts: list[Prompt]) -> Iterator[dict[str, Any]]:
+    for p, prompt in enumerate(prompts):
+        for s in range(judged.reward.shape[1]):
+            yield {
+                "prompt_id": prompt.prompt_id,
+                "sample_index": s,
+                "photograph": prompt.photograph,
+                "policy_version": version,
+                "reward": judged.reward[p, s],
+                "gold": judged.gold[p, s],
+            }
 
 
 def _rows(name: str, judged: Judged, prompts: list[Prompt]):  # noqa: ANN202

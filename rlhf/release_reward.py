@@ -104,6 +104,7 @@ class ReleasedReward:
             theorem_width=infinite,
             trust_weight=weights,
             features=features,
+            release_weight=weights,
         )
 
 

@@ -155,6 +155,8 @@ class Calibration:
     """Variance of a prompt's annotations around the head, and `between`: of what a prompt's annotations share.
     Further annotations are discounted by them; None in older folders."""
     between: float | None = None
+    median_released_norm: float | None = None
+    """Of ||V^-1 z|| on part C; weights of `align.trust: release` are scaled by it. None in older folders."""
 
     @property
     def prompt_effects(self) -> PromptEffects | None:
@@ -179,6 +181,8 @@ class ScoredImages:
     """exp(-k u + b), not divided by its mean."""
     features: torch.Tensor
     """[B, d]."""
+    release_weight: torch.Tensor | None = None
+    """The same of the released norm; None where its calibration median is not known."""
     is_outlying: torch.Tensor | None = None
     """bool: less certain than 95 % of the calibrated images; None where that is not known."""
 
@@ -206,7 +210,10 @@ class RewardModel:
         self.network.eval()
         features = self.network(images, masks)
         reward, uncertainty = self.head.reward(features), self.head.uncertainty(features)
-        c = self.calibration
+        c, of_release = self.calibration, None
+        if c.median_released_norm is not None:
+            norm = self.head.released_norm(features)
+            of_release = trust_weight(norm, c.median_released_norm, c.trust_k, c.trust_b)
         return ScoredImages(
             reward=reward,
             uncertainty=uncertainty,
@@ -215,6 +222,7 @@ class RewardModel:
             theorem_width=c.theorem * uncertainty,
             trust_weight=trust_weight(uncertainty, c.median_uncertainty, c.trust_k, c.trust_b),
             features=features,
+            release_weight=of_release,
             is_outlying=None if c.uncertainty_quantile is None else uncertainty > c.uncertainty_quantile,
         )
 

@@ -231,6 +231,7 @@ def fit_calibration(
         uncertainty_quantile=float(uncertainty.quantile(OUTLYING)),
         within=effects.within,
         between=effects.between,
+        median_released_norm=float(head.released_norm(part.features).median()),
     )
 
 

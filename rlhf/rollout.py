@@ -68,6 +68,7 @@ def rollout(
     condition, latent_mask = encode_prompts(policy, prompts)
     latents, first = _run_shared_prefix(policy, prompts, plan, schedule, condition, sample_indices, seed_key)
     condition = condition.repeat_interleave(len(sample_indices), dim=0)
+    latent_mask = torch.ones_like(latent_mask) if plan.log_prob_over == "all" else latent_mask
     latent_mask = latent_mask.repeat_interleave(len(sample_indices), dim=0)
     kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for step in range(first, plan.num_inference_steps):

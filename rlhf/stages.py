@@ -1,7 +1,9 @@
 """Stages in a row, each as the command a user would type: what is done is not done twice, what has changed is."""
 
+import ctypes
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,9 @@ from typing import Any
 
 from rlhf.errors import UserError
 from rlhf.storage import atomic_write_json, read_json
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process is sent when its parent dies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ def _run_stage(out: Path, stage: Stage, resting: list[Path], program: str) -> No
     print(f"{program}: {command}", file=sys.stderr)
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
     words = [sys.executable, "-m", "rlhf", *stage.arguments, *stage.renewal, *(["--resume"] if resumes else [])]
-    code = subprocess.run(words, env=environment, check=False).returncode
+    code = run_command(words, environment)
     if code != 0:
         print(f"{program}: stage {stage.name} failed; mend it and run the same command again to go on", file=sys.stderr)
         raise SystemExit(code)
@@ -78,6 +83,18 @@ def _run_stage(out: Path, stage: Stage, resting: list[Path], program: str) -> No
         "duration_s": round(time.perf_counter() - started, 1),
     }
     atomic_write_json(out / "stages.json", kept)
+
+
+def run_command(words: Sequence[str], environment: dict[str, str]) -> int:
+    """Run a program to its end; returns its code.
+
+    It dies with this process, however that dies: else it would go on unseen, and whoever runs the same stages again
+    would write into the same folders beside it.
+    """
+    libc = ctypes.CDLL(None)
+    return subprocess.run(
+        words, env=environment, check=False, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ).returncode
 
 
 def _is_begun(run: Path) -> bool:

@@ -69,6 +69,17 @@ EVALUATION = pa.schema(
         ("sharpness", pa.float32()),
     ]
 )
+CURVE = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("photograph", pa.string()),
+        ("policy_version", pa.int32()),
+        ("reward", pa.float32()),
+        ("gold", pa.float32()),
+    ]
+)
+"""How every saved policy of a run was judged; version 0 is the base model."""
 
 
 SCHEMA_VERSION = 1

@@ -19,6 +19,8 @@ class RolloutPlan:
     """Ascending; a subset of the stochastic ones."""
     shares_initial_noise: bool = False
     """Samples of a prompt start from the same noise, and run as one until the first random step."""
+    log_prob_over: str = "hole"
+    """`hole`, or `all` latent elements."""
     first_step: int = 0
     """Above 0 the sample starts there, from the noised original (SDEdit, arXiv:2108.01073): for candidates."""
 
@@ -30,7 +32,7 @@ class Trajectories:
     condition: "torch.Tensor"
     """float32 [B, 5, h, w]: the UNet's mask and masked-image latents."""
     latent_mask: "torch.Tensor"
-    """float32 [B, 1, h, w]: 1 where the latent cell touches the hole."""
+    """float32 [B, 1, h, w]: 1 where log-probs and KL look: in cells that touch the hole, or in all."""
     latents: "torch.Tensor"
     """float32 [K, B, 4, h, w]: before each trained step."""
     next_latents: "torch.Tensor"

@@ -144,7 +144,9 @@ def write_prompts(prompts: list[Prompt], folder: Path) -> Path:
     return folder
 
 
-def save_small_reward(folder: Path, *, scale: float = 1.0, quantile: float | None = None) -> Path:
+def save_small_reward(
+    folder: Path, *, scale: float = 1.0, quantile: float | None = None, median_released_norm: float | None = None
+) -> Path:
     """A random reward model with a sound V; images less certain than `quantile` are out of distribution."""
     torch.manual_seed(1)
     network = FeatureNetwork(SmallBackbone(), 8).eval()
@@ -162,6 +164,7 @@ def save_small_reward(folder: Path, *, scale: float = 1.0, quantile: float | Non
         trust_k=0.05,
         trust_b=0.7,
         uncertainty_quantile=quantile,
+        median_released_norm=median_released_norm,
     )
     RewardModel(network=network, head=head, calibration=calibration, backbone="small", feature_dim=8).save(folder)
     return folder

@@ -16,6 +16,7 @@ SUMS = {
     "multi_node_64gpu": (320, 80, 2, 5, 64),
     "spot": (320, 20, 2, 10, 13),
     "prefpaint_paper": (64, 4, 1, 2, 7),
+    "trust_study": (64, 4, 2, 4, 0),
 }
 
 

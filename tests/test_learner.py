@@ -68,9 +68,9 @@ def batches(policy: Policy, config: AlignConfig, update: int = 0) -> list[Traini
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "prefpaint"])
-@pytest.mark.parametrize("trainable", ["lora", "full"])
-def test_ratio_is_one_before_the_first_update(small_pipeline: Path, algorithm: str, trainable: str) -> None:
-    config = align_config(small_pipeline, algorithm=algorithm, trainable=trainable)
+@pytest.mark.parametrize(("trainable", "over"), [("lora", "hole"), ("lora", "all"), ("full", "hole")])
+def test_ratio_is_one_before_the_first_update(small_pipeline: Path, algorithm: str, trainable: str, over: str) -> None:
+    config = align_config(small_pipeline, algorithm=algorithm, trainable=trainable, log_prob_over=over)
     learner = start(small_pipeline, config)
     for update in range(2):
         sampler = sampler_policy(small_pipeline, config, learner.weights())

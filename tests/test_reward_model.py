@@ -36,6 +36,7 @@ CALIBRATION = Calibration(
     trust_k=0.05,
     trust_b=0.7,
     uncertainty_quantile=4.0,
+    median_released_norm=0.1,
 )
 
 

@@ -21,6 +21,7 @@ def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
     return RolloutPlan(
         num_inference_steps=config.num_inference_steps,
         eta=config.eta,
+        log_prob_over=config.log_prob_over,
         stochastic_steps=frozenset(window),
         trained_steps=window,
         shares_initial_noise=True,

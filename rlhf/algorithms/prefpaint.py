@@ -19,6 +19,7 @@ def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
     return RolloutPlan(
         num_inference_steps=config.num_inference_steps,
         eta=config.eta,
+        log_prob_over=config.log_prob_over,
         stochastic_steps=frozenset(range(config.num_inference_steps)),
         trained_steps=tuple(sorted(trained.tolist())),
     )

@@ -189,6 +189,39 @@ def views(
     print(format_table(summary))
 
 
+@study.command()
+def trust(
+    out: Out,
+    images: Annotated[Path | None, typer.Option("--images", help="Folder of photographs to train on.")] = None,
+    eval_images: Annotated[
+        Path | None, typer.Option("--eval-images", help="Folder of photographs to judge on.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of no weight against the proper one.")] = 5,
+    other_seeds: Annotated[int, typer.Option(min=1, help="Seeds of the other arms.")] = 3,
+    annotated: Annotated[int, typer.Option(min=1, help="Candidates annotated per seed: few.")] = 360,
+    report: Annotated[bool, typer.Option("--report", help="Run nothing; only tell of what is finished.")] = False,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Does trust pay? Alignments that over-optimise a reward of few annotations; goes on arm by arm."""
+    from rlhf.demo import choose_photographs, find_run_file
+    from rlhf.storage import atomic_write_json
+    from rlhf.trust_figures import draw_figure, format_table, write_csv
+    from rlhf.trust_study import TrustPlan, run_trust_study
+    from rlhf.trust_summary import summarise
+
+    if not report:
+        resolved = resolve_config(config or find_run_file("trust_study"), overrides)
+        train, judged = choose_photographs("study trust", out, images, eval_images)
+        plan = TrustPlan(images=train, eval_images=judged, seeds=seeds, other_seeds=other_seeds, annotated=annotated)
+        run_trust_study(plan, resolved, out)
+    summary = summarise(out, seeds, other_seeds)
+    atomic_write_json(out / "trust_study.json", summary)
+    write_csv(summary, out / "trust_study.csv")
+    draw_figure(summary, out / "trust_study.png")
+    print(format_table(summary))
+
+
 def _load_annotated(prompts: Path, candidates: Path, annotations: Path):  # noqa: ANN202
     """Annotated images and, where all annotators are simulated, their scores without noise; else None."""
     import torch

@@ -15,21 +15,26 @@ from rlhf.url_path import as_path
 CLIP = "openai/clip-vit-large-patch14"
 
 
-def build_rewards(entries: Sequence[RewardEntry], folder: Path | None, device: torch.device) -> dict[str, RewardSource]:
+def build_rewards(
+    entries: Sequence[RewardEntry], folder: Path | None, device: torch.device, *, trust: str = "proper"
+) -> dict[str, RewardSource]:
     """The rewards by name; without entries the reward folder alone.
 
-    `folder` is what --reward names. Raises UserError where something is missing or of another architecture.
+    `folder` is what --reward names, `trust` the kind of weight that reward folders give.
+    Raises UserError where something is missing or of another architecture.
     """
     entries = entries or (RewardEntry(kind="model"),)
-    return {entry.label: build_reward(entry, folder, device) for entry in entries}
+    return {entry.label: build_reward(entry, folder, device, trust=trust) for entry in entries}
 
 
-def build_reward(entry: RewardEntry, folder: Path | None, device: torch.device) -> RewardSource:
+def build_reward(
+    entry: RewardEntry, folder: Path | None, device: torch.device, *, trust: str = "proper"
+) -> RewardSource:
     """One reward, its weights loaded; heavy imports only for the kinds that need them."""
     name, path, text = entry.label, entry.path, entry.text
     match entry.kind:
         case "model":
-            return TrainedModel(model=load_reward(_reward_folder(entry, folder)))
+            return TrainedModel(model=load_reward(_reward_folder(entry, folder)), trust=trust)
         case "clip_score":
             from rlhf.rewards.clip_score import load_clip_score
 

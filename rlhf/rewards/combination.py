@@ -56,8 +56,9 @@ def combine(scores: Mapping[str, Scores], weights: Mapping[str, float], scales: 
     The uncertainty is the sum of |weight| / std x uncertainty over the rewards that have one: the triangle
     inequality, which holds however the errors depend on each other, where the root of the sum of squares would
     suppose them independent. Rewards without a bound add nothing to it, so it bounds the others' share alone.
+    The conformal width is summed alike.
     The trust weight is the geometric mean of the rewards' own by |weight|: that of the mean uncertainty.
-    Without any bound, `uncertainty` and `trust_weight` are None.
+    Without any bound, `uncertainty`, `width` and `trust_weight` are None.
     """
     total: torch.Tensor | None = None
     for name, part in scores.items():
@@ -68,14 +69,15 @@ def combine(scores: Mapping[str, Scores], weights: Mapping[str, float], scales: 
     if not bounded:
         return Scores(reward=total)
     share = sum(abs(weights[name]) for name in bounded)
-    uncertainty, trust = torch.zeros_like(total), torch.ones_like(total)
+    uncertainty, width, trust = torch.zeros_like(total), torch.zeros_like(total), torch.ones_like(total)
     for name in bounded:
         part, weight = scores[name], abs(weights[name])
         assert part.uncertainty is not None
         assert part.trust_weight is not None
         uncertainty = uncertainty + weight / scales[name].std * part.uncertainty
+        width = width + weight / scales[name].std * (torch.inf if part.width is None else part.width)
         trust = trust * part.trust_weight ** (weight / share)
-    return Scores(reward=total, uncertainty=uncertainty, trust_weight=trust)
+    return Scores(reward=total, uncertainty=uncertainty, trust_weight=trust, width=width)
 
 
 def outlying_share(scores: Mapping[str, Scores]) -> float | None:
@@ -94,6 +96,7 @@ def _join(parts: Sequence[Scores]) -> Scores:
         reward=torch.cat([part.reward for part in parts]),
         uncertainty=_cat([part.uncertainty for part in parts]),
         trust_weight=_cat([part.trust_weight for part in parts]),
+        width=_cat([part.width for part in parts]),
         is_outlying=_cat([part.is_outlying for part in parts]),
     )
 

@@ -19,6 +19,9 @@ class Scores:
     """float64 [B], in units of the reward."""
     trust_weight: torch.Tensor | None = None
     """float64 [B], not divided by its mean."""
+    width: torch.Tensor | None = None
+    """float64 [B]: conformal multiplier x uncertainty, which the reward's error exceeds with a stated probability;
+    infinite where nothing has calibrated it."""
     is_outlying: torch.Tensor | None = None
     """bool [B]: the uncertainty lies beyond its calibrated quantile."""
 
