@@ -187,6 +187,8 @@ class AlignConfig(Section):
     """Rank and alpha of the adapters."""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
     """Names of the UNet's modules that get an adapter."""
+    gradient_checkpointing: bool = False
+    """Compute the UNet's activations again in the backward pass instead of keeping them: less memory, more time."""
     average_decay: Share = 0.9
     """The saved policy is an exponential average of the trained weights; 0 saves the last ones."""
     max_ratio_error: Positive = 1e-5

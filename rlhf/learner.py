@@ -64,13 +64,15 @@ class Learner:
         """
         self.policy, self.config = policy, config
         make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=seed)
+        if config.gradient_checkpointing:
+            policy.unet.enable_gradient_checkpointing()
         self._base = copy.deepcopy(policy.unet).requires_grad_(False) if self._needs_base_copy else None
         if start is not None:
             load_trainable_state(policy.unet, read_trainable_state(start, policy.unet, config.trainable))
         parameters = [p for p in policy.unet.parameters() if p.requires_grad]
         self._is_resized = is_resized
         self.engine = start_deepspeed(policy, parameters, config, micro_batches, is_resized=is_resized)
-        self.averaged = trainable_state(policy.unet)
+        self.averaged = self.weights()
         self._schedule = make_schedule(policy.scheduler, config.num_inference_steps)
 
     @property

@@ -143,7 +143,7 @@ def test_two_contestants_are_compared_by_a_key_or_a_click(tmp_path: Path, page: 
         page.click('[data-choice="1"]')
         progress(page, "All: 3 of 4 · you: 3")
         page.wait_for_function(is_idle)
-        page.click('[data-choice=none]')
+        page.click("[data-choice=none]")
         sync_api.expect(page.locator("#finished-title")).to_have_text("All prompts are judged")
     finally:
         server.terminate()

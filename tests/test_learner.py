@@ -201,6 +201,24 @@ def save_trained(learner: Learner, config: AlignConfig, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_activations_computed_again_give_the_same_step(small_pipeline: Path, trainable: str) -> None:
+    weights, recomputed = [], []
+    for is_on in (False, True):
+        config = align_config(small_pipeline, trainable=trainable, gradient_checkpointing=is_on)
+        learner = start(small_pipeline, config)
+        block = learner.policy.unet.down_blocks[0].resnets[0]
+        passes: list[object] = []
+        block.register_forward_pre_hook(lambda *_, passes=passes: passes.append(None))
+        metrics = learner.train(batches(sampler_policy(small_pipeline, config, learner.weights()), config))
+        assert metrics["ratio_error"] <= 1e-6
+        weights.append({name: tensor.clone() for name, tensor in learner.weights().items()})
+        recomputed.append(len(passes))
+    assert recomputed[1] > recomputed[0]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
 def test_training_from_a_policy_begins_with_its_very_weights_and_holds_to_the_base(
     small_pipeline: Path, tmp_path: Path, trainable: str
 ) -> None:

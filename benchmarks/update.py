@@ -1,0 +1,168 @@
+"""What training costs: `python -m benchmarks.update`.
+
+One update of the built-in model, float32, one process: 16 images in one micro-batch, two trained steps each, so 32
+transitions; DeepSpeed with LoRA adapters and a KL to the base policy, unless a row says otherwise.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.measure import Figures, interleave, peak_megabytes, report_alone, spread
+from benchmarks.rollout import KEY, PROMPTS, SAMPLES, make_prompts
+from rlhf.algorithms import grpo
+from rlhf.config import AlignConfig, ModelConfig
+from rlhf.ddim import make_schedule
+from rlhf.learner import Learner, TrainingBatch
+from rlhf.policy import base_policy, load_policy, make_trainable
+from rlhf.policy_gradient import clipped_objective, replay_transition
+from rlhf.rollout import rollout
+
+TRANSITIONS = 2 * PROMPTS * SAMPLES
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "LoRA": {},
+    "LoRA, no KL": {"kl_weight": 0.0},
+    "LoRA, gradient checkpointing": {"gradient_checkpointing": True},
+    "LoRA, ZeRO 1": {"zero_stage": 1},
+    "LoRA, ZeRO 2": {"zero_stage": 2},
+    "LoRA, ZeRO 3": {"zero_stage": 3},
+    "full": {"trainable": "full"},
+    "full, gradient checkpointing": {"trainable": "full", "gradient_checkpointing": True},
+}
+PLAIN = "plain PyTorch, the same loss, LoRA"
+
+
+def make_config(**changes: Any) -> AlignConfig:
+    """The defaults of `rlhf align` for one micro-batch; no checks that the ratio is 1, since the weights move on."""
+    sizes = {"samples_per_prompt": SAMPLES, "prompts_per_update": PROMPTS, "micro_batch_size": PROMPTS * SAMPLES}
+    return AlignConfig(**sizes, **changes)
+
+
+def roll_out(config: AlignConfig) -> TrainingBatch:
+    """A micro-batch as samplers make it, with advantages of random sign."""
+    policy = load_policy(ModelConfig())
+    make_trainable(policy, "lora", rank=config.lora_rank, targets=config.lora_targets, seed=0)
+    plan = grpo.plan_rollout(config, 0, 0)
+    kept = rollout(policy, make_prompts(), plan, sample_indices=range(SAMPLES), seed_key=KEY).trajectories
+    advantages = torch.randn(PROMPTS * SAMPLES, generator=torch.Generator().manual_seed(0))
+    return TrainingBatch(trajectories=kept, advantages=advantages, trust_weights=torch.ones(PROMPTS * SAMPLES))
+
+
+def deepspeed_update(batch: TrainingBatch, **changes: Any) -> Callable[[], object]:
+    """One update of our learner."""
+    config = make_config(**changes)
+    learner = Learner(load_policy(ModelConfig()), config, micro_batches=config.window_size, seed=0)
+    return lambda: learner.train([batch], is_on_policy=False)
+
+
+def plain_update(batch: TrainingBatch) -> Callable[[], object]:
+    """The same loss, clipping and optimizer in a loop of plain PyTorch."""
+    config, policy = make_config(), load_policy(ModelConfig())
+    make_trainable(policy, "lora", rank=config.lora_rank, targets=config.lora_targets, seed=0)
+    trained = [p for p in policy.unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule, t = make_schedule(policy.scheduler, config.num_inference_steps), batch.trajectories
+
+    def update() -> None:
+        for k, step in enumerate(t.step_indices):
+            inputs = (t.latents[k], schedule.timesteps[torch.full((len(t.latents[k]),), step)], t.condition)
+            with torch.no_grad(), base_policy(policy.unet):
+                base = policy.predict(*inputs)
+            log_prob, kl = replay_transition(
+                policy.predict(*inputs),
+                base,
+                t.latents[k],
+                t.next_latents[k],
+                step,
+                schedule,
+                config.eta,
+                t.latent_mask,
+            )
+            loss, _ = clipped_objective(
+                log_prob, t.old_log_prob[k], batch.advantages, batch.trust_weights, config.clip_range
+            )
+            ((loss + config.kl_weight * kl.mean()) / len(t.step_indices)).backward()
+        torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def make_alternative(name: str) -> Callable[[], object]:
+    """One of VARIANTS, or PLAIN."""
+    batch = roll_out(make_config())
+    return plain_update(batch) if name == PLAIN else deepspeed_update(batch, **VARIANTS[name])
+
+
+def share_in_model(rounds: int) -> dict[str, float]:
+    """Share of an update's time in the UNet's forward and backward passes."""
+    config, batch = make_config(), roll_out(make_config())
+    learner = Learner(load_policy(ModelConfig()), config, micro_batches=config.window_size, seed=0)
+    spent = [0.0]
+
+    def timed(run: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return run(*args, **kwargs)
+            finally:
+                spent[0] += time.perf_counter() - started
+
+        return wrapped
+
+    learner.engine.backward = timed(learner.engine.backward)
+    learner.policy.unet.forward = timed(learner.policy.unet.forward)
+    shares = []
+    for _ in range(rounds + 1):
+        spent[0], started = 0.0, time.perf_counter()
+        learner.train([batch], is_on_policy=False)
+        shares.append(spent[0] / (time.perf_counter() - started))
+    return spread(shares[1:])
+
+
+def measure(rounds: int) -> Figures:
+    """All of it."""
+    with process_group():
+        batch = roll_out(make_config())
+        alternatives = {name: deepspeed_update(batch, **changes) for name, changes in VARIANTS.items()}
+        seconds = interleave(alternatives | {PLAIN: plain_update(batch)}, rounds)
+        shares = share_in_model(rounds)
+    return {
+        "ms_per_transition": {name: spread([1e3 * s / TRANSITIONS for s in found]) for name, found in seconds.items()},
+        "memory": {name: peak_megabytes("benchmarks.update", name) for name in seconds},
+        "share_in_forward_and_backward": shares,
+    }
+
+
+class process_group:  # noqa: N801 - a context, read as one
+    """One rank of gloo, which DeepSpeed asks for."""
+
+    def __enter__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+            os.environ[name] = value
+        dist.init_process_group("gloo", init_method=f"file://{self._folder.name}/store", rank=0, world_size=1)
+
+    def __exit__(self, *_: object) -> None:
+        dist.destroy_process_group()
+        self._folder.cleanup()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--alone", help="run one alternative and print its memory")
+    parser.add_argument("--rounds", type=int, default=9)
+    given = parser.parse_args()
+    if given.alone:
+        with process_group():
+            report_alone(make_alternative(given.alone))
+    else:
+        print(json.dumps(measure(given.rounds), indent=2))
