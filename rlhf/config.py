@@ -264,6 +264,8 @@ class RunConfig(Section):
     """Stage `rlhf reward`."""
     rewards: tuple[RewardEntry, ...] = ()
     """What `rlhf align` climbs: the weighted sum of these; none is the reward folder alone."""
+    judges: tuple[RewardEntry, ...] = ()
+    """Held out: further judges of `rlhf evaluate`, kept apart from the reward that policies were trained on."""
     align: AlignConfig = AlignConfig()
     """Stage `rlhf align`."""
     cluster: ClusterConfig = ClusterConfig()
@@ -279,10 +281,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _rewards_are_told_apart(self) -> "RunConfig":
-        names = [entry.label for entry in self.rewards]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"rewards: {names.count(name)} are called {name!r}; give each its own `name`")
+        for section in ("rewards", "judges"):
+            names = [entry.label for entry in getattr(self, section)]
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{section}: {names.count(name)} are called {name!r}; give each its own `name`")
         if self.rewards and not any(entry.weight for entry in self.rewards):
             raise ValueError("rewards: all weights are 0, so there is nothing to climb")
         return self
