@@ -238,6 +238,8 @@ class EvaluateConfig(Section):
     """Images denoised at once."""
     bootstrap: Count = 2000
     """Resamples of the photographs."""
+    features: str | None = None
+    """CLIP model (folder or hub name) in whose image embeddings FID and KID are taken; null leaves both out."""
 
 
 class RoundsConfig(Section):

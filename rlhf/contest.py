@@ -4,6 +4,7 @@ Intervals are by bootstrap over photographs. Pairs of contestants are tested by 
 photographs, and all such tests together are one family for Holm's correction.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -11,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlhf.config import EvaluateConfig
-from rlhf.contest_measures import SIZES, Measure, list_measures, measure_prompts, shares_noise
+from rlhf.contest_measures import SET_MEASURES, SIZES, Measure, list_measures, measure_prompts, shares_noise
 from rlhf.errors import UserError
-from rlhf.judging import Judged
+from rlhf.feature_distances import Features, measure_sets
+from rlhf.images import from_8bit
+from rlhf.judging import LPIPS, Judged
 from rlhf.monitors import find_alarms, watch
 from rlhf.prompts import Prompt
-from rlhf.statistics import LEAST_PHOTOGRAPHS, bootstrap_means, holm, sign_flip_test, summarise_draws
+from rlhf.statistics import LEAST_PHOTOGRAPHS, Estimate, bootstrap_means, holm, sign_flip_test, summarise_draws
 
 SCHEMA_VERSION = 1
 """Of `contest.json`."""
@@ -64,13 +68,20 @@ def keep_common(entries: Sequence[Entry], prompts: Sequence[Prompt]) -> tuple[li
 
 
 def summarise_contest(
-    entries: Sequence[Entry], base: str, prompts: Sequence[Prompt], config: EvaluateConfig
+    entries: Sequence[Entry],
+    base: str,
+    prompts: Sequence[Prompt],
+    config: EvaluateConfig,
+    features: Features | None = None,
 ) -> dict[str, Any]:
-    """Figures of all contestants by hole family, pairwise tests and monitors; JSON apart from NaN."""
+    """Figures of all contestants by hole family, pairwise tests and monitors; JSON apart from NaN.
+
+    FID and KID, of all families together, need `features`.
+    """
     entries, prompts, notes = keep_common(entries, prompts)
     by_name = {entry.name: entry for entry in entries}
     follows = {entry.name: entry.follows_noise for entry in entries}
-    measures = list_measures(entries[0].judged.held_out)
+    measures = list_measures(entries[0].judged.held_out, has_lpips=LPIPS in entries[0].judged.marks)
     columns = {
         name: measure_prompts(entry.judged, by_name[base].judged, shares_noise=shares_noise(name, base, follows))
         for name, entry in by_name.items()
@@ -95,6 +106,8 @@ def summarise_contest(
         }
         for entry in entries
     }
+    if features is not None:
+        add_sets(found, measures, entries, prompts, features)
     return {
         "schema_version": SCHEMA_VERSION,
         "base": base,
@@ -111,6 +124,25 @@ def summarise_contest(
         "notes": notes + note_few(families, photographs) + note_known_pixels(found),
         "left_out": explain_missing(measures, columns, config),
     }
+
+
+def add_sets(
+    found: Mapping[str, dict[str, Any]],
+    measures: dict[str, Measure],
+    entries: Sequence[Entry],
+    prompts: Sequence[Prompt],
+    features: Features,
+) -> None:
+    """Add FID and KID, of first samples against the originals, without an interval; None for single families."""
+    originals = torch.stack([prompt.image for prompt in prompts])
+    sets = {entry.name: from_8bit(entry.judged.images[:, 0]) for entry in entries}
+    measures |= SET_MEASURES
+    photographs = len({prompt.photograph for prompt in prompts})
+    for name, distances in measure_sets(features, sets, originals).items():
+        for family, figures in found[name]["figures"].items():
+            for measure, value in distances.items():
+                estimate = Estimate(value=value, low=math.nan, high=math.nan, clusters=photographs)
+                figures[measure] = asdict(estimate) if family == ALL else None
 
 
 def estimate_all(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf.judging import JUDGE, Judged
+from rlhf.judging import JUDGE, LPIPS, Judged
 from rlhf.statistics import best_of, wins
 
 SIZES = (1, 3, 10)
@@ -30,7 +30,7 @@ class Measure:
     """What it is, in a sentence."""
 
 
-def list_measures(held_out: Sequence[str]) -> dict[str, Measure]:
+def list_measures(held_out: Sequence[str], *, has_lpips: bool = False) -> dict[str, Measure]:
     """By name, in the order of the table; `held_out` are the marks of judges that nothing was trained on."""
     measures: dict[str, Measure] = {}
     for judge in ("reward", *held_out):
@@ -49,7 +49,9 @@ def list_measures(held_out: Sequence[str]) -> dict[str, Measure]:
             measures["lower"] = Measure(label="lower bound", group=group, spec=".3f", more=more)
             more = "Variance of the reward across a prompt's samples."
             measures["variance"] = Measure(label="Var", group=group, spec=".2e", more=more)
+    lpips = (("lpips", "LPIPS", ".3f", "Of AlexNet, mean over the hole; 0 is the original."),) if has_lpips else ()
     for name, label, spec, more in (
+        *lpips,
         ("psnr_db", "PSNR, dB", ".2f", "Inside the hole, against the hidden original; favours blur."),
         ("ssim", "SSIM", ".3f", "Structural similarity inside the hole."),
         ("seam", "seam", ".1f", "How far jumps across the hole's border are from the original's, of 255; 0 is best."),
@@ -58,6 +60,13 @@ def list_measures(held_out: Sequence[str]) -> dict[str, Measure]:
     more = "Mean difference of a prompt's samples inside the hole, levels of 255."
     measures["diversity"] = Measure(label="diversity", group=SAMPLES, spec=".1f", more=more)
     return measures
+
+
+SET_MEASURES = {
+    "fid": Measure(label="FID", group=ORIGINAL, spec=".2f", more="Of CLIP embeddings; biased for few images."),
+    "kid": Measure(label="KID", group=ORIGINAL, spec=".2e", more="Of CLIP embeddings; unbiased."),
+}
+"""Of sets of images, by `feature_distances`."""
 
 
 def describe_judge(judge: str) -> str:
@@ -90,7 +99,7 @@ def measure_prompts(judged: Judged, base: Judged, *, shares_noise: bool) -> dict
     if judged.images.shape[1] > 1:
         figures["variance"] = judged.reward.var(axis=1, ddof=1)
         figures["diversity"] = judged.diversity
-    for name in ("psnr_db", "ssim", "seam"):
+    for name in [name for name in ("psnr_db", "ssim", "seam", LPIPS) if name in judged.marks]:
         figures[name] = mean_of_known(judged.marks[name])
     return {name: values for name, values in figures.items() if np.isfinite(values).any()}
 

@@ -12,7 +12,6 @@ from rlhf.contest import ALIGNED, BASE, Entry, check_base, folder_of, summarise_
 from rlhf.contest_page import write_contest_page
 from rlhf.contest_tables import comparisons_csv, figures_csv, to_latex
 from rlhf.contestants import Contestant, describe, of_model, open_contestant
-from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.evaluation import evaluate
 from rlhf.judged_store import JudgedStore
@@ -61,16 +60,14 @@ def hold_contest(request: ContestRequest, config: RunConfig, open_samplers: Open
         contestants.insert(0, of_model(BASE, "", config, table.rows))
     reward, held_out = (
         load_reward(request.reward),
-        open_judges(config.judges, prompts, resolve_device(config.model.device)),
+        open_judges(config, prompts),
     )
-    jury = Jury(reward=reward, judges=held_out.judges)
-    store = JudgedStore(
-        folder_of(request.out), prompts, jury, settings_of(request, config, prompts, list(held_out.judges))
-    )
+    jury = Jury(reward=reward, judges=held_out.judges, lpips=held_out.lpips)
+    store = JudgedStore(folder_of(request.out), prompts, jury, settings_of(request, config, prompts, jury))
     entries, evaluation = judge_run(request, config, policies, prompts, table, jury, store, open_samplers)
     entries += [judge_contestant(contestant, prompts, jury, store) for contestant in contestants]
     entries.sort(key=lambda entry: entry.name != request.base)
-    contest = summarise_contest(entries, request.base, prompts, config.evaluate)
+    contest = summarise_contest(entries, request.base, prompts, config.evaluate, held_out.features)
     contest["left_out"] += held_out.left_out
     contest["alarms"] += evaluation["alarms"] if evaluation else []
     contest["settings"] = describe_settings(request, config)
@@ -98,18 +95,17 @@ def check_sizes(prompts: Sequence[Prompt], place: Path) -> None:
         raise UserError(f"{place}: prompts of several sizes, such as {such}; evaluate each size apart")
 
 
-def settings_of(
-    request: ContestRequest, config: RunConfig, prompts: Sequence[Prompt], judges: Sequence[str]
-) -> dict[str, Any]:
+def settings_of(request: ContestRequest, config: RunConfig, prompts: Sequence[Prompt], jury: Jury) -> dict[str, Any]:
     """What every contestant's images and marks depend on."""
     with local_copy(request.reward) as folder:
         reward = folder_checksum(folder)
     return {
         "prompts": checksum_prompts(prompts),
         "reward": reward,
-        "judges": [entry.model_dump(mode="json") for entry in config.judges if entry.label in judges],
+        "judges": [entry.model_dump(mode="json") for entry in config.judges if entry.label in jury.judges],
         "seed": config.seed,
-        "evaluate": config.evaluate.model_dump(mode="json", exclude={"bootstrap"}),
+        "evaluate": config.evaluate.model_dump(mode="json", exclude={"bootstrap", "features"}),
+        "marks": jury.marks,
         "precision": config.model.precision,
     }
 
@@ -145,6 +141,7 @@ def judge_run(
             config.evaluate,
             seed=config.seed,
             judges=jury.judges,
+            lpips=jury.lpips,
             keep=keep,
         )
     specs = {BASE: config.model.path, ALIGNED: str(policies[-1])}

@@ -13,7 +13,7 @@ from rlhf.checksum import folder_checksum
 from rlhf.classical_fills import CLASSICAL, open_classical
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
-from rlhf.evaluation import NO_JUDGES, judge_policy
+from rlhf.evaluation import judge_policy
 from rlhf.images import decode_image, to_8bit
 from rlhf.judging import Judged, Jury, join_judged, judge_images
 from rlhf.policy import load_policy, locate_policy, read_manifest
@@ -99,7 +99,8 @@ def of_model(name: str, spec: str, config: RunConfig, take: TakePrompts) -> Cont
             config.evaluate,
             seed=config.seed,
             stage=f"evaluate: {name}",
-            judges=jury.judges or NO_JUDGES,
+            judges=jury.judges,
+            lpips=jury.lpips,
         )
 
     return Contestant(

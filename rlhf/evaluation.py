@@ -11,6 +11,7 @@ import torch
 
 from rlhf.config import EvaluateConfig
 from rlhf.errors import UserError
+from rlhf.feature_distances import PictureDistance
 from rlhf.grids import save_comparison_grid
 from rlhf.images import blank_hole, decode_image, from_8bit
 from rlhf.judging import Judged, Jury, encode_picture, join_judged, judge_images
@@ -50,6 +51,7 @@ def evaluate(
     *,
     seed: int,
     judges: Mapping[str, RewardSource] = NO_JUDGES,
+    lpips: PictureDistance | None = None,
     keep: Keep = judge_anew,
 ) -> dict[str, Any]:
     """Judge base and policies; the last policy is the contestant, earlier ones give the curve.
@@ -63,7 +65,8 @@ def evaluate(
     def judge(name: str, policy: Path | None) -> Judged:
         def paint() -> Judged:
             stage = f"evaluate: {name if policy is None else policy.name}"
-            return judge_policy(open_policy(policy), prompts, reward, config, seed=seed, stage=stage, judges=judges)
+            options: dict[str, Any] = {"seed": seed, "stage": stage, "judges": judges, "lpips": lpips}
+            return judge_policy(open_policy(policy), prompts, reward, config, **options)
 
         return keep(name, policy, paint)
 
@@ -102,12 +105,13 @@ def judge_policy(
     seed: int,
     stage: str,
     judges: Mapping[str, RewardSource] = NO_JUDGES,
+    lpips: PictureDistance | None = None,
 ) -> Judged:
     """Sample every prompt with deterministic DDIM and let all judges mark the results.
 
     Raises UserError where prompts had to be put aside: both sides are judged on the same ones.
     """
-    tasks, jury = plan_evaluation(prompts, config, seed), Jury(reward=reward, judges=judges)
+    tasks, jury = plan_evaluation(prompts, config, seed), Jury(reward=reward, judges=judges, lpips=lpips)
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     parts: dict[int, Judged] = {}
     for done in progress_bar(sampler.sample(tasks), stage=stage, total=len(tasks)):

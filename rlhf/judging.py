@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from rlhf.errors import UserError
+from rlhf.feature_distances import PictureDistance
 from rlhf.gold_judge import gold_utility
 from rlhf.hole_measures import FIDELITY, LOOKS, measure_diversity, measure_fidelity, measure_looks, to_arrays
 from rlhf.images import encode_png, from_8bit
@@ -19,6 +20,8 @@ MARKS = ("reward", "uncertainty", "lower", "gold", *LOOKS, *FIDELITY)
 """What every image is given; `lower` is the training reward's conformal lower bound."""
 JUDGE = "judge_"
 """Before the name of a further held-out judge, to tell it from the measures."""
+LPIPS = "lpips"
+"""Mean over the hole, against the original."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +32,14 @@ class Jury:
     """What policies were trained on."""
     judges: Mapping[str, RewardSource] = field(default_factory=dict)
     """Held out: nothing was trained on them."""
+    lpips: PictureDistance | None = None
+    """Where its weights are at hand."""
 
     @property
     def marks(self) -> tuple[str, ...]:
         """Names of all that an image is given."""
-        return (*MARKS, *(JUDGE + name for name in self.judges))
+        lpips = () if self.lpips is None else (LPIPS,)
+        return (*MARKS, *lpips, *(JUDGE + name for name in self.judges))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +116,8 @@ def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) ->
             raise UserError(
                 f"evaluate: {name.removeprefix(JUDGE)} gives prompt {place} no finite number; mend or drop it"
             )
+    if jury.lpips is not None:
+        columns[LPIPS] = (jury.lpips(filled, originals) * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))
     columns |= measure_looks(filled, masks) | measure_fidelity(filled, originals, masks)
     return Judged(
         prompt_ids=tuple(prompt.prompt_id for prompt in prompts),

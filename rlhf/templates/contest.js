@@ -15,7 +15,7 @@ function arrange() {
     node.hidden = (family && node.dataset.family !== family) || (photograph && node.dataset.photograph !== photograph);
     count += node.hidden ? 0 : 1;
     for (const part of node.querySelectorAll("[data-contestant]")) part.hidden = hidden.has(part.dataset.contestant);
-    const what = order === "disagreement" ? "judges disagree by" : "better by";
+    const what = order === "disagreement" ? "judges disagree by" : "gain";
     node.querySelector(".key").textContent = `· ${contestant}: ${what} ${value(card).toFixed(3)}`;
     gallery.append(node);
   }
