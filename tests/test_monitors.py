@@ -111,3 +111,10 @@ def test_noise_alone_raises_no_alarm(tmp_path: Path) -> None:
     still = evaluate_path([Noisy(version, 0.1, 0.0) for version in (0, 10, 20)], tmp_path)
     assert [alarm for alarm in still["alarms"] if alarm["kind"] == "over-optimisation"] == []
     assert np.isclose(still["curve"][1]["monitors"]["distance"]["value"], 1.0, atol=0.1)
+
+
+def test_a_policy_that_is_worse_by_its_reward_too_has_not_hacked_it(tmp_path: Path) -> None:
+    worse = evaluate_path([Painter(0, 0.1, 0.0), Painter(10, 0.2, 0.0)], tmp_path)
+    assert worse["gold_gain"]["high"] < 0
+    assert worse["reward_gain"]["high"] < 0
+    assert [alarm for alarm in worse["alarms"] if alarm["kind"] == "over-optimisation"] == []
