@@ -21,8 +21,9 @@ from rlhf.feature_distances import Features, measure_sets
 from rlhf.images import from_8bit
 from rlhf.judging import LPIPS, Judged
 from rlhf.monitors import find_alarms, watch
+from rlhf.paired_statistics import holm
 from rlhf.prompts import Prompt
-from rlhf.statistics import LEAST_PHOTOGRAPHS, Estimate, bootstrap_means, holm, sign_flip_test, summarise_draws
+from rlhf.statistics import LEAST_PHOTOGRAPHS, Estimate, bootstrap_means, sign_flip_test, summarise_draws
 
 SCHEMA_VERSION = 1
 """Of `contest.json`."""

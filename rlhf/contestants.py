@@ -64,7 +64,7 @@ def open_contestant(name: str, spec: str, config: RunConfig, take: TakePrompts) 
     if spec in CLASSICAL:
         fill = open_classical(spec)
         return Contestant(
-            name=name, spec=spec, what={"classical": spec}, follows_noise=False, judge=_judge_fill(fill, name)
+            name=name, spec=spec, what={"classical": spec}, follows_noise=False, judge=judge_fill(fill, name)
         )
     if spec.startswith(IMAGES):
         folder = as_path(spec.removeprefix(IMAGES))
@@ -113,12 +113,13 @@ def describe(base: str, policy: Path | None) -> dict[str, Any]:
     return {"base": base, "weights": None if policy is None else read_manifest(policy)["checksum"]}
 
 
-def _judge_fill(fill: Callable[[np.ndarray, np.ndarray], np.ndarray], name: str):  # noqa: ANN202
+def judge_fill(fill: Callable[[np.ndarray, np.ndarray], np.ndarray], name: str):  # noqa: ANN202
+    """What judges the fills of a function of colours uint8 [H, W, 3], grey in the hole, and the hole bool [H, W]."""
+
     def judge(prompts: Sequence[Prompt], jury: Jury) -> Judged:
         def paint(prompt: Prompt) -> torch.Tensor:
             rgb = to_8bit(prompt.image).permute(1, 2, 0).numpy()
             hole = prompt.mask[0].numpy() > 0.5
-            # The fill never sees the original: what lies in the hole is grey.
             filled = fill(np.where(hole[..., None], np.uint8(128), rgb), hole)
             return torch.from_numpy(filled).permute(2, 0, 1)[None]
 

@@ -110,15 +110,6 @@ def sign_flip_test(
     return float((np.abs(patterns @ sums) >= least).mean())
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979): those below 0.05 are wrong once in a family with at most 5 %."""
-    order = np.argsort(p_values, kind="stable")
-    steps = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted.tolist()
-
-
 def best_of(sizes: int, chosen: int) -> np.ndarray:
     """[sizes]: how likely the sample of each rank, best first, is the best of `chosen` drawn without replacement."""
     total = math.comb(sizes, chosen)

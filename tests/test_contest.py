@@ -9,14 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_contest import contest_prompts, evaluate, prepare, write_images
-from small_parts import small_prompts, write_prompts
+from small_parts import save_small_reward, small_prompts, write_prompts
 
 from rlhf.classical_fills import fill_with_opencv, open_classical
+from rlhf.contest_page import MAX_PROMPTS, choose_prompts, compare_marks
 from rlhf.contest_tables import escape, figures_csv, to_latex
-from rlhf.contestants import parse_contestants
+from rlhf.contestants import judge_fill, parse_contestants
 from rlhf.errors import UserError
+from rlhf.judging import Judged, Jury
+from rlhf.reward_model import load_reward
 from rlhf.tables import parquet_file
 
 JUDGES = "judges=[{kind: seam}, {kind: clip_score, name: clip, text: a photograph, path: nowhere}]"
@@ -207,3 +211,45 @@ def test_opencv_keeps_known_pixels_and_continues_a_flat_colour(method: str) -> N
     hole[5:11, 5:11] = True
     damaged = np.where(hole[..., None], np.uint8(128), rgb)
     assert (fill_with_opencv(damaged, hole, method) == rgb).all()
+
+
+def test_a_fill_never_sees_the_original(tmp_path: Path) -> None:
+    jury = Jury(reward=load_reward(save_small_reward(tmp_path)))
+    judged = judge_fill(lambda rgb, hole: rgb, "copy")(small_prompts(2), jury)
+    for prompt, picture in zip(small_prompts(2), judged.images[:, 0], strict=True):
+        assert (picture[:, prompt.mask[0] > 0.5] == 128).all()
+    assert judged.known_pixels_differ == 0
+
+
+def test_the_gallery_has_the_best_the_worst_and_the_most_disputed_of_everyone() -> None:
+    rng = np.random.default_rng(0)
+    gains = {name: {judge: rng.normal(size=500) for judge in ("reward", "gold")} for name in ("a", "b")}
+    disagreements = {name: rng.random(500) for name in gains}
+    chosen = choose_prompts(gains, disagreements, 500)
+    assert len(chosen) == len(set(chosen)) == MAX_PROMPTS
+    extremes = [
+        extreme(values) for by in gains.values() for values in by.values() for extreme in (np.argmax, np.argmin)
+    ]
+    assert {*extremes, *(np.argmax(values) for values in disagreements.values())} <= set(chosen)
+    assert sorted(choose_prompts({"a": {"gold": np.arange(3.0)}}, {"a": np.zeros(3)}, 3)) == [0, 1, 2]
+
+
+def test_disagreement_is_how_far_ranks_lie_apart() -> None:
+    """Three prompts, two contestants: judges agree but on the last prompt, where they contradict each other."""
+    marks = {"a": {"reward": [5, 6, 9], "gold": [0.2, 0.3, 0.1]}, "b": {"reward": [5, 7, 0], "gold": [0.2, 0.4, 0.9]}}
+    judged = {
+        name: Judged(
+            prompt_ids=("p0", "p1", "p2"),
+            images=torch.zeros(3, 1, 3, 2, 2, dtype=torch.uint8),
+            marks={judge: np.array(values, float)[:, None] for judge, values in by.items()},
+            diversity=np.full(3, np.nan),
+            hole_share=np.ones(3),
+            known_pixels_differ=0,
+        )
+        for name, by in marks.items()
+    }
+    gains, disagreements = compare_marks(judged, "a")
+    assert gains["b"]["reward"] == pytest.approx([0, 1, -9])
+    assert gains["a"]["gold"] == pytest.approx([0, -0.05, -0.4])
+    assert disagreements["a"].argmax() == disagreements["b"].argmax() == 2
+    assert disagreements["a"][2] == disagreements["b"][2] == 1

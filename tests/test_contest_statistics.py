@@ -1,4 +1,4 @@
-"""WinRate(S), the sign-flip test, Holm's correction and measures in the hole, against brute force and closed forms."""
+"""WinRate(S), the sign-flip test and measures in the hole, against brute force and closed forms."""
 
 from itertools import combinations, product
 
@@ -12,7 +12,7 @@ from rlhf.extension_measures import measure_band
 from rlhf.growth import Margins, band_hole, plan_bands
 from rlhf.hole_measures import measure_diversity, measure_fidelity, measure_looks
 from rlhf.images import from_8bit
-from rlhf.statistics import best_of, bootstrap_means, cluster_bootstrap, holm, sign_flip_test, summarise_draws
+from rlhf.statistics import best_of, bootstrap_means, cluster_bootstrap, sign_flip_test, summarise_draws
 
 
 def beats(a: float, b: float) -> float:
@@ -71,12 +71,6 @@ def test_the_random_sign_flip_test_agrees_with_the_normal_approximation() -> Non
 def test_photographs_are_flipped_whole() -> None:
     """Five crops of one photograph are no five witnesses."""
     assert sign_flip_test(np.ones(30), [str(i // 5) for i in range(30)]) == 2 / 64
-
-
-def test_holm_is_what_it_is_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
 
 
 def test_the_bootstrap_of_many_columns_agrees_with_the_slow_one() -> None:
