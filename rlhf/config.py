@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rlhf.cluster_config import ClusterConfig
 from rlhf.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
+from rlhf.evaluate_config import EvaluateConfig
 from rlhf.gate_config import GateConfig
 from rlhf.logging_config import LoggingConfig
 from rlhf.rewards.entry import RewardEntry
@@ -225,21 +226,6 @@ class AlignConfig(Section):
         if self.algorithm == "grpo" and self.samples_per_prompt < 2:
             raise ValueError("grpo compares the samples of a prompt: samples_per_prompt must be 2 or more")
         return self
-
-
-class EvaluateConfig(Section):
-    """Comparison of the aligned with the base model."""
-
-    samples_per_prompt: Count = 2
-    """Seeds per prompt, the same on both sides."""
-    num_inference_steps: Count = 10
-    """Denoising steps, deterministic DDIM."""
-    micro_batch_size: Count = 64
-    """Images denoised at once."""
-    bootstrap: Count = 2000
-    """Resamples of the photographs."""
-    features: str | None = None
-    """CLIP model (folder or hub name) in whose image embeddings FID and KID are taken; null leaves both out."""
 
 
 class RoundsConfig(Section):

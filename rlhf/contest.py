@@ -87,26 +87,16 @@ def summarise_contest(
         name: measure_prompts(entry.judged, by_name[base].judged, shares_noise=shares_noise(name, base, follows))
         for name, entry in by_name.items()
     }
-    families = {ALL: list(range(len(prompts)))}
-    for place, prompt in enumerate(prompts):
-        families.setdefault(prompt.hole, []).append(place)
+    families = split_families(prompts)
     photographs = [prompt.photograph for prompt in prompts]
-    found = {
-        entry.name: {
-            "spec": entry.spec,
-            "samples_per_prompt": entry.judged.images.shape[1],
-            "follows_noise": entry.follows_noise,
-            "known_pixels_differ": entry.judged.known_pixels_differ,
-            "figures": {
-                family: estimate_all(columns[entry.name], measures, photographs, places, config.bootstrap)
-                for family, places in sorted(families.items(), key=lambda item: (item[0] != ALL, item[0]))
-            },
-            "monitors": {}
-            if entry.name == base
-            else watch(by_name[base].judged, entry.judged, photographs, config.bootstrap),
+    found = {}
+    for name, entry in by_name.items():
+        figures = {
+            family: estimate_all(columns[name], measures, photographs, places, config.bootstrap)
+            for family, places in families.items()
         }
-        for entry in entries
-    }
+        watched = {} if name == base else watch(by_name[base].judged, entry.judged, photographs, config.bootstrap)
+        found[name] = describe_entry(entry) | {"figures": figures, "monitors": watched}
     if features is not None:
         add_sets(found, measures, entries, prompts, features)
     return {
@@ -125,6 +115,23 @@ def summarise_contest(
         "notes": notes + note_few(families, photographs) + note_known_pixels(found),
         "left_out": explain_missing(measures, columns, config),
     }
+
+
+def describe_entry(entry: Entry) -> dict[str, Any]:
+    """What it is, and whether it kept what was known."""
+    return {
+        "spec": entry.spec,
+        "samples_per_prompt": entry.judged.images.shape[1],
+        "follows_noise": entry.follows_noise,
+        "known_pixels_differ": entry.judged.known_pixels_differ,
+    }
+
+
+def split_families(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
+    """Places of the prompts by hole family, with ALL of them first."""
+    names = sorted({prompt.hole for prompt in prompts})
+    own = {name: [i for i, prompt in enumerate(prompts) if prompt.hole == name] for name in names}
+    return {ALL: list(range(len(prompts)))} | own
 
 
 def add_sets(

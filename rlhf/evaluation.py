@@ -84,6 +84,14 @@ def evaluate(
         "num_inference_steps": config.num_inference_steps,
         "judge": "gold judge: the noiseless utility of the simulated annotators",
     }
+    _write_samples(versions, path, prompts, out)
+    atomic_write_json(out / "summary.json", summary)
+    return summary
+
+
+def _write_samples(versions: list[int], path: list[Judged], prompts: list[Prompt], out: Path) -> None:
+    """The tables and `comparison.png`; the base model is first and the last policy last."""
+    base, judged = path[0], path[-1]
     rows = list(_rows("base", base, prompts)) + list(_rows("aligned", judged, prompts))
     write_table(rows, EVALUATION, out / "samples.parquet")
     curve_rows = (row for v, each in zip(versions, path, strict=True) for row in _curve_rows(v, each, prompts))
@@ -92,8 +100,6 @@ def evaluate(
     originals, masks = (torch.stack([getattr(prompts[i], name) for i in shown]) for name in ("image", "mask"))
     filled = [from_8bit(each.images[shown, 0]) for each in (base, judged)]
     save_comparison_grid([blank_hole(originals, masks), *filled, originals], out / "comparison.png")
-    atomic_write_json(out / "summary.json", summary)
-    return summary
 
 
 def judge_policy(
