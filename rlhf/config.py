@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rlhf.cluster_config import ClusterConfig
 from rlhf.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
+from rlhf.evaluate_config import EvaluateConfig
 from rlhf.gate_config import GateConfig
 from rlhf.logging_config import LoggingConfig
 from rlhf.rewards.entry import RewardEntry
@@ -229,19 +230,6 @@ class AlignConfig(Section):
         return self
 
 
-class EvaluateConfig(Section):
-    """Comparison of the aligned with the base model."""
-
-    samples_per_prompt: Count = 2
-    """Seeds per prompt, the same on both sides."""
-    num_inference_steps: Count = 10
-    """Denoising steps, deterministic DDIM."""
-    micro_batch_size: Count = 64
-    """Images denoised at once."""
-    bootstrap: Count = 2000
-    """Resamples of the photographs."""
-
-
 class RoundsConfig(Section):
     """What `rlhf rounds` does from its second round on."""
 
@@ -266,6 +254,8 @@ class RunConfig(Section):
     """Stage `rlhf reward`."""
     rewards: tuple[RewardEntry, ...] = ()
     """What `rlhf align` climbs: the weighted sum of these; none is the reward folder alone."""
+    judges: tuple[RewardEntry, ...] = ()
+    """Held out: further judges of `rlhf evaluate`, kept apart from the reward that policies were trained on."""
     align: AlignConfig = AlignConfig()
     """Stage `rlhf align`."""
     cluster: ClusterConfig = ClusterConfig()
@@ -281,10 +271,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _rewards_are_told_apart(self) -> "RunConfig":
-        names = [entry.label for entry in self.rewards]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"rewards: {names.count(name)} are called {name!r}; give each its own `name`")
+        for section in ("rewards", "judges"):
+            names = [entry.label for entry in getattr(self, section)]
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{section}: {names.count(name)} are called {name!r}; give each its own `name`")
         if self.rewards and not any(entry.weight for entry in self.rewards):
             raise ValueError("rewards: all weights are 0, so there is nothing to climb")
         return self

@@ -146,22 +146,3 @@ def _nearest_far_border(warped: Warped) -> tuple[np.ndarray, np.ndarray]:
     source |= known & binary_dilation(warped.hole & ~has_far, np.ones((3, 3)))
     row, column = distance_transform_edt(~source, return_distances=False, return_indices=True)
     return row, column
-
-
-def fill_biharmonic(warped: Warped) -> np.ndarray:
-    """Colours uint8 [H, W, 3] of the smoothest surface through all sides of the hole: scikit-image's biharmonic."""
-    from skimage.restoration import inpaint_biharmonic
-
-    filled = inpaint_biharmonic(warped.rgb / 255, warped.hole, split_into_regions=True, channel_axis=-1)
-    return np.where(warped.hole[..., None], (filled.clip(0, 1) * 255 + 0.5).astype(np.uint8), warped.rgb)
-
-
-def fill_with_opencv(warped: Warped, method: str) -> np.ndarray:
-    """Colours uint8 [H, W, 3] by OpenCV: `telea` (2004) or `navier_stokes` (Bertalmio et al. 2001), radius 3.
-
-    Raises ModuleNotFoundError where OpenCV is not installed; this package does not need it.
-    """
-    import cv2
-
-    flag = {"telea": cv2.INPAINT_TELEA, "navier_stokes": cv2.INPAINT_NS}[method]
-    return cv2.inpaint(np.ascontiguousarray(warped.rgb), warped.hole.astype(np.uint8), 3, flag)

@@ -1,8 +1,9 @@
 """Aligned against base on held-out prompts: same initial noise, steps and sampler on both sides."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ import torch
 
 from rlhf.config import EvaluateConfig
 from rlhf.errors import UserError
-from rlhf.gold_judge import gold_utility, sharpness
+from rlhf.feature_distances import PictureDistance
 from rlhf.grids import save_comparison_grid
-from rlhf.images import blank_hole, decode_image, encode_png, image_to_tensor, tensor_to_image
+from rlhf.images import blank_hole, decode_image, from_8bit
+from rlhf.judging import Judged, Jury, encode_picture, join_judged, judge_images
+from rlhf.monitors import find_alarms, watch
+from rlhf.policy import read_manifest
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
 from rlhf.reward_model import Reward
+from rlhf.rewards.scores import RewardSource
 from rlhf.sampling import Sampler, SamplingTask
 from rlhf.statistics import cluster_bootstrap, wins
 from rlhf.storage import atomic_write_json
@@ -26,22 +31,14 @@ SUMMARY_SCHEMA_VERSION = 1
 """Of `summary.json`."""
 COMPARED = 12
 """Prompts in `comparison.png`."""
+NO_JUDGES: Mapping[str, RewardSource] = MappingProxyType({})
+Keep = Callable[[str, Path | None, Callable[[], Judged]], Judged]
+"""Given a contestant's name, its policy folder (None: the base model) and what judges it, how it was judged."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """Samples of one policy: rows are prompts, columns samples."""
-
-    images: torch.Tensor
-    """uint-rounded float32 [P, S, 3, H, W]."""
-    reward: np.ndarray
-    uncertainty: np.ndarray
-    gold: np.ndarray
-    sharpness: np.ndarray
-    diversity: np.ndarray
-    """[P]: mean absolute difference between a prompt's samples inside the hole; NaN for one sample."""
-    known_pixels_differ: int
-    """Pixels outside the holes that are not the prompt's own; must be 0."""
+def judge_anew(name: str, policy: Path | None, judge: Callable[[], Judged]) -> Judged:
+    """Whoever it is, as if nothing were known."""
+    return judge()
 
 
 def evaluate(
@@ -53,83 +50,86 @@ def evaluate(
     config: EvaluateConfig,
     *,
     seed: int,
+    judges: Mapping[str, RewardSource] = NO_JUDGES,
+    lpips: PictureDistance | None = None,
+    keep: Keep = judge_anew,
 ) -> dict[str, Any]:
     """Judge base and policies; the last policy is the contestant, earlier ones give the curve.
 
-    `open_policy` gives the sampler of a policy folder, and of the base model for None.
-    Writes `samples.parquet` (base and last policy), `curve/samples.parquet` (all, without images),
-    `comparison.png` (masked, base, aligned and original of prompts spread over all) and, last, `summary.json`,
-    which is returned.
+    `open_policy` gives the sampler of a policy folder, and of the base model for None; `keep` may know from before
+    how a policy was judged. Writes `samples.parquet` (base and last policy), `curve/samples.parquet` (all, without
+    images), `comparison.png` (masked, base, aligned and original of prompts spread over all) and, last, `summary.json`,
+    which is returned: `monitors` of every policy in its `curve`, and `alarms`.
     """
-    base = judge_policy(open_policy(None), prompts, reward, config, seed=seed, stage="evaluate: base")
-    curve = [_curve_point(0, base, base, prompts, config)]
-    judged, curve_rows = base, list(_curve_rows(0, base, prompts))
-    for folder in policies:
-        sampler = open_policy(folder)
-        judged = judge_policy(sampler, prompts, reward, config, seed=seed, stage=f"evaluate: {folder.name}")
-        curve.append(_curve_point(sampler.version, base, judged, prompts, config))
-        curve_rows += _curve_rows(sampler.version, judged, prompts)
+
+    def judge(name: str, policy: Path | None) -> Judged:
+        def paint() -> Judged:
+            stage = f"evaluate: {name if policy is None else policy.name}"
+            options: dict[str, Any] = {"seed": seed, "stage": stage, "judges": judges, "lpips": lpips}
+            return judge_policy(open_policy(policy), prompts, reward, config, **options)
+
+        return keep(name, policy, paint)
+
+    names = ["base", *(folder.name for folder in policies[:-1]), "aligned"]
+    path = [judge(name, policy) for name, policy in zip(names, [None, *policies], strict=True)]
+    versions = [0, *(int(read_manifest(policy)["policy_version"]) for policy in policies)]
+    base, judged, photographs = path[0], path[-1], [p.photograph for p in prompts]
     summary = compare(base, judged, prompts, config) | {
         "schema_version": SUMMARY_SCHEMA_VERSION,
-        "curve": curve,
+        "curve": [_curve_point(v, base, each, prompts, config) for v, each in zip(versions, path, strict=True)],
+        "alarms": find_alarms(["base", *(policy.name for policy in policies)], path, photographs, config.bootstrap),
         "prompts": len(prompts),
-        "photographs": len({p.photograph for p in prompts}),
+        "photographs": len(set(photographs)),
         "samples_per_prompt": config.samples_per_prompt,
         "num_inference_steps": config.num_inference_steps,
         "judge": "gold judge: the noiseless utility of the simulated annotators",
     }
-    rows = list(_rows("base", base, prompts)) + list(_rows("aligned", judged, prompts))
-    write_table(rows, EVALUATION, out / "samples.parquet")
-    write_table(curve_rows, CURVE, out / "curve" / "samples.parquet")
-    shown = np.linspace(0, len(prompts) - 1, min(COMPARED, len(prompts))).astype(int)
-    originals, masks = (torch.stack([getattr(prompts[i], name) for i in shown]) for name in ("image", "mask"))
-    columns = [blank_hole(originals, masks), base.images[shown, 0], judged.images[shown, 0], originals]
-    save_comparison_grid(columns, out / "comparison.png")
+    _write_samples(versions, path, prompts, out)
     atomic_write_json(out / "summary.json", summary)
     return summary
 
 
+def _write_samples(versions: list[int], path: list[Judged], prompts: list[Prompt], out: Path) -> None:
+    """The tables and `comparison.png`; the base model is first and the last policy last."""
+    base, judged = path[0], path[-1]
+    rows = list(_rows("base", base, prompts)) + list(_rows("aligned", judged, prompts))
+    write_table(rows, EVALUATION, out / "samples.parquet")
+    curve_rows = (row for v, each in zip(versions, path, strict=True) for row in _curve_rows(v, each, prompts))
+    write_table(curve_rows, CURVE, out / "curve" / "samples.parquet")
+    shown = np.linspace(0, len(prompts) - 1, min(COMPARED, len(prompts))).astype(int)
+    originals, masks = (torch.stack([getattr(prompts[i], name) for i in shown]) for name in ("image", "mask"))
+    filled = [from_8bit(each.images[shown, 0]) for each in (base, judged)]
+    save_comparison_grid([blank_hole(originals, masks), *filled, originals], out / "comparison.png")
+
+
 def judge_policy(
-    sampler: Sampler, prompts: list[Prompt], reward: Reward, config: EvaluateConfig, *, seed: int, stage: str
+    sampler: Sampler,
+    prompts: list[Prompt],
+    reward: Reward,
+    config: EvaluateConfig,
+    *,
+    seed: int,
+    stage: str,
+    judges: Mapping[str, RewardSource] = NO_JUDGES,
+    lpips: PictureDistance | None = None,
 ) -> Judged:
     """Sample every prompt with deterministic DDIM and let all judges mark the results.
 
     Raises UserError where prompts had to be put aside: both sides are judged on the same ones.
     """
-    tasks = plan_evaluation(prompts, config, seed)
+    tasks, jury = plan_evaluation(prompts, config, seed), Jury(reward=reward, judges=judges, lpips=lpips)
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
-    parts: dict[int, tuple] = {}
-    differing = 0
+    parts: dict[int, Judged] = {}
     for done in progress_bar(sampler.sample(tasks), stage=stage, total=len(tasks)):
         lost = set(tasks[done.task.number].prompt_ids) - set(done.task.prompt_ids)
         if lost:
             names = ", ".join(sorted(lost))
             raise UserError(f"evaluate: {names} kill samplers; take them out, or remove put_aside.json to try again")
-        filled = torch.stack([image_to_tensor(decode_image(image)) for image in done.images])
-        originals, masks = (
-            torch.stack([getattr(by_id[name], column) for name in done.task.prompt_ids]).repeat_interleave(
-                config.samples_per_prompt, dim=0
-            )
-            for column in ("image", "mask")
-        )
-        differing += int(((filled != originals) & (masks < 0.5)).sum())
-        scored = reward.score(filled, masks)
-        gold = gold_utility(filled, originals, masks).overall
-        marks = (scored.reward, scored.uncertainty, gold, sharpness(filled, masks))
-        spread = _diversity(filled, masks, config.samples_per_prompt)
-        parts[done.task.number] = (filled, spread, *(m.double().numpy() for m in marks))
-    shape = (len(prompts), config.samples_per_prompt)
-    images, diversity, *columns = (list(column) for column in zip(*(parts[n] for n in sorted(parts)), strict=True))
-    rewards, uncertainties, golds, sharpnesses = (np.concatenate(column).reshape(shape) for column in columns)
-    return Judged(
-        images=torch.cat(images).unflatten(0, shape),
-        reward=rewards,
-        uncertainty=uncertainties,
-        gold=golds,
-        sharpness=sharpnesses,
-        diversity=np.concatenate(diversity),
-        known_pixels_differ=differing,
-    )
+        painted = [by_id[name] for name in done.task.prompt_ids]
+        pictures = torch.stack([torch.from_numpy(np.array(decode_image(image))) for image in done.images])
+        pictures = pictures.permute(0, 3, 1, 2).unflatten(0, (len(painted), config.samples_per_prompt))
+        parts[done.task.number] = judge_images(pictures, painted, jury)
+    return join_judged(parts[number] for number in sorted(parts))
 
 
 def plan_evaluation(prompts: list[Prompt], config: EvaluateConfig, seed: int) -> list[SamplingTask]:
@@ -148,16 +148,6 @@ def plan_evaluation(prompts: list[Prompt], config: EvaluateConfig, seed: int) ->
         )
         for number, batch in enumerate(batches)
     ]
-
-
-def _diversity(images: torch.Tensor, masks: torch.Tensor, samples: int) -> np.ndarray:
-    grouped = images.unflatten(0, (-1, samples))
-    hole = masks.unflatten(0, (-1, samples))[:, 0]
-    if samples < 2:
-        return np.full(len(grouped), np.nan)
-    pairs = [(i, j) for i in range(samples) for j in range(i)]
-    differences = torch.stack([(grouped[:, i] - grouped[:, j]).abs() for i, j in pairs]).mean(0)
-    return ((differences * hole).sum((1, 2, 3)) / hole.sum((1, 2, 3)) / 3).double().numpy()
 
 
 def compare(base: Judged, aligned: Judged, prompts: list[Prompt], config: EvaluateConfig) -> dict[str, Any]:
@@ -196,6 +186,7 @@ def _curve_point(
         "gold": float(judged.gold.mean()),
         "reward": float(judged.reward.mean()),
         "win_rate": figures["win_rate"],
+        "monitors": watch(base, judged, [p.photograph for p in prompts], config.bootstrap),
     }
 
 
@@ -222,7 +213,7 @@ def _rows(name: str, judged: Judged, prompts: list[Prompt]):  # noqa: ANN202
                 "photograph": prompt.photograph,
                 "hole": prompt.hole,
                 "policy": name,
-                "image": image_cell(encode_png(tensor_to_image(judged.images[p, s])), path),
+                "image": image_cell(encode_picture(judged.images[p, s]), path),
                 "reward": judged.reward[p, s],
                 "uncertainty": judged.uncertainty[p, s],
                 "gold": judged.gold[p, s],

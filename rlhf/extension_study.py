@@ -26,13 +26,12 @@ from rlhf.growth import Fill, Margins, fill_by_padding, fill_by_policy, grow, pl
 from rlhf.images import list_photographs
 from rlhf.policy import Policy, load_policy, locate_policy, read_manifest
 from rlhf.progress import progress_bar
+from rlhf.statistics import LEAST_PHOTOGRAPHS
 from rlhf.storage import atomic_write_json, atomic_write_text, read_json
 from rlhf.tables import write_table
 
 SCHEMA_VERSION = 1
 """Of `extension_study.json`."""
-LEAST_PHOTOGRAPHS = 6
-"""With fewer, a contestant no better than the other wins all of them by chance in more than 2.5 %."""
 LEAST_STEP_PX = 4
 """Of the width that a step adds at a side."""
 SHOWN = 8

@@ -7,13 +7,13 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.catalogue import ServedPolicy
-from rlhf.checksum import checksum, folder_checksum
+from rlhf.checksum import folder_checksum
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.evaluation import compare, judge_policy
 from rlhf.gate_verdict import Comparison, Verdict, timestamp
 from rlhf.policy import check_weights, load_policy, read_manifest
-from rlhf.prompts import Prompt, PromptTable, load_prompts
+from rlhf.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
 from rlhf.reward_model import Reward, load_reward
 from rlhf.sampling import InProcessSampler, Sampler
 from rlhf.url_path import local_copy
@@ -66,15 +66,9 @@ def load_held_out(prompts: Path, reward: Path, *, split: str, config: RunConfig)
         open_policy=lambda policy: InProcessSampler(load_policy(config.model, policy), take),
         reward=opened,
         split=split,
-        prompts_checksum=_prompts_checksum(loaded),
+        prompts_checksum=checksum_prompts(loaded),
         reward_checksum=reward_checksum,
     )
-
-
-def _prompts_checksum(prompts: list[Prompt]) -> str:
-    names = {p.prompt_id: f"{p.prompt_id}\0{p.photograph}\0{p.hole}\0" for p in prompts}
-    pictures = {names[p.prompt_id] + "image": p.image for p in prompts}
-    return checksum(pictures | {names[p.prompt_id] + "mask": p.mask for p in prompts})
 
 
 def plan_comparison(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rlhf.checksum import checksum
 from rlhf.config import PromptsConfig
 from rlhf.errors import UserError
 from rlhf.holes import draw_hole
@@ -176,3 +177,10 @@ def decode_prompt(row: PromptRow, place: str = "") -> Prompt:
         mask=mask_to_tensor(mask),
         caption=row["caption"] or "",
     )
+
+
+def checksum_prompts(prompts: Sequence[Prompt]) -> str:
+    """Of what decides how a policy is judged on them: ids, photographs, hole families, images, masks."""
+    names = {p.prompt_id: f"{p.prompt_id}\0{p.photograph}\0{p.hole}\0" for p in prompts}
+    pictures = {names[p.prompt_id] + "image": p.image for p in prompts}
+    return checksum(pictures | {names[p.prompt_id] + "mask": p.mask for p in prompts})

@@ -1,9 +1,13 @@
 """Intervals by bootstrap over photographs, and the rates that rest on them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+LEAST_PHOTOGRAPHS = 6
+"""With fewer, a contestant no better than the other wins all of them by chance in more than 2.5 %: no interval then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +64,61 @@ def rank_correlation(pairs: np.ndarray) -> float:
     if (ranks.std(axis=1) == 0).any():
         return float("nan")
     return float(np.corrcoef(ranks)[0, 1])
+
+
+def bootstrap_means(
+    values: np.ndarray, clusters: Sequence[str], *, resamples: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means of columns, each over the rows where it is no NaN: [m], and of resamples of whole photographs, [B, m].
+
+    `cluster_bootstrap` of many columns at once, all on the same draws, so that ratios of means can be taken of them.
+    NaN where no row has a value.
+
+    Args:
+        values: [N, m], one row per prompt.
+        clusters: the photograph of each row.
+    """
+    _, place = np.unique(np.asarray(clusters), return_inverse=True)
+    count = int(place.max()) + 1
+    known = np.isfinite(values)
+    sums, sizes = np.zeros((count, values.shape[1])), np.zeros((count, values.shape[1]))
+    np.add.at(sums, place, np.where(known, values, 0.0))
+    np.add.at(sizes, place, known)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums.sum(0) / sizes.sum(0), (draws @ sums) / (draws @ sizes)
+
+
+def sign_flip_test(
+    differences: np.ndarray, clusters: Sequence[str], *, resamples: int = 20_000, seed: int = 0
+) -> float:
+    """Two-sided p that the mean difference is 0, by flipping the signs of whole photographs.
+
+    Under the hypothesis that two contestants are alike, a photograph's differences [N] are as likely with the other
+    sign. All sign patterns are tried where they are no more than `resamples`, else as many at random, with the
+    observed one among them, so that p is never 0 (Phipson and Smyth 2010).
+    """
+    _, place = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(place, weights=differences)
+    if 2 ** len(sums) <= resamples:
+        patterns = np.array(np.meshgrid(*[[-1, 1]] * len(sums))).reshape(len(sums), -1).T
+    else:
+        patterns = np.random.default_rng(seed).choice([-1, 1], size=(resamples, len(sums)))
+        patterns[0] = 1
+    # Equal sums in another order of addition may differ in the last bits.
+    least = abs(sums.sum()) - 1e-9 * np.abs(sums).sum()
+    return float((np.abs(patterns @ sums) >= least).mean())
+
+
+def best_of(sizes: int, chosen: int) -> np.ndarray:
+    """[sizes]: how likely the sample of each rank, best first, is the best of `chosen` drawn without replacement."""
+    total = math.comb(sizes, chosen)
+    return np.array([math.comb(sizes - 1 - rank, chosen - 1) / total for rank in range(sizes)])
+
+
+def summarise_draws(value: float, draws: np.ndarray, clusters: int) -> Estimate:
+    """The 95 % percentile interval of `bootstrap_means`' resamples [B]; NaN for its ends below LEAST_PHOTOGRAPHS."""
+    drawn = draws[np.isfinite(draws)]
+    has_interval = clusters >= LEAST_PHOTOGRAPHS and len(drawn) > 0
+    low, high = np.percentile(drawn, [2.5, 97.5]) if has_interval else (np.nan, np.nan)
+    return Estimate(value=float(value), low=float(low), high=float(high), clusters=clusters)

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.depth_filling import fill_biharmonic, fill_with_nearest_background, fill_with_opencv
+from rlhf.classical_fills import fill_biharmonic, fill_with_opencv
+from rlhf.depth_filling import fill_with_nearest_background
 from rlhf.novel_view import Fill, save_picture
 from rlhf.resplits import average, run_resplits
 from rlhf.scene_study import measure_scene
@@ -37,10 +38,11 @@ def classical_fills() -> dict[str, Callable[[Warped], np.ndarray]]:
     """The floors by name; OpenCV's where it is installed."""
     fills: dict[str, Callable[[Warped], np.ndarray]] = {
         "nearest background": fill_with_nearest_background,
-        "biharmonic": fill_biharmonic,
+        "biharmonic": lambda warped: fill_biharmonic(warped.rgb, warped.hole),
     }
     if find_spec("cv2"):
-        fills |= {name: partial(fill_with_opencv, method=name) for name in ("telea", "navier_stokes")}
+        fills["telea"] = lambda warped: fill_with_opencv(warped.rgb, warped.hole, "telea")
+        fills["navier_stokes"] = lambda warped: fill_with_opencv(warped.rgb, warped.hole, "navier-stokes")
     return fills
 
 

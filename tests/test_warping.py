@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rlhf.cameras import Camera, camera_at_origin, orbit, pixel_grid, project, unproject
-from rlhf.depth_filling import fill_biharmonic, fill_depth, fill_with_nearest_background, hide_near_side
+from rlhf.classical_fills import fill_biharmonic
+from rlhf.depth_filling import fill_depth, fill_with_nearest_background, hide_near_side
 from rlhf.errors import UserError
 from rlhf.surfaces import find_joints, sharpen_edges
 from rlhf.warping import View, warp, whole_view
@@ -186,7 +187,7 @@ def test_nearest_background_takes_nothing_from_the_object_in_front():
     rgb[8:16, 12:22] = 10
     seen = warp([replace(view, rgb=rgb)], moved_right(view.camera, 0.4))
     assert (fill_with_nearest_background(seen)[seen.hole] == 200).all()
-    smooth = fill_biharmonic(seen)
+    smooth = fill_biharmonic(seen.rgb, seen.hole)
     assert np.array_equal(smooth[~seen.hole], seen.rgb[~seen.hole])
 
 

@@ -23,8 +23,19 @@ from rlhf.commands.options import (
 def evaluate(
     prompts: PromptsFolder,
     reward: RewardFolder,
-    run: Annotated[Path, typer.Option("--run", help="Folder that `rlhf align` wrote.")],
     out: Out,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Folder that `rlhf align` wrote: base and aligned model take part.")
+    ] = None,
+    contestant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--contestant",
+            help="NAME=SPEC, repeatable: a run, policy or pipeline folder, a hub name, telea, navier-stokes, "
+            "biharmonic, or images:FOLDER of PROMPT_ID.png or PROMPT_ID_0.png.",
+        ),
+    ] = None,
+    base: Annotated[str, typer.Option("--base", help="Contestant that the others are compared with.")] = "base",
     split: Annotated[str, typer.Option(help="Which prompts.")] = "test",
     workers: Workers = None,
     address: SamplersAddress = None,
@@ -32,20 +43,34 @@ def evaluate(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Compare the aligned with the base model on held-out prompts, painted in this process or on Ray."""
+    """Compare models, classical fills and images on held-out prompts; a run is painted here or on Ray."""
     resolved = resolve_config(config, overrides)
-    from rlhf.evaluation import evaluate as compare
-    from rlhf.policy import list_policies
-    from rlhf.prompts import PromptTable, load_prompts
-    from rlhf.reward_model import load_reward
+    from rlhf.contest_run import ContestRequest, hold_contest
+    from rlhf.contest_tables import format_contest
+    from rlhf.contestants import parse_contestants
 
+    request = ContestRequest(
+        prompts=prompts,
+        split=split,
+        reward=reward,
+        run=run,
+        specs=parse_contestants(contestant or []),
+        base=base,
+        out=out,
+    )
     save_config(resolved, out)
-    policies, judges, loaded = list_policies(run), load_reward(reward), load_prompts(prompts, split=split)
-    table = PromptTable(prompts, split=split)
-    with open_samplers(resolved, table.rows, policies, out, workers, address, wait) as open_policy:
-        summary = compare(open_policy, policies, loaded, judges, out, resolved.evaluate, seed=resolved.seed)
-    rate = summary["win_rate"]
-    print(f"WinRate (gold judge, simulated) {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}] in {out}")
+    found = hold_contest(
+        request,
+        resolved,
+        lambda table, policies: open_samplers(resolved, table.rows, policies, out, workers, address, wait),
+    )
+    print(format_contest(found["contest"]))
+    if found["evaluation"] is not None:
+        rate = found["evaluation"]["win_rate"]
+        print(f"WinRate (gold judge, simulated) {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}] in {out}")
+    for alarm in found["contest"]["alarms"]:
+        print(f"ALARM, {alarm['kind']}: {alarm['message']}")
+    print(f"page: {out / 'contest.html'}")
 
 
 def quality(

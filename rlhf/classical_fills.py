@@ -1,0 +1,43 @@
+"""Classical inpainting, the floor under every model: colours uint8 [H, W, 3], hole bool [H, W]; known pixels stay."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+import numpy as np
+
+from rlhf.errors import UserError
+
+OPENCV = ("telea", "navier-stokes")
+CLASSICAL = ("biharmonic", *OPENCV)
+
+
+def open_classical(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """One of CLASSICAL; UserError where it needs OpenCV, which is not installed."""
+    if name == "biharmonic":
+        return fill_biharmonic
+    if not find_spec("cv2"):
+        raise UserError(
+            f"{name}: needs OpenCV, which is not installed; pip install 'prefpaint-ray[fillers]', or use biharmonic"
+        )
+    return partial(fill_with_opencv, method=name)
+
+
+def fill_biharmonic(rgb: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """The smoothest surface through all sides of the hole: scikit-image's biharmonic."""
+    from skimage.restoration import inpaint_biharmonic
+
+    filled = inpaint_biharmonic(rgb / 255, hole, split_into_regions=True, channel_axis=-1)
+    return np.where(hole[..., None], (filled.clip(0, 1) * 255 + 0.5).astype(np.uint8), rgb)
+
+
+def fill_with_opencv(rgb: np.ndarray, hole: np.ndarray, method: str) -> np.ndarray:
+    """OpenCV's `telea` (2004) or `navier-stokes` (Bertalmio et al. 2001), radius 3.
+
+    Raises ModuleNotFoundError where OpenCV is not installed; this package does not need it.
+    """
+    import cv2
+
+    flag = {"telea": cv2.INPAINT_TELEA, "navier-stokes": cv2.INPAINT_NS}[method]
+    filled = cv2.inpaint(np.ascontiguousarray(rgb), hole.astype(np.uint8), 3, flag)
+    return np.where(hole[..., None], filled, rgb)

@@ -1,0 +1,180 @@
+"""`rlhf evaluate`: the curve of a run where there is one, then all contestants on the same prompts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.checksum import folder_checksum
+from rlhf.config import RunConfig
+from rlhf.contest import ALIGNED, BASE, Entry, check_base, folder_of, summarise_contest
+from rlhf.contest_page import write_contest_page
+from rlhf.contest_tables import comparisons_csv, figures_csv, to_latex
+from rlhf.contestants import Contestant, describe, of_model, open_contestant
+from rlhf.errors import UserError
+from rlhf.evaluation import evaluate
+from rlhf.judged_store import JudgedStore
+from rlhf.judges import open_judges
+from rlhf.judging import Judged, Jury
+from rlhf.policy import list_policies
+from rlhf.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
+from rlhf.reward_model import load_reward
+from rlhf.sampling import Sampler
+from rlhf.storage import atomic_write_json, atomic_write_text
+from rlhf.url_path import local_copy
+
+OpenSamplers = Callable[[PromptTable, Sequence[Path]], AbstractContextManager[Callable[[Path | None], Sampler]]]
+"""Given prompts and policies, the function that opens each policy's sampler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContestRequest:
+    """What the command line asks for."""
+
+    prompts: Path
+    split: str
+    reward: Path
+    run: Path | None
+    """What `rlhf align` wrote: `base` and, of its last policy, `aligned` take part."""
+    specs: Mapping[str, str]
+    """Further contestants: spec by name."""
+    base: str
+    """Name of the contestant that the others are compared with."""
+    out: Path
+
+
+def hold_contest(request: ContestRequest, config: RunConfig, open_samplers: OpenSamplers) -> dict[str, Any]:
+    """Judge everyone and write tables and page; returns `contest`, and of a run its `evaluation` summary.
+
+    Contestants that `out` holds from an interrupted run of the same settings are not painted again. Raises UserError
+    where a contestant is not there, sizes differ, or too few prompts are common to all.
+    """
+    policies = list_policies(request.run) if request.run is not None else []
+    check_names(request, policies)
+    prompts = load_prompts(request.prompts, split=request.split)
+    check_sizes(prompts, request.prompts)
+    table = PromptTable(request.prompts, split=request.split)
+    contestants = [open_contestant(name, spec, config, table.rows) for name, spec in request.specs.items()]
+    if request.run is None and request.base == BASE and BASE not in request.specs:
+        contestants.insert(0, of_model(BASE, "", config, table.rows))
+    reward, held_out = (
+        load_reward(request.reward),
+        open_judges(config, prompts),
+    )
+    jury = Jury(reward=reward, judges=held_out.judges, lpips=held_out.lpips)
+    store = JudgedStore(folder_of(request.out), prompts, jury, settings_of(request, config, prompts, jury))
+    entries, evaluation = judge_run(request, config, policies, prompts, table, jury, store, open_samplers)
+    entries += [judge_contestant(contestant, prompts, jury, store) for contestant in contestants]
+    entries.sort(key=lambda entry: entry.name != request.base)
+    contest = summarise_contest(entries, request.base, prompts, config.evaluate, held_out.features)
+    contest["left_out"] += held_out.left_out
+    contest["alarms"] += evaluation["alarms"] if evaluation else []
+    contest["settings"] = describe_settings(request, config)
+    write_contest(contest, entries, prompts, evaluation, request.out)
+    return {"contest": contest, "evaluation": evaluation}
+
+
+def check_names(request: ContestRequest, policies: Sequence[Path]) -> None:
+    """UserError where there is nobody to compare, or a name is taken by the run."""
+    if request.run is None and not request.specs:
+        raise UserError("evaluate: nobody to compare; give --run RUN, or --contestant NAME=SPEC")
+    taken = {BASE, ALIGNED, *(policy.name for policy in policies)} if policies else set()
+    for name in request.specs:
+        if name in taken:
+            raise UserError(f"--contestant {name}: the run's own models have that name; give it another")
+    own = [BASE, ALIGNED] if policies else [BASE] if request.base == BASE else []
+    check_base(request.base, [*dict.fromkeys([*own, *request.specs])])
+
+
+def check_sizes(prompts: Sequence[Prompt], place: Path) -> None:
+    """UserError where prompts are of several sizes: they are judged in batches, and scores of sizes do not compare."""
+    sizes = {tuple(prompt.mask.shape[-2:]): prompt.prompt_id for prompt in prompts}
+    if len(sizes) > 1:
+        such = " and ".join(f"{width}x{height} ({name})" for (height, width), name in list(sizes.items())[:2])
+        raise UserError(f"{place}: prompts of several sizes, such as {such}; evaluate each size apart")
+
+
+def settings_of(request: ContestRequest, config: RunConfig, prompts: Sequence[Prompt], jury: Jury) -> dict[str, Any]:
+    """What every contestant's images and marks depend on."""
+    with local_copy(request.reward) as folder:
+        reward = folder_checksum(folder)
+    return {
+        "prompts": checksum_prompts(prompts),
+        "reward": reward,
+        "judges": [entry.model_dump(mode="json") for entry in config.judges if entry.label in jury.judges],
+        "seed": config.seed,
+        "evaluate": config.evaluate.model_dump(mode="json", exclude={"bootstrap", "features"}),
+        "marks": jury.marks,
+        "precision": config.model.precision,
+    }
+
+
+def judge_run(
+    request: ContestRequest,
+    config: RunConfig,
+    policies: list[Path],
+    prompts: list[Prompt],
+    table: PromptTable,
+    jury: Jury,
+    store: JudgedStore,
+    open_samplers: OpenSamplers,
+) -> tuple[list[Entry], dict[str, Any] | None]:
+    """Base and aligned model with the summary of `evaluate`; nobody without a run."""
+    kept: dict[str, Judged] = {}
+    if request.run is None:
+        return [], None
+
+    def keep(name: str, policy: Path | None, judge: Callable[[], Judged]) -> Judged:
+        judged = store.judge(name, describe(config.model.path, policy), judge)
+        if name in (BASE, ALIGNED):
+            kept[name] = judged
+        return judged
+
+    with open_samplers(table, policies) as open_policy:
+        summary = evaluate(
+            open_policy,
+            policies,
+            prompts,
+            jury.reward,
+            request.out,
+            config.evaluate,
+            seed=config.seed,
+            judges=jury.judges,
+            lpips=jury.lpips,
+            keep=keep,
+        )
+    specs = {BASE: config.model.path, ALIGNED: str(policies[-1])}
+    return [Entry(name=n, spec=specs[n], follows_noise=True, judged=kept[n]) for n in (BASE, ALIGNED)], summary
+
+
+def judge_contestant(contestant: Contestant, prompts: Sequence[Prompt], jury: Jury, store: JudgedStore) -> Entry:
+    """Judge it, or read how it was judged."""
+    judged = store.judge(contestant.name, contestant.what, lambda: contestant.judge(prompts, jury))
+    return Entry(name=contestant.name, spec=contestant.spec, follows_noise=contestant.follows_noise, judged=judged)
+
+
+def describe_settings(request: ContestRequest, config: RunConfig) -> dict[str, Any]:
+    """For whoever reads the results."""
+    return {
+        "seed": config.seed,
+        "num_inference_steps": config.evaluate.num_inference_steps,
+        "reward": str(request.reward),
+        "prompts": str(request.prompts),
+        "split": request.split,
+    }
+
+
+def write_contest(
+    contest: dict[str, Any],
+    entries: Sequence[Entry],
+    prompts: Sequence[Prompt],
+    evaluation: dict[str, Any] | None,
+    out: Path,
+) -> None:
+    """`contestants.csv`, `comparisons.csv`, `contestants.tex`, `contest.html` and, last, `contest.json`."""
+    atomic_write_text(out / "contestants.csv", figures_csv(contest))
+    atomic_write_text(out / "comparisons.csv", comparisons_csv(contest))
+    atomic_write_text(out / "contestants.tex", to_latex(contest))
+    write_contest_page(contest, entries, prompts, evaluation, out / "contest.html")
+    atomic_write_json(out / "contest.json", contest)

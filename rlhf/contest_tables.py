@@ -1,0 +1,144 @@
+"""A comparison as tables: for the terminal, CSV and LaTeX."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rlhf.contest import ALL
+from rlhf.contest_measures import GROUPS
+from rlhf.pages import show
+
+FIGURE_COLUMNS = ("contestant", "family", "judged_by", "measure", "value", "low", "high", "photographs")
+PAIR_COLUMNS = ("measure", "first", "second", "difference", "low", "high", "photographs", "p", "p_holm")
+LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}", "\\": r"\textbackslash{}"}
+)
+
+
+def known_measures(summary: Mapping[str, Any], group: str, family: str = ALL) -> list[str]:
+    """Measures of a group that some contestant has."""
+    figures = [record["figures"][family] for record in summary["contestants"].values()]
+    return [
+        name
+        for name, measure in summary["measures"].items()
+        if measure["group"] == group and any(own[name] is not None for own in figures)
+    ]
+
+
+def show_estimate(estimate: Mapping[str, Any] | None, spec: str) -> str:
+    """`value [low, high]`; without an interval the value alone, and a dash where there is none."""
+    if estimate is None:
+        return "-"
+    low, high = (show(estimate[key], spec) for key in ("low", "high"))
+    return show(estimate["value"], spec) + ("" if "n/a" in (low, high) else f" [{low}, {high}]")
+
+
+def format_contest(summary: Mapping[str, Any]) -> str:
+    """One block for each group of measures, so that the training reward is never beside its judges."""
+    lines: list[str] = []
+    for group in GROUPS:
+        names = known_measures(summary, group)
+        if not names:
+            continue
+        measures = [summary["measures"][name] for name in names]
+        table = [["", *(measure["label"] for measure in measures)]]
+        for contestant, record in summary["contestants"].items():
+            cells = [show_estimate(record["figures"][ALL][name], summary["measures"][name]["spec"]) for name in names]
+            table.append([contestant, *cells])
+        lines += ["", f"{group}:"]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines += ["  " + "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+    changed = {name: record["known_pixels_differ"] for name, record in summary["contestants"].items()}
+    lines += [
+        "",
+        f"{summary['prompts']} prompts of {summary['photographs']} photographs, base: {summary['base']}; 95 % "
+        "intervals over photographs; the gold judge is simulated",
+        "known pixels changed: " + ", ".join(f"{name} {count}" for name, count in changed.items()),
+        *(f"note: {note}" for note in summary["notes"]),
+        *(f"left out: {gone['measure']}: {gone['reason']}" for gone in summary["left_out"]),
+    ]
+    return "\n".join(lines)
+
+
+def figures_csv(summary: Mapping[str, Any]) -> str:
+    """A row per contestant, hole family and measure."""
+    return _to_csv(FIGURE_COLUMNS, _figure_rows(summary))
+
+
+def _figure_rows(summary: Mapping[str, Any]) -> Iterator[list[Any]]:
+    for contestant, record in summary["contestants"].items():
+        for family, figures in record["figures"].items():
+            for name, estimate in figures.items():
+                if estimate is not None:
+                    ends = [_finite(estimate[key]) for key in ("value", "low", "high")]
+                    group = summary["measures"][name]["group"]
+                    yield [contestant, family, group, name, *ends, estimate["clusters"]]
+
+
+def comparisons_csv(summary: Mapping[str, Any]) -> str:
+    """A row per pair of contestants and tested measure: second less first."""
+
+    def rows() -> Iterator[list[Any]]:
+        for pair in summary["comparisons"]:
+            difference = pair["difference"]
+            ends = [_finite(difference[key]) for key in ("value", "low", "high")]
+            yield [
+                pair["measure"],
+                pair["first"],
+                pair["second"],
+                *ends,
+                difference["clusters"],
+                pair["p"],
+                pair["p_holm"],
+            ]
+
+    return _to_csv(PAIR_COLUMNS, rows())
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or value != value else value
+
+
+def _to_csv(columns: tuple[str, ...], rows: Iterator[list[Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def to_latex(summary: Mapping[str, Any]) -> str:
+    """A booktabs table: contestants are columns; a block of rows for each group of measures."""
+    names = list(summary["contestants"])
+    lines = [
+        f"% {summary['prompts']} prompts of {summary['photographs']} photographs, base {escape(summary['base'])}; "
+        "95 % intervals over photographs; the gold judge is simulated. Needs \\usepackage{booktabs}.",
+        rf"\begin{{tabular}}{{l{'r' * len(names)}}}",
+        r"\toprule",
+        " & ".join(["", *map(escape, names)]) + r" \\",
+    ]
+    for group in GROUPS:
+        own = known_measures(summary, group)
+        lines += [r"\midrule", rf"\multicolumn{{{len(names) + 1}}}{{l}}{{\emph{{{escape(group)}}}}} \\"] if own else []
+        for name in own:
+            measure = summary["measures"][name]
+            cells = [
+                _latex_cell(summary["contestants"][contestant]["figures"][ALL][name], measure["spec"])
+                for contestant in names
+            ]
+            lines.append(" & ".join([escape(measure["label"]), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _latex_cell(estimate: Mapping[str, Any] | None, spec: str) -> str:
+    if estimate is None:
+        return "--"
+    value, _, interval = show_estimate(estimate, spec).partition(" ")
+    small = rf" {{\scriptsize {escape(interval)}}}" if interval else ""
+    return escape(value) + small
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX prints it."""
+    return text.translate(LATEX)

@@ -1,0 +1,18 @@
+"""How contestants are painted and compared."""
+
+from rlhf.config_types import Count, Section
+
+
+class EvaluateConfig(Section):
+    """Comparison of models and other contestants on held-out prompts."""
+
+    samples_per_prompt: Count = 2
+    """Seeds per prompt, the same on both sides."""
+    num_inference_steps: Count = 10
+    """Denoising steps, deterministic DDIM."""
+    micro_batch_size: Count = 64
+    """Images denoised at once."""
+    bootstrap: Count = 2000
+    """Resamples of the photographs."""
+    features: str | None = None
+    """CLIP model (folder or hub name) in whose image embeddings FID and KID are taken; null leaves both out."""

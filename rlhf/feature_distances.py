@@ -1,0 +1,90 @@
+"""Distances that networks see: LPIPS of fill and original, FID and KID of sets; only where weights are at hand."""
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlhf.errors import UserError
+
+PictureDistance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Images and originals [B, 3, H, W] in [-1, 1] to a map of distances [B, 1, H, W]."""
+Features = Callable[[torch.Tensor], np.ndarray]
+"""Images [B, 3, H, W] in [-1, 1] to [B, d]."""
+BATCH = 64
+
+
+def open_lpips(device: torch.device) -> PictureDistance:
+    """LPIPS with AlexNet (arXiv:1801.03924) as a map; UserError where package or weights are missing.
+
+    The weights are looked for in torch.hub's folder and not downloaded.
+    """
+    if not find_spec("lpips") or not find_spec("torchvision"):
+        raise UserError("its package is not installed: pip install 'prefpaint-ray[metrics]'")
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if not list(folder.glob("alexnet-*.pth")):
+        raise UserError(f"no weights of AlexNet in {folder}: put torchvision's alexnet-owt-7be5be79.pth there")
+    import lpips
+
+    network = lpips.LPIPS(net="alex", spatial=True, verbose=False).to(device).eval().requires_grad_(False)
+    return lambda images, originals: network(images.to(device), originals.to(device)).cpu()
+
+
+def open_features(path: str | None, device: torch.device) -> Features:
+    """The image embedding of a CLIP model, for FID and KID as in arXiv:2203.06026; UserError where it is not there."""
+    if path is None:
+        raise UserError("no weights are named: set evaluate.features to a CLIP model")
+    from transformers import CLIPModel
+
+    from rlhf.rewards.clip_score import clip_pixels, load_complete
+
+    model = load_complete(CLIPModel, path, "FID, KID", device)
+    size = model.config.vision_config.image_size
+
+    @torch.no_grad()
+    def describe(images: torch.Tensor) -> np.ndarray:
+        parts = [
+            model.visual_projection(model.vision_model(clip_pixels(part, size).to(device)).pooler_output)
+            for part in images.split(BATCH)
+        ]
+        return torch.cat(parts).double().cpu().numpy()
+
+    return describe
+
+
+def measure_sets(
+    features: Features, sets: Mapping[str, torch.Tensor], originals: torch.Tensor
+) -> dict[str, dict[str, float]]:
+    """`fid` and `kid` of every set of images [N, 3, H, W] against the originals, by name."""
+    true = features(originals)
+    return {
+        name: {"fid": frechet_distance(found, true), "kid": kernel_distance(found, true)}
+        for name, found in ((name, features(images)) for name, images in sets.items())
+    }
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2) of features [N, d] and [M, d]: FID (arXiv:1706.08500).
+
+    Biased upwards where there are not many more images than features.
+    """
+    means = first.mean(0) - second.mean(0)
+    ours, theirs = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    # The product of two covariances has real eigenvalues that are not negative, but for rounding.
+    root = np.sqrt(np.linalg.eigvals(ours @ theirs).real.clip(min=0)).sum()
+    return float(means @ means + np.trace(ours) + np.trace(theirs) - 2 * root)
+
+
+def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """KID (arXiv:1801.01401): unbiased squared MMD of features [N, d] and [M, d] with the kernel (x'y / d + 1)^3."""
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: np.ndarray) -> float:
+        gram = kernel(x, x)
+        return float((gram.sum() - np.trace(gram)) / (len(x) * (len(x) - 1)))
+
+    return within(first) + within(second) - 2 * float(kernel(first, second).mean())

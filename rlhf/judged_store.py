@@ -1,0 +1,79 @@
+"""How contestants were judged, on disk: one table each, so that a comparison goes on where it was interrupted."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rlhf import __version__
+from rlhf.images import decode_image
+from rlhf.judging import Judged, Jury, encode_picture
+from rlhf.prompts import Prompt
+from rlhf.storage import atomic_write_json
+from rlhf.tables import IMAGE, image_cell, read_table, write_table
+
+PROMPT_COLUMNS = [(name, pa.string()) for name in ("prompt_id", "photograph", "hole", "contestant")]
+
+
+class JudgedStore:
+    """Tables `NAME.parquet` in a folder, each with a record of what it was made from."""
+
+    def __init__(self, folder: Path, prompts: Sequence[Prompt], jury: Jury, settings: Mapping[str, Any]) -> None:
+        """`settings` are what all contestants' images and marks depend on."""
+        self._folder, self._jury = folder, jury
+        self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
+        self._settings = dict(settings) | {"version": __version__}
+        kinds = [("sample_index", pa.int32()), ("image", IMAGE), *((name, pa.float64()) for name in jury.marks)]
+        self._schema = pa.schema(PROMPT_COLUMNS + kinds + [("diversity", pa.float64())])
+
+    def judge(self, name: str, what: Mapping[str, Any], judge: Callable[[], Judged]) -> Judged:
+        """Read what is known of contestant `name`, made from `what` with the same settings; else judge and keep it."""
+        record = json.loads(json.dumps(self._settings | {"what": dict(what)}, default=str))
+        table, known = self._folder / f"{name}.parquet", self._folder / f"{name}.json"
+        found = json.loads(known.read_text()) if known.is_file() else {}
+        differing = found.pop("known_pixels_differ", None)
+        if found == record and table.is_file():
+            return self._read(table, differing)
+        known.unlink(missing_ok=True)
+        judged = judge()
+        write_table(self._rows(name, judged), self._schema, table)
+        atomic_write_json(known, record | {"known_pixels_differ": judged.known_pixels_differ})
+        return judged
+
+    def _rows(self, name: str, judged: Judged) -> Iterator[dict[str, Any]]:
+        for p, prompt_id in enumerate(judged.prompt_ids):
+            prompt = self._prompts[prompt_id]
+            place = {"prompt_id": prompt_id, "photograph": prompt.photograph, "hole": prompt.hole, "contestant": name}
+            for s in range(judged.images.shape[1]):
+                marks = {mark: _or_none(values[p, s]) for mark, values in judged.marks.items()}
+                picture = image_cell(encode_picture(judged.images[p, s]), f"{prompt_id}_{s}_{name}.png")
+                others = {"sample_index": s, "image": picture, "diversity": _or_none(judged.diversity[p])}
+                yield place | others | marks
+
+    def _read(self, table: Path, known_pixels_differ: int) -> Judged:
+        rows = read_table(table, self._schema)
+        samples = 1 + max(row["sample_index"] for row in rows)
+        firsts = rows[::samples]
+        pictures = [torch.from_numpy(np.array(decode_image(row["image"]["bytes"]))) for row in rows]
+        marks = {name: [_or_nan(row[name]) for row in rows] for name in self._jury.marks}
+        masks = torch.stack([self._prompts[row["prompt_id"]].mask for row in firsts])
+        return Judged(
+            prompt_ids=tuple(row["prompt_id"] for row in firsts),
+            images=torch.stack(pictures).permute(0, 3, 1, 2).unflatten(0, (-1, samples)),
+            marks={name: np.reshape(values, (-1, samples)) for name, values in marks.items()},
+            diversity=np.array([_or_nan(row["diversity"]) for row in firsts]),
+            hole_share=masks.mean((1, 2, 3)).double().numpy(),
+            known_pixels_differ=known_pixels_differ,
+        )
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value

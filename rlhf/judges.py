@@ -1,0 +1,62 @@
+"""The held-out judges of the configuration's `judges:`; one that cannot judge is left out, and it is said why."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhf.config import RunConfig
+from rlhf.devices import resolve_device
+from rlhf.errors import UserError
+from rlhf.feature_distances import Features, PictureDistance, open_features, open_lpips
+from rlhf.prompts import Prompt
+from rlhf.rewards.build import build_reward, check_captions
+from rlhf.rewards.scores import RewardSource
+
+PUBLISHED = {
+    "clip_score": "CLIP score",
+    "image_reward": "ImageReward",
+    "aesthetic": "aesthetic score",
+    "pick_score": "PickScore",
+    "hpsv2": "HPSv2",
+}
+"""Judges that need weights, by kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutJudges:
+    """Those that judge, and what is left out."""
+
+    judges: dict[str, RewardSource]
+    lpips: PictureDistance | None
+    features: Features | None
+    left_out: list[dict[str, str]]
+    """`measure` and `reason`."""
+
+
+def open_judges(config: RunConfig, prompts: Sequence[Prompt]) -> HeldOutJudges:
+    """Open every judge and let it mark the first original, so that what is missing shows before hours of painting."""
+    judges: dict[str, RewardSource] = {}
+    left_out, device = [], resolve_device(config.model.device)
+    for entry in config.judges:
+        try:
+            judge = build_reward(entry, None, device)
+            check_captions([entry], {prompt.prompt_id: prompt.caption for prompt in prompts})
+            judge.score(prompts[0].image[None], prompts[0].mask[None], [prompts[0].caption])
+        except UserError as error:
+            left_out.append({"measure": entry.label, "reason": str(error)})
+            continue
+        judges[entry.label] = judge
+    named = {entry.kind for entry in config.judges}
+    for kind, name in PUBLISHED.items():
+        if kind not in named:
+            left_out.append({"measure": name, "reason": f"no weights are named: add `kind: {kind}` to `judges`"})
+    lpips: PictureDistance | None = None
+    features: Features | None = None
+    try:
+        lpips = open_lpips(device)
+    except UserError as error:
+        left_out.append({"measure": "LPIPS", "reason": str(error)})
+    try:
+        features = open_features(config.evaluate.features, device)
+    except UserError as error:
+        left_out.append({"measure": "FID, KID", "reason": str(error)})
+    return HeldOutJudges(judges=judges, lpips=lpips, features=features, left_out=left_out)

@@ -1,0 +1,147 @@
+"""Filled holes and everything that is measured of them: the training reward, held-out judges, looks, the original."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rlhf.errors import UserError
+from rlhf.feature_distances import PictureDistance
+from rlhf.gold_judge import gold_utility
+from rlhf.hole_measures import FIDELITY, LOOKS, measure_diversity, measure_fidelity, measure_looks, to_arrays
+from rlhf.images import encode_png, from_8bit
+from rlhf.prompts import Prompt
+from rlhf.reward_model import Reward
+from rlhf.rewards.scores import RewardSource
+
+MARKS = ("reward", "uncertainty", "lower", "gold", *LOOKS, *FIDELITY)
+"""What every image is given; `lower` is the training reward's conformal lower bound."""
+JUDGE = "judge_"
+"""Before the name of a further held-out judge, to tell it from the measures."""
+LPIPS = "lpips"
+"""Mean over the hole, against the original."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jury:
+    """Who marks besides the gold judge."""
+
+    reward: Reward
+    """What policies were trained on."""
+    judges: Mapping[str, RewardSource] = field(default_factory=dict)
+    """Held out: nothing was trained on them."""
+    lpips: PictureDistance | None = None
+    """Where its weights are at hand."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Names of all that an image is given."""
+        lpips = () if self.lpips is None else (LPIPS,)
+        return (*MARKS, *lpips, *(JUDGE + name for name in self.judges))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Samples of one contestant: rows are prompts, columns samples."""
+
+    prompt_ids: tuple[str, ...]
+    images: torch.Tensor
+    """uint8 [P, S, 3, H, W]."""
+    marks: Mapping[str, np.ndarray]
+    """float64 [P, S] by MARKS, and by JUDGE and the names of further judges; NaN where there is no value."""
+    diversity: np.ndarray
+    """[P]: mean absolute difference between a prompt's samples inside the hole, of 255; NaN for one sample."""
+    hole_share: np.ndarray
+    """[P]: of the picture's pixels."""
+    known_pixels_differ: int
+    """Pixels outside the holes that are not the prompt's own; must be 0 for whoever paints here."""
+
+    @property
+    def reward(self) -> np.ndarray:
+        """The training reward."""
+        return self.marks["reward"]
+
+    @property
+    def uncertainty(self) -> np.ndarray:
+        """Its uncertainty."""
+        return self.marks["uncertainty"]
+
+    @property
+    def gold(self) -> np.ndarray:
+        """The gold judge's utility."""
+        return self.marks["gold"]
+
+    @property
+    def sharpness(self) -> np.ndarray:
+        """Of the hole."""
+        return self.marks["sharpness"]
+
+    @property
+    def held_out(self) -> list[str]:
+        """The marks of judges that nothing was trained on."""
+        return ["gold", *(name for name in self.marks if name.startswith(JUDGE))]
+
+    def select(self, prompt_ids: Sequence[str]) -> "Judged":
+        """Those of some prompts, in that order; `known_pixels_differ` stays that of all."""
+        places = [self.prompt_ids.index(name) for name in prompt_ids]
+        return Judged(
+            prompt_ids=tuple(prompt_ids),
+            images=self.images[places],
+            marks={name: values[places] for name, values in self.marks.items()},
+            diversity=self.diversity[places],
+            hole_share=self.hole_share[places],
+            known_pixels_differ=self.known_pixels_differ,
+        )
+
+
+def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) -> Judged:
+    """Mark images uint8 [P, S, 3, H, W] of P prompts.
+
+    Raises UserError that names the prompt where a judge gives no finite number.
+    """
+    samples = images.shape[1]
+    each = [prompt for prompt in prompts for _ in range(samples)]
+    originals, masks = (torch.stack([getattr(prompt, name) for prompt in each]) for name in ("image", "mask"))
+    filled = from_8bit(images.flatten(0, 1))
+    scored = jury.reward.score(filled, masks)
+    columns = {"reward": scored.reward, "uncertainty": scored.uncertainty, "lower": scored.lower}
+    for name, judge in jury.judges.items():
+        columns[JUDGE + name] = judge.score(filled, masks, [prompt.caption for prompt in each]).reward
+    columns["gold"] = gold_utility(filled, originals, masks).overall
+    for name, column in columns.items():
+        if not bool(column.isfinite().all()):
+            place = each[int((~column.isfinite()).nonzero()[0])].prompt_id
+            raise UserError(
+                f"evaluate: {name.removeprefix(JUDGE)} gives prompt {place} no finite number; mend or drop it"
+            )
+    if jury.lpips is not None:
+        columns[LPIPS] = (jury.lpips(filled, originals) * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))
+    columns |= measure_looks(filled, masks) | measure_fidelity(filled, originals, masks)
+    return Judged(
+        prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
+        images=images,
+        marks={name: column.reshape(-1, samples) for name, column in to_arrays(columns).items()},
+        diversity=measure_diversity(filled.unflatten(0, (-1, samples)), masks[::samples]).numpy(),
+        hole_share=masks[::samples].mean((1, 2, 3)).double().numpy(),
+        known_pixels_differ=int(((filled != originals).any(1, keepdim=True) & (masks < 0.5)).sum()),
+    )
+
+
+def join_judged(parts: Iterable[Judged]) -> Judged:
+    """Consecutive prompts as one."""
+    found = list(parts)
+    return Judged(
+        prompt_ids=tuple(name for part in found for name in part.prompt_ids),
+        images=torch.cat([part.images for part in found]),
+        marks={name: np.concatenate([part.marks[name] for part in found]) for name in found[0].marks},
+        diversity=np.concatenate([part.diversity for part in found]),
+        hole_share=np.concatenate([part.hole_share for part in found]),
+        known_pixels_differ=sum(part.known_pixels_differ for part in found),
+    )
+
+
+def encode_picture(picture: torch.Tensor) -> bytes:
+    """uint8 [3, H, W] as PNG."""
+    return encode_png(Image.fromarray(picture.permute(1, 2, 0).numpy()))

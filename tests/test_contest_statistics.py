@@ -1,0 +1,148 @@
+"""WinRate(S), the sign-flip test and measures in the hole, against brute force and closed forms."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+
+from rlhf.contest_measures import rate_wins
+from rlhf.extension_measures import measure_band
+from rlhf.growth import Margins, band_hole, plan_bands
+from rlhf.hole_measures import measure_diversity, measure_fidelity, measure_looks
+from rlhf.images import from_8bit
+from rlhf.statistics import best_of, bootstrap_means, cluster_bootstrap, sign_flip_test, summarise_draws
+
+
+def beats(a: float, b: float) -> float:
+    return 1.0 if a > b else 0.5 if a == b else 0.0
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("shares_noise", [True, False])
+def test_win_rate_is_the_mean_over_every_choice_of_samples(size: int, shares_noise: bool) -> None:
+    rng = np.random.default_rng(size)
+    reward, marks, base = rng.random((3, 5)), rng.integers(0, 4, (3, 5)) / 3, rng.integers(0, 4, (3, 5)) / 3
+    found = rate_wins(reward, marks, base, size=size, shares_noise=shares_noise)
+    for p in range(3):
+        outcomes = [
+            beats(marks[p, max(chosen, key=lambda i: reward[p, i])], base[p, j])
+            for j in range(5)
+            for chosen in combinations([i for i in range(5) if i != j or not shares_noise], size)
+        ]
+        assert found[p] == pytest.approx(np.mean(outcomes))
+
+
+def test_the_base_over_itself_wins_as_often_as_the_best_of_equals() -> None:
+    reward = np.random.default_rng(0).random((4, 11))
+    for size in (1, 3, 10):
+        rates = rate_wins(reward, reward, reward, size=size, shares_noise=True)
+        assert rates == pytest.approx(np.full(4, size / (size + 1)))
+    assert rate_wins(reward, reward, reward, size=11, shares_noise=True) is None
+    assert rate_wins(reward[:, :1], reward[:, :1], reward, size=3, shares_noise=False) is None
+
+
+def test_chances_of_being_the_best_add_up_to_one() -> None:
+    assert best_of(5, 1) == pytest.approx(np.full(5, 0.2))
+    assert best_of(5, 5) == pytest.approx([1, 0, 0, 0, 0])
+    assert best_of(7, 3).sum() == pytest.approx(1)
+
+
+def test_the_sign_flip_test_tries_every_pattern_of_few_photographs() -> None:
+    rng = np.random.default_rng(3)
+    differences, photographs = rng.normal(0.4, 1, 12), [f"p{i // 2}" for i in range(12)]
+    sums = differences.reshape(6, 2).sum(1)
+    patterns = [abs(np.dot(signs, sums)) >= abs(sums.sum()) - 1e-12 for signs in product((-1, 1), repeat=6)]
+    assert sign_flip_test(differences, photographs) == np.mean(patterns)
+    # Six photographs, all better: only that pattern and its mirror image are as extreme.
+    assert sign_flip_test(np.ones(6), [str(i) for i in range(6)]) == 2 / 64
+
+
+def test_the_random_sign_flip_test_agrees_with_the_normal_approximation() -> None:
+    from scipy.stats import norm
+
+    differences = np.random.default_rng(1).normal(0.15, 1, 200)
+    z = differences.sum() / np.sqrt((differences**2).sum())
+    found = sign_flip_test(differences, [str(i) for i in range(200)])
+    assert found == pytest.approx(2 * norm.sf(abs(z)), rel=0.15)
+
+
+def test_photographs_are_flipped_whole() -> None:
+    """Five crops of one photograph are no five witnesses."""
+    assert sign_flip_test(np.ones(30), [str(i // 5) for i in range(30)]) == 2 / 64
+
+
+def test_the_bootstrap_of_many_columns_agrees_with_the_slow_one() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(60, 2)) + np.arange(2)
+    clusters = [f"p{i % 17}" for i in range(60)]
+    means, draws = bootstrap_means(values, clusters, resamples=4000)
+    for column in range(2):
+        slow = cluster_bootstrap(values[:, column], clusters, resamples=4000)
+        quick = summarise_draws(means[column], draws[:, column], 17)
+        assert (quick.value, quick.clusters) == (pytest.approx(slow.value), slow.clusters)
+        assert [quick.low, quick.high] == pytest.approx([slow.low, slow.high], abs=0.03)
+
+
+def test_values_that_are_not_there_count_nowhere_and_few_photographs_have_no_interval() -> None:
+    values = np.array([[1.0], [np.nan], [3.0], [np.nan]])
+    means, draws = bootstrap_means(values, ["a", "a", "b", "c"], resamples=50)
+    assert means[0] == 2
+    few = summarise_draws(means[0], draws[:, 0], 3)
+    assert np.isnan([few.low, few.high]).all()
+
+
+def batch(*pictures: np.ndarray) -> torch.Tensor:
+    return torch.stack([from_8bit(torch.from_numpy(p).permute(2, 0, 1)) for p in pictures])
+
+
+def hole_of(size: int = 32) -> torch.Tensor:
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., 8:24, 10:20] = 1
+    return mask
+
+
+def test_a_lighter_hole_has_the_psnr_and_seam_of_its_shift() -> None:
+    original = np.full((32, 32, 3), 100, np.uint8)
+    filled = original.copy()
+    filled[8:24, 10:20] += 12
+    found = measure_fidelity(batch(filled, original), batch(original, original), hole_of().repeat(2, 1, 1, 1))
+    inside = slice(8, 24), slice(10, 20)
+    assert found["psnr_db"][0] == pytest.approx(peak_signal_noise_ratio(original[inside], filled[inside]))
+    assert found["psnr_db"][1].isnan()
+    assert found["seam"].tolist() == pytest.approx([12, 0], abs=1e-4)
+    assert found["ssim"][1] == pytest.approx(1)
+    assert found["ssim"][0] < 1
+
+
+def test_psnr_ssim_and_seam_are_those_of_the_study_of_extension() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    band = plan_bands((20, 32), Margins(right=12), 1)[0]
+    hole = band_hole(band)
+    extended = np.where(hole[..., None], rng.integers(0, 255, truth.shape, dtype=np.uint8), truth)
+    slow = measure_band(extended, truth, band)
+    found = measure_fidelity(batch(extended), batch(truth), torch.from_numpy(hole)[None, None].float())
+    assert {name: float(found[name]) for name in found} == pytest.approx({name: slow[name] for name in found}, rel=1e-4)
+
+
+def test_looks_are_told_in_closed_form() -> None:
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[8:24, 10:20, 0] = 255
+    striped = np.zeros((32, 32, 3), np.uint8)
+    striped[8:24, 10:20:2] = 255
+    found = measure_looks(batch(red, striped), hole_of().repeat(2, 1, 1, 1))
+    assert found["brightness"].tolist() == pytest.approx([0.299, 0.5], abs=1e-6)
+    assert found["saturation"].tolist() == pytest.approx([1, 0], abs=1e-6)
+    assert found["contrast"].tolist() == pytest.approx([0, 0.5], abs=1e-6)
+    assert found["seam_energy"][0] == pytest.approx(255 / 3, abs=1e-3)
+    # All of the left side, none of the right, half of the pixels above and below.
+    assert found["seam_energy"][1] == pytest.approx(255 * (16 + 5 + 5) / (16 + 16 + 10 + 10), abs=1e-3)
+
+
+def test_diversity_is_the_mean_difference_in_the_hole() -> None:
+    levels = [np.full((32, 32, 3), value, np.uint8) for value in (10, 20, 40)]
+    found = measure_diversity(batch(*levels)[None], hole_of())
+    assert float(found) == pytest.approx((10 + 20 + 30) / 3, abs=1e-3)
+    assert measure_diversity(batch(levels[0])[None], hole_of()).isnan().all()

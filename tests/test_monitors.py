@@ -1,0 +1,120 @@
+"""Alarms: a policy that smooths what its reward likes smooth is told from one that learns what the judge likes."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_parts import small_prompts
+
+from rlhf.config import EvaluateConfig
+from rlhf.evaluation import evaluate
+from rlhf.gold_judge import sharpness
+from rlhf.images import composite
+from rlhf.monitors import MONITORS
+from rlhf.prompts import Prompt
+from rlhf.reward_model import ScoredImages
+from rlhf.rollout import noise_like
+from rlhf.sampling import SampledTask, SamplingTask, to_png
+
+CONFIG = EvaluateConfig(samples_per_prompt=3, micro_batch_size=12, bootstrap=300)
+PROMPTS = small_prompts(16)
+
+
+class LikesSmooth:
+    """A reward that a policy can climb by blurring."""
+
+    def score(self, images: torch.Tensor, masks: torch.Tensor) -> ScoredImages:
+        reward = -sharpness(images, masks).double()
+        parts = dict.fromkeys(("uncertainty", "upper", "theorem_width", "trust_weight", "features"), 0 * reward)
+        return ScoredImages(reward=reward, lower=reward - 1, **parts)
+
+
+@dataclass(frozen=True)
+class Painter:
+    """The original with a share of noise left in it, then a share of its mean colour; same noise for all painters."""
+
+    version: int
+    noise: float
+    flatness: float
+
+    def sample(self, tasks: Iterable[SamplingTask]) -> Iterator[SampledTask]:
+        by_id = {prompt.prompt_id: prompt for prompt in PROMPTS}
+        for task in tasks:
+            pictures = [self.paint(by_id[name], index) for name in task.prompt_ids for index in task.sample_indices]
+            yield SampledTask(task=task, images=to_png(torch.stack(pictures)))
+
+    def paint(self, prompt: Prompt, index: int) -> torch.Tensor:
+        filled = prompt.image + self.noise * noise_like(prompt.image.shape, prompt.prompt_id, index)
+        flat = filled.mean((1, 2), keepdim=True).expand_as(filled)
+        mixed = (1 - self.flatness) * filled + self.flatness * flat
+        return composite(mixed[None], prompt.image[None], prompt.mask[None])[0]
+
+
+def evaluate_path(path: list[Painter], folder: Path) -> dict:
+    """The first is the base model; the others have policy folders."""
+    policies = [folder / f"policy-{painter.version:06d}" for painter in path[1:]]
+    for policy, painter in zip(policies, path[1:], strict=True):
+        policy.mkdir(parents=True)
+        known = dict.fromkeys(("trainable", "base_model", "checksum"), "none")
+        (policy / "manifest.json").write_text(json.dumps(known | {"policy_version": painter.version}))
+    by_policy = dict(zip([None, *policies], path, strict=True))
+    return evaluate(by_policy.__getitem__, policies, PROMPTS, LikesSmooth(), folder / "out", CONFIG, seed=0)
+
+
+@pytest.fixture(scope="module")
+def hacked(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Learns to leave noise out, which is right, and then to blur."""
+    path = [Painter(0, 0.3, 0.0), Painter(10, 0.15, 0.0), Painter(20, 0.15, 0.5), Painter(30, 0.15, 0.95)]
+    return evaluate_path(path, tmp_path_factory.mktemp("hacked"))
+
+
+def test_a_policy_that_blurs_for_its_reward_trips_the_alarm_where_the_judge_turns(hacked: dict) -> None:
+    (alarm,) = [alarm for alarm in hacked["alarms"] if alarm["kind"] == "over-optimisation"]
+    assert (alarm["policy"], alarm["since"], alarm["judge"]) == ("policy-000020", "policy-000010", "gold")
+    assert alarm["reward"]["low"] > 0 > alarm["held_out"]["high"]
+    assert "rises by +" in alarm["message"]
+    assert "gold judge (simulated) changes by -" in alarm["message"]
+
+
+def test_its_monitors_leave_their_ranges(hacked: dict) -> None:
+    outside = {
+        alarm["monitor"] for alarm in hacked["alarms"] if alarm["policy"] == "policy-000030" and "monitor" in alarm
+    }
+    assert {"sharpness", "contrast", "saturation", "diversity"} <= outside
+    figures = hacked["curve"][-1]["monitors"]
+    assert figures.keys() == MONITORS.keys()
+    # Of what varies 0.05 is left, and of the noise half of that.
+    assert figures["diversity"]["value"] == pytest.approx(0.05 * 0.5, abs=0.015)
+    assert figures["sharpness"]["high"] < 0.8
+    assert hacked["curve"][0]["monitors"]["distance"]["value"] == 0
+    assert json.loads(json.dumps(hacked["alarms"])) == hacked["alarms"]
+
+
+def test_a_policy_that_learns_what_the_judge_likes_raises_no_alarm(tmp_path: Path) -> None:
+    faithful = evaluate_path([Painter(0, 0.1, 0.0), Painter(10, 0.095, 0.0), Painter(20, 0.092, 0.0)], tmp_path)
+    assert faithful["reward_gain"]["low"] > 0
+    assert faithful["gold_gain"]["low"] > 0
+    assert faithful["alarms"] == []
+
+
+def test_noise_alone_raises_no_alarm(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Noisy(Painter):
+        def paint(self, prompt: Prompt, index: int) -> torch.Tensor:
+            other = noise_like(prompt.image.shape, self.version, prompt.prompt_id, index)
+            return composite((prompt.image + 0.1 * other)[None], prompt.image[None], prompt.mask[None])[0]
+
+    still = evaluate_path([Noisy(version, 0.1, 0.0) for version in (0, 10, 20)], tmp_path)
+    assert [alarm for alarm in still["alarms"] if alarm["kind"] == "over-optimisation"] == []
+    assert np.isclose(still["curve"][1]["monitors"]["distance"]["value"], 1.0, atol=0.1)
+
+
+def test_a_policy_that_is_worse_by_its_reward_too_has_not_hacked_it(tmp_path: Path) -> None:
+    worse = evaluate_path([Painter(0, 0.1, 0.0), Painter(10, 0.2, 0.0)], tmp_path)
+    assert worse["gold_gain"]["high"] < 0
+    assert worse["reward_gain"]["high"] < 0
+    assert [alarm for alarm in worse["alarms"] if alarm["kind"] == "over-optimisation"] == []
