@@ -19,7 +19,7 @@ from rlhf.paired_statistics import estimate_paired
 from rlhf.storage import atomic_write_json
 from rlhf.tables import CURVE, write_table
 from rlhf.trust_curves import ArmCurve, Onset, find_onset, mean_by_photograph, read_arm, updates_to_reach
-from rlhf.trust_figures import draw_figure, format_table, list_rows, write_csv
+from rlhf.trust_figures import draw_figure, format_table, list_rows, pair_with_control, write_csv
 from rlhf.trust_study import ARMS, arm_folder, queue
 from rlhf.trust_summary import summarise, summarise_runs
 
@@ -131,9 +131,15 @@ def test_twice_as_fast_is_found_and_shown() -> None:
     assert find(summary, "final gold")["value"] == pytest.approx(0.09, abs=1e-6)
 
 
-def test_what_is_slower_contradicts_the_claim_of_speed() -> None:
-    summary = summarise_runs(runs_of(0.9))
-    assert [claim["verdict"] for claim in summary["claims"]] == ["contradicted", "contradicted", "shown"]
+@pytest.mark.parametrize(("factor", "verdict"), [(1.3, "shown, but smaller"), (0.9, "excluded")])
+def test_a_claim_of_speed_is_judged_by_its_size_too(factor: float, verdict: str) -> None:
+    assert summarise_runs(runs_of(factor))["claims"][1]["verdict"] == verdict
+
+
+def test_too_few_or_too_different_seeds_show_nothing() -> None:
+    runs = runs_of(2.0, seeds=2)
+    runs["proper", 1] = runs["none", 1]
+    assert [claim["verdict"] for claim in summarise_runs(runs)["claims"]] == ["not shown"] * 3
 
 
 def test_a_reward_that_is_never_reached_gives_no_mean_and_no_verdict() -> None:
@@ -157,6 +163,14 @@ def test_one_seed_gives_differences_and_no_verdict() -> None:
     assert find(summary, "final gold")["value"] == pytest.approx(0.1, abs=1e-6)
     assert {claim["verdict"] for claim in summary["claims"]} == {"not measured"}
     assert summary["constant_is_none"] is None
+
+
+def test_differences_are_those_of_the_same_seed() -> None:
+    runs = runs_of(2.0)
+    del runs["proper", 0]
+    del runs["none", 2]
+    paired = pair_with_control(summarise_runs(runs)["arms"], "proper")
+    assert paired == pytest.approx(np.array([[0, 0, 0.05, 0.09]]))
 
 
 def test_constant_is_checked_against_none_bit_by_bit() -> None:
