@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from rlhf.pages import show
 from rlhf.storage import atomic_write, atomic_write_text
+from rlhf.trust_study import CONTROL
 
 COLOURS = {
     "none": "#8a8f98",
@@ -152,9 +153,10 @@ def _claim_detail(entry: dict[str, Any]) -> str:
         return ""
     if figures["measure"] == "time":
         return f"; {_show_speed(figures)} with {figures['pairs']} seeds"
-    value, *ends = (figures[key] / figures["of_other"] for key in ("value", "low", "high"))
-    low, high = sorted(ends)  # the other arm's mean rise may be below 0
-    return f"; {value:+.1%} [{low:+.1%}, {high:+.1%}] of its rise, {figures['pairs']} seeds"
+    if figures["measure"] == "final gold":
+        return f"; {_show(figures, '+.1f', 1000)} / 1000 with {figures['pairs']} seeds"
+    share = {key: figures[key] / figures["of_other"] for key in ("value", "low", "high")}
+    return f"; {_show(share, '+.1%')} of the rise without it, with {figures['pairs']} seeds"
 
 
 def _show(estimate: dict[str, Any], form: str, factor: float = 1.0) -> str:
@@ -163,28 +165,44 @@ def _show(estimate: dict[str, Any], form: str, factor: float = 1.0) -> str:
 
 
 def draw_figure(summary: dict[str, Any], path: Path) -> None:
-    """A PNG: reward and gold judge against updates, weights on the left, algorithm and latents on the right."""
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True, sharey="row")
-    for column, arms in enumerate(PANELS):
-        for row, name in enumerate(("reward", "gold")):
-            _draw_arms(axes[row][column], summary["arms"], arms, name)
-    axes[0][0].set(ylabel="reward that is climbed: rise, sd of scores", title="trust")
+    """A PNG against updates: reward, gold judge, and gold less that of no weight of the same seed.
+
+    Trust on the left, algorithm and latents on the right.
+    """
+    figure = Figure(figsize=(11, 8.6), layout="constrained")
+    axes = figure.subplots(3, 2, sharex=True, sharey="row")
+    arms = summary["arms"]
+    for column, names in enumerate(PANELS):
+        shown = [name for name in names if name in arms]
+        for row, rise in enumerate(("reward_rise", "gold_rise")):
+            _draw_arms(axes[row][column], arms, {name: np.array(arms[name][rise]) for name in shown})
+        _draw_arms(axes[2][column], arms, {name: pair_with_control(arms, name) for name in shown if name != CONTROL})
+        if shown:
+            axes[0][column].legend(frameon=False, fontsize=9)
+    axes[0][0].set(ylabel="reward that is climbed: rise, sd", title="trust")
     axes[0][1].set(title="algorithm, and what log-probs look at")
-    axes[1][0].set(ylabel="gold judge (simulated): rise", xlabel="updates")
-    axes[1][1].set(xlabel="updates")
-    figure.suptitle("Means over seeds on held-out photographs; bands: all seeds", fontsize=10)
+    axes[1][0].set(ylabel="gold judge (simulated): rise")
+    axes[2][0].set(ylabel="gold less that of no weight", xlabel="updates")
+    axes[2][1].set(xlabel="updates")
+    figure.suptitle("Held-out photographs: means over seeds; bands: from the lowest to the highest seed", fontsize=10)
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
 
 
-def _draw_arms(axes: Axes, arms: dict[str, Any], names: tuple[str, ...], figure: str) -> None:
-    for name in [name for name in names if name in arms]:
-        updates, rises = arms[name]["updates"], np.array(arms[name][f"{figure}_rise"])
-        label = f"{LABELS[name]} ({len(rises)} seed{'s' if len(rises) > 1 else ''})"
-        axes.plot(updates, rises.mean(axis=0), color=COLOURS[name], label=label)
-        axes.fill_between(updates, rises.min(axis=0), rises.max(axis=0), color=COLOURS[name], alpha=0.15, linewidth=0)
+def pair_with_control(arms: dict[str, Any], name: str) -> np.ndarray:
+    """Rises of gold less those of `none` of the same seed, [seeds, V], of the seeds that both have."""
+    control = arms.get(CONTROL, {"seeds": [], "gold_rise": []})
+    theirs = dict(zip(control["seeds"], control["gold_rise"], strict=True))
+    ours = dict(zip(arms[name]["seeds"], arms[name]["gold_rise"], strict=True))
+    pairs = [np.subtract(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    return np.stack(pairs) if pairs else np.empty((0, len(arms[name]["updates"])))
+
+
+def _draw_arms(axes: Axes, arms: dict[str, Any], curves: dict[str, np.ndarray]) -> None:
+    for name in [name for name, values in curves.items() if len(values)]:
+        updates, values = arms[name]["updates"], curves[name]
+        label = f"{LABELS[name]} ({len(values)} seed{'s' if len(values) > 1 else ''})"
+        axes.plot(updates, values.mean(axis=0), color=COLOURS[name], label=label)
+        axes.fill_between(updates, values.min(axis=0), values.max(axis=0), color=COLOURS[name], alpha=0.15, linewidth=0)
     axes.axhline(0, color="#3c4149", linewidth=0.6)
     axes.grid(color="#e3e4e8", linewidth=0.8)
     axes.spines[:].set_visible(False)
-    if figure == "reward" and axes.lines[:-1]:
-        axes.legend(frameon=False, fontsize=9)

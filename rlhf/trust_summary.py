@@ -50,7 +50,7 @@ def summarise_runs(runs: Runs) -> dict[str, Any]:
     return {
         "arms": arms,
         "comparisons": comparisons,
-        "claims": judge_claims(comparisons, arms),
+        "claims": judge_claims(comparisons),
         "constant_is_none": is_same(runs, "constant", CONTROL),
         "level_share": LEVEL_SHARE,
     }
@@ -155,11 +155,12 @@ def _compare_times(arm: str, other: str, seeds: list[int], runs: Runs) -> dict[s
     return {"times": times, "censored": []} | asdict(estimate_paired(logs))
 
 
-def judge_claims(comparisons: list[dict[str, Any]], arms: dict[str, Any]) -> list[dict[str, Any]]:
-    """The paper's claims of the trust weight, each `shown`, `contradicted` or `not shown` here, with its figures.
+def judge_claims(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The paper's claims of the trust weight, each with its verdict by the interval over seeds, and its figures.
 
-    Shown: the interval over seeds lies above 0. Contradicted: it lies below what the paper states (or below 0, where it
-    states no figure). A constant weight is none, so the claim over it is judged against `none`.
+    `shown`: above 0; `shown, but smaller`: above 0 and below what the paper states; `excluded`: holds 0 or lies below,
+    and below what the paper states; else `not shown`. A constant weight is none, so the claim over it is judged
+    against `none`, and excluded only where the interval lies below 0.
     """
     by_key = {(c["measure"], c["arm"], c["other"]): c for c in comparisons}
     final, gold, time = (by_key.get((m, "proper", CONTROL)) for m in ("final reward", "final gold", "time"))
@@ -177,6 +178,7 @@ def judge_claims(comparisons: list[dict[str, Any]], arms: dict[str, Any]) -> lis
 def _verdict(figures: dict[str, Any] | None, stated: float | None) -> str:
     if figures is None or figures["low"] is None or stated is None:
         return "not measured"
+    is_smaller = figures["high"] < stated
     if figures["low"] > 0:
-        return "shown"
-    return "contradicted" if figures["high"] < stated else "not shown"
+        return "shown, but smaller" if is_smaller else "shown"
+    return "excluded" if is_smaller else "not shown"

@@ -2,22 +2,30 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from test_rounds import TINY as TINY_ROUNDS
+from test_rounds import photographs
 
 from rlhf.errors import UserError
+from rlhf.metrics_log import read_metrics
 from rlhf.paired_statistics import estimate_paired
 from rlhf.storage import atomic_write_json
 from rlhf.tables import CURVE, write_table
 from rlhf.trust_curves import ArmCurve, Onset, find_onset, mean_by_photograph, read_arm, updates_to_reach
-from rlhf.trust_figures import draw_figure, format_table, list_rows, write_csv
+from rlhf.trust_figures import draw_figure, format_table, list_rows, pair_with_control, write_csv
 from rlhf.trust_study import ARMS, arm_folder, queue
 from rlhf.trust_summary import summarise, summarise_runs
 
 PHOTOGRAPHS = tuple(f"photo{i // 2}" for i in range(40))
 VERSIONS = [0, 10, 20, 30]
+TINY = TINY_ROUNDS | {"align": TINY_ROUNDS["align"] | {"updates": 2}, "annotators": {"marks_per_candidate": 1}}
 
 
 def curve(gold: list[float], reward: list[float], *, noise: float = 0.01, seed: int = 0) -> ArmCurve:
@@ -123,9 +131,15 @@ def test_twice_as_fast_is_found_and_shown() -> None:
     assert find(summary, "final gold")["value"] == pytest.approx(0.09, abs=1e-6)
 
 
-def test_what_is_slower_contradicts_the_claim_of_speed() -> None:
-    summary = summarise_runs(runs_of(0.9))
-    assert [claim["verdict"] for claim in summary["claims"]] == ["contradicted", "contradicted", "shown"]
+@pytest.mark.parametrize(("factor", "verdict"), [(1.3, "shown, but smaller"), (0.9, "excluded")])
+def test_a_claim_of_speed_is_judged_by_its_size_too(factor: float, verdict: str) -> None:
+    assert summarise_runs(runs_of(factor))["claims"][1]["verdict"] == verdict
+
+
+def test_too_few_or_too_different_seeds_show_nothing() -> None:
+    runs = runs_of(2.0, seeds=2)
+    runs["proper", 1] = runs["none", 1]
+    assert [claim["verdict"] for claim in summarise_runs(runs)["claims"]] == ["not shown"] * 3
 
 
 def test_a_reward_that_is_never_reached_gives_no_mean_and_no_verdict() -> None:
@@ -137,11 +151,26 @@ def test_a_reward_that_is_never_reached_gives_no_mean_and_no_verdict() -> None:
     assert summary["arms"]["proper"]["updates_to_level"] == [None, None, None]
 
 
+def test_one_seed_that_does_not_reach_it_leaves_no_mean_of_the_others() -> None:
+    slow = {key: run for key, run in runs_of(0.5).items() if key == ("proper", 1)}
+    time = find(summarise_runs(runs_of(2.0) | slow), "time")
+    assert (time["value"], time["censored"], time["pairs"]) == (None, [1], 2)
+    assert time["times"][1][0] is None
+
+
 def test_one_seed_gives_differences_and_no_verdict() -> None:
     summary = summarise_runs(runs_of(2.0, seeds=1))
     assert find(summary, "final gold")["value"] == pytest.approx(0.1, abs=1e-6)
     assert {claim["verdict"] for claim in summary["claims"]} == {"not measured"}
     assert summary["constant_is_none"] is None
+
+
+def test_differences_are_those_of_the_same_seed() -> None:
+    runs = runs_of(2.0)
+    del runs["proper", 0]
+    del runs["none", 2]
+    paired = pair_with_control(summarise_runs(runs)["arms"], "proper")
+    assert paired == pytest.approx(np.array([[0, 0, 0.05, 0.09]]))
 
 
 def test_constant_is_checked_against_none_bit_by_bit() -> None:
@@ -209,3 +238,37 @@ def test_a_curve_that_lacks_samples_is_refused_by_name(tmp_path: Path) -> None:
 def test_arms_differ_from_none_in_one_setting() -> None:
     assert ARMS["none"] == ()
     assert all(len(changes) == 1 for arm, changes in ARMS.items() if arm != "none")
+
+
+def start_study(photographs: Path, pipeline: Path, out: Path) -> subprocess.Popen:
+    words = [sys.executable, "-m", "rlhf", "study", "trust", "--images", str(photographs)]
+    words += ["--eval-images", str(photographs), "--out", str(out), "--seeds", "1", "--other-seeds", "1"]
+    config = out.parent / "tiny.yaml"
+    config.write_text(yaml.safe_dump(TINY | {"model": {"path": str(pipeline)}}))
+    return subprocess.Popen([*words, "--annotated", "160", "--config", str(config)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_killed_study_goes_on_arm_by_arm_and_constant_equals_none(small_pipeline: Path, tmp_path: Path) -> None:
+    pictures, out = photographs(tmp_path / "photographs", 40), tmp_path / "study"
+    first = start_study(pictures, small_pipeline, out)
+    finished, begun = (out / "seed-0" / arm for arm in ("none", "proper"))
+    until = time.monotonic() + 600
+    while not (begun / "align" / "metrics.jsonl").exists():
+        assert first.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    first.kill()
+    first.wait()
+    before = (finished / "stages.json").stat().st_mtime_ns
+    second = start_study(pictures, small_pipeline, out)
+    table, _ = second.communicate(timeout=1500)
+    assert second.returncode == 0
+    assert (finished / "stages.json").stat().st_mtime_ns == before, "what was done is not done again"
+    summary = json.loads((out / "trust_study.json").read_text())
+    assert (summary["missing"], summary["constant_is_none"]) == ([], True)
+    assert set(summary["arms"]) == set(ARMS)
+    assert summary["arms"]["proper"]["updates"] == [0, 1, 2]
+    assert "no weight" in table
+    assert {line["ratio_error"] <= 1e-6 for line in read_metrics(out / "seed-0" / "all" / "align")} == {True}
