@@ -1,6 +1,7 @@
 # make demo      installs, then runs `rlhf demo` into runs/demo
 # make test      installs, then lint, types and tests (markers slow and gpu apart)
 # make test-all  everything, slow tests included
+# make bench RUN=runs/demo   the benchmarks, into runs/bench; a quarter of an hour on 2 quiet cores
 # make image TAG=registry/prefpaint-ray:gpu   container image; for CPU with TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= $(shell for v in 3.11 3.12; do p=$$(command -v python$$v) && $$p -c 'import sys' 2>/dev/null && echo $$p && break; done || command -v python3)
 # An index with CPU or CUDA builds of PyTorch, e.g. https://download.pytorch.org/whl/cpu
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 BUILDER ?= docker
 
-.PHONY: install demo test test-all lint wheel image lock clean
+.PHONY: install demo bench test test-all lint wheel image lock clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +25,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 demo: install
 	$(BIN)/rlhf demo $(DEMO_ARGS)
+
+bench: install
+	@test -d "$(RUN)" || { echo 'make bench RUN=runs/demo, a finished demo'; exit 2; }
+	$(BIN)/python -m benchmarks --run $(RUN) --out runs/bench
 
 lint: install
 	$(BIN)/ruff check .

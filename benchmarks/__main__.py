@@ -1,0 +1,64 @@
+"""The suite: `python -m benchmarks --run RUN --out DIR [--only PART ...]`, or `make bench`.
+
+RUN is a finished `rlhf demo`, whose prompts and reward are used. Parts are resumable: each writes its figures to
+DIR/results.json as soon as it is done, and is left out when they are there. Serving and scaling have commands of their
+own. Nothing else should run on the machine.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import prompt_reading, rollout, scoring, update, weight_sync, whole_step
+from benchmarks.measure import Figures, describe_machine, show
+from rlhf.progress import progress_bar
+from rlhf.storage import atomic_write_json
+
+PARTS: Mapping[str, Callable[[Path], Figures]] = {
+    "rollout": lambda run: rollout.measure(15),
+    "update": lambda run: update.measure(9),
+    "scoring": lambda run: scoring.measure(run, 15),
+    "prompts": lambda run: prompt_reading.measure(run, 9),
+    "weight_sync": lambda run: weight_sync.measure(15),
+    "whole_step": lambda run: whole_step.measure(run, 15),
+}
+
+
+def flatten(figures: Mapping[str, Any], name: str = "") -> list[tuple[str, str]]:
+    """Rows of the table: every median with its quartiles, and single numbers."""
+    if {"median", "low", "high"} <= figures.keys():
+        return [(name, show(figures, ".3g"))]
+    rows = []
+    for key, value in figures.items():
+        title = f"{name}: {key}" if name else key
+        if isinstance(value, Mapping):
+            rows += flatten(value, title)
+        else:
+            rows.append((title, f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return rows
+
+
+def main() -> None:
+    """Measure what is missing, and print everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="a finished `rlhf demo`")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS])
+    given = parser.parse_args()
+    if not (given.run / "reward" / "reward.json").is_file():
+        sys.exit(f"{given.run}: no reward/ there; run `rlhf demo --out {given.run}` first")
+    file = given.out / "results.json"
+    results: Figures = json.loads(file.read_text()) if file.is_file() else {"machine": describe_machine()}
+    for part in progress_bar([part for part in given.only if part not in results], stage="benchmarks"):
+        results[part] = PARTS[part](given.run)
+        atomic_write_json(file, results)
+    rows = flatten(results)
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {figure}" for name, figure in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""How fast prompts come from disk: our Parquet against a folder of PNG files, image and mask each, in random order."""
+
+import random
+import tempfile
+from pathlib import Path
+
+from benchmarks.measure import Figures, interleave, spread
+from rlhf.images import decode_image, decode_mask, image_to_tensor, mask_to_tensor
+from rlhf.prompts import PromptTable, decode_prompt
+
+READ_AT_ONCE = 16
+
+
+def measure(run: Path, rounds: int) -> Figures:
+    """Decoded prompts a second; row groups are read as the coordinator of a training reads them."""
+    table = PromptTable(run / "prompts", split="train")
+    ids = random.Random(0).sample(table.ids, len(table.ids))
+    with tempfile.TemporaryDirectory() as folder:
+        for row in table.rows(ids):
+            for column in ("image", "mask"):
+                (Path(folder) / f"{row['prompt_id']}_{column}.png").write_bytes(row[column]["bytes"])
+
+        def from_parquet() -> None:
+            for first in range(0, len(ids), READ_AT_ONCE):
+                for row in table.rows(ids[first : first + READ_AT_ONCE]):
+                    decode_prompt(row)
+
+        def from_files() -> None:
+            for name in ids:
+                image = decode_image(Path(folder) / f"{name}_image.png")
+                mask = decode_mask((Path(folder) / f"{name}_mask.png").read_bytes(), size=image.size, name=name)
+                image_to_tensor(image), mask_to_tensor(mask)
+
+        seconds = interleave({"Parquet": from_parquet, "PNG files": from_files}, rounds)
+    return {"prompts_per_s": {name: spread([len(ids) / s for s in found]) for name, found in seconds.items()}}

@@ -1,0 +1,39 @@
+"""What a reward and its bound cost: a folder of `rlhf reward` on 64 images at once, and one by one through PIL."""
+
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import Figures, interleave, spread
+from rlhf.images import decode_image, encode_png, image_to_tensor, tensor_to_image
+from rlhf.prompts import load_prompts
+from rlhf.reward_model import RewardModel, load_reward
+
+IMAGES = 64
+
+
+def measure(run: Path, rounds: int) -> Figures:
+    """Images a second, and the bound's share of the time of scoring a batch."""
+    reward = load_reward(run / "reward")
+    assert isinstance(reward, RewardModel)
+    prompts = load_prompts(run / "held_out_prompts")[:IMAGES]
+    images, masks = torch.stack([p.image for p in prompts]), torch.stack([p.mask for p in prompts])
+    files = [encode_png(tensor_to_image(image)) for image in images]
+
+    def one_by_one() -> None:
+        for file, mask in zip(files, masks, strict=True):
+            reward.score(image_to_tensor(decode_image(file))[None], mask[None])
+
+    with torch.no_grad():
+        features = reward.network(images, masks)
+        seconds = interleave(
+            {
+                "batched": lambda: reward.score(images, masks),
+                "one by one, from PNG": one_by_one,
+                "the bound alone": lambda: reward.head.uncertainty(features),
+            },
+            rounds,
+        )
+    bound = [b / s for b, s in zip(seconds["the bound alone"], seconds["batched"], strict=True)]
+    rates = {name: spread([len(images) / s for s in found]) for name, found in seconds.items() if "bound" not in name}
+    return {"images_per_s": rates, "bound_share": spread(bound)}
