@@ -11,7 +11,8 @@ from rlhf.algorithms import algorithm_of
 from rlhf.config import AlignConfig
 from rlhf.ddim import make_schedule
 from rlhf.errors import UserError
-from rlhf.learner import Learner, RatioError, TrainingBatch
+from rlhf.learner import Learner, RatioError
+from rlhf.objective import TrainingBatch
 from rlhf.policy import (
     Policy,
     check_start,
@@ -40,9 +41,9 @@ def align_config(pipeline: Path, **changes: object) -> AlignConfig:
 
 
 def start(pipeline: Path, config: AlignConfig, begin: Path | None = None) -> Learner:
-    steps = config.window_size if config.algorithm == "grpo" else config.trained_steps
+    passes = algorithm_of(config).passes_per_batch(config)
     policy = load_policy(small_config(pipeline).model)
-    return Learner(policy, config, micro_batches=2 * steps, seed=0, start=begin)
+    return Learner(policy, config, micro_batches=2 * passes, seed=0, start=begin)
 
 
 def sampler_policy(pipeline: Path, config: AlignConfig, weights: dict[str, torch.Tensor]) -> Policy:
