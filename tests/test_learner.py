@@ -68,8 +68,18 @@ def batches(policy: Policy, config: AlignConfig, update: int = 0) -> list[Traini
     return result
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "prefpaint"])
-@pytest.mark.parametrize(("trainable", "over"), [("lora", "hole"), ("lora", "all"), ("full", "hole")])
+@pytest.mark.parametrize(
+    ("algorithm", "trainable", "over"),
+    [
+        ("grpo", "lora", "hole"),
+        ("grpo", "lora", "all"),
+        ("grpo", "full", "hole"),
+        ("prefpaint", "lora", "hole"),
+        ("prefpaint", "lora", "all"),
+        ("prefpaint", "full", "hole"),
+        ("mixgrpo", "lora", "hole"),
+    ],
+)
 def test_ratio_is_one_before_the_first_update(small_pipeline: Path, algorithm: str, trainable: str, over: str) -> None:
     config = align_config(small_pipeline, algorithm=algorithm, trainable=trainable, log_prob_over=over)
     learner = start(small_pipeline, config)
