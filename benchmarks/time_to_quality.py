@@ -119,19 +119,25 @@ def stages_of(arguments: argparse.Namespace, arm: Arm, seed: int) -> list[Stage]
     """Alignment and evaluation of an arm."""
     folder, changes = arguments.out / f"seed-{seed}" / arm.name, changes_of(arguments, arm, seed)
     config = load_config(arguments.config, changes).model_dump(mode="json")
-    options = ["--config", str(arguments.config), *(word for change in changes for word in ("--set", change))]
     align = ["align", "--prompts", arguments.prompts, "--reward", arguments.reward, "--out", folder / "align"]
     judge = ["evaluate", "--prompts", arguments.held_out, "--split", arguments.split, "--reward", arguments.reward]
     judge += ["--run", folder / "align", "--out", folder / "evaluation"]
-    return [
-        Stage(
-            name=words[0],
-            arguments=[*map(str, words), *options],
-            settings={section: config[section] for section in RESTS_ON[words[0]]},
-            run=folder / "align" if words is align else None,
-        )
-        for words in (align, judge)
-    ]
+    return [_stage(words, arguments.config, changes, config, folder / "align") for words in (align, judge)]
+
+
+def _stage(
+    words: Sequence[object], file: Path, changes: Sequence[str], config: Mapping[str, Any], run_folder: Path
+) -> Stage:
+    """A command with those changes that it rests on, so that others do not outdate it."""
+    name = str(words[0])
+    own = [change for change in changes if change.partition("=")[0].partition(".")[0] in RESTS_ON[name]]
+    options = ["--config", str(file), *(word for change in own for word in ("--set", change))]
+    return Stage(
+        name=name,
+        arguments=[*map(str, words), *options],
+        settings={section: config[section] for section in RESTS_ON[name]},
+        run=run_folder if name == "align" else None,
+    )
 
 
 def changes_of(arguments: argparse.Namespace, arm: Arm, seed: int) -> tuple[str, ...]:
