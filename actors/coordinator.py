@@ -86,6 +86,7 @@ class Coordinator:
             "images_per_s": len(combined.reward) / duration,
             "policy_version": version,
             "staleness": update - version,
+            "sampler_forward_images": sum(task.forward_images for task in finished),
             "weights_bytes": sum(tensor.nbytes for tensor in weights.values()),
             "prompts_put_aside": len(self._put_aside.reasons),
             "tasks_repeated": self._dispatcher.repeated - repeated,
@@ -175,11 +176,11 @@ def climbed_reward(scores: Scores, align: AlignConfig) -> torch.Tensor:
 def scales_of_update(config: RunConfig, out: Path, update: int, by_reward: Mapping[str, Scores]) -> dict[str, Scale]:
     """Of the rewards in `rewards:`, measured in update 0; the reward folder alone is taken as it is."""
     entries, align = config.rewards, config.align
+    is_grouped = algorithm_of(align).COMPARES_WITHIN_PROMPTS
     if not entries:
         return {"model": Scale()}
     if update > 0:
         return load_scales(out)
-    is_grouped = align.algorithm == "grpo"
     scales = measure_scales(entries, by_reward, align.samples_per_prompt, within_prompts=is_grouped)
     save_scales(scales, out)
     return scales

@@ -46,6 +46,8 @@ class FinishedTask:
     trajectories: ray.ObjectRef
     scores: dict[str, Scores]
     """By reward; none without scorers."""
+    forward_images: int
+    """Images that went through the UNet for it."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -61,6 +63,7 @@ class Job:
     trials: int = 0
     images: ray.ObjectRef | None = None
     trajectories: ray.ObjectRef | None = None
+    forward_images: int = 0
     is_dropped: bool = False
     """Of a run that has ended; what comes of it is of no use."""
 
@@ -152,6 +155,7 @@ class Dispatcher:
                 images=job.images if is_kept else None,
                 trajectories=job.trajectories,
                 scores=scores,
+                forward_images=job.forward_images,
             )
         )
 
@@ -211,6 +215,7 @@ class Dispatcher:
     def _settle_rollout(self, outcome: Outcome, notice: WeightsNotice) -> None:
         job = outcome.job
         receipt: RolloutReceipt = outcome.result
+        job.forward_images = receipt.forward_images
         if (receipt.version, receipt.checksum) != (notice.version, notice.checksum):
             self.samplers.replace(outcome.worker, "weights", f"sampled with version {receipt.version}")
             self._to_sample.appendleft(job)

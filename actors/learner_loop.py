@@ -23,13 +23,15 @@ from actors.overlapped_coordinator import OverlappedCoordinator
 from actors.placement import start_dispatcher
 from actors.rollout_replay import AnyCoordinator, DumpingCoordinator, ReplayCoordinator
 from actors.telemetry import Telemetry
+from rlhf.algorithms import algorithm_of
 from rlhf.canary import canary_log_prob
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.grids import save_rollout_grid
 from rlhf.images import from_8bit
-from rlhf.learner import Learner, TrainingBatch
+from rlhf.learner import Learner
 from rlhf.metrics_log import MetricsLog, read_metrics
+from rlhf.objective import TrainingBatch
 from rlhf.policy import drop_policies, load_policy, save_policy
 from rlhf.prompts import PromptTable
 from rlhf.rollout_dump import RolloutDump
@@ -71,9 +73,10 @@ def train(setup: dict[str, Any]) -> None:
 
     for update in range(first, align.updates):
         started = time.perf_counter()
-        weights = learner.weights()
+        weights = learner.acting_weights()
         is_canary = (update - first) % config.cluster.canary_every == 0
-        canary = canary_log_prob(learner.policy, align) if is_canary else None
+        with learner.acting() as policy:
+            canary = canary_log_prob(policy, align) if is_canary else None
         collect = None if coordinator is None else partial(coordinator.collect, update, weights, canary)
         work, batches = receive(rank, collect)
         train_started = time.perf_counter()
@@ -113,11 +116,11 @@ def _start_learner(config: RunConfig, ranks: int, start: Path | None) -> tuple[L
     """The learner, and the updates that it has had."""
     align = config.align
     micro_batches = -(-align.prompts_per_update * align.samples_per_prompt // align.micro_batch_size // ranks)
-    steps = align.window_size if align.algorithm == "grpo" else align.trained_steps
+    passes = algorithm_of(align).passes_per_batch(align)
     policy, checkpoint = load_policy(config.model), ray.train.get_checkpoint()
 
     def make(*, is_resized: bool) -> Learner:
-        batches = micro_batches * steps
+        batches = micro_batches * passes
         return Learner(policy, align, micro_batches=batches, seed=config.seed, start=start, is_resized=is_resized)
 
     if checkpoint is None:

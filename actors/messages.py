@@ -69,6 +69,8 @@ class RolloutReceipt:
     checksum: str
     """As acknowledged."""
     duration_s: float
+    forward_images: int
+    """Images that went through the UNet, over all steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from rlhf.policy import load_policy, load_trainable_state, make_trainable, train
 from rlhf.prompts import decode_prompt
 from rlhf.rollout import rollout
 from rlhf.sampling import to_png
-from rlhf.trajectories import Rollout, Trajectories
+from rlhf.trajectories import Recording, Rollout
 
 
 class RolloutSampler:
@@ -37,7 +37,7 @@ class RolloutSampler:
         canary = None if notice.canary is None else canary_log_prob(self.policy, self._align)
         return WeightsAck(version=self._version, checksum=self._checksum, canary=canary)
 
-    def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, torch.Tensor, Trajectories]:
+    def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, torch.Tensor, Recording]:
         """Run a task with the weights held: receipt, images (uint8 [B, 3, H, W]) and trajectories.
 
         Called with num_returns=3, so that only the receipt travels.
@@ -67,5 +67,6 @@ class RolloutSampler:
             version=self._version,
             checksum=self._checksum,
             duration_s=time.perf_counter() - started,
+            forward_images=done.forward_images,
         )
         return receipt, done

@@ -70,6 +70,7 @@ class StandInSampler:
             version=self._version,
             checksum=self._checksum,
             duration_s=time.perf_counter() - started,
+            forward_images=0,
         )
         return receipt, np.ones((count, 3, edge, edge), np.uint8), trajectories
 

@@ -136,8 +136,9 @@ class RewardConfig(Section):
 class AlignConfig(Section):
     """Reinforcement learning of the policy."""
 
-    algorithm: Literal["grpo", "prefpaint"] = "grpo"
-    """`grpo`: group advantages and a moving window of stochastic steps; `prefpaint`: the paper's."""
+    algorithm: Literal["grpo", "mixgrpo", "nft", "prefpaint"] = "grpo"
+    """`grpo`: group advantages and a moving window of stochastic steps; `mixgrpo`: with fewer steps after it;
+    `prefpaint`: the paper's; `nft`: finished samples are noised again, no step is random."""
     updates: Count = 30
     """Rollout-and-train rounds."""
     prompts_per_update: Count = 8
@@ -153,11 +154,20 @@ class AlignConfig(Section):
     eta: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """DDIM's eta at stochastic steps."""
     window_size: Count = 2
-    """grpo: length of the window of stochastic, trained steps."""
+    """grpo, mixgrpo: length of the window of stochastic, trained steps."""
     window_range: Count = 6
-    """grpo: the window lies within the first so many steps."""
+    """grpo, mixgrpo: the window lies within the first so many steps."""
+    steps_share: PositiveShare = 0.4
+    """mixgrpo: share of the steps after the window that is run, by a solver of second order."""
     trained_steps: Count = 5
-    """prefpaint: how many steps, drawn at random, are trained."""
+    """prefpaint: how many steps, drawn at random, are trained; nft: to how many, drawn for each, samples are noised."""
+    nft_beta: Annotated[float, Field(gt=0.0)] = 1.0
+    """nft: how far the implicit positive and negative policies lie from the old one, towards and off the trained."""
+    old_decay_rate: NonNegative = 0.001
+    """nft: the old policy, which samples, follows the trained one by an average whose decay grows by this with every
+    update; 0: it is the trained one."""
+    old_decay_max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """nft: up to this decay."""
     learning_rate: Positive = 3e-4
     """Of AdamW."""
     weight_decay: NonNegative = 0.0
@@ -179,7 +189,8 @@ class AlignConfig(Section):
     climbs: Literal["reward", "lower_bound"] = "reward"
     """What advantages are made of: the reward, or the reward less its conformal bound."""
     log_prob_over: Literal["hole", "all"] = "hole"
-    """Latent elements over which log-probs and KL are means: those of the hole, or all, as in PrefPaint's code."""
+    """Latent elements over which log-probs, errors (nft) and KL are means: those of the hole, or all, as in PrefPaint's
+    code."""
     ood_alarm: Share = 0.5
     """A warning is printed where more of the rewards are less certain than the calibrated 0.95 quantile."""
     trainable: Literal["lora", "full"] = "lora"
@@ -193,9 +204,9 @@ class AlignConfig(Section):
     average_decay: Share = 0.9
     """The saved policy is an exponential average of the trained weights; 0 saves the last ones."""
     max_ratio_error: Positive = 1e-5
-    """An update whose ratio differs from 1 by more before its first optimizer step is refused; so is a sampler whose
-    canary's log-prob differs by more (relative, where it is above 1). Rounding alone makes some 1e-6 where a policy
-    has moved far."""
+    """An update whose ratio differs from 1 by more before its first optimizer step is refused (nft: whose prediction
+    differs by more from the sampler's); so is a sampler whose canary's log-prob differs by more (relative, where it is
+    above 1). Rounding alone makes some 1e-6 where a policy has moved far."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed's ZeRO stage."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
@@ -225,8 +236,10 @@ class AlignConfig(Section):
             raise ValueError("trained_steps exceeds num_inference_steps")
         if self.prompts_per_update * self.samples_per_prompt < 2:
             raise ValueError("an update needs two images or more: advantages compare them")
-        if self.algorithm == "grpo" and self.samples_per_prompt < 2:
-            raise ValueError("grpo compares the samples of a prompt: samples_per_prompt must be 2 or more")
+        if self.algorithm != "prefpaint" and self.samples_per_prompt < 2:
+            raise ValueError(f"{self.algorithm} compares the samples of a prompt: samples_per_prompt must be 2 or more")
+        if self.algorithm == "nft" and self.old_decay_rate > 0 and self.zero_stage == 3:
+            raise ValueError("nft with zero_stage 3, which splits the weights, needs old_decay_rate 0")
         return self
 
 

@@ -1,7 +1,8 @@
 """DDIM as a stochastic policy: mean, deviation and log-density of one denoising step."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +39,35 @@ def make_schedule(scheduler: "DDIMScheduler", num_inference_steps: int) -> Sched
         next_alphas_cumprod=after,
         prediction_type=scheduler.config.prediction_type,
     )
+
+
+def skip_to(schedule: Schedule, visited: Sequence[int]) -> Schedule:
+    """The schedule of which only the positions `visited` [ascending] are run, each leading to the next one's level."""
+    after = schedule.next_alphas_cumprod.clone()
+    ends = [following - 1 for following in visited[1:]] + [len(after) - 1]
+    after[list(visited)] = schedule.next_alphas_cumprod[ends]
+    return replace(schedule, next_alphas_cumprod=after)
+
+
+def second_order_latents(
+    clean: torch.Tensor,
+    previous_clean: torch.Tensor,
+    latents: torch.Tensor,
+    step: int,
+    previous: int,
+    schedule: Schedule,
+) -> torch.Tensor:
+    """The next latents by DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2), deterministic.
+
+    Its formula is DDIM's deterministic step from clean latents that are extrapolated from the predictions at `step` and
+    at `previous`, the position that was run before it. Shapes: clean, previous_clean (see `split_prediction`) and
+    latents [B, C, h, w]. No step to noise level 0, of which the log-SNR is infinite.
+    """
+    levels = torch.stack([*schedule.alphas_cumprod[[previous, step]], schedule.next_alphas_cumprod[step]]).double()
+    before, here, after = (torch.logit(levels) / 2).tolist()
+    extrapolated = clean + (after - here) / (2 * (here - before)) * (clean - previous_clean)
+    index = torch.full((len(latents),), step)
+    return transition_mean(extrapolated, latents, index, replace(schedule, prediction_type="sample"), 0.0)[0]
 
 
 def transition_mean(

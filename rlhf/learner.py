@@ -5,15 +5,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from rlhf.algorithms import algorithm_of
 from rlhf.config import AlignConfig
 from rlhf.ddim import make_schedule
 from rlhf.errors import UserError
+from rlhf.objective import PassLoss, TrainingBatch
 from rlhf.policy import (
     Policy,
     base_policy,
@@ -23,25 +26,10 @@ from rlhf.policy import (
     read_trainable_state,
     trainable_state,
 )
-from rlhf.policy_gradient import clipped_objective, replay_transition
-from rlhf.trajectories import Trajectories
 
 
 class RatioError(UserError):
     """Samplers and learner disagree about the policy: the update is refused."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingBatch:
-    """A micro-batch of finished, scored trajectories."""
-
-    trajectories: Trajectories
-    advantages: torch.Tensor
-    """float32 [B]."""
-    trust_weights: torch.Tensor
-    """float32 [B], divided by the mean over the whole update."""
-    weight: float = 1.0
-    """Of this micro-batch in the mean over all; 0 where it only fills up a rank."""
 
 
 class Learner:
@@ -62,7 +50,7 @@ class Learner:
         Training starts from the weights in the policy folder `start`, if any; the KL is to the base policy
         still. `is_resized` says that a checkpoint of another number of ranks will be loaded.
         """
-        self.policy, self.config = policy, config
+        self.policy, self.config, self._algorithm = policy, config, algorithm_of(config)
         make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=seed)
         if config.gradient_checkpointing:
             policy.unet.enable_gradient_checkpointing()
@@ -73,6 +61,9 @@ class Learner:
         self._is_resized = is_resized
         self.engine = start_deepspeed(policy, parameters, config, micro_batches, is_resized=is_resized)
         self.averaged = self.weights()
+        self.updates = 0
+        is_lagging = self._algorithm.old_policy_decay(config, 0) is not None
+        self._old = self.weights() if is_lagging else None
         self._schedule = make_schedule(policy.scheduler, config.num_inference_steps)
 
     @property
@@ -88,54 +79,79 @@ class Learner:
         with deepspeed.zero.GatheredParameters([p for p in self.policy.unet.parameters() if p.requires_grad]):
             return trainable_state(self.policy.unet)
 
+    def acting_weights(self) -> dict[str, torch.Tensor]:
+        """What samplers shall act with: the trained weights, or those of the old policy that lags behind them."""
+        return self.weights() if self._old is None else {name: t.clone() for name, t in self._old.items()}
+
+    @contextmanager
+    def acting(self) -> Iterator[Policy]:
+        """Within the block the policy holds `acting_weights`."""
+        trained = None if self._old is None else trainable_state(self.policy.unet)
+        if self._old is not None:
+            load_trainable_state(self.policy.unet, self._old)
+        try:
+            yield self.policy
+        finally:
+            if trained is not None:
+                load_trainable_state(self.policy.unet, trained)
+
     def train(self, batches: list[TrainingBatch], *, is_on_policy: bool = True) -> dict[str, float]:
         """`epochs_per_update` optimizer steps over this rank's share of a rollout; returns metrics.
 
-        Raises RatioError, before any weight has changed, where a ratio is not 1 in the first epoch
+        Raises RatioError, before any weight has changed, where the learner's policy is not the one that sampled
         although the rollout `is_on_policy`, and UserError where the loss is not finite.
         """
-        records: list[torch.Tensor] = []
+        records: list[dict[str, float]] = []
+        # Where the old policy lags behind, the passes of training cannot tell whether it was the one that sampled.
+        lag = self._measure_lag(batches[0]) if is_on_policy and self._old is not None and self.updates else None
         for epoch in range(self.config.epochs_per_update):
             worst = 0.0
-            passes = [(b, k) for b in batches for k in range(len(b.trajectories.step_indices))]
+            passes = [(b, k) for b in batches for k in range(len(b.trajectories.latents))]
             for number, (batch, k) in enumerate(passes):
-                loss, record = self._loss(batch, k)
+                part = self._pass(batch, k)
+                loss = batch.weight * part.loss
                 self.engine.backward(loss)
-                worst = max(worst, float((record[1] - 1).abs().max()))
-                records.append(torch.cat([loss.detach().reshape(1).cpu(), self._summary(record)]))
+                worst = max(worst, part.disagreement)
+                records.append({"loss": float(loss.detach())} | part.figures)
                 if number == len(passes) - 1:
-                    self._check(worst, loss, is_first=is_on_policy and epoch == 0)
+                    self._check(worst if lag is None else lag, loss, is_first=is_on_policy and epoch == 0)
                 self.engine.step()
             if epoch == 0:
-                initial_error = worst
+                initial_error = worst if lag is None else lag
         self._average()
-        loss, approx_kl, clipfrac, kl = torch.stack(records).mean(0).tolist()
-        return {
-            "loss": loss,
-            "approx_kl": approx_kl,
-            "clipfrac": clipfrac,
-            "kl_to_base": kl,
-            "ratio_error": initial_error,
-        }
+        means = torch.tensor([list(record.values()) for record in records]).mean(0).tolist()
+        figures = dict(zip(records[0], means, strict=True)) | {self._algorithm.DISAGREEMENT: initial_error}
+        return figures | self._count(batches, is_lagging=lag is not None)
 
-    def _loss(self, batch: TrainingBatch, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss of one transition of a micro-batch, and [3, B]: log-ratio, ratio, KL to base."""
-        device, t = self.policy.device, batch.trajectories
-        latents, next_latents = t.latents[k].to(device), t.next_latents[k].to(device)
-        condition, step = t.condition.to(device), t.step_indices[k]
-        timestep = self._schedule.timesteps[torch.full((len(latents),), step)].to(device)
-        inputs = (latents, timestep, condition, self.policy.text, self.policy.precision)
+    def _pass(self, batch: TrainingBatch, k: int) -> PassLoss:
+        """One pass of a micro-batch through the engine, and through the base policy."""
+        inputs = self._inputs(batch, k)
         base_output = self._base_output(inputs)
         output = predict_with(self.engine, *inputs)
-        log_prob, kl = replay_transition(
-            output, base_output, latents, next_latents, step, self._schedule, self.config.eta, t.latent_mask.to(device)
-        )
-        old_log_prob = t.old_log_prob[k].to(device)
-        objective, ratio = clipped_objective(
-            log_prob, old_log_prob, batch.advantages.to(device), batch.trust_weights.to(device), self.config.clip_range
-        )
-        record = torch.stack([log_prob.detach() - old_log_prob, ratio.detach(), kl.detach()])
-        return batch.weight * (objective + self.config.kl_weight * kl.mean()), record
+        return self._algorithm.compute_loss(output, base_output, batch, k, self._schedule, self.config)
+
+    @torch.no_grad()
+    def _measure_lag(self, batch: TrainingBatch) -> float:
+        """How far the old policy is from the one that sampled, by the first pass of a micro-batch."""
+        with self.acting():
+            output = predict_with(self.policy.unet, *self._inputs(batch, 0))
+        return self._algorithm.compute_loss(output, None, batch, 0, self._schedule, self.config).disagreement
+
+    def _inputs(self, batch: TrainingBatch, k: int) -> tuple:
+        t, device = batch.trajectories, self.policy.device
+        timestep = self._schedule.timesteps[t.steps_at(k)].to(device)
+        return t.latents[k].to(device), timestep, t.condition.to(device), self.policy.text, self.policy.precision
+
+    def _count(self, batches: list[TrainingBatch], *, is_lagging: bool) -> dict[str, float]:
+        """Images through the UNet in one `train`, of all ranks: each has as many micro-batches, of the same size."""
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        images = sum(len(b.trajectories.latents) * len(b.advantages) for b in batches) * self.config.epochs_per_update
+        lag = len(batches[0].advantages) if is_lagging else 0
+        return {
+            "learner_forward_images": ranks * (images + lag),
+            "base_forward_images": ranks * images if self.config.kl_weight > 0 else 0,
+            "backward_images": ranks * images,
+        }
 
     @torch.no_grad()
     def _base_output(self, inputs: tuple) -> torch.Tensor | None:
@@ -146,12 +162,6 @@ class Learner:
         with base_policy(self.policy.unet):
             return predict_with(self.policy.unet, *inputs)
 
-    def _summary(self, record: torch.Tensor) -> torch.Tensor:
-        """approx_kl, clipfrac and KL to base of a micro-batch."""
-        log_ratio, ratio, kl = record.cpu()
-        clipped = ((ratio - 1).abs() > self.config.clip_range).float()
-        return torch.stack([0.5 * log_ratio.square().mean(), clipped.mean(), kl.mean()])
-
     def _check(self, worst: float, loss: torch.Tensor, *, is_first: bool) -> None:
         """All ranks agree to go on, or all raise."""
         values = torch.tensor([worst, 0.0 if torch.isfinite(loss) else 1.0])
@@ -161,18 +171,22 @@ class Learner:
             raise UserError("align: the loss is not finite; lower align.learning_rate or check the rewards")
         if is_first and float(values[0]) > self.config.max_ratio_error:
             raise RatioError(
-                f"align: before the update a ratio differs from 1 by {float(values[0]):.2e} (more than "
+                f"align: before the update the {self._algorithm.DISAGREEMENT} is {float(values[0]):.2e} (more than "
                 f"{self.config.max_ratio_error:.0e}): a sampler's weights are not the learner's, or its precision or "
                 "batch geometry differs; the update was refused"
             )
 
     def _average(self) -> None:
+        self.updates += 1
+        decay = self._algorithm.old_policy_decay(self.config, self.updates)
         for name, tensor in self.weights().items():
             self.averaged[name].lerp_(tensor, 1 - self.config.average_decay)
+            if self._old is not None and decay is not None:
+                self._old[name].lerp_(tensor, 1 - decay)
 
     def save(self, folder: Path, update: int) -> None:
         """Write a DeepSpeed checkpoint of tag `latest-update`; all ranks call it."""
-        state = {"update": update, "averaged": self.averaged}
+        state = {"update": update, "averaged": self.averaged, "old": self._old}
         self.engine.save_checkpoint(
             str(folder), tag="learner", client_state=state, exclude_frozen_parameters=self.config.trainable == "lora"
         )
@@ -186,8 +200,8 @@ class Learner:
             path, state = self.engine.load_checkpoint(str(source), tag=tag, load_module_strict=False)
         if path is None:
             raise UserError(f"{folder}: no learner checkpoint there")
-        self.averaged = state["averaged"]
-        return int(state["update"])
+        self.averaged, self._old, self.updates = state["averaged"], state.get("old"), int(state["update"])
+        return self.updates
 
 
 def _make_universal(checkpoint: Path, out: Path) -> Path:

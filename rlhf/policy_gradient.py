@@ -2,7 +2,48 @@
 
 import torch
 
+from rlhf.config import AlignConfig
 from rlhf.ddim import Schedule, transition_kl, transition_log_prob, transition_mean
+from rlhf.objective import PassLoss, TrainingBatch
+from rlhf.trajectories import Trajectories
+
+DISAGREEMENT = "ratio_error"
+"""Largest distance of a ratio from 1."""
+
+
+def compute_loss(
+    output: torch.Tensor,
+    base_output: torch.Tensor | None,
+    batch: TrainingBatch,
+    k: int,
+    schedule: Schedule,
+    config: AlignConfig,
+) -> PassLoss:
+    """Of the k-th stored transition of a micro-batch, as `Algorithm.compute_loss`."""
+    t, device = batch.trajectories, output.device
+    assert isinstance(t, Trajectories)
+    latents, next_latents, mask = t.latents[k].to(device), t.next_latents[k].to(device), t.latent_mask.to(device)
+    log_prob, kl = replay_transition(
+        output, base_output, latents, next_latents, t.step_indices[k], schedule, config.eta, mask
+    )
+    old_log_prob = t.old_log_prob[k].to(device)
+    objective, ratio = clipped_objective(
+        log_prob, old_log_prob, batch.advantages.to(device), batch.trust_weights.to(device), config.clip_range
+    )
+    log_ratio, away = (log_prob - old_log_prob).detach().cpu(), (ratio.detach() - 1).abs().cpu()
+    return PassLoss(
+        loss=objective + config.kl_weight * kl.mean(),
+        disagreement=float(away.max()),
+        figures={
+            "approx_kl": float(0.5 * log_ratio.square().mean()),
+            "clipfrac": float((away > config.clip_range).float().mean()),
+            "kl_to_base": float(kl.detach().cpu().mean()),
+        },
+    )
+
+
+def old_policy_decay(config: AlignConfig, update: int) -> None:
+    """None: ratios are those to the weights that sampled, which are the trained ones before the update."""
 
 
 def clipped_objective(

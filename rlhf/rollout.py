@@ -6,18 +6,29 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from rlhf.ddim import Schedule, make_schedule, transition_log_prob, transition_mean
+from rlhf.ddim import (
+    Schedule,
+    make_schedule,
+    second_order_latents,
+    skip_to,
+    split_prediction,
+    transition_log_prob,
+    transition_mean,
+)
 from rlhf.images import blank_hole, composite
 from rlhf.policy import Policy
 from rlhf.prompts import Prompt
-from rlhf.trajectories import Rollout, RolloutPlan, Trajectories
+from rlhf.trajectories import NoisedSamples, Recording, Rollout, RolloutPlan, Trajectories
 
 
 def noise_like(shape: Sequence[int], *key: object) -> torch.Tensor:
     """Standard normal noise that depends on `key` alone, not on who draws it, or when."""
+    return torch.randn(tuple(shape), generator=_generator_of(key))
+
+
+def _generator_of(key: tuple[object, ...]) -> torch.Generator:
     digest = hashlib.sha256(repr(key).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.randn(tuple(shape), generator=generator)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 @torch.no_grad()
@@ -64,20 +75,21 @@ def rollout(
     All noise is drawn by (seed_key, prompt_id, sample index, step), so the result does not depend
     on which process runs it or how often it was retried.
     """
-    schedule = make_schedule(policy.scheduler, plan.num_inference_steps)
+    schedule = skip_to(make_schedule(policy.scheduler, plan.num_inference_steps), plan.steps)
     condition, latent_mask = encode_prompts(policy, prompts)
-    latents, first = _run_shared_prefix(policy, prompts, plan, schedule, condition, sample_indices, seed_key)
+    denoiser = _Denoiser(policy, plan, schedule)
+    latents, first = _run_shared_prefix(denoiser, prompts, condition, sample_indices, seed_key)
     condition = condition.repeat_interleave(len(sample_indices), dim=0)
     latent_mask = torch.ones_like(latent_mask) if plan.log_prob_over == "all" else latent_mask
     latent_mask = latent_mask.repeat_interleave(len(sample_indices), dim=0)
+    keys = [(*seed_key, p.prompt_id, i) for p in prompts for i in sample_indices]
     kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for step in range(first, plan.num_inference_steps):
+    for step in [step for step in plan.steps if step >= first]:
         eta = plan.eta if step in plan.stochastic_steps else 0.0
-        mean, std_dev_t = _denoise_step(policy, latents, step, condition, schedule, eta)
+        mean, std_dev_t = denoiser.denoise(latents, step, condition, eta)
         next_latents = mean
         if eta > 0:
-            keys = [(p.prompt_id, i) for p in prompts for i in sample_indices]
-            noise = torch.stack([noise_like(latents.shape[1:], *seed_key, *key, step) for key in keys])
+            noise = torch.stack([noise_like(latents.shape[1:], *key, step) for key in keys])
             next_latents = mean + std_dev_t * noise.to(mean)
         if step in plan.trained_steps:
             log_prob = transition_log_prob(mean, std_dev_t, next_latents, latent_mask)
@@ -85,8 +97,25 @@ def rollout(
         latents = next_latents
     images = torch.stack([p.image for p in prompts]).repeat_interleave(len(sample_indices), dim=0)
     masks = torch.stack([p.mask for p in prompts]).repeat_interleave(len(sample_indices), dim=0)
+    recording: Recording = (
+        _noise_again(denoiser, latents, condition, latent_mask, keys)
+        if plan.noised_steps
+        else _record(kept, latents, condition, latent_mask, plan)
+    )
+    painted = composite(decode_latents(policy, latents).cpu(), images, masks)
+    return Rollout(images=painted, trajectories=recording, forward_images=denoiser.forward_images)
+
+
+def _record(
+    kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    latents: torch.Tensor,
+    condition: torch.Tensor,
+    latent_mask: torch.Tensor,
+    plan: RolloutPlan,
+) -> Trajectories:
+    """Latents, next latents and log-prob of the trained steps, in their order; `latents` are those at the end."""
     empty = latents.new_zeros((0, *latents.shape))
-    trajectories = Trajectories(
+    return Trajectories(
         condition=condition.cpu(),
         latent_mask=latent_mask.cpu(),
         latents=torch.stack([k[0] for k in kept]).cpu() if kept else empty,
@@ -94,15 +123,68 @@ def rollout(
         old_log_prob=torch.stack([k[2] for k in kept]).cpu() if kept else latents.new_zeros((0, len(latents))),
         step_indices=plan.trained_steps,
     )
-    painted = composite(decode_latents(policy, latents).cpu(), images, masks)
-    return Rollout(images=painted, trajectories=trajectories)
+
+
+class _Denoiser:
+    """Takes the steps of a plan one by one; remembers the last prediction, and counts what it asks of the UNet."""
+
+    def __init__(self, policy: Policy, plan: RolloutPlan, schedule: Schedule) -> None:
+        self.policy, self.plan, self.schedule = policy, plan, schedule
+        self.forward_images = 0
+        self._previous: tuple[int, torch.Tensor] | None = None
+
+    def predict(self, latents: torch.Tensor, index: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """The UNet's output for latents at positions `index` [B] of the schedule."""
+        self.forward_images += len(latents)
+        return self.policy.predict(latents, self.schedule.timesteps[index].to(self.policy.device), condition)
+
+    def denoise(
+        self, latents: torch.Tensor, step: int, condition: torch.Tensor, eta: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation of the next latents, as `transition_mean` has them."""
+        index = torch.full((len(latents),), step)
+        output = self.predict(latents, index, condition)
+        mean, std_dev_t = transition_mean(output, latents, index, self.schedule, eta)
+        if self.plan.second_order_steps:
+            clean, _ = split_prediction(output, latents, index, self.schedule)
+            if step in self.plan.second_order_steps:
+                assert self._previous is not None, "a plan's first step is of first order"
+                before, previous_clean = self._previous
+                mean = second_order_latents(clean, previous_clean, latents, step, before, self.schedule)
+            self._previous = (step, clean)
+        return mean, std_dev_t
+
+
+def _noise_again(
+    denoiser: _Denoiser,
+    clean: torch.Tensor,
+    condition: torch.Tensor,
+    latent_mask: torch.Tensor,
+    keys: list[tuple[object, ...]],
+) -> NoisedSamples:
+    """Finished latents [B, 4, h, w], each noised at steps of its own, and what the UNet says of them."""
+    plan, schedule = denoiser.plan, denoiser.schedule
+    order = [torch.randperm(plan.num_inference_steps, generator=_generator_of((*key, "steps"))) for key in keys]
+    steps = torch.stack(order, dim=1)[: plan.noised_steps]
+    latents, predictions = [], []
+    for k, index in enumerate(steps):
+        noise = torch.stack([noise_like(clean.shape[1:], *key, "noised", k) for key in keys]).to(clean)
+        alpha = schedule.alphas_cumprod[index].view(-1, 1, 1, 1).to(clean)
+        latents.append(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise)
+        predictions.append(denoiser.predict(latents[-1], index, condition))
+    return NoisedSamples(
+        condition=condition.cpu(),
+        latent_mask=latent_mask.cpu(),
+        clean_latents=clean.cpu(),
+        latents=torch.stack(latents).cpu(),
+        steps=steps,
+        old_prediction=torch.stack(predictions).cpu(),
+    )
 
 
 def _run_shared_prefix(
-    policy: Policy,
+    denoiser: _Denoiser,
     prompts: Sequence[Prompt],
-    plan: RolloutPlan,
-    schedule: Schedule,
     condition: torch.Tensor,
     sample_indices: Sequence[int],
     seed_key: tuple[object, ...],
@@ -112,6 +194,7 @@ def _run_shared_prefix(
     Where a group shares its initial noise its samples are identical until the first random step,
     so that prefix is computed once per prompt.
     """
+    policy, plan = denoiser.policy, denoiser.plan
     shape = (policy.latent_channels, *condition.shape[-2:])
     if not plan.shares_initial_noise:
         draws = [noise_like(shape, *seed_key, p.prompt_id, i, "start") for p in prompts for i in sample_indices]
@@ -120,18 +203,10 @@ def _run_shared_prefix(
             return noise, 0
         clean = encode_images(policy, torch.stack([p.image for p in prompts]))
         clean = clean.repeat_interleave(len(sample_indices), dim=0)
-        alpha = schedule.alphas_cumprod[plan.first_step]
+        alpha = denoiser.schedule.alphas_cumprod[plan.first_step]
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, plan.first_step
     latents = torch.stack([noise_like(shape, *seed_key, p.prompt_id, "start") for p in prompts]).to(policy.device)
     first = min(plan.stochastic_steps, default=plan.num_inference_steps)
-    for step in range(first):
-        latents, _ = _denoise_step(policy, latents, step, condition, schedule, 0.0)
+    for step in [step for step in plan.steps if step < first]:
+        latents, _ = denoiser.denoise(latents, step, condition, 0.0)
     return latents.repeat_interleave(len(sample_indices), dim=0), first
-
-
-def _denoise_step(
-    policy: Policy, latents: torch.Tensor, step: int, condition: torch.Tensor, schedule: Schedule, eta: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    index = torch.full((len(latents),), step)
-    timestep = schedule.timesteps[index].to(policy.device)
-    return transition_mean(policy.predict(latents, timestep, condition), latents, index, schedule, eta)

@@ -22,11 +22,14 @@ from rlhf.config_files import dump_config, load_config
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 from rlhf.storage import atomic_write, atomic_write_json, atomic_write_text
-from rlhf.trajectories import Trajectories
+from rlhf.trajectories import NoisedSamples, Recording, Trajectories
 
 RESTS_ON = ("seed", "model", "rewards", "align")
 """Sections of the configuration that an update depends on."""
-TENSORS = tuple(field.name for field in fields(Trajectories) if field.name != "step_indices")
+TENSORS = {
+    kind: tuple(field.name for field in fields(kind) if field.name != "step_indices")
+    for kind in (Trajectories, NoisedSamples)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class DumpedBatch:
     """A micro-batch of whole groups."""
 
     prompt_ids: tuple[str, ...]
-    trajectories: Trajectories
+    trajectories: Recording
     images: torch.Tensor
     """uint8 [B, 3, H, W]."""
     advantages: torch.Tensor
@@ -89,9 +92,14 @@ class RolloutDump:
         for number, batch in enumerate(batches):
             name, data = f"batch-{number:05d}.safetensors", save(_tensors(batch))
             atomic_write(self._record(update).with_name(name), partial(Path.write_bytes, data=data))
-            step_indices = list(batch.trajectories.step_indices)
-            entry = {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "prompt_ids": list(batch.prompt_ids)}
-            entries.append(entry | {"step_indices": step_indices})
+            entry: dict[str, Any] = {
+                "file": name,
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "prompt_ids": list(batch.prompt_ids),
+            }
+            if isinstance(batch.trajectories, Trajectories):
+                entry["step_indices"] = list(batch.trajectories.step_indices)
+            entries.append(entry)
         atomic_write_json(self._record(update), about | {"batches": entries})
 
     def read(self, update: int) -> tuple[list[DumpedBatch], dict[str, Any]]:
@@ -111,8 +119,16 @@ class RolloutDump:
         return self._folder / f"update-{update + 1:06d}" / "update.json"
 
 
+def _recording_of(tensors: dict[str, torch.Tensor], entry: dict[str, Any]) -> Recording:
+    kind = Trajectories if "step_indices" in entry else NoisedSamples
+    columns: dict[str, Any] = {name: tensors[name] for name in TENSORS[kind]}
+    if kind is Trajectories:
+        columns["step_indices"] = tuple(entry["step_indices"])
+    return kind(**columns)
+
+
 def _tensors(batch: DumpedBatch) -> dict[str, torch.Tensor]:
-    tensors = {name: getattr(batch.trajectories, name) for name in TENSORS}
+    tensors = {name: getattr(batch.trajectories, name) for name in TENSORS[type(batch.trajectories)]}
     tensors |= {"images": batch.images, "advantages": batch.advantages, "trust_weights": batch.trust_weights}
     for reward, scores in batch.scores.items():
         columns = {field.name: getattr(scores, field.name) for field in fields(Scores)}
@@ -134,10 +150,9 @@ def _read_batch(path: Path, entry: dict[str, Any]) -> DumpedBatch:
         if name.startswith("scores/"):
             reward, _, column = name.removeprefix("scores/").rpartition("/")
             scores.setdefault(reward, {})[column] = tensors[name]
-    trajectories = Trajectories(**{name: tensors[name] for name in TENSORS}, step_indices=tuple(entry["step_indices"]))
     return DumpedBatch(
         prompt_ids=tuple(entry["prompt_ids"]),
-        trajectories=trajectories,
+        trajectories=_recording_of(tensors, entry),
         images=tensors["images"],
         advantages=tensors["advantages"],
         trust_weights=tensors["trust_weights"],

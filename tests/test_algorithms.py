@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.algorithms import algorithm_of, grpo, prefpaint
+from rlhf.algorithms import algorithm_of, grpo, mixgrpo, nft, prefpaint
 from rlhf.config import AlignConfig
 
 UPDATES = range(60)
@@ -14,8 +14,8 @@ def rewards_of(seed: int = 0) -> torch.Tensor:
 
 
 def test_the_configuration_names_the_algorithm() -> None:
-    assert algorithm_of(AlignConfig(algorithm="grpo")) is grpo
-    assert algorithm_of(AlignConfig(algorithm="prefpaint")) is prefpaint
+    for module in (grpo, mixgrpo, nft, prefpaint):
+        assert algorithm_of(AlignConfig(algorithm=module.__name__.rpartition(".")[2])) is module
 
 
 def test_grpo_advantages_have_mean_zero_and_deviation_one_per_prompt() -> None:
@@ -84,7 +84,7 @@ def test_prefpaint_trains_a_sorted_subset_of_its_random_steps() -> None:
     assert chosen == set(range(10))
 
 
-@pytest.mark.parametrize("algorithm", [grpo, prefpaint])
+@pytest.mark.parametrize("algorithm", [grpo, mixgrpo, prefpaint])
 def test_plan_depends_on_seed_and_update_alone(algorithm) -> None:  # noqa: ANN001
     config = AlignConfig()
     torch.manual_seed(1)
@@ -94,3 +94,50 @@ def test_plan_depends_on_seed_and_update_alone(algorithm) -> None:  # noqa: ANN0
     assert first == again[::-1]
     assert first != [algorithm.plan_rollout(config, update, seed=4) for update in UPDATES]
     assert len({plan.trained_steps for plan in first}) > 1
+
+
+@pytest.mark.parametrize("steps", [5, 10, 25, 50])
+def test_mixgrpo_has_the_window_of_grpo_and_fewer_steps_after_it(steps: int) -> None:
+    config = AlignConfig(algorithm="mixgrpo", num_inference_steps=steps, window_range=4, trained_steps=1)
+    for update in UPDATES:
+        plan, fine = mixgrpo.plan_rollout(config, update, 0), grpo.plan_rollout(config, update, 0)
+        end = fine.trained_steps[-1] + 1
+        assert (plan.trained_steps, plan.stochastic_steps) == (fine.trained_steps, fine.stochastic_steps)
+        assert plan.steps[: end + 1] == tuple(range(end + 1)), "the window's transitions are those of the fine grid"
+        rest = plan.steps[end:]
+        assert len(rest) == max(1, int((steps - end) * 4 / 10))
+        assert list(rest) == sorted(set(rest))
+        assert max(rest) < steps
+        assert plan.second_order_steps == frozenset(rest[1:-1])
+
+
+def test_mixgrpo_may_keep_all_steps_and_its_window_may_be_the_end() -> None:
+    config = AlignConfig(algorithm="mixgrpo", num_inference_steps=4, window_range=4, trained_steps=1, steps_share=1.0)
+    plans = [mixgrpo.plan_rollout(config, update, 0) for update in UPDATES]
+    assert {plan.steps for plan in plans} == {(0, 1, 2, 3)}
+    assert {plan.trained_steps for plan in plans} == {(0, 1), (1, 2), (2, 3)}
+
+
+def test_nft_has_no_random_step_and_samples_of_their_own_noise() -> None:
+    plan = nft.plan_rollout(AlignConfig(algorithm="nft", trained_steps=3), 0, 0)
+    assert (plan.stochastic_steps, plan.trained_steps, plan.noised_steps) == (frozenset(), (), 3)
+    assert not plan.shares_initial_noise
+
+
+def test_the_old_policy_of_nft_lags_more_and_more_up_to_a_bound_or_not_at_all() -> None:
+    config = AlignConfig(algorithm="nft", old_decay_rate=0.1, old_decay_max=0.25)
+    assert [nft.old_policy_decay(config, update) for update in range(5)] == [0.0, 0.1, 0.2, 0.25, 0.25]
+    assert nft.old_policy_decay(AlignConfig(algorithm="nft", old_decay_rate=0.0), 3) is None
+    assert grpo.old_policy_decay(config, 3) is None
+
+
+def test_what_does_not_fit_an_algorithm_is_refused() -> None:
+    for algorithm in ("grpo", "mixgrpo", "nft"):
+        with pytest.raises(ValueError, match=f"{algorithm} compares the samples of a prompt"):
+            AlignConfig(algorithm=algorithm, samples_per_prompt=1, micro_batch_size=8)
+    assert AlignConfig(algorithm="prefpaint", samples_per_prompt=1, micro_batch_size=8)
+    with pytest.raises(ValueError, match="needs old_decay_rate 0"):
+        AlignConfig(algorithm="nft", zero_stage=3)
+    assert AlignConfig(algorithm="nft", zero_stage=3, old_decay_rate=0.0)
+    with pytest.raises(ValueError, match="trained_steps exceeds"):
+        AlignConfig(algorithm="nft", num_inference_steps=6, trained_steps=7)

@@ -2,10 +2,19 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch.distributions import Normal, kl_divergence
 
-from rlhf.ddim import make_schedule, masked_mean, transition_kl, transition_log_prob, transition_mean
+from rlhf.ddim import (
+    make_schedule,
+    masked_mean,
+    second_order_latents,
+    skip_to,
+    split_prediction,
+    transition_kl,
+    transition_log_prob,
+    transition_mean,
+)
 from rlhf.tiny_model import build_scheduler
 
 SHAPE = (2, 4, 5, 6)
@@ -98,3 +107,43 @@ def test_the_last_step_of_the_built_in_scheduler_is_still_random(num_inference_s
     index = torch.full((2,), num_inference_steps - 1)
     _, std_dev_t = transition_mean(draw(0), draw(1), index, schedule, 1.0)
     assert (std_dev_t > 1e-3).all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("visited", [(0, 1, 2, 3, 4), (0, 1, 4, 6, 9), (3, 7)])
+def test_a_compressed_grid_of_second_order_equals_diffusers_multistep_solver(
+    prediction_type: str, visited: tuple[int, ...]
+) -> None:
+    """First and last step of first order, those between of second, with a prediction that depends on the latents."""
+    scheduler = scheduler_of(prediction_type)
+    schedule = skip_to(make_schedule(scheduler, 10), visited)
+    solver = DPMSolverMultistepScheduler.from_config(
+        scheduler.config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="sigma_min"
+    )
+    solver.set_timesteps(timesteps=schedule.timesteps[list(visited)].tolist())
+    ours = theirs = draw(1)
+    previous = None
+    for step, timestep in zip(visited, solver.timesteps, strict=True):
+        index = torch.full((2,), step)
+        output = 0.7 * ours.roll(1, dims=-1).tanh() + 0.1 * draw(0)
+        clean, _ = split_prediction(output, ours, index, schedule)
+        if previous is None or step == visited[-1]:
+            ours = transition_mean(output, ours, index, schedule, 0.0)[0]
+        else:
+            ours = second_order_latents(clean, previous[1], ours, step, previous[0], schedule)
+        previous = (step, clean)
+        expected = 0.7 * theirs.roll(1, dims=-1).tanh() + 0.1 * draw(0)
+        theirs = solver.step(expected, timestep, theirs).prev_sample
+        torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
+
+
+def test_skipping_nothing_changes_nothing_and_skipping_leads_to_the_next_visited_level() -> None:
+    schedule = make_schedule(build_scheduler(), 10)
+    assert torch.equal(skip_to(schedule, range(10)).next_alphas_cumprod, schedule.next_alphas_cumprod)
+    after = skip_to(schedule, (0, 1, 5)).next_alphas_cumprod
+    levels = schedule.alphas_cumprod
+    assert [float(after[i]) for i in (0, 1, 5)] == [
+        float(levels[1]),
+        float(levels[5]),
+        float(schedule.next_alphas_cumprod[-1]),
+    ]

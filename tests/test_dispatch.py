@@ -67,7 +67,8 @@ class StandInSampler:
         if self._fault.strikes("hang"):
             time.sleep(600)
         version = 2 if self._fault.strikes("stale") else notice.version
-        receipt = RolloutReceipt(prompt_ids=task.prompt_ids, version=version, checksum=notice.checksum, duration_s=0.0)
+        about = {"version": version, "checksum": notice.checksum, "duration_s": 0.0, "forward_images": 1}
+        receipt = RolloutReceipt(prompt_ids=task.prompt_ids, **about)
         return receipt, "+".join(task.prompt_ids), "trajectories"
 
     def paint(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, list[bytes], None]:

@@ -11,7 +11,8 @@ from rlhf.algorithms import algorithm_of
 from rlhf.config import AlignConfig
 from rlhf.ddim import make_schedule
 from rlhf.errors import UserError
-from rlhf.learner import Learner, RatioError, TrainingBatch
+from rlhf.learner import Learner, RatioError
+from rlhf.objective import TrainingBatch
 from rlhf.policy import (
     Policy,
     check_start,
@@ -40,9 +41,9 @@ def align_config(pipeline: Path, **changes: object) -> AlignConfig:
 
 
 def start(pipeline: Path, config: AlignConfig, begin: Path | None = None) -> Learner:
-    steps = config.window_size if config.algorithm == "grpo" else config.trained_steps
+    passes = algorithm_of(config).passes_per_batch(config)
     policy = load_policy(small_config(pipeline).model)
-    return Learner(policy, config, micro_batches=2 * steps, seed=0, start=begin)
+    return Learner(policy, config, micro_batches=2 * passes, seed=0, start=begin)
 
 
 def sampler_policy(pipeline: Path, config: AlignConfig, weights: dict[str, torch.Tensor]) -> Policy:
@@ -67,8 +68,18 @@ def batches(policy: Policy, config: AlignConfig, update: int = 0) -> list[Traini
     return result
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "prefpaint"])
-@pytest.mark.parametrize(("trainable", "over"), [("lora", "hole"), ("lora", "all"), ("full", "hole")])
+@pytest.mark.parametrize(
+    ("algorithm", "trainable", "over"),
+    [
+        ("grpo", "lora", "hole"),
+        ("grpo", "lora", "all"),
+        ("grpo", "full", "hole"),
+        ("prefpaint", "lora", "hole"),
+        ("prefpaint", "lora", "all"),
+        ("prefpaint", "full", "hole"),
+        ("mixgrpo", "lora", "hole"),
+    ],
+)
 def test_ratio_is_one_before_the_first_update(small_pipeline: Path, algorithm: str, trainable: str, over: str) -> None:
     config = align_config(small_pipeline, algorithm=algorithm, trainable=trainable, log_prob_over=over)
     learner = start(small_pipeline, config)

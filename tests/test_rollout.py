@@ -5,11 +5,13 @@ import torch
 from small_parts import small_config, small_prompts
 
 from rlhf.algorithms import algorithm_of
+from rlhf.algorithms.nft import plan_rollout
 from rlhf.candidates import sample_plan
 from rlhf.config import CandidatesConfig
+from rlhf.ddim import make_schedule
 from rlhf.images import decode_image, encode_png, image_to_tensor, tensor_to_image
 from rlhf.policy import Policy, load_policy
-from rlhf.rollout import noise_like, rollout
+from rlhf.rollout import decode_latents, noise_like, rollout
 from rlhf.trajectories import RolloutPlan
 
 WINDOW = RolloutPlan(
@@ -86,8 +88,8 @@ def test_noise_is_standard_normal_and_keyed() -> None:
     assert not torch.equal(noise_like((3,), 1, "x"), noise_like((3,), 1, "y"))
 
 
-@pytest.mark.parametrize("name", ["grpo", "prefpaint"])
-def test_both_algorithms_keep_what_they_train(policy: Policy, small_pipeline: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["grpo", "mixgrpo", "prefpaint"])
+def test_algorithms_of_transitions_keep_what_they_train(policy: Policy, small_pipeline: Path, name: str) -> None:
     align = small_config(small_pipeline, algorithm=name).align
     plan = algorithm_of(align).plan_rollout(align, 3, 0)
     kept = rollout(policy, small_prompts(2), plan, sample_indices=range(2), seed_key=(0,)).trajectories
@@ -122,3 +124,79 @@ def test_a_sample_that_starts_late_stays_near_the_original(policy: Policy) -> No
 def test_candidates_follow_the_configured_strengths() -> None:
     config = CandidatesConfig(num_inference_steps=(10,), eta=(0.0,), strength=(1.0, 0.5, 0.01))
     assert [sample_plan(config, i).first_step for i in range(4)] == [0, 5, 9, 0]
+
+
+def test_the_compressed_grid_of_mixgrpo_leaves_its_window_as_grpo_has_it(policy: Policy, small_pipeline: Path) -> None:
+    config = {"num_inference_steps": 8, "window_range": 4}
+    kept, counts = {}, {}
+    for name in ("grpo", "mixgrpo"):
+        align = small_config(small_pipeline, algorithm=name, **config).align
+        plan = algorithm_of(align).plan_rollout(align, 1, 0)
+        done = rollout(policy, small_prompts(2), plan, sample_indices=range(3), seed_key=(0,))
+        kept[name], counts[name] = done.trajectories, done.forward_images
+    for column in ("latents", "next_latents", "old_log_prob"):
+        assert torch.equal(getattr(kept["grpo"], column), getattr(kept["mixgrpo"], column)), column
+    assert counts["mixgrpo"] < counts["grpo"]
+
+
+@pytest.mark.parametrize("name", ["grpo", "mixgrpo", "nft", "prefpaint"])
+def test_images_through_the_unet_are_those_of_the_closed_form(policy: Policy, small_pipeline: Path, name: str) -> None:
+    prompts, samples, steps = 3, 2, 7
+    align = small_config(small_pipeline, algorithm=name, num_inference_steps=steps, window_range=4).align
+    asked = 0
+
+    def count(module: object, inputs: tuple, output: object) -> None:
+        nonlocal asked
+        asked += len(inputs[0])
+
+    hook = policy.unet.register_forward_hook(count)
+    for update in range(3):
+        plan = algorithm_of(align).plan_rollout(align, update, 0)
+        begin = min(plan.trained_steps, default=0)  # shared by a prompt's samples
+        end = max(plan.trained_steps, default=0) + 1
+        expected = {
+            "grpo": prompts * begin + prompts * samples * (steps - begin),
+            "mixgrpo": prompts * begin + prompts * samples * (end - begin + max(1, int((steps - end) * 0.4))),
+            "nft": prompts * samples * (steps + align.trained_steps),
+            "prefpaint": prompts * samples * steps,
+        }[name]
+        asked = 0
+        done = rollout(policy, small_prompts(prompts), plan, sample_indices=range(samples), seed_key=(0,))
+        assert done.forward_images == asked == expected
+    hook.remove()
+
+
+def test_samples_of_nft_are_noised_at_steps_and_with_noise_of_their_own(policy: Policy, small_pipeline: Path) -> None:
+    align = small_config(small_pipeline, algorithm="nft", num_inference_steps=6, trained_steps=3).align
+    prompts, plan = small_prompts(4), plan_rollout(align, 0, 0)
+    done = rollout(policy, prompts, plan, sample_indices=range(2), seed_key=(0, 5))
+    kept = done.trajectories
+    assert kept.latents.shape == kept.old_prediction.shape == (3, *kept.clean_latents.shape)
+    assert all(len(set(own.tolist())) == 3 for own in kept.steps.T), "a sample's steps differ from one another"
+    assert len({tuple(own.tolist()) for own in kept.steps.T}) > 4, "and from those of other samples"
+    schedule, hole = make_schedule(policy.scheduler, 6), torch.stack([p.mask for p in prompts]).repeat_interleave(2, 0)
+    decoded = decode_latents(policy, kept.clean_latents)
+    torch.testing.assert_close((decoded.clamp(-1, 1) * hole), done.images * hole, atol=2 / 255, rtol=0)
+    noises = []
+    for k, steps in enumerate(kept.steps):
+        alpha = schedule.alphas_cumprod[steps].view(-1, 1, 1, 1)
+        noises.append((kept.latents[k] - alpha.sqrt() * kept.clean_latents) / (1 - alpha).sqrt())
+        with torch.no_grad():
+            output = policy.predict(kept.latents[k], schedule.timesteps[steps], kept.condition)
+        assert torch.equal(output, kept.old_prediction[k])
+    noise = torch.cat(noises)
+    assert abs(float(noise.mean())) < 0.05
+    assert float(noise.std()) == pytest.approx(1, abs=0.05)
+    assert len({round(float(one.sum()), 3) for one in noise}) == len(noise), "no two are alike"
+
+
+def test_what_nft_keeps_does_not_depend_on_who_else_is_in_the_batch(policy: Policy, small_pipeline: Path) -> None:
+    align = small_config(small_pipeline, algorithm="nft").align
+    prompts, plan = small_prompts(4), plan_rollout(align, 0, 0)
+    together = rollout(policy, prompts, plan, sample_indices=range(2), seed_key=(0, 5)).trajectories
+    alone = rollout(policy, prompts[2:3], plan, sample_indices=range(2), seed_key=(0, 5)).trajectories
+    assert torch.equal(together.steps[:, 4:6], alone.steps)
+    torch.testing.assert_close(together.latents[:, 4:6], alone.latents, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together.old_prediction[:, 4:6], alone.old_prediction, atol=1e-4, rtol=1e-4)
+    other = rollout(policy, prompts[2:3], plan, sample_indices=range(2), seed_key=(0, 6)).trajectories
+    assert not torch.equal(other.steps, alone.steps) or not torch.equal(other.latents, alone.latents)

@@ -16,7 +16,7 @@ ABOUT = {"checksum": "abc", "metrics": {"reward": 0.1 + 0.2, "reward_std_in_grou
 
 def batches(count: int = 2) -> list[DumpedBatch]:
     shared = torch.randn(count, 4)
-    tensors = {name: torch.randn(3, 2) for name in TENSORS}
+    tensors = {name: torch.randn(3, 2) for name in TENSORS[Trajectories]}
     scores = {
         "model": Scores(reward=torch.randn(4).double(), is_outlying=torch.tensor([True, False, True, True])),
         "a/b": Scores(reward=torch.zeros(4)),
@@ -41,7 +41,8 @@ def test_an_update_comes_back_bit_for_bit(tmp_path: Path) -> None:
     for ours, theirs in zip(read, written, strict=True):
         assert ours.prompt_ids == theirs.prompt_ids
         assert ours.trajectories.step_indices == (1, 3)
-        assert all(torch.equal(getattr(ours.trajectories, n), getattr(theirs.trajectories, n)) for n in TENSORS)
+        for name in TENSORS[Trajectories]:
+            assert torch.equal(getattr(ours.trajectories, name), getattr(theirs.trajectories, name))
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.advantages, theirs.advantages)
         assert ours.scores.keys() == theirs.scores.keys() == {"model", "a/b"}

@@ -47,7 +47,7 @@ def weigh(align: AlignConfig, given: Scores) -> tuple[torch.Tensor, torch.Tensor
         condition=empty, latent_mask=empty, latents=empty, next_latents=empty, old_log_prob=empty, step_indices=()
     )
     tasks = [
-        FinishedTask(number=i, prompt_ids=(f"p{i}",), trajectories=nothing, images=None, scores={})
+        FinishedTask(number=i, prompt_ids=(f"p{i}",), trajectories=nothing, images=None, scores={}, forward_images=0)
         for i in range(len(given.reward) // size)
     ]
     config = load_config(None).model_copy(update={"align": align})

@@ -1,11 +1,11 @@
-"""One short file per algorithm: which steps are random and trained, and what counts as an advantage."""
+"""One short file per algorithm: which steps are random and trained, what counts as an advantage, and the loss."""
 
-from types import ModuleType
-
-from rlhf.algorithms import grpo, prefpaint
+from rlhf.algorithms import grpo, mixgrpo, nft, prefpaint
 from rlhf.config import AlignConfig
+from rlhf.objective import Algorithm
 
 
-def algorithm_of(config: AlignConfig) -> ModuleType:
-    """The module with `plan_rollout` and `compute_advantages` that the configuration names."""
-    return {"grpo": grpo, "prefpaint": prefpaint}[config.algorithm]
+def algorithm_of(config: AlignConfig) -> Algorithm:
+    """The module that the configuration names."""
+    modules: dict[str, Algorithm] = {"grpo": grpo, "mixgrpo": mixgrpo, "nft": nft, "prefpaint": prefpaint}
+    return modules[config.algorithm]

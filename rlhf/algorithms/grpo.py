@@ -10,7 +10,19 @@ import numpy as np
 import torch
 
 from rlhf.config import AlignConfig
+from rlhf.policy_gradient import DISAGREEMENT, compute_loss, old_policy_decay
 from rlhf.trajectories import RolloutPlan
+
+__all__ = [
+    "COMPARES_WITHIN_PROMPTS",
+    "DISAGREEMENT",
+    "compute_advantages",
+    "compute_loss",
+    "old_policy_decay",
+    "passes_per_batch",
+    "plan_rollout",
+]
+COMPARES_WITHIN_PROMPTS = True
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
@@ -33,3 +45,8 @@ def compute_advantages(rewards: torch.Tensor, config: AlignConfig) -> torch.Tens
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     advantages = centred / (rewards.std(dim=1, keepdim=True) + 1e-4)
     return advantages.clamp(-config.advantage_clip, config.advantage_clip)
+
+
+def passes_per_batch(config: AlignConfig) -> int:
+    """One for each step of the window."""
+    return config.window_size

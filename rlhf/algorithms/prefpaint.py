@@ -9,7 +9,19 @@ import numpy as np
 import torch
 
 from rlhf.config import AlignConfig
+from rlhf.policy_gradient import DISAGREEMENT, compute_loss, old_policy_decay
 from rlhf.trajectories import RolloutPlan
+
+__all__ = [
+    "COMPARES_WITHIN_PROMPTS",
+    "DISAGREEMENT",
+    "compute_advantages",
+    "compute_loss",
+    "old_policy_decay",
+    "passes_per_batch",
+    "plan_rollout",
+]
+COMPARES_WITHIN_PROMPTS = False
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
@@ -29,3 +41,8 @@ def compute_advantages(rewards: torch.Tensor, config: AlignConfig) -> torch.Tens
     """Rewards [P, S] to advantages [P, S]: standardised over the whole batch, then clipped."""
     advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-7)
     return advantages.clamp(-config.advantage_clip, config.advantage_clip)
+
+
+def passes_per_batch(config: AlignConfig) -> int:
+    """One for each step that is trained."""
+    return config.trained_steps

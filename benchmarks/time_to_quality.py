@@ -1,0 +1,228 @@
+"""What each algorithm spends to be as good: `python -m benchmarks.time_to_quality --prompts P --held-out H ...`.
+
+For every seed and arm an alignment, then `rlhf evaluate` over all policies that it saved. Counted are updates, images,
+images through the UNet and seconds until the WinRate over the base model, by the simulated gold judge, reaches the
+target, on straight lines between saved policies. An alignment that never does is a lower bound: it would have taken
+more than it had. Every stage is run once, so the same command goes on where it was interrupted.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf.config import RunConfig
+from rlhf.config_files import load_config
+from rlhf.demo import find_run_file
+from rlhf.metrics_log import read_metrics
+from rlhf.paired_statistics import estimate_paired
+from rlhf.stages import Stage, read_stages, run_stages
+from rlhf.storage import atomic_write_json, read_json
+from rlhf.trust_curves import updates_to_reach
+
+REFERENCE = "prefpaint"
+ARMS = ("grpo", "mixgrpo", "nft", REFERENCE)
+FORWARD = ("sampler_forward_images", "learner_forward_images", "base_forward_images")
+COSTS = ("updates", "images", "forward", "backward", "weighted", "seconds")
+"""`weighted` counts a backward pass as two forward passes."""
+RESTS_ON = {"align": ("seed", "model", "rewards", "align", "cluster"), "evaluate": ("seed", "model", "evaluate")}
+"""Sections of the configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """An algorithm, and what it sets besides."""
+
+    algorithm: str
+    changes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return ",".join((self.algorithm, *self.changes)).replace("/", "_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What an alignment spent until it was as good; where it never was, all that it spent."""
+
+    is_reached: bool
+    costs: dict[str, float]
+    """By the names of COSTS."""
+    best: float
+    """Highest WinRate of its saved policies."""
+
+
+def measure_arm(
+    versions: Sequence[int], win_rates: Sequence[float], lines: Sequence[Mapping[str, Any]], images: int, target: float
+) -> Spent:
+    """Costs until `win_rates`, of the policies after so many updates, first reach the target.
+
+    `lines` are those of `metrics.jsonl`, one per update; `images` were sampled in each.
+    """
+    reached = updates_to_reach(np.asarray(versions), np.asarray(win_rates), target)
+    updates = float(len(lines)) if reached is None else reached
+    per_update = {
+        "forward": [sum(line[name] for name in FORWARD) for line in lines],
+        "backward": [line["backward_images"] for line in lines],
+        "seconds": [line["update_s"] for line in lines],
+    }
+    totals = {name: np.concatenate([[0.0], np.cumsum(values)]) for name, values in per_update.items()}
+    costs = {name: float(np.interp(updates, np.arange(len(lines) + 1), total)) for name, total in totals.items()}
+    costs |= {"updates": updates, "images": updates * images, "weighted": costs["forward"] + 2 * costs["backward"]}
+    return Spent(is_reached=reached is not None, costs={n: costs[n] for n in COSTS}, best=float(max(win_rates)))
+
+
+def compare(spent: Mapping[tuple[str, int], Spent], reference: str = REFERENCE) -> list[dict[str, Any]]:
+    """Each arm's costs over those of the reference, seed by seed: geometric means with t intervals of the logarithms.
+
+    `bound` says what the ratio is where not both reach the target in all seeds: `at most`, where only the reference
+    does not, and `none`, where the arm does not: then there is no ratio.
+    """
+    rows = []
+    for arm in sorted({name for name, _ in spent}):
+        seeds = sorted(s for name, s in spent if name == arm and (reference, s) in spent)
+        pairs = [(spent[arm, s], spent[reference, s]) for s in seeds]
+        if arm == reference or not pairs:
+            continue
+        is_known = all(ours.is_reached for ours, _ in pairs)
+        bound = "" if all(theirs.is_reached for _, theirs in pairs) else "at most"
+        row: dict[str, Any] = {"arm": arm, "seeds": seeds, "bound": bound if is_known else "none", "ratios": {}}
+        for cost in COSTS if is_known else ():
+            estimate = estimate_paired([math.log(a.costs[cost] / b.costs[cost]) for a, b in pairs])
+            figures = (estimate.value, estimate.low, estimate.high)
+            row["ratios"][cost] = [None if f is None else math.exp(f) for f in figures]
+        rows.append(row)
+    return rows
+
+
+def run(arguments: argparse.Namespace, arms: Sequence[Arm]) -> None:
+    """All that is not done yet, seed by seed; an arm that fails does not hold up the others."""
+    failed = []
+    for seed in range(arguments.seeds):
+        for arm in arms:
+            folder = arguments.out / f"seed-{seed}" / arm.name
+            try:
+                run_stages(folder, stages_of(arguments, arm, seed), program=f"time to quality, {arm.name}, seed {seed}")
+            except SystemExit:
+                failed.append(f"{arm.name}, seed {seed}")
+    if failed:
+        print(f"time to quality: failed: {'; '.join(failed)}; the same command tries again", file=sys.stderr)
+
+
+def stages_of(arguments: argparse.Namespace, arm: Arm, seed: int) -> list[Stage]:
+    """Alignment and evaluation of an arm."""
+    folder, changes = arguments.out / f"seed-{seed}" / arm.name, changes_of(arguments, arm, seed)
+    config = load_config(arguments.config, changes).model_dump(mode="json")
+    align = ["align", "--prompts", arguments.prompts, "--reward", arguments.reward, "--out", folder / "align"]
+    judge = ["evaluate", "--prompts", arguments.held_out, "--split", arguments.split, "--reward", arguments.reward]
+    judge += ["--run", folder / "align", "--out", folder / "evaluation"]
+    return [_stage(words, arguments.config, changes, config, folder / "align") for words in (align, judge)]
+
+
+def _stage(
+    words: Sequence[object], file: Path, changes: Sequence[str], config: Mapping[str, Any], run_folder: Path
+) -> Stage:
+    """A command with those changes that it rests on, so that others do not outdate it."""
+    name = str(words[0])
+    own = [change for change in changes if change.partition("=")[0].partition(".")[0] in RESTS_ON[name]]
+    options = ["--config", str(file), *(word for change in own for word in ("--set", change))]
+    return Stage(
+        name=name,
+        arguments=[*map(str, words), *options],
+        settings={section: config[section] for section in RESTS_ON[name]},
+        run=run_folder if name == "align" else None,
+    )
+
+
+def changes_of(arguments: argparse.Namespace, arm: Arm, seed: int) -> tuple[str, ...]:
+    """`--set` of an arm: what all have, then its own."""
+    return (f"seed={seed}", f"align.algorithm={arm.algorithm}", *arguments.set, *arm.changes)
+
+
+def summarise(arguments: argparse.Namespace, arms: Sequence[Arm]) -> dict[str, Any]:
+    """What the finished arms spent, and how that compares."""
+    spent, missing = {}, []
+    for seed in range(arguments.seeds):
+        for arm in arms:
+            folder = arguments.out / f"seed-{seed}" / arm.name
+            if "evaluate" not in read_stages(folder):
+                missing.append(f"{arm.name}, seed {seed}")
+                continue
+            config: RunConfig = load_config(arguments.config, changes_of(arguments, arm, seed))
+            curve = read_json(folder / "evaluation" / "summary.json", "run the same command again")["curve"]
+            spent[arm.name, seed] = measure_arm(
+                [point["policy_version"] for point in curve],
+                [point["win_rate"]["value"] for point in curve],
+                read_metrics(folder / "align"),
+                config.align.prompts_per_update * config.align.samples_per_prompt,
+                arguments.target,
+            )
+    reference = next((arm.name for arm in arms if arm.algorithm == REFERENCE), REFERENCE)
+    return {
+        "judge": "gold judge: the noiseless utility of the simulated annotators",
+        "target_win_rate": arguments.target,
+        "spent": [{"arm": arm, "seed": seed} | asdict(figures) for (arm, seed), figures in spent.items()],
+        "ratios": compare(spent, reference),
+        "missing": missing,
+    }
+
+
+def format_table(summary: Mapping[str, Any]) -> str:
+    """A line per alignment, then one per ratio to REFERENCE."""
+    target = summary["target_win_rate"]
+    lines = [f"to a WinRate of {target:.0%} by the simulated gold judge; > where it was not reached"]
+    lines.append(f"{'arm':<12} {'seed':>4} " + " ".join(f"{cost:>11}" for cost in COSTS) + "  best WinRate")
+    for entry in summary["spent"]:
+        sign = "" if entry["is_reached"] else ">"
+        costs = " ".join(f"{sign + format(entry['costs'][cost], ',.1f'):>11}" for cost in COSTS)
+        lines.append(f"{entry['arm']:<12} {entry['seed']:>4} {costs}  {entry['best']:.1%}")
+    for row in summary["ratios"]:
+        label = f"{row['arm']} / {REFERENCE}, {len(row['seeds'])} seeds"
+        if row["bound"] == "none":
+            lines.append(f"{label}: the target is not reached in all of them")
+            continue
+        for cost, (value, low, high) in row["ratios"].items():
+            interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+            lines.append(f"{label}: {cost} {row['bound']} {value:.2f}{interval}".replace("  ", " "))
+    lines += [f"missing: {'; '.join(summary['missing'])}"] if summary["missing"] else []
+    return "\n".join(lines)
+
+
+def parse_arm(text: str) -> Arm:
+    """`nft,align.learning_rate=1e-4`: an algorithm, and what it sets besides."""
+    algorithm, *changes = text.split(",")
+    if algorithm not in ARMS:
+        raise argparse.ArgumentTypeError(f"{algorithm!r} is none of {', '.join(ARMS)}")
+    return Arm(algorithm=algorithm, changes=tuple(changes))
+
+
+def main() -> None:
+    """Run what is missing, then tell of all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--prompts", "--held-out", "--reward", "--out"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--split", default="test", help="of the held-out prompts")
+    parser.add_argument("--arm", type=parse_arm, action="append", help="ALGORITHM[,KEY=VALUE...]; default: all four")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--target", type=float, default=0.6, help="WinRate over the base model")
+    parser.add_argument("--config", type=Path, help="run configuration; default: that of the demo")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all arms")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    arguments = parser.parse_args()
+    arguments.config = arguments.config or find_run_file("demo")
+    arms = arguments.arm or [Arm(algorithm=name) for name in ARMS]
+    if not arguments.report:
+        run(arguments, arms)
+    summary = summarise(arguments, arms)
+    atomic_write_json(arguments.out / "time_to_quality.json", summary)
+    print(format_table(summary))
+
+
+if __name__ == "__main__":
+    main()

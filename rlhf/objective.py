@@ -1,0 +1,70 @@
+"""What an algorithm is asked for, and what it is given and gives in training."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from rlhf.config import AlignConfig
+from rlhf.ddim import Schedule
+from rlhf.trajectories import Recording, RolloutPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """A micro-batch of finished, scored samples."""
+
+    trajectories: Recording
+    advantages: torch.Tensor
+    """float32 [B]."""
+    trust_weights: torch.Tensor
+    """float32 [B], divided by the mean over the whole update."""
+    weight: float = 1.0
+    """Of this micro-batch in the mean over all; 0 where it only fills up a rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassLoss:
+    """What came of one pass of a micro-batch through the UNet."""
+
+    loss: torch.Tensor
+    """Scalar, with the gradient."""
+    disagreement: float
+    """Largest over the samples: 0 where learner and samplers have the same policy and compute alike."""
+    figures: dict[str, float]
+    """Means over the samples, for the metrics; `kl_to_base` among them."""
+
+
+class Algorithm(Protocol):
+    """A module of `rlhf.algorithms`."""
+
+    COMPARES_WITHIN_PROMPTS: bool
+    """Whether advantages compare the samples of a prompt, or the whole batch."""
+    DISAGREEMENT: str
+    """Name of `PassLoss.disagreement` in the metrics."""
+
+    def plan_rollout(self, config: AlignConfig, update: int, seed: int) -> RolloutPlan:
+        """Which steps are run, random, and trained; depends on the arguments alone."""
+
+    def compute_advantages(self, rewards: torch.Tensor, config: AlignConfig) -> torch.Tensor:
+        """Rewards [P, S] of P prompts to advantages [P, S]."""
+
+    def passes_per_batch(self, config: AlignConfig) -> int:
+        """How often each micro-batch goes through the UNet in training."""
+
+    def compute_loss(
+        self,
+        output: torch.Tensor,
+        base_output: torch.Tensor | None,
+        batch: TrainingBatch,
+        k: int,
+        schedule: Schedule,
+        config: AlignConfig,
+    ) -> PassLoss:
+        """Loss of the k-th pass, of which the UNet's output is `output` and the base model's `base_output`.
+
+        Both [B, 4, h, w]; without `base_output` the KL is 0.
+        """
+
+    def old_policy_decay(self, config: AlignConfig, update: int) -> float | None:
+        """Share of the old policy in itself after so many updates; None where samplers act with the trained weights."""
