@@ -20,7 +20,8 @@ from benchmarks.rollout import KEY, PROMPTS, SAMPLES, make_prompts
 from rlhf.algorithms import grpo
 from rlhf.config import AlignConfig, ModelConfig
 from rlhf.ddim import make_schedule
-from rlhf.learner import Learner, TrainingBatch
+from rlhf.learner import Learner
+from rlhf.objective import TrainingBatch
 from rlhf.policy import base_policy, load_policy, make_trainable
 from rlhf.policy_gradient import clipped_objective, replay_transition
 from rlhf.rollout import rollout
