@@ -17,6 +17,15 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One rank of gloo for the whole run: DeepSpeed keeps the first group that it sees."""
+    store = tmp_path_factory.mktemp("store") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder of photographs and models that do not come with the package."""
     value = os.environ.get("PREFPAINT_TEST_DATA")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from small_parts import small_config, small_prompts
 
 from rlhf.algorithms import algorithm_of
@@ -27,11 +26,8 @@ from rlhf.rollout import rollout
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = tmp_path_factory.mktemp("store") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+def _process_group(process_group: None) -> Iterator[None]:
     yield
-    dist.destroy_process_group()
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
 

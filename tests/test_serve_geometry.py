@@ -292,7 +292,7 @@ def test_a_file_that_is_an_image_and_something_else_is_refused(file_format: str)
         b"%PDF-1.7",
         bytes(range(256)),
     ):
-        with pytest.raises(ApiError, match="another file"):
+        with pytest.raises(ApiError, match="another one follows"):
             read_upload(whole + other, _mask(hole))
         with pytest.raises(ApiError):
             read_upload(other + whole, _mask(hole))
