@@ -1,10 +1,7 @@
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from small_parts import small_config, small_prompts
 
 from rlhf.algorithms import algorithm_of
@@ -25,15 +22,7 @@ from rlhf.policy import (
 from rlhf.policy_gradient import clipped_objective, replay_transition
 from rlhf.rollout import rollout
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = tmp_path_factory.mktemp("store") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
-        os.environ.pop(name, None)
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def align_config(pipeline: Path, **changes: object) -> AlignConfig:
