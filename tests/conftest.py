@@ -12,17 +12,9 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One rank of gloo for the whole run: DeepSpeed keeps the first group that it sees."""
-    store = tmp_path_factory.mktemp("store") / "store"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +27,23 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"PREFPAINT_TEST_DATA={value} is no folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def _process_group_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One for the whole session: DeepSpeed holds on to the first."""
+    store = tmp_path_factory.mktemp("store") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def process_group(_process_group_of_all: None) -> Iterator[None]:
+    """This process is the only rank; what DeepSpeed writes into the environment is gone afterwards."""
+    yield
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,3 @@
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,12 +22,7 @@ from rlhf.policy import (
 from rlhf.policy_gradient import clipped_objective, replay_transition
 from rlhf.rollout import rollout
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _process_group(process_group: None) -> Iterator[None]:
-    yield
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
-        os.environ.pop(name, None)
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def align_config(pipeline: Path, **changes: object) -> AlignConfig:

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_learner import _process_group, align_config, batches, sampler_policy, start  # noqa: F401
+from test_learner import align_config, batches, sampler_policy, start
 
 from rlhf.canary import canary_log_prob
 from rlhf.config import AlignConfig
 from rlhf.ddim import make_schedule, split_prediction
 from rlhf.learner import RatioError
 from rlhf.policy import trainable_state
+
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def nft_config(pipeline: Path, **changes: object) -> AlignConfig:
