@@ -12,7 +12,7 @@ from rlhf.policy_gradient import DISAGREEMENT
 from rlhf.rollout_dump import RolloutDump
 from rlhf.trajectories import NoisedSamples
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]  # a minute and more each
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_prompts(small_prompts(8), folder / "prompts"), save_small_reward(folder / "reward")
 
 
-@pytest.mark.parametrize("algorithm", ["nft", pytest.param("mixgrpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algorithm", ["nft", "mixgrpo"])
 def test_one_sampler_and_two_learners_give_the_figures_of_two_and_one(
     small_pipeline: Path, inputs: tuple[Path, Path], tmp_path: Path, algorithm: str
 ) -> None:
@@ -41,7 +41,6 @@ def test_one_sampler_and_two_learners_give_the_figures_of_two_and_one(
     assert isinstance(batch.trajectories, NoisedSamples) == (algorithm == "nft")
 
 
-@pytest.mark.slow
 def test_nft_is_replayed_and_goes_on_stale_and_with_other_ranks(
     small_pipeline: Path, inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:
