@@ -77,7 +77,11 @@ def test_a_resumed_run_keeps_the_scales_that_it_began_with(
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("nan_at_last", r"^align: the reward of prompt p\d is nan \(reward mine\); update refused$"),
+        pytest.param(
+            "nan_at_last",
+            r"^align: the reward of prompt p\d is nan \(reward mine\); update refused$",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "breaks",
             r"^align: reward mine: .*breaks raised RuntimeError: no such colour \(.*, line 5\); "
