@@ -176,7 +176,7 @@ def climbed_reward(scores: Scores, align: AlignConfig) -> torch.Tensor:
 def scales_of_update(config: RunConfig, out: Path, update: int, by_reward: Mapping[str, Scores]) -> dict[str, Scale]:
     """Of the rewards in `rewards:`, measured in update 0; the reward folder alone is taken as it is."""
     entries, align = config.rewards, config.align
-    is_grouped = algorithm_of(align).COMPARES_WITHIN_PROMPTS
+    is_grouped = algorithm_of(align).compares_within_prompts
     if not entries:
         return {"model": Scale()}
     if update > 0:

@@ -32,7 +32,8 @@ from rlhf.images import from_8bit
 from rlhf.learner import Learner
 from rlhf.metrics_log import MetricsLog, read_metrics
 from rlhf.objective import TrainingBatch
-from rlhf.policy import drop_policies, load_policy, save_policy
+from rlhf.policy import load_policy, save_policy
+from rlhf.policy_folders import drop_policies
 from rlhf.prompts import PromptTable
 from rlhf.rollout_dump import RolloutDump
 from rlhf.storage import require_room, writing

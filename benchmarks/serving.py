@@ -30,9 +30,12 @@ from ray import serve as ray_serve  # noqa: E402
 from skimage import data as photographs  # noqa: E402
 
 from benchmarks.load import Outcome, closed_loop, open_loop  # noqa: E402
+from benchmarks.replica_processes import replica_memory, replica_pids  # noqa: E402
+from benchmarks.serving_figure import plot  # noqa: E402
 from benchmarks.usual_serving import UsualService, call_usual_pipeline, open_usual_pipeline  # noqa: E402
 from rlhf.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
-from rlhf.policy import TINY, list_policies  # noqa: E402
+from rlhf.policy import TINY  # noqa: E402
+from rlhf.policy_folders import list_policies  # noqa: E402
 from rlhf.storage import atomic_write_json  # noqa: E402
 from rlhf.tiles import crop_to_native, plan_passes, surround  # noqa: E402
 from serve.application import _bind, to_settings  # noqa: E402
@@ -218,22 +221,6 @@ def measure_overload(args: argparse.Namespace) -> Figures:
     }
 
 
-def replica_memory() -> dict[str, float]:
-    """Unshared memory of each process of the service, MB."""
-    found = {}
-    for process in psutil.process_iter(["cmdline"]):
-        title = " ".join(process.info["cmdline"] or ())
-        if "ServeReplica" in title or "ProxyActor" in title:
-            found[f"{title.split(':')[-1][:24].strip()} {process.pid}"] = process.memory_full_info().uss / 1e6
-    return found
-
-
-def replica_pids(kind: str) -> list[int]:
-    """Processes of replicas, as Ray names them."""
-    titles = {p.pid: " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])}
-    return [pid for pid, title in titles.items() if title.startswith(f"ray::ServeReplica:ours:{kind}")]
-
-
 def measure_faults(args: argparse.Namespace) -> Figures:
     """Killed replicas, a killed ingress, and swapped policies, each under a load of eight clients."""
     figures: Figures = {}
@@ -276,31 +263,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "faults": measure_faults,
     "overload": measure_overload,
 }
-
-
-def plot(figures: Figures, file: Path) -> None:
-    """Throughput and latency by clients."""
-    import matplotlib.pyplot as plt
-
-    rows = figures["throughput"]["rows"]
-    clients = [row["clients"] for row in rows]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    labels = {"ours": "rlhf serve", "usual": "diffusers pipeline behind Ray Serve"}
-    for name, label in labels.items():
-        left.plot(clients, [row[name]["images_per_s"] for row in rows], marker="o", label=label)
-        (line,) = right.plot(
-            clients, [row[name]["latency_p50_s"] for row in rows], marker="o", label=f"{label}, median"
-        )
-        right.plot(clients, [row[name]["latency_p99_s"] for row in rows], ls=":", color=line.get_color(), label="99 %")
-    left.plot(clients, [row["bare_images_per_s"] for row in rows], color="grey", ls="--", label="pipeline in a loop")
-    left.set(xscale="log", xticks=clients, xticklabels=clients, xlabel="clients at once", ylabel="images/s", ylim=0)
-    right.set(
-        xscale="log", yscale="log", xticks=clients, xticklabels=clients, xlabel="clients at once", ylabel="latency, s"
-    )
-    for axes in (left, right):
-        axes.legend(fontsize=7, frameon=False)
-        axes.minorticks_off()
-    fig.savefig(file, dpi=130)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import torch
 from rlhf.config import CandidatesConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.images import decode_image, image_to_tensor
-from rlhf.policy import read_manifest
+from rlhf.policy_folders import read_manifest
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
 from rlhf.sampling import SampledTask, Sampler, SamplingTask

@@ -102,7 +102,7 @@ class Catalogue(BaseModel):
 
 def describe_policy(folder: Path) -> ServedPolicy:
     """A policy folder as the catalogue names it; UserError where it is incomplete."""
-    from rlhf.policy import read_manifest
+    from rlhf.policy_folders import read_manifest
 
     manifest = read_manifest(folder)
     return ServedPolicy(folder=folder, version=f"{manifest['policy_version']}-{manifest['checksum'][:8]}")

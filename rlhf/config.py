@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from rlhf.align_config import AlignConfig
 from rlhf.cluster_config import ClusterConfig
 from rlhf.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
 from rlhf.evaluate_config import EvaluateConfig
@@ -131,116 +132,6 @@ class RewardConfig(Section):
     """k of the trust weight exp(-k u + b) (PrefPaint, section 3)."""
     trust_b: float = 0.7
     """b of the trust weight."""
-
-
-class AlignConfig(Section):
-    """Reinforcement learning of the policy."""
-
-    algorithm: Literal["grpo", "mixgrpo", "nft", "prefpaint"] = "grpo"
-    """`grpo`: group advantages and a moving window of stochastic steps; `mixgrpo`: with fewer steps after it;
-    `prefpaint`: the paper's; `nft`: finished samples are noised again, no step is random."""
-    updates: Count = 30
-    """Rollout-and-train rounds."""
-    prompts_per_update: Count = 8
-    """Prompts per update, over all ranks."""
-    samples_per_prompt: Count = 8
-    """Inpaintings per prompt: the group."""
-    micro_batch_size: Count = 16
-    """Images per forward pass, in rollout and training alike (whole groups)."""
-    epochs_per_update: Count = 1
-    """Optimizer steps per rollout, each over the whole batch."""
-    num_inference_steps: Count = 10
-    """Denoising steps of a rollout."""
-    eta: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """DDIM's eta at stochastic steps."""
-    window_size: Count = 2
-    """grpo, mixgrpo: length of the window of stochastic, trained steps."""
-    window_range: Count = 6
-    """grpo, mixgrpo: the window lies within the first so many steps."""
-    steps_share: PositiveShare = 0.4
-    """mixgrpo: share of the steps after the window that is run, by a solver of second order."""
-    trained_steps: Count = 5
-    """prefpaint: how many steps, drawn at random, are trained; nft: to how many, drawn for each, samples are noised."""
-    nft_beta: Annotated[float, Field(gt=0.0)] = 1.0
-    """nft: how far the implicit positive and negative policies lie from the old one, towards and off the trained."""
-    old_decay_rate: NonNegative = 0.001
-    """nft: the old policy, which samples, follows the trained one by an average whose decay grows by this with every
-    update; 0: it is the trained one."""
-    old_decay_max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    """nft: up to this decay."""
-    learning_rate: Positive = 3e-4
-    """Of AdamW."""
-    weight_decay: NonNegative = 0.0
-    """Of AdamW."""
-    max_grad_norm: Positive = 1.0
-    """Gradient clipping."""
-    clip_range: Positive = 1e-3
-    """Of the ratio; log-probs are means over latent elements, see `log_prob_over`."""
-    advantage_clip: Positive = 5.0
-    """Advantages are clipped to plus and minus this."""
-    kl_weight: NonNegative = 0.01
-    """Of the KL to the base policy, in nats per latent element."""
-    trust: Annotated[
-        Literal["proper", "release", "constant", "none"],
-        BeforeValidator(lambda value: ("none", "proper")[value] if isinstance(value, bool) else value),
-    ] = "proper"
-    """Weight of each sample, divided by its mean over the update: exp(-k u + b) with u = sqrt(z' V^-1 z) (`proper`) or
-    ||V^-1 z|| as the release has it (`release`); the same for all (`constant`), which is `none` to the last bit."""
-    climbs: Literal["reward", "lower_bound"] = "reward"
-    """What advantages are made of: the reward, or the reward less its conformal bound."""
-    log_prob_over: Literal["hole", "all"] = "hole"
-    """Latent elements over which log-probs, errors (nft) and KL are means: those of the hole, or all, as in PrefPaint's
-    code."""
-    ood_alarm: Share = 0.5
-    """A warning is printed where more of the rewards are less certain than the calibrated 0.95 quantile."""
-    trainable: Literal["lora", "full"] = "lora"
-    """What is trained: LoRA adapters or the whole UNet."""
-    lora_rank: Count = 16
-    """Rank and alpha of the adapters."""
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
-    """Names of the UNet's modules that get an adapter."""
-    gradient_checkpointing: bool = False
-    """Compute the UNet's activations again in the backward pass instead of keeping them: less memory, more time."""
-    average_decay: Share = 0.9
-    """The saved policy is an exponential average of the trained weights; 0 saves the last ones."""
-    max_ratio_error: Positive = 1e-5
-    """An update whose ratio differs from 1 by more before its first optimizer step is refused (nft: whose prediction
-    differs by more from the sampler's); so is a sampler whose canary's log-prob differs by more (relative, where it is
-    above 1). Rounding alone makes some 1e-6 where a policy has moved far."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
-    """DeepSpeed's ZeRO stage."""
-    max_staleness: Annotated[int, Field(ge=0)] = 0
-    """Versions that samplers may run ahead of the learner; 0 is synchronous. Ratios correct for it."""
-    checkpoint_every: Count = 10
-    """Updates between checkpoints."""
-    keep_last: Count = 2
-    """Checkpoints kept, the newest; a run goes on from the last. May change with --resume, as keep_policies may."""
-    keep_policies: Count | None = None
-    """Policies kept, the newest; null keeps all."""
-
-    @model_validator(mode="after")
-    def _steps_fit(self) -> "AlignConfig":
-        if self.micro_batch_size % self.samples_per_prompt:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} is not a multiple of samples_per_prompt "
-                f"{self.samples_per_prompt}; whole groups share a forward pass"
-            )
-        if self.prompts_per_update * self.samples_per_prompt % self.micro_batch_size:
-            raise ValueError(
-                f"prompts_per_update x samples_per_prompt = {self.prompts_per_update * self.samples_per_prompt} "
-                f"is not a multiple of micro_batch_size {self.micro_batch_size}"
-            )
-        if self.window_range > self.num_inference_steps or self.window_size > self.window_range:
-            raise ValueError("needs window_size <= window_range <= num_inference_steps")
-        if self.trained_steps > self.num_inference_steps:
-            raise ValueError("trained_steps exceeds num_inference_steps")
-        if self.prompts_per_update * self.samples_per_prompt < 2:
-            raise ValueError("an update needs two images or more: advantages compare them")
-        if self.algorithm != "prefpaint" and self.samples_per_prompt < 2:
-            raise ValueError(f"{self.algorithm} compares the samples of a prompt: samples_per_prompt must be 2 or more")
-        if self.algorithm == "nft" and self.old_decay_rate > 0 and self.zero_stage == 3:
-            raise ValueError("nft with zero_stage 3, which splits the weights, needs old_decay_rate 0")
-        return self
 
 
 class RoundsConfig(Section):

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -245,8 +244,3 @@ def check_base(base: str, names: Sequence[str]) -> None:
     """UserError where the contestant that others are compared with is not one."""
     if base not in names:
         raise UserError(f"--base {base}: no contestant of that name; there are {', '.join(names)}")
-
-
-def folder_of(out: Path) -> Path:
-    """Where contestants' tables lie."""
-    return out / "contestants"

@@ -8,16 +8,16 @@ from typing import Any
 
 from rlhf.checksum import folder_checksum
 from rlhf.config import RunConfig
-from rlhf.contest import ALIGNED, BASE, Entry, check_base, folder_of, summarise_contest
+from rlhf.contest import ALIGNED, BASE, Entry, check_base, summarise_contest
 from rlhf.contest_page import write_contest_page
 from rlhf.contest_tables import comparisons_csv, figures_csv, to_latex
 from rlhf.contestants import Contestant, describe, of_model, open_contestant
 from rlhf.errors import UserError
 from rlhf.evaluation import evaluate
-from rlhf.judged_store import JudgedStore
+from rlhf.judged_store import CONTESTANTS, JudgedStore
 from rlhf.judges import open_judges
 from rlhf.judging import Judged, Jury
-from rlhf.policy import list_policies
+from rlhf.policy_folders import list_policies
 from rlhf.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
 from rlhf.reward_model import load_reward
 from rlhf.sampling import Sampler
@@ -63,7 +63,7 @@ def hold_contest(request: ContestRequest, config: RunConfig, open_samplers: Open
         open_judges(config, prompts),
     )
     jury = Jury(reward=reward, judges=held_out.judges, lpips=held_out.lpips)
-    store = JudgedStore(folder_of(request.out), prompts, jury, settings_of(request, config, prompts, jury))
+    store = JudgedStore(request.out / CONTESTANTS, prompts, jury, settings_of(request, config, prompts, jury))
     entries, evaluation = judge_run(request, config, policies, prompts, table, jury, store, open_samplers)
     entries += [judge_contestant(contestant, prompts, jury, store) for contestant in contestants]
     entries.sort(key=lambda entry: entry.name != request.base)

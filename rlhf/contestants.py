@@ -16,7 +16,8 @@ from rlhf.errors import UserError
 from rlhf.evaluation import judge_policy
 from rlhf.images import decode_image, to_8bit
 from rlhf.judging import Judged, Jury, join_judged, judge_images
-from rlhf.policy import load_policy, locate_policy, read_manifest
+from rlhf.policy import load_policy
+from rlhf.policy_folders import locate_policy, read_manifest
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
 from rlhf.sampling import InProcessSampler, TakePrompts

@@ -16,7 +16,7 @@ from rlhf.grids import save_comparison_grid
 from rlhf.images import blank_hole, decode_image, from_8bit
 from rlhf.judging import Judged, Jury, encode_picture, join_judged, judge_images
 from rlhf.monitors import find_alarms, watch
-from rlhf.policy import read_manifest
+from rlhf.policy_folders import read_manifest
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
 from rlhf.reward_model import Reward

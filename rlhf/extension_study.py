@@ -24,7 +24,8 @@ from rlhf.extension_figures import draw_steps, save_sheet
 from rlhf.extension_measures import COLUMNS, measure_band, summarise_rows
 from rlhf.growth import Fill, Margins, fill_by_padding, fill_by_policy, grow, plan_bands
 from rlhf.images import list_photographs
-from rlhf.policy import Policy, load_policy, locate_policy, read_manifest
+from rlhf.policy import Policy, load_policy
+from rlhf.policy_folders import locate_policy, read_manifest
 from rlhf.progress import progress_bar
 from rlhf.statistics import LEAST_PHOTOGRAPHS
 from rlhf.storage import atomic_write_json, atomic_write_text, read_json

@@ -16,6 +16,18 @@ from rlhf.prompts import Prompt
 from rlhf.storage import atomic_write_json
 from rlhf.tables import IMAGE, image_cell, read_table, write_table
 
+CONTESTANTS = "contestants"
+"""Folder of an evaluation with a table `NAME.parquet` of each contestant's images."""
+PAINTED = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("photograph", pa.string()),
+        ("hole", pa.string()),
+        ("image", IMAGE),
+    ]
+)
+"""What is read of such a table."""
 PROMPT_COLUMNS = [(name, pa.string()) for name in ("prompt_id", "photograph", "hole", "contestant")]
 
 

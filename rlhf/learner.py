@@ -50,7 +50,7 @@ class Learner:
         Training starts from the weights in the policy folder `start`, if any; the KL is to the base policy
         still. `is_resized` says that a checkpoint of another number of ranks will be loaded.
         """
-        self.policy, self.config, self._algorithm = policy, config, algorithm_of(config)
+        self.policy, self.config, self._objective = policy, config, algorithm_of(config).objective
         make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=seed)
         if config.gradient_checkpointing:
             policy.unet.enable_gradient_checkpointing()
@@ -62,7 +62,7 @@ class Learner:
         self.engine = start_deepspeed(policy, parameters, config, micro_batches, is_resized=is_resized)
         self.averaged = self.weights()
         self.updates = 0
-        is_lagging = self._algorithm.old_policy_decay(config, 0) is not None
+        is_lagging = self._objective.old_policy_decay(config, 0) is not None
         self._old = self.weights() if is_lagging else None
         self._schedule = make_schedule(policy.scheduler, config.num_inference_steps)
 
@@ -120,7 +120,7 @@ class Learner:
                 initial_error = worst if lag is None else lag
         self._average()
         means = torch.tensor([list(record.values()) for record in records]).mean(0).tolist()
-        figures = dict(zip(records[0], means, strict=True)) | {self._algorithm.DISAGREEMENT: initial_error}
+        figures = dict(zip(records[0], means, strict=True)) | {self._objective.disagreement: initial_error}
         return figures | self._count(batches, is_lagging=lag is not None)
 
     def _pass(self, batch: TrainingBatch, k: int) -> PassLoss:
@@ -128,14 +128,14 @@ class Learner:
         inputs = self._inputs(batch, k)
         base_output = self._base_output(inputs)
         output = predict_with(self.engine, *inputs)
-        return self._algorithm.compute_loss(output, base_output, batch, k, self._schedule, self.config)
+        return self._objective.compute_loss(output, base_output, batch, k, self._schedule, self.config)
 
     @torch.no_grad()
     def _measure_lag(self, batch: TrainingBatch) -> float:
         """How far the old policy is from the one that sampled, by the first pass of a micro-batch."""
         with self.acting():
             output = predict_with(self.policy.unet, *self._inputs(batch, 0))
-        return self._algorithm.compute_loss(output, None, batch, 0, self._schedule, self.config).disagreement
+        return self._objective.compute_loss(output, None, batch, 0, self._schedule, self.config).disagreement
 
     def _inputs(self, batch: TrainingBatch, k: int) -> tuple:
         t, device = batch.trajectories, self.policy.device
@@ -171,14 +171,14 @@ class Learner:
             raise UserError("align: the loss is not finite; lower align.learning_rate or check the rewards")
         if is_first and float(values[0]) > self.config.max_ratio_error:
             raise RatioError(
-                f"align: before the update the {self._algorithm.DISAGREEMENT} is {float(values[0]):.2e} (more than "
+                f"align: before the update the {self._objective.disagreement} is {float(values[0]):.2e} (more than "
                 f"{self.config.max_ratio_error:.0e}): a sampler's weights are not the learner's, or its precision or "
                 "batch geometry differs; the update was refused"
             )
 
     def _average(self) -> None:
         self.updates += 1
-        decay = self._algorithm.old_policy_decay(self.config, self.updates)
+        decay = self._objective.old_policy_decay(self.config, self.updates)
         for name, tensor in self.weights().items():
             self.averaged[name].lerp_(tensor, 1 - self.config.average_decay)
             if self._old is not None and decay is not None:

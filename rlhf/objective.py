@@ -1,5 +1,6 @@
 """What an algorithm is asked for, and what it is given and gives in training."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,24 +36,10 @@ class PassLoss:
     """Means over the samples, for the metrics; `kl_to_base` among them."""
 
 
-class Algorithm(Protocol):
-    """A module of `rlhf.algorithms`."""
+class LossFunction(Protocol):
+    """Loss of one pass of a micro-batch."""
 
-    COMPARES_WITHIN_PROMPTS: bool
-    """Whether advantages compare the samples of a prompt, or the whole batch."""
-    DISAGREEMENT: str
-    """Name of `PassLoss.disagreement` in the metrics."""
-
-    def plan_rollout(self, config: AlignConfig, update: int, seed: int) -> RolloutPlan:
-        """Which steps are run, random, and trained; depends on the arguments alone."""
-
-    def compute_advantages(self, rewards: torch.Tensor, config: AlignConfig) -> torch.Tensor:
-        """Rewards [P, S] of P prompts to advantages [P, S]."""
-
-    def passes_per_batch(self, config: AlignConfig) -> int:
-        """How often each micro-batch goes through the UNet in training."""
-
-    def compute_loss(
+    def __call__(
         self,
         output: torch.Tensor,
         base_output: torch.Tensor | None,
@@ -66,5 +53,28 @@ class Algorithm(Protocol):
         Both [B, 4, h, w]; without `base_output` the KL is 0.
         """
 
-    def old_policy_decay(self, config: AlignConfig, update: int) -> float | None:
-        """Share of the old policy in itself after so many updates; None where samplers act with the trained weights."""
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What training minimises."""
+
+    compute_loss: LossFunction
+    disagreement: str
+    """Name of `PassLoss.disagreement` in the metrics."""
+    old_policy_decay: Callable[[AlignConfig, int], float | None]
+    """Share of the old policy in itself after so many updates; None where samplers act with the trained weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """What a file of `rlhf.algorithms` chooses."""
+
+    plan_rollout: Callable[[AlignConfig, int, int], RolloutPlan]
+    """Which steps are run, random, and trained, by configuration, update and seed alone."""
+    compute_advantages: Callable[[torch.Tensor, AlignConfig], torch.Tensor]
+    """Rewards [P, S] of P prompts to advantages [P, S]."""
+    compares_within_prompts: bool
+    """Whether advantages compare the samples of a prompt, or the whole batch."""
+    passes_per_batch: Callable[[AlignConfig], int]
+    """How often each micro-batch goes through the UNet in training."""
+    objective: Objective

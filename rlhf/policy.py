@@ -1,6 +1,5 @@
 """A policy: an inpainting pipeline of which the UNet acts. Loading, adapters, saving, exporting."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from rlhf.config import ModelConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.pipelines import TextEmbedding, embed_text, open_pipeline
-from rlhf.storage import atomic_write_json, check_schema, remove_folder, whole_folder
+from rlhf.policy_folders import MANIFEST, SCHEMA_VERSION, read_manifest
+from rlhf.storage import atomic_write_json, whole_folder
 from rlhf.url_path import as_path, local_copy
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 # diffusers and peft take 4 s to import, which half of this module's users need not wait for.
 
 TINY = Path(__file__).parent / "models" / "tiny"
-MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
-MANIFEST_KEYS = ("policy_version", "trainable", "base_model", "checksum")
 
 
 @dataclass(kw_only=True)
@@ -120,20 +117,6 @@ def open_unet(folder: Path, pipeline: "StableDiffusionInpaintPipeline") -> "UNet
     with local_copy(folder) as local:
         unet = type(pipeline.unet).from_pretrained(local / "unet").to(pipeline.device)
     return unet.requires_grad_(False).eval()
-
-
-def read_manifest(folder: Path) -> dict:
-    """A policy folder's manifest; UserError where there is none, which means it is incomplete."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no readable {MANIFEST}, so not a complete policy folder ({error})") from error
-    record = manifest if isinstance(manifest, dict) else {}
-    check_schema(record.get("schema_version"), SCHEMA_VERSION, folder / MANIFEST)
-    missing = [key for key in MANIFEST_KEYS if key not in record]
-    if missing:
-        raise UserError(f"{folder / MANIFEST}: says nothing of {', '.join(missing)}; write the policy again")
-    return manifest
 
 
 def check_weights(folder: Path) -> None:
@@ -284,30 +267,3 @@ def export_policy(config: ModelConfig, adapter: Path, out: Path) -> Path:
     with whole_folder(out, "model_index.json") as local:
         policy.pipeline.save_pretrained(local)
     return out
-
-
-def list_policies(run: Path) -> list[Path]:
-    """The complete policy folders of a run, oldest first; UserError where there is none."""
-    folders = sorted(f for f in run.glob("policy-*") if (f / MANIFEST).is_file())
-    if not folders:
-        raise UserError(f"{run}: no complete policy-* folder there; run `rlhf align` first")
-    return folders
-
-
-def drop_policies(run: Path, keep: int | None) -> None:
-    """Remove all but the newest `keep` policies of a run, each with its manifest first; None keeps all."""
-    for folder in list_policies(run)[:-keep] if keep else ():
-        (folder / MANIFEST).unlink()
-        remove_folder(folder)
-
-
-def locate_policy(config: ModelConfig, model: Path | None) -> tuple[ModelConfig, Path | None]:
-    """What a user means by a folder: a run (its last policy), a policy, or a whole pipeline."""
-    if model is None:
-        return config, None
-    if (model / "model_index.json").is_file():
-        return config.model_copy(update={"path": str(model)}), None
-    folder = model
-    if not (model / MANIFEST).is_file():
-        folder = list_policies(model / "align" if (model / "align").is_dir() else model)[-1]
-    return config.model_copy(update={"path": read_manifest(folder)["base_model"]}), folder

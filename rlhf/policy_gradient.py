@@ -4,11 +4,8 @@ import torch
 
 from rlhf.config import AlignConfig
 from rlhf.ddim import Schedule, transition_kl, transition_log_prob, transition_mean
-from rlhf.objective import PassLoss, TrainingBatch
+from rlhf.objective import Objective, PassLoss, TrainingBatch
 from rlhf.trajectories import Trajectories
-
-DISAGREEMENT = "ratio_error"
-"""Largest distance of a ratio from 1."""
 
 
 def compute_loss(
@@ -19,7 +16,7 @@ def compute_loss(
     schedule: Schedule,
     config: AlignConfig,
 ) -> PassLoss:
-    """Of the k-th stored transition of a micro-batch, as `Algorithm.compute_loss`."""
+    """Of the k-th stored transition of a micro-batch, as `LossFunction`."""
     t, device = batch.trajectories, output.device
     assert isinstance(t, Trajectories)
     latents, next_latents, mask = t.latents[k].to(device), t.next_latents[k].to(device), t.latent_mask.to(device)
@@ -85,3 +82,7 @@ def replay_transition(
         return log_prob, torch.zeros_like(log_prob)
     base_mean, _ = transition_mean(base_output, latents, index, schedule, eta)
     return log_prob, transition_kl(mean, base_mean, std_dev_t, latent_mask)
+
+
+# The disagreement is the largest distance of a ratio from 1.
+POLICY_GRADIENT = Objective(compute_loss=compute_loss, disagreement="ratio_error", old_policy_decay=old_policy_decay)

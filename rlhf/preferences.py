@@ -13,22 +13,11 @@ import pyarrow as pa
 from rlhf.annotation_items import AnnotationItems, load_items
 from rlhf.annotation_store import AnnotationStore
 from rlhf.errors import UserError
-from rlhf.statistics import cluster_bootstrap
-from rlhf.storage import atomic_write_json
-from rlhf.tables import CANDIDATES, IMAGE, read_table, write_table
+from rlhf.judged_store import CONTESTANTS, PAINTED
+from rlhf.statistics import bootstrap_means, summarise_draws
+from rlhf.storage import atomic_write_json, finite
+from rlhf.tables import CANDIDATES, read_table, write_table
 
-CONTESTANTS = "contestants"
-"""Folder of an evaluation with a table `NAME.parquet` of each contestant's images."""
-PAINTED = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("sample_index", pa.int32()),
-        ("photograph", pa.string()),
-        ("hole", pa.string()),
-        ("image", IMAGE),
-    ]
-)
-"""What is read of such a table."""
 PREFERENCES = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -148,9 +137,9 @@ def summarise_preferences(rows: Sequence[Mapping[str, Any]], first: str, second:
     def preference(chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         points = np.array([{first: 1.0, second: 0.0}.get(row["preferred"], 0.5) for row in chosen])
         photographs = [row["photograph"] for row in chosen]
-        found = asdict(cluster_bootstrap(points, photographs)) | {"choices": len(chosen)}
-        # One photograph alone is resampled to itself: an interval of no width would be a claim.
-        return found if found["clusters"] > 1 else found | {"low": None, "high": None}
+        mean, draws = bootstrap_means(points[:, None], photographs, resamples=2000)
+        found = finite(asdict(summarise_draws(mean[0], draws[:, 0], len(set(photographs)))))
+        return found | {"choices": len(chosen)}
 
     def by(column: str) -> dict[str, Any]:
         return {
@@ -184,5 +173,5 @@ def format_preference(summary: Mapping[str, Any]) -> str:
 
 def _describe(found: Mapping[str, Any]) -> str:
     low, high = found["low"], found["high"]
-    interval = "(no interval from one photograph)" if low is None else f"[{low:.1%}, {high:.1%}]"
+    interval = "(too few photographs for an interval)" if low is None else f"[{low:.1%}, {high:.1%}]"
     return f"{found['value']:.1%} {interval} of {found['choices']} choices, {found['clusters']} photographs"

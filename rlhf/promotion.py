@@ -19,7 +19,8 @@ from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.gate import HeldOut, judge, load_held_out, plan_comparison
 from rlhf.gate_verdict import Verdict, read_verdict, verdict_file, write_verdict
-from rlhf.policy import MANIFEST, check_weights, locate_policy, read_manifest
+from rlhf.policy import check_weights
+from rlhf.policy_folders import MANIFEST, locate_policy, read_manifest
 from rlhf.storage import atomic_write
 from rlhf.url_path import as_path, local_copy
 

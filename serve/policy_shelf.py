@@ -15,7 +15,8 @@ from rlhf.config import ModelConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.pipelines import TextEmbedding, embed_text
-from rlhf.policy import load_merged, load_policy, open_unet, predict_with, read_manifest
+from rlhf.policy import load_merged, load_policy, open_unet, predict_with
+from rlhf.policy_folders import read_manifest
 from rlhf.url_path import local_copy
 from serve.settings import EngineSettings
 

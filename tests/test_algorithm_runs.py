@@ -8,7 +8,6 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 from test_align import figures, policy_tensors, with_cluster
 
 from actors.align import align
-from rlhf.policy_gradient import DISAGREEMENT
 from rlhf.rollout_dump import RolloutDump
 from rlhf.trajectories import NoisedSamples
 
@@ -34,7 +33,7 @@ def test_one_sampler_and_two_learners_give_the_figures_of_two_and_one(
         assert ours["reward"] == pytest.approx(theirs["reward"], abs=1e-4)
         for name in ("sampler_forward_images", "base_forward_images", "backward_images"):
             assert ours[name] == theirs[name] > 0
-        assert max(ours.get(name, 0.0) for name in (DISAGREEMENT, "prediction_error")) <= 1e-6
+        assert max(ours.get(name, 0.0) for name in ("ratio_error", "prediction_error")) <= 1e-6
     tensors = [policy_tensors(tmp_path / name, 1) for name in ("one", "two")]
     assert torch.nn.functional.cosine_similarity(*tensors, dim=0) > 0.99
     batch = RolloutDump(tmp_path / "dump").read(0)[0][0]

@@ -15,7 +15,7 @@ def rewards_of(seed: int = 0) -> torch.Tensor:
 
 def test_the_configuration_names_the_algorithm() -> None:
     for module in (grpo, mixgrpo, nft, prefpaint):
-        assert algorithm_of(AlignConfig(algorithm=module.__name__.rpartition(".")[2])) is module
+        assert algorithm_of(AlignConfig(algorithm=module.__name__.rpartition(".")[2])) is module.ALGORITHM
 
 
 def test_grpo_advantages_have_mean_zero_and_deviation_one_per_prompt() -> None:
@@ -128,7 +128,7 @@ def test_the_old_policy_of_nft_lags_more_and_more_up_to_a_bound_or_not_at_all() 
     config = AlignConfig(algorithm="nft", old_decay_rate=0.1, old_decay_max=0.25)
     assert [nft.old_policy_decay(config, update) for update in range(5)] == [0.0, 0.1, 0.2, 0.25, 0.25]
     assert nft.old_policy_decay(AlignConfig(algorithm="nft", old_decay_rate=0.0), 3) is None
-    assert grpo.old_policy_decay(config, 3) is None
+    assert grpo.ALGORITHM.objective.old_policy_decay(config, 3) is None
 
 
 def test_what_does_not_fit_an_algorithm_is_refused() -> None:

@@ -19,7 +19,8 @@ from rlhf.config import RunConfig
 from rlhf.config_files import dump_config
 from rlhf.disk_need import CHECKPOINT_BYTES, count_trained
 from rlhf.errors import UserError
-from rlhf.policy import list_policies, load_policy
+from rlhf.policy import load_policy
+from rlhf.policy_folders import list_policies
 from rlhf.url_path import as_path
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from small_parts import small_config, small_prompts
 
 from rlhf.algorithms import algorithm_of
 from rlhf.config import AlignConfig
-from rlhf.ddim import make_schedule
+from rlhf.ddim import Schedule, make_schedule
 from rlhf.errors import UserError
 from rlhf.learner import Learner, RatioError
 from rlhf.objective import TrainingBatch
@@ -109,20 +110,33 @@ def test_a_second_optimizer_step_meets_the_clip(small_pipeline: Path) -> None:
     assert metrics["approx_kl"] > 0
 
 
-def test_an_update_equals_plain_torch(small_pipeline: Path) -> None:
-    """Slow reference: AdamW on the mean loss of all transitions, without DeepSpeed."""
-    config = align_config(small_pipeline, kl_weight=0.0, max_grad_norm=1e-3)
-    learner = start(small_pipeline, config)
+def assert_an_update_equals_plain_torch(
+    pipeline: Path, config: AlignConfig, losses_of: Callable[[Policy, Schedule, TrainingBatch], list[torch.Tensor]]
+) -> None:
+    """Slow reference: AdamW on the mean of all passes' losses, with autograd, without DeepSpeed."""
+    learner = start(pipeline, config)
     weights = learner.weights()
-    rolled = batches(sampler_policy(small_pipeline, config, weights), config)
+    rolled = batches(sampler_policy(pipeline, config, weights), config)
     learner.train(rolled)
 
-    plain = sampler_policy(small_pipeline, config, weights)
+    plain = sampler_policy(pipeline, config, weights)
     trained = [p for p in plain.unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = make_schedule(plain.scheduler, config.num_inference_steps)
-    losses = []
-    for batch in rolled:
+    torch.stack([loss for batch in rolled for loss in losses_of(plain, schedule, batch)]).mean().backward()
+    torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+    optimizer.step()
+    expected, got = trainable_state(plain.unet), learner.weights()
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], atol=2e-5, rtol=0)
+    assert any(not torch.equal(weights[n], got[n]) for n in got)
+
+
+def test_an_update_equals_plain_torch(small_pipeline: Path) -> None:
+    config = align_config(small_pipeline, kl_weight=0.0, max_grad_norm=1e-3)
+
+    def losses_of(plain: Policy, schedule: Schedule, batch: TrainingBatch) -> list[torch.Tensor]:
+        losses = []
         t = batch.trajectories
         for k, step in enumerate(t.step_indices):
             timestep = schedule.timesteps[torch.full((8,), step)]
@@ -132,13 +146,9 @@ def test_an_update_equals_plain_torch(small_pipeline: Path) -> None:
             )
             old = t.old_log_prob[k]
             losses.append(clipped_objective(log_prob, old, batch.advantages, batch.trust_weights, config.clip_range)[0])
-    torch.stack(losses).mean().backward()
-    torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-    optimizer.step()
-    expected, got = trainable_state(plain.unet), learner.weights()
-    for name in expected:
-        torch.testing.assert_close(got[name], expected[name], atol=2e-5, rtol=0)
-    assert any(not torch.equal(weights[n], got[n]) for n in got)
+        return losses
+
+    assert_an_update_equals_plain_torch(small_pipeline, config, losses_of)
 
 
 def test_resumed_equals_uninterrupted(small_pipeline: Path, tmp_path: Path) -> None:

@@ -14,14 +14,13 @@ from rlhf.policy import (
     base_policy,
     checksum,
     export_policy,
-    list_policies,
     load_policy,
     load_trainable_state,
-    locate_policy,
     make_trainable,
     save_policy,
     trainable_state,
 )
+from rlhf.policy_folders import list_policies, locate_policy
 from rlhf.rollout import rollout
 from rlhf.trajectories import RolloutPlan
 

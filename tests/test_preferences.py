@@ -91,25 +91,23 @@ def rows_of(*choices: tuple[str, str | None, int], annotator: str = "ann") -> li
 
 
 def test_the_interval_is_that_of_whole_photographs_and_second_looks_do_not_count():
-    rows = rows_of(("a", "x", 0), ("a", "x", 0), ("b", "y", 0), ("b", None, 0), ("c", "x", 0), ("a", "y", 1))
+    chosen = [("a", "x"), ("a", "x"), ("b", "y"), ("b", None), ("c", "x"), ("d", "y"), ("e", "x"), ("f", "x")]
+    rows = rows_of(*((photograph, preferred, 0) for photograph, preferred in chosen), ("a", "y", 1))
     found = summarise_preferences(rows, "x", "y")
-    expected = cluster_bootstrap(np.array([1, 1, 0, 0.5, 1]), ["a", "a", "b", "b", "c"])
-    assert found["preference"] == {
-        "value": expected.value,
-        "low": expected.low,
-        "high": expected.high,
-        "clusters": 3,
-        "choices": 5,
-    }
+    points = np.array([{"x": 1.0, "y": 0.0, None: 0.5}[preferred] for _, preferred in chosen])
+    expected = cluster_bootstrap(points, [photograph for photograph, _ in chosen], resamples=4000, seed=1)
+    preference = found["preference"]
+    assert (preference["value"], preference["clusters"], preference["choices"]) == (expected.value, 6, 8)
+    assert (preference["low"], preference["high"]) == pytest.approx((expected.low, expected.high), abs=0.03)
     assert found["repeated"] == {"choices": 1, "same": 0.0}
     mirrored = summarise_preferences(rows, "y", "x")["preference"]
     assert mirrored["value"] == pytest.approx(1 - expected.value)
-    assert (mirrored["low"], mirrored["high"]) == pytest.approx((1 - expected.high, 1 - expected.low))
+    assert (mirrored["low"], mirrored["high"]) == pytest.approx((1 - preference["high"], 1 - preference["low"]))
 
 
-def test_one_photograph_gives_no_interval():
-    found = summarise_preferences(rows_of(("a", "x", 0), ("a", "x", 0)), "x", "y")["preference"]
-    assert (found["value"], found["low"], found["high"]) == (1.0, None, None)
+def test_fewer_than_six_photographs_give_no_interval():
+    found = summarise_preferences(rows_of(*((photograph, "x", 0) for photograph in "aabcde")), "x", "y")["preference"]
+    assert (found["value"], found["low"], found["high"], found["clusters"]) == (1.0, None, None, 5)
 
 
 def test_only_prompts_that_both_filled_are_compared(tmp_path: Path):
@@ -146,7 +144,7 @@ def test_the_command_serves_pairs_without_names_and_tells_the_preference_when_st
             client.post(f"/api/tasks/{key}/finish").raise_for_status()
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=30)[0]
-    assert "aligned over base: 50.0% [50.0%, 50.0%] of 3 choices" in said
+    assert "aligned over base: 50.0% (too few photographs for an interval) of 3 choices" in said
     again = subprocess.run(
         [sys.executable, "-m", "rlhf", *command, "--export"], capture_output=True, text=True, check=True
     )

@@ -10,7 +10,7 @@ from small_parts import save_small_reward, small_prompts, write_prompts
 from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
 from rlhf.errors import UserError
-from rlhf.policy import read_manifest
+from rlhf.policy_folders import read_manifest
 from rlhf.prompts import load_prompts
 from rlhf.report import write_report
 from rlhf.reward_model import load_reward

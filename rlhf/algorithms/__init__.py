@@ -6,6 +6,6 @@ from rlhf.objective import Algorithm
 
 
 def algorithm_of(config: AlignConfig) -> Algorithm:
-    """The module that the configuration names."""
-    modules: dict[str, Algorithm] = {"grpo": grpo, "mixgrpo": mixgrpo, "nft": nft, "prefpaint": prefpaint}
-    return modules[config.algorithm]
+    """The one that the configuration names."""
+    modules = {"grpo": grpo, "mixgrpo": mixgrpo, "nft": nft, "prefpaint": prefpaint}
+    return modules[config.algorithm].ALGORITHM

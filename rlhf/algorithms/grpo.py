@@ -10,19 +10,9 @@ import numpy as np
 import torch
 
 from rlhf.config import AlignConfig
-from rlhf.policy_gradient import DISAGREEMENT, compute_loss, old_policy_decay
+from rlhf.objective import Algorithm
+from rlhf.policy_gradient import POLICY_GRADIENT
 from rlhf.trajectories import RolloutPlan
-
-__all__ = [
-    "COMPARES_WITHIN_PROMPTS",
-    "DISAGREEMENT",
-    "compute_advantages",
-    "compute_loss",
-    "old_policy_decay",
-    "passes_per_batch",
-    "plan_rollout",
-]
-COMPARES_WITHIN_PROMPTS = True
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
@@ -50,3 +40,12 @@ def compute_advantages(rewards: torch.Tensor, config: AlignConfig) -> torch.Tens
 def passes_per_batch(config: AlignConfig) -> int:
     """One for each step of the window."""
     return config.window_size
+
+
+ALGORITHM = Algorithm(
+    plan_rollout=plan_rollout,
+    compute_advantages=compute_advantages,
+    compares_within_prompts=True,
+    passes_per_batch=passes_per_batch,
+    objective=POLICY_GRADIENT,
+)

@@ -10,26 +10,8 @@ log-SNR is infinite). Before the window nothing is saved: a group shares those s
 from dataclasses import replace
 
 from rlhf.algorithms import grpo
-from rlhf.algorithms.grpo import (
-    COMPARES_WITHIN_PROMPTS,
-    DISAGREEMENT,
-    compute_advantages,
-    compute_loss,
-    old_policy_decay,
-    passes_per_batch,
-)
 from rlhf.config import AlignConfig
 from rlhf.trajectories import RolloutPlan
-
-__all__ = [
-    "COMPARES_WITHIN_PROMPTS",
-    "DISAGREEMENT",
-    "compute_advantages",
-    "compute_loss",
-    "old_policy_decay",
-    "passes_per_batch",
-    "plan_rollout",
-]
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
@@ -41,3 +23,6 @@ def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
     count = min(after, max(1, int(after * config.steps_share + 1e-9)))
     rest = tuple(begin + i * after // count for i in range(count))
     return replace(plan, visited_steps=(*range(begin), *rest), second_order_steps=frozenset(rest[1:-1]))
+
+
+ALGORITHM = replace(grpo.ALGORITHM, plan_rollout=plan_rollout)

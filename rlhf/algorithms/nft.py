@@ -9,25 +9,16 @@ are, by the weights that made them; the KL to the base policy is that of DDIM's 
 so that `kl_weight` and `kl_to_base` mean the same (the paper: squared difference of velocities).
 """
 
+from dataclasses import replace
+
 import torch
 
-from rlhf.algorithms.grpo import COMPARES_WITHIN_PROMPTS, compute_advantages
+from rlhf.algorithms import grpo
 from rlhf.config import AlignConfig
 from rlhf.ddim import Schedule, masked_mean, split_prediction, transition_kl, transition_mean
-from rlhf.objective import PassLoss, TrainingBatch
+from rlhf.objective import Objective, PassLoss, TrainingBatch
 from rlhf.trajectories import NoisedSamples, RolloutPlan
 
-__all__ = [
-    "COMPARES_WITHIN_PROMPTS",
-    "DISAGREEMENT",
-    "compute_advantages",
-    "compute_loss",
-    "old_policy_decay",
-    "passes_per_batch",
-    "plan_rollout",
-]
-DISAGREEMENT = "prediction_error"
-"""Largest mean distance of a sample's prediction from the one that was made where it was sampled."""
 LEAST_ERROR = 1e-5
 """Of the weight over time, as in the release."""
 
@@ -61,7 +52,7 @@ def compute_loss(
     schedule: Schedule,
     config: AlignConfig,
 ) -> PassLoss:
-    """Of the k-th noising of a micro-batch, as `Algorithm.compute_loss`."""
+    """Of the k-th noising of a micro-batch, as `LossFunction`."""
     t, device, steps = batch.trajectories, output.device, batch.trajectories.steps_at(k)
     assert isinstance(t, NoisedSamples)
     latents, mask, old_output = t.latents[k].to(device), t.latent_mask.to(device), t.old_prediction[k].to(device)
@@ -126,3 +117,12 @@ def kl_of(
     mean, std_dev_t = transition_mean(output, latents, steps, schedule, eta)
     other_mean, _ = transition_mean(other_output, latents, steps, schedule, eta)
     return transition_kl(mean, other_mean, std_dev_t.masked_fill(std_dev_t == 0, torch.inf), mask)
+
+
+ALGORITHM = replace(
+    grpo.ALGORITHM,
+    plan_rollout=plan_rollout,
+    passes_per_batch=passes_per_batch,
+    # Largest mean distance of a sample's prediction from the one that was made where it was sampled.
+    objective=Objective(compute_loss=compute_loss, disagreement="prediction_error", old_policy_decay=old_policy_decay),
+)

@@ -9,19 +9,9 @@ import numpy as np
 import torch
 
 from rlhf.config import AlignConfig
-from rlhf.policy_gradient import DISAGREEMENT, compute_loss, old_policy_decay
+from rlhf.objective import Algorithm
+from rlhf.policy_gradient import POLICY_GRADIENT
 from rlhf.trajectories import RolloutPlan
-
-__all__ = [
-    "COMPARES_WITHIN_PROMPTS",
-    "DISAGREEMENT",
-    "compute_advantages",
-    "compute_loss",
-    "old_policy_decay",
-    "passes_per_batch",
-    "plan_rollout",
-]
-COMPARES_WITHIN_PROMPTS = False
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
@@ -46,3 +36,12 @@ def compute_advantages(rewards: torch.Tensor, config: AlignConfig) -> torch.Tens
 def passes_per_batch(config: AlignConfig) -> int:
     """One for each step that is trained."""
     return config.trained_steps
+
+
+ALGORITHM = Algorithm(
+    plan_rollout=plan_rollout,
+    compute_advantages=compute_advantages,
+    compares_within_prompts=False,
+    passes_per_batch=passes_per_batch,
+    objective=POLICY_GRADIENT,
+)

@@ -159,7 +159,8 @@ def views(
     from functools import cache
 
     from rlhf.novel_view import Fill, paint_with
-    from rlhf.policy import load_policy, locate_policy
+    from rlhf.policy import load_policy
+    from rlhf.policy_folders import locate_policy
     from rlhf.views_figures import draw_figure, format_table, write_csv
     from rlhf.views_study import study_views
 

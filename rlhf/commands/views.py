@@ -65,7 +65,8 @@ def novel_view(
     from rlhf.depth import DepthSource, read_depth
     from rlhf.depth_estimation import estimate_depth
     from rlhf.images import decode_image
-    from rlhf.policy import load_policy, locate_policy
+    from rlhf.policy import load_policy
+    from rlhf.policy_folders import locate_policy
 
     photograph = decode_image(image)
     if depth is not None:

@@ -1,0 +1,53 @@
+"""Folders of policies: what says that one is complete, which a run has, what a user means by a folder."""
+
+import json
+from pathlib import Path
+
+from rlhf.config import ModelConfig
+from rlhf.errors import UserError
+from rlhf.storage import check_schema, remove_folder
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+MANIFEST_KEYS = ("policy_version", "trainable", "base_model", "checksum")
+
+
+def read_manifest(folder: Path) -> dict:
+    """A policy folder's manifest; UserError where there is none, which means it is incomplete."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no readable {MANIFEST}, so not a complete policy folder ({error})") from error
+    record = manifest if isinstance(manifest, dict) else {}
+    check_schema(record.get("schema_version"), SCHEMA_VERSION, folder / MANIFEST)
+    missing = [key for key in MANIFEST_KEYS if key not in record]
+    if missing:
+        raise UserError(f"{folder / MANIFEST}: says nothing of {', '.join(missing)}; write the policy again")
+    return manifest
+
+
+def list_policies(run: Path) -> list[Path]:
+    """The complete policy folders of a run, oldest first; UserError where there is none."""
+    folders = sorted(f for f in run.glob("policy-*") if (f / MANIFEST).is_file())
+    if not folders:
+        raise UserError(f"{run}: no complete policy-* folder there; run `rlhf align` first")
+    return folders
+
+
+def drop_policies(run: Path, keep: int | None) -> None:
+    """Remove all but the newest `keep` policies of a run, each with its manifest first; None keeps all."""
+    for folder in list_policies(run)[:-keep] if keep else ():
+        (folder / MANIFEST).unlink()
+        remove_folder(folder)
+
+
+def locate_policy(config: ModelConfig, model: Path | None) -> tuple[ModelConfig, Path | None]:
+    """What a user means by a folder: a run (its last policy), a policy, or a whole pipeline."""
+    if model is None:
+        return config, None
+    if (model / "model_index.json").is_file():
+        return config.model_copy(update={"path": str(model)}), None
+    folder = model
+    if not (model / MANIFEST).is_file():
+        folder = list_policies(model / "align" if (model / "align").is_dir() else model)[-1]
+    return config.model_copy(update={"path": read_manifest(folder)["base_model"]}), folder
