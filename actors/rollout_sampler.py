@@ -1,5 +1,6 @@
 """The actor that runs diffusion trajectories."""
 
+import copy
 import time
 
 import ray
@@ -10,7 +11,7 @@ from rlhf.canary import canary_log_prob
 from rlhf.checksum import checksum
 from rlhf.config import RunConfig
 from rlhf.images import to_8bit
-from rlhf.policy import load_policy, load_trainable_state, make_trainable, trainable_state
+from rlhf.policy import load_policy, load_trainable_state, make_trainable, trainable_state, update_merged
 from rlhf.prompts import decode_prompt
 from rlhf.rollout import rollout
 from rlhf.sampling import to_png
@@ -24,6 +25,8 @@ class RolloutSampler:
         torch.set_num_threads(config.cluster.threads_per_sampler)
         self.policy, self._align = load_policy(config.model), config.align
         align = config.align
+        if align.trainable == "lora" and align.merged_sampling:
+            self.policy.merged = copy.deepcopy(self.policy.unet)
         make_trainable(self.policy, align.trainable, rank=align.lora_rank, targets=align.lora_targets, seed=config.seed)
         self._version = -1
         self._checksum = ""
@@ -32,6 +35,7 @@ class RolloutSampler:
         """Take over the published weights, and prove what the UNet then holds."""
         arrays = ray.get(notice.weights[0])
         load_trainable_state(self.policy.unet, {name: torch.tensor(array) for name, array in arrays.items()})
+        update_merged(self.policy)
         self._version = notice.version
         self._checksum = checksum(trainable_state(self.policy.unet))
         canary = None if notice.canary is None else canary_log_prob(self.policy, self._align)

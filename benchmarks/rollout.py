@@ -5,8 +5,10 @@ switches (every image its own noise, all steps random, nothing shared), and with
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,6 +97,7 @@ def trainer_loop(pipeline: Any, prompts: list[Prompt]) -> list[tuple[torch.Tenso
 def make_alternatives() -> dict[str, Callable[[], object]]:
     """By name, each 16 images."""
     prompts, base, trained = make_prompts(), load_policy(ModelConfig()), load_policy(ModelConfig())
+    trained.merged = copy.deepcopy(trained.unet)
     make_trainable(trained, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0)
     pipeline = open_usual_pipeline(str(TINY))
     equal = RolloutPlan(num_inference_steps=STEPS, eta=1.0, stochastic_steps=frozenset(range(STEPS)))
@@ -104,6 +107,7 @@ def make_alternatives() -> dict[str, Callable[[], object]]:
         "ours, equal switches": ours(base, prompts, [equal]),
         "ours, defaults": ours(base, prompts, plans),
         "ours, defaults, with the LoRA that is trained": ours(trained, prompts, plans),
+        "the same, never merged": ours(replace(trained, merged=None), prompts, plans),
         "diffusers' pipeline, guidance 1": usual(pipeline, prompts, 1.0),
         "diffusers' pipeline, guidance 7, empty prompts": usual(pipeline, prompts, 7.0),
         "a DDPO trainer's loop": lambda: trainer_loop(pipeline, prompts),

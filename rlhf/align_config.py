@@ -73,6 +73,9 @@ class AlignConfig(Section):
     """Rank and alpha of the adapters."""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
     """Names of the UNet's modules that get an adapter."""
+    merged_sampling: bool = True
+    """Samplers run the steps that are not trained with the adapters merged into a second copy of the UNet: less time,
+    more memory."""
     gradient_checkpointing: bool = False
     """Compute the UNet's activations again in the backward pass instead of keeping them: less memory, more time."""
     average_decay: Share = 0.9

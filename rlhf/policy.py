@@ -37,6 +37,8 @@ class Policy:
     device: torch.device
     precision: str
     version: int = 0
+    merged: "UNet2DConditionModel | None" = None
+    """The network with its adapters merged into its weights: faster, and the same up to rounding."""
 
     @property
     def unet(self) -> "UNet2DConditionModel":
@@ -54,8 +56,13 @@ class Policy:
         return self.unet.config.sample_size * self.pipeline.vae_scale_factor
 
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """The UNet's output in float32; see `predict_with`."""
+        """The UNet's output in float32, to the bit what the learner computes; see `predict_with`."""
         return predict_with(self.unet, latents, timestep, condition, self.text, self.precision)
+
+    def predict_untrained(self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """`predict` where no ratio will be taken, so that rounding does not matter: by the merged network if kept."""
+        unet = self.unet if self.merged is None else self.merged
+        return predict_with(unet, latents, timestep, condition, self.text, self.precision)
 
 
 def predict_with(
@@ -82,7 +89,7 @@ def resolve_model(path: str) -> str:
 
 
 def load_policy(config: ModelConfig, adapter: Path | None = None, *, with_safety_checker: bool = False) -> Policy:
-    """Open a pipeline (built in, folder or hub) and apply the policy folder `adapter`, if any.
+    """Open a pipeline (built in, folder or hub) and merge the policy folder `adapter`, if any, into its UNet.
 
     Raises UserError where a folder is incomplete or of another kind.
     """
@@ -107,6 +114,8 @@ def _apply_adapter(pipeline: "StableDiffusionInpaintPipeline", folder: Path) -> 
     if manifest["trainable"] == "lora":
         with local_copy(folder) as local:
             pipeline.load_lora_weights(local)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
     else:
         pipeline.unet = open_unet(folder, pipeline)
     return int(manifest["policy_version"])
@@ -150,6 +159,19 @@ def make_trainable(policy: Policy, trainable: str, *, rank: int, targets: tuple[
             raise UserError(f"align.lora_targets: {target!r} names no module of this UNet")
     torch.manual_seed(seed)
     policy.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights=True))
+
+
+@torch.no_grad()
+def update_merged(policy: Policy) -> None:
+    """Merge the adapters, as they are now, into `policy.merged`, a copy of the UNet from before it had any."""
+    from peft.tuners.lora import LoraLayer
+
+    if policy.merged is None:
+        return
+    for name, layer in policy.unet.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            policy.merged.get_submodule(name).weight.copy_(weight + layer.get_delta_weight("default"))
 
 
 @contextmanager
@@ -252,18 +274,9 @@ def save_policy(
         )
 
 
-def load_merged(config: ModelConfig, folder: Path) -> Policy:
-    """The policy with its weights merged into the UNet, which then has no adapter layers."""
-    policy = load_policy(config, folder)
-    if read_manifest(folder)["trainable"] == "lora":
-        policy.pipeline.fuse_lora()
-        policy.pipeline.unload_lora_weights()
-    return policy
-
-
 def export_policy(config: ModelConfig, adapter: Path, out: Path) -> Path:
     """Write a complete pipeline folder in which the policy's weights are merged into the UNet."""
-    policy = load_merged(config, adapter)
+    policy = load_policy(config, adapter)
     with whole_folder(out, "model_index.json") as local:
         policy.pipeline.save_pretrained(local)
     return out

@@ -133,17 +133,20 @@ class _Denoiser:
         self.forward_images = 0
         self._previous: tuple[int, torch.Tensor] | None = None
 
-    def predict(self, latents: torch.Tensor, index: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self, latents: torch.Tensor, index: torch.Tensor, condition: torch.Tensor, *, is_trained: bool
+    ) -> torch.Tensor:
         """The UNet's output for latents at positions `index` [B] of the schedule."""
         self.forward_images += len(latents)
-        return self.policy.predict(latents, self.schedule.timesteps[index].to(self.policy.device), condition)
+        run = self.policy.predict if is_trained else self.policy.predict_untrained
+        return run(latents, self.schedule.timesteps[index].to(self.policy.device), condition)
 
     def denoise(
         self, latents: torch.Tensor, step: int, condition: torch.Tensor, eta: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of the next latents, as `transition_mean` has them."""
         index = torch.full((len(latents),), step)
-        output = self.predict(latents, index, condition)
+        output = self.predict(latents, index, condition, is_trained=step in self.plan.trained_steps)
         mean, std_dev_t = transition_mean(output, latents, index, self.schedule, eta)
         if self.plan.second_order_steps:
             clean, _ = split_prediction(output, latents, index, self.schedule)
@@ -171,7 +174,7 @@ def _noise_again(
         noise = torch.stack([noise_like(clean.shape[1:], *key, "noised", k) for key in keys]).to(clean)
         alpha = schedule.alphas_cumprod[index].view(-1, 1, 1, 1).to(clean)
         latents.append(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise)
-        predictions.append(denoiser.predict(latents[-1], index, condition))
+        predictions.append(denoiser.predict(latents[-1], index, condition, is_trained=True))
     return NoisedSamples(
         condition=condition.cpu(),
         latent_mask=latent_mask.cpu(),

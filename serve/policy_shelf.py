@@ -15,7 +15,7 @@ from rlhf.config import ModelConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.pipelines import TextEmbedding, embed_text
-from rlhf.policy import load_merged, load_policy, open_unet, predict_with
+from rlhf.policy import load_policy, open_unet, predict_with
 from rlhf.policy_folders import read_manifest
 from rlhf.url_path import local_copy
 from serve.settings import EngineSettings
@@ -82,7 +82,7 @@ class PolicyShelf:
         if read_manifest(folder)["trainable"] == "full":
             return LoadedPolicy(unet=self._prepare(open_unet(folder, self.base.pipeline)), adapter=NO_ADAPTER)
         if self._settings.compile:  # mixed adapters would have it compiled anew for each mixture
-            return LoadedPolicy(unet=self._prepare(load_merged(self._config, folder).unet), adapter=NO_ADAPTER)
+            return LoadedPolicy(unet=self._prepare(load_policy(self._config, folder).unet), adapter=NO_ADAPTER)
         with local_copy(folder) as local:
             layers, _ = self.base.pipeline.lora_state_dict(local)
         self.base.unet.load_lora_adapter(layers, prefix="unet", adapter_name=version)
