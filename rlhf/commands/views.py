@@ -69,14 +69,13 @@ def novel_view(
     from rlhf.policy_folders import locate_policy
 
     photograph = decode_image(image)
-    if depth is not None:
-        focal = focal_px or float(photograph.width)
-        source = DepthSource(
-            kind=depth_kind or "depth", focal_px=focal, baseline=baseline, offset_px=offset_px, is_mended=mend_depth
-        )
-        distances = read_depth(depth, photograph.size, source)
-    else:
-        distances = estimate_depth(photograph, str(depth_model), kind=depth_kind, device=resolved.model.device)
+    kind, focal = depth_kind or "depth", focal_px or float(photograph.width)
+    source = DepthSource(kind=kind, focal_px=focal, baseline=baseline, offset_px=offset_px, is_mended=mend_depth)
+    distances = (
+        read_depth(depth, photograph.size, source)
+        if depth is not None
+        else estimate_depth(photograph, str(depth_model), kind=depth_kind, device=resolved.model.device)
+    )
     model = load_policy(*locate_policy(resolved.model, policy))
     save_config(resolved, out)
     steps = resolved.evaluate.num_inference_steps
