@@ -1,8 +1,8 @@
 """The suite: `python -m benchmarks --run RUN --out DIR [--only PART ...]`, or `make bench`.
 
 RUN is a finished `rlhf demo`, whose prompts and reward are used. Parts are resumable: each writes its figures to
-DIR/results.json as soon as it is done, and is left out when they are there. Serving and scaling have commands of their
-own. Nothing else should run on the machine.
+DIR/results.json as soon as it is done, and is left out when they are there; DIR/results.png is drawn from it. Serving
+and scaling have commands of their own. Nothing else should run on the machine.
 """
 
 import argparse
@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import prompt_reading, rollout, scoring, update, weight_sync, whole_step
+from benchmarks import prompt_reading, rollout, scoring, switches, update, weight_sync, whole_step
+from benchmarks.figure import draw_figure
 from benchmarks.measure import Figures, describe_machine, show
 from rlhf.progress import progress_bar
 from rlhf.storage import atomic_write_json
@@ -20,6 +21,7 @@ from rlhf.storage import atomic_write_json
 PARTS: Mapping[str, Callable[[Path], Figures]] = {
     "rollout": lambda run: rollout.measure(15),
     "update": lambda run: update.measure(9),
+    "switches": lambda run: switches.measure(9),
     "scoring": lambda run: scoring.measure(run, 15),
     "prompts": lambda run: prompt_reading.measure(run, 9),
     "weight_sync": lambda run: weight_sync.measure(15),
@@ -55,9 +57,16 @@ def main() -> None:
     for part in progress_bar([part for part in given.only if part not in results], stage="benchmarks"):
         results[part] = PARTS[part](given.run)
         atomic_write_json(file, results)
-    rows = flatten(results)
+    print(format_results(results))
+    draw_figure(results, given.out / "results.png")
+
+
+def format_results(results: Figures) -> str:
+    """A line per figure; the switches in a table of their own."""
+    rows = flatten({part: figures for part, figures in results.items() if part != "switches"})
     width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name:<{width}}  {figure}" for name, figure in rows))
+    lines = [f"{name:<{width}}  {figure}" for name, figure in rows]
+    return "\n".join([*lines, *(["", switches.format_table(results["switches"])] if "switches" in results else [])])
 
 
 if __name__ == "__main__":

@@ -72,8 +72,9 @@ def plain_update(batch: TrainingBatch) -> Callable[[], object]:
     schedule, t = make_schedule(policy.scheduler, config.num_inference_steps), batch.trajectories
 
     def update() -> None:
-        for k, step in enumerate(t.step_indices):
-            inputs = (t.latents[k], schedule.timesteps[torch.full((len(t.latents[k]),), step)], t.condition)
+        for k in range(len(t.latents)):
+            index = t.steps_at(k)
+            inputs = (t.latents[k], schedule.timesteps[index], t.condition)
             with torch.no_grad(), base_policy(policy.unet):
                 base = policy.predict(*inputs)
             log_prob, kl = replay_transition(
@@ -81,7 +82,7 @@ def plain_update(batch: TrainingBatch) -> Callable[[], object]:
                 base,
                 t.latents[k],
                 t.next_latents[k],
-                step,
+                index,
                 schedule,
                 config.eta,
                 t.latent_mask,
@@ -89,7 +90,7 @@ def plain_update(batch: TrainingBatch) -> Callable[[], object]:
             loss, _ = clipped_objective(
                 log_prob, t.old_log_prob[k], batch.advantages, batch.trust_weights, config.clip_range
             )
-            ((loss + config.kl_weight * kl.mean()) / len(t.step_indices)).backward()
+            ((loss + config.kl_weight * kl.mean()) / len(t.latents)).backward()
         torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

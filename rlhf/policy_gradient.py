@@ -21,7 +21,7 @@ def compute_loss(
     assert isinstance(t, Trajectories)
     latents, next_latents, mask = t.latents[k].to(device), t.next_latents[k].to(device), t.latent_mask.to(device)
     log_prob, kl = replay_transition(
-        output, base_output, latents, next_latents, t.step_indices[k], schedule, config.eta, mask
+        output, base_output, latents, next_latents, t.steps_at(k), schedule, config.eta, mask
     )
     old_log_prob = t.old_log_prob[k].to(device)
     objective, ratio = clipped_objective(
@@ -65,17 +65,16 @@ def replay_transition(
     base_output: torch.Tensor | None,
     latents: torch.Tensor,
     next_latents: torch.Tensor,
-    step: int,
+    index: torch.Tensor,
     schedule: Schedule,
     eta: float,
     latent_mask: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-prob of a stored transition under new weights, and its KL to the base policy; both [B].
+    """Log-prob of stored transitions under new weights, and their KL to the base policy; both [B].
 
-    Shapes: model_output, base_output, latents, next_latents [B, 4, h, w]; latent_mask [B, 1, h, w].
-    Without `base_output` the KL is 0.
+    Shapes: model_output, base_output, latents, next_latents [B, 4, h, w]; index int64 [B], on the CPU, positions in
+    the schedule; latent_mask [B, 1, h, w]. Without `base_output` the KL is 0.
     """
-    index = torch.full((len(latents),), step)
     mean, std_dev_t = transition_mean(model_output, latents, index, schedule, eta)
     log_prob = transition_log_prob(mean, std_dev_t, next_latents, latent_mask)
     if base_output is None:

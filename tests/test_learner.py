@@ -139,10 +139,10 @@ def test_an_update_equals_plain_torch(small_pipeline: Path) -> None:
         losses = []
         t = batch.trajectories
         for k, step in enumerate(t.step_indices):
-            timestep = schedule.timesteps[torch.full((8,), step)]
-            output = plain.predict(t.latents[k], timestep, t.condition)
+            index = torch.full((8,), step)
+            output = plain.predict(t.latents[k], schedule.timesteps[index], t.condition)
             log_prob, _ = replay_transition(
-                output, None, t.latents[k], t.next_latents[k], step, schedule, config.eta, t.latent_mask
+                output, None, t.latents[k], t.next_latents[k], index, schedule, config.eta, t.latent_mask
             )
             old = t.old_log_prob[k]
             losses.append(clipped_objective(log_prob, old, batch.advantages, batch.trust_weights, config.clip_range)[0])

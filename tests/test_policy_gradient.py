@@ -40,9 +40,9 @@ def sample(network: nn.Module, case: dict[str, torch.Tensor]) -> tuple[torch.Ten
 def replay(
     network: nn.Module, case: dict[str, torch.Tensor], next_latents: torch.Tensor, base: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    schedule = make_schedule(build_scheduler(), 10)
+    schedule, index = make_schedule(build_scheduler(), 10), torch.full((BATCH,), STEP)
     return replay_transition(
-        network(case["latents"]), base, case["latents"], next_latents, STEP, schedule, 1.0, case["mask"]
+        network(case["latents"]), base, case["latents"], next_latents, index, schedule, 1.0, case["mask"]
     )
 
 

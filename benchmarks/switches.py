@@ -1,0 +1,273 @@
+"""Which switches pay: each alone, on against off in turn, the same weights, images and steps.
+
+The built-in model, float32, 16 images (2 prompts x 8 samples), unless a row says otherwise. A switch pays where the
+lower quartile of the ratios (time off over time on, round by round) is above 1.
+"""
+
+import copy
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch._inductor.utils import fresh_cache
+
+from benchmarks.joined_steps import make_update
+from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, show, spread
+from benchmarks.rollout import ALIGN, KEY, PROMPTS, SAMPLES, SIDE, STEPS, make_prompts
+from rlhf.algorithms import grpo
+from rlhf.config import ModelConfig
+from rlhf.policy import Policy, load_policy, load_trainable_state, make_trainable, trainable_state, update_merged
+from rlhf.rollout import decode_latents, encode_prompts, rollout
+from rlhf.trajectories import RolloutPlan
+
+IMAGES = PROMPTS * SAMPLES
+FURTHER = {
+    "differs_by": "differs by {:.0e}",
+    "first_call_s": "first call {:.0f} s",
+    "on_mb": "{:.2g} MB on",
+    "off_mb": "{:.2g} MB off",
+    "on_added_mb": "memory {:.0f} MB on",
+    "off_added_mb": "{:.0f} MB off",
+}
+"""How the table shows what else was measured."""
+Run = Callable[[], object]
+Prediction = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The same work with a switch on and off."""
+
+    on: Run
+    off: Run
+    figures: Figures = field(default_factory=dict)
+    """What else the switch changes, by FURTHER."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """One choice, and what the project does about it."""
+
+    make: Callable[[], Pair]
+    is_kept: bool
+    """Whether `rlhf align` has it on by default."""
+    reason: str
+    needs_cuda: bool = False
+
+
+def make_latents(policy: Policy, channels: int) -> torch.Tensor:
+    """Normal noise [16, channels, h, w], always the same."""
+    edge = SIDE // policy.pipeline.vae_scale_factor
+    return torch.randn(IMAGES, channels, edge, edge, generator=torch.Generator().manual_seed(0)).to(policy.device)
+
+
+def forward(
+    policy: Policy, memory_format: torch.memory_format = torch.contiguous_format, *, is_merged: bool = False
+) -> Prediction:
+    """One forward pass of the UNet."""
+    latents = make_latents(policy, policy.latent_channels).to(memory_format=memory_format)
+    condition = make_latents(policy, policy.latent_channels + 1).to(memory_format=memory_format)
+    timestep = torch.full((IMAGES,), 500, device=policy.device)
+    predict = policy.predict_untrained if is_merged else policy.predict
+    return torch.no_grad()(lambda: predict(latents, timestep, condition))
+
+
+def compare(on: Prediction, off: Prediction, **figures: float) -> Pair:
+    """Two ways to the same tensor, and by how much of its norm they differ."""
+    expected = off()
+    differs = float((on() - expected).norm() / expected.norm())
+    return Pair(on=on, off=off, figures={"differs_by": differs} | figures)
+
+
+def use_bf16() -> Pair:
+    """The UNet's forward pass under autocast."""
+    return compare(forward(load_policy(ModelConfig(precision="bf16"))), forward(load_policy(ModelConfig())))
+
+
+def order_unet() -> Pair:
+    """The UNet's weights and inputs with channels last."""
+    on = load_policy(ModelConfig())
+    on.unet.to(memory_format=torch.channels_last)
+    return compare(forward(on, torch.channels_last), forward(load_policy(ModelConfig())))
+
+
+def order_vae() -> Pair:
+    """The VAE's weights and inputs with channels last."""
+
+    def decode(memory_format: torch.memory_format) -> Prediction:
+        policy = load_policy(ModelConfig())
+        latents = make_latents(policy, policy.latent_channels).to(memory_format=memory_format)
+        policy.pipeline.vae.to(memory_format=memory_format)
+        return torch.no_grad()(lambda: policy.pipeline.vae.decode(latents).sample)
+
+    return compare(decode(torch.channels_last), decode(torch.contiguous_format))
+
+
+def compile_blocks() -> Pair:
+    """The UNet's transformer blocks compiled, as `rlhf serve --compile` does, with nothing in the compiler's cache."""
+    compiled = load_policy(ModelConfig())
+    compiled.unet.compile_repeated_blocks(dynamic=True)
+    on, started = forward(compiled), time.perf_counter()
+    with fresh_cache():
+        on()
+    return compare(on, forward(load_policy(ModelConfig())), first_call_s=time.perf_counter() - started)
+
+
+def merge_adapters() -> Pair:
+    """The forward pass of the UNet that has the LoRA merged into its weights, and of the one with adapter layers."""
+    policy = load_policy(ModelConfig())
+    policy.merged = copy.deepcopy(policy.unet)
+    make_trainable(policy, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0)
+    load_trainable_state(policy.unet, {name: t + 0.01 for name, t in trainable_state(policy.unet).items()})
+    update_merged(policy)
+    return compare(forward(policy, is_merged=True), forward(policy))
+
+
+def decode_at_once() -> Pair:
+    """All latents in one batch, and one after the other."""
+    policy = load_policy(ModelConfig())
+    latents = make_latents(policy, policy.latent_channels)
+    return Pair(
+        on=lambda: decode_latents(policy, latents),
+        off=lambda: [decode_latents(policy, one) for one in latents.split(1)],
+    )
+
+
+def encode_once() -> Pair:
+    """Masked images once per prompt, and once per sample."""
+    policy, prompts = load_policy(ModelConfig()), make_prompts()
+    repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
+    return Pair(on=lambda: encode_prompts(policy, prompts), off=lambda: encode_prompts(policy, repeated))
+
+
+def keep_trained() -> Pair:
+    """A rollout of which the transitions that are trained travel, and one of which all do, packed and unpacked.
+
+    All steps are random, so that all have a log-prob.
+    """
+    policy, prompts, every = load_policy(ModelConfig()), make_prompts(), tuple(range(STEPS))
+    some = grpo.plan_rollout(ALIGN, 0, 0).trained_steps
+    plan = RolloutPlan(num_inference_steps=STEPS, eta=1.0, stochastic_steps=frozenset(every), trained_steps=some)
+
+    def pack(plan: RolloutPlan) -> bytes:
+        return pickle.dumps(rollout(policy, prompts, plan, sample_indices=range(SAMPLES), seed_key=KEY).trajectories)
+
+    whole = replace(plan, trained_steps=every)
+    megabytes = {"on_mb": len(pack(plan)) / 1e6, "off_mb": len(pack(whole)) / 1e6}
+    return Pair(on=lambda: pickle.loads(pack(plan)), off=lambda: pickle.loads(pack(whole)), figures=megabytes)
+
+
+def join_training() -> Pair:
+    """An update of two steps' transitions in one pass of 32 rows, and in two of 16; plain PyTorch, the same loss."""
+    alone = {name: peak_megabytes("benchmarks.joined_steps", name)["added_mb"] for name in ("joined", "apart")}
+    return Pair(
+        on=make_update("joined"),
+        off=make_update("apart"),
+        figures={"on_added_mb": alone["joined"], "off_added_mb": alone["apart"]},
+    )
+
+
+def pin_transfers() -> Pair:
+    """Micro-batches to the GPU and through the UNet: pinned and copied beside the computation, and not."""
+    policy = load_policy(ModelConfig(device="cuda"))
+    timestep = torch.full((IMAGES,), 500, device=policy.device)
+    batches = [make_latents(policy, 2 * policy.latent_channels + 1).cpu() for _ in range(8)]
+    copying, computing = torch.cuda.Stream(), torch.cuda.current_stream()
+
+    def predict(moved: torch.Tensor) -> None:
+        policy.predict(moved[:, : policy.latent_channels], timestep, moved[:, policy.latent_channels :])
+
+    @torch.no_grad()
+    def pinned() -> None:
+        for batch in batches:
+            with torch.cuda.stream(copying):
+                moved = batch.pin_memory().to(policy.device, non_blocking=True)
+            computing.wait_stream(copying)
+            moved.record_stream(computing)
+            predict(moved)
+
+    @torch.no_grad()
+    def plain() -> None:
+        for batch in batches:
+            predict(batch.to(policy.device))
+
+    return Pair(on=pinned, off=plain)
+
+
+SWITCHES: Mapping[str, Switch] = {
+    "bf16, UNet forward": Switch(
+        make=use_bf16, is_kept=False, reason="settings for GPUs and `rlhf serve` there have it"
+    ),
+    "channels_last, UNet forward": Switch(make=order_unet, is_kept=False, reason="`rlhf serve` has it on a GPU"),
+    "channels_last, VAE decoder": Switch(make=order_vae, is_kept=True, reason="the VAE is nearly all convolutions"),
+    "compiled blocks, UNet forward": Switch(
+        make=compile_blocks, is_kept=False, reason="every process and policy compiles anew; `rlhf serve --compile`"
+    ),
+    "LoRA merged, UNet forward": Switch(
+        make=merge_adapters, is_kept=True, reason="in steps that are not trained: in others the ratio has to begin at 1"
+    ),
+    "decoding in one batch": Switch(make=decode_at_once, is_kept=True, reason="the same images"),
+    "conditions once per prompt": Switch(make=encode_once, is_kept=True, reason="8 samples share them"),
+    "only trained transitions kept, rollout": Switch(
+        make=keep_trained, is_kept=True, reason="steps are drawn before the rollout; the rest would travel unused"
+    ),
+    "two steps in one training pass": Switch(
+        make=join_training, is_kept=False, reason="activations of two passes are held at once"
+    ),
+    "pinned, overlapped transfers": Switch(
+        make=pin_transfers, is_kept=False, reason="pinning copies what the object store holds", needs_cuda=True
+    ),
+}
+
+
+def finished(run: Run) -> Run:
+    """The run to the end of what it asked of a GPU."""
+
+    def wait() -> None:
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return wait
+
+
+def measure_switch(switch: Switch, rounds: int) -> Figures:
+    """How much longer it takes without it, or why that is not known."""
+    if switch.needs_cuda and not torch.cuda.is_available():
+        return {"left_out": "needs CUDA"}
+    pair = switch.make()
+    seconds = interleave({"on": finished(pair.on), "off": finished(pair.off)}, rounds)
+    milliseconds = {f"{name}_ms": spread([1e3 * s for s in found]) for name, found in seconds.items()}
+    times = {"off_over_on": ratios(seconds["off"], seconds["on"])} | milliseconds
+    return times | pair.figures | {"kept": switch.is_kept, "why": switch.reason}
+
+
+def measure(rounds: int) -> Figures:
+    """All of them."""
+    return {name: measure_switch(switch, rounds) for name, switch in SWITCHES.items()}
+
+
+def judge(ratio: Mapping[str, float]) -> str:
+    """What the quartiles say."""
+    if ratio["low"] > 1:
+        return "yes"
+    return "costs" if ratio["high"] < 1 else "no"
+
+
+def format_table(records: Mapping[str, Figures]) -> str:
+    """A row per switch, as Markdown."""
+    rows = [("switch", "off / on", "ms on", "ms off", "pays", "default", "")]
+    for name, record in records.items():
+        if "left_out" in record:
+            rows.append((name, "", "", "", "not measured", "", record["left_out"]))
+            continue
+        further = [shown.format(record[key]) for key, shown in FURTHER.items() if key in record]
+        times = (show(record["off_over_on"]), *(f"{record[key]['median']:.3g}" for key in ("on_ms", "off_ms")))
+        default = "on" if record["kept"] else "off"
+        rows.append((name, *times, judge(record["off_over_on"]), default, "; ".join([record["why"], *further])))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)

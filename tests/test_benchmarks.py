@@ -1,0 +1,134 @@
+"""The suite of benchmarks: which switches pay, and its figure; no figure is taken on trust of these few rounds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.__main__ import format_results
+from benchmarks.figure import draw_figure
+from benchmarks.joined_steps import join_steps
+from benchmarks.switches import SWITCHES, format_table, measure_switch
+from benchmarks.update import make_config, roll_out
+from rlhf.config import ModelConfig
+from rlhf.ddim import make_schedule
+from rlhf.objective import TrainingBatch
+from rlhf.policy import Policy, base_policy, load_policy, load_trainable_state, make_trainable, trainable_state
+from rlhf.policy_gradient import compute_loss
+from serve.settings import EngineSettings
+
+
+def around(median: float) -> dict[str, float]:
+    return {"median": median, "low": 0.9 * median, "high": 1.1 * median}
+
+
+def ratio(median: float, *, is_kept: bool) -> dict[str, Any]:
+    times = {"off_over_on": around(median), "on_ms": around(10.0), "off_ms": around(10 * median)}
+    return times | {"on_mb": 0.25, "kept": is_kept, "why": "so"}
+
+
+SHARES = {name: around(0.3) for name in ("rollout_share", "train_share", "outside_share", "sampler_idle_share")}
+RESULTS: dict[str, Any] = {
+    "machine": {"cpu": "a processor"},
+    "rollout": {"images_per_s": {"ours, defaults": around(20.0), "a trainer's loop": around(16.0)}},
+    "update": {"ms_per_transition": {"LoRA": around(28.0), "plain PyTorch": around(24.0)}},
+    "whole_step": {"sync": SHARES, "overlapped": SHARES},
+    "switches": {
+        "fast": ratio(2.0, is_kept=True),
+        "slow": ratio(0.5, is_kept=False),
+        "even": ratio(1.0, is_kept=False),
+        "pinned": {"left_out": "needs CUDA"},
+    },
+}
+
+
+@pytest.mark.parametrize("parts", [(), ("rollout",), ("update", "switches"), ("whole_step",), tuple(RESULTS)])
+def test_the_figure_has_a_panel_for_each_part_that_was_measured(parts: tuple[str, ...], tmp_path: Path) -> None:
+    draw_figure({part: RESULTS[part] for part in parts}, tmp_path / "results.png")
+    if not parts:
+        assert not list(tmp_path.iterdir())
+        return
+    picture = Image.open(tmp_path / "results.png")
+    assert (picture.width > 1000) == (len(parts) > 1)
+
+
+def test_the_table_says_what_pays_and_what_was_not_measured() -> None:
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in format_table(RESULTS["switches"]).split("\n")[2:]
+    ]
+    assert rows[0] == ["fast", "2.00 [1.80, 2.20]", "10", "20", "yes", "on", "so; 0.25 MB on"]
+    assert [row[4] for row in rows] == ["yes", "costs", "no", "not measured"]
+    assert rows[3][-1] == "needs CUDA"
+    assert {"fast", "rollout: images_per_s: ours, defaults"} <= {
+        line.split("  ")[0].strip("| ") for line in format_results(RESULTS).split("\n")
+    }
+
+
+def gradients(policy: Policy, batch: TrainingBatch) -> dict[str, torch.Tensor]:
+    """Of the mean loss over all passes of a micro-batch."""
+    config, t = make_config(), batch.trajectories
+    schedule = make_schedule(policy.scheduler, config.num_inference_steps)
+    for k in range(len(t.latents)):
+        inputs = t.latents[k], schedule.timesteps[t.steps_at(k)], t.condition
+        with torch.no_grad(), base_policy(policy.unet):
+            base = policy.predict(*inputs)
+        (compute_loss(policy.predict(*inputs), base, batch, k, schedule, config).loss / len(t.latents)).backward()
+    found = {name: p.grad.clone() for name, p in policy.unet.named_parameters() if p.grad is not None}
+    policy.unet.zero_grad()
+    return found
+
+
+def test_steps_trained_in_one_pass_have_the_gradient_of_one_after_the_other() -> None:
+    batch, policy = roll_out(make_config()), load_policy(ModelConfig(device="cpu"))
+    make_trainable(policy, "lora", rank=make_config().lora_rank, targets=make_config().lora_targets, seed=0)
+    moved = {
+        n: t + 1e-4 * torch.randn(t.shape, generator=torch.Generator().manual_seed(1))
+        for n, t in trainable_state(policy.unet).items()
+    }
+    load_trainable_state(policy.unet, moved)
+    joined = join_steps(batch)
+    assert len(joined.trajectories.latents) == 1
+    apart, together = gradients(policy, batch), gradients(policy, joined)
+    assert apart.keys() == together.keys()
+    flat = [torch.cat([g.flatten() for g in found.values()]) for found in (apart, together)]
+    assert flat[0].norm() > 0
+    assert (flat[0] - flat[1]).norm() < 1e-4 * flat[0].norm()
+
+
+def test_a_switch_is_timed_on_and_off() -> None:
+    found = measure_switch(SWITCHES["conditions once per prompt"], 1)
+    assert found["off_over_on"]["median"] == pytest.approx(found["off_ms"]["median"] / found["on_ms"]["median"])
+    assert found["off_ms"]["median"] > found["on_ms"]["median"]
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [("channels_last, VAE decoder", 1e-5), ("LoRA merged, UNet forward", 1e-5), ("bf16, UNet forward", 0.05)],
+)
+def test_both_ways_lead_to_the_same(name: str, largest: float) -> None:
+    assert 0 < SWITCHES[name].make().figures["differs_by"] < largest
+
+
+def test_the_defaults_are_what_the_table_says() -> None:
+    align, serving = make_config(), EngineSettings()
+    assert SWITCHES["bf16, UNet forward"].is_kept == (ModelConfig().precision == "bf16")
+    assert SWITCHES["LoRA merged, UNet forward"].is_kept == align.merged_sampling
+    assert SWITCHES["compiled blocks, UNet forward"].is_kept == serving.compile
+    weight = load_policy(ModelConfig(device="cpu")).pipeline.vae.decoder.mid_block.resnets[0].conv1.weight
+    assert SWITCHES["channels_last, VAE decoder"].is_kept == weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is measured there")
+def test_what_needs_a_gpu_is_left_out_without_one() -> None:
+    (name,) = [name for name, switch in SWITCHES.items() if switch.needs_cuda]
+    assert measure_switch(SWITCHES[name], 1) == {"left_out": "needs CUDA"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, switch in SWITCHES.items() if not switch.needs_cuda])
+def test_every_switch_can_be_measured(name: str) -> None:
+    found = measure_switch(SWITCHES[name], 1)
+    assert found["off_over_on"]["median"] > 0
+    assert not any(isinstance(value, float) and value <= 0 for value in found.values())
