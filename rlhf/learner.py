@@ -242,6 +242,13 @@ def start_deepspeed(  # noqa: ANN201
             "gradient_accumulation_steps": micro_batches,
             "gradient_clipping": config.max_grad_norm,
             "zero_optimization": {"stage": config.zero_stage},
+            # On a GPU the engine overrules `predict_with`'s autocast by its own. No modules are named, since gradients
+            # of those would be averaged in bfloat16.
+            "torch_autocast": {
+                "enabled": policy.precision == "bf16",
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],
+            },
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
             "checkpoint": {"load_universal": is_resized},

@@ -17,6 +17,7 @@ from rlhf.policy import (
     load_policy,
     load_trainable_state,
     make_trainable,
+    predict_with,
     save_policy,
     trainable_state,
 )
@@ -256,3 +257,17 @@ def test_a_policy_that_does_not_fit_is_no_start(small_pipeline: Path, tmp_path: 
         start(small_pipeline, align_config(small_pipeline, trainable="full"), policy)
     with pytest.raises(UserError, match="is a policy of"):
         check_start(policy, "lora", "elsewhere")
+
+
+def test_bf16_is_bf16_in_the_engine_too_where_deepspeed_sees_autocast(small_pipeline: Path) -> None:
+    policy = load_policy(small_config(small_pipeline).model.model_copy(update={"precision": "bf16"}))
+    learner = Learner(policy, align_config(small_pipeline), micro_batches=2, seed=0)
+    inputs = (torch.randn(2, 4, 8, 8), torch.tensor([5, 500]), torch.randn(2, 5, 8, 8), policy.text)
+    torch.set_autocast_enabled("cuda", True)  # the flag that DeepSpeed looks at, as it is on a GPU
+    try:
+        outputs = [predict_with(net, *inputs, "bf16") for net in (learner.engine, policy.unet)]
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[1], predict_with(policy.unet, *inputs, "fp32"))
+    assert not any(hasattr(p, "comm_dtype") for p in policy.unet.parameters()), "gradients are averaged in float32"
