@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.measure import report_alone
-from benchmarks.update import make_config, plain_update, roll_out
+from benchmarks.update import make_config, plain, roll_out
 from rlhf.objective import TrainingBatch
 from rlhf.trajectories import Trajectories
 
@@ -48,7 +48,7 @@ def join_steps(batch: TrainingBatch) -> TrainingBatch:
 def make_update(name: str) -> Callable[[], object]:
     """An update of plain PyTorch: `joined`, all steps in one pass, or `apart`."""
     batch = roll_out(make_config())
-    return plain_update({"joined": join_steps(batch), "apart": batch}[name])
+    return plain({"joined": join_steps(batch), "apart": batch}[name])
 
 
 if __name__ == "__main__":

@@ -6,24 +6,20 @@ transitions; DeepSpeed with LoRA adapters and a KL to the base policy, unless a 
 
 import argparse
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from benchmarks.measure import Figures, interleave, peak_megabytes, report_alone, spread
 from benchmarks.rollout import KEY, PROMPTS, SAMPLES, make_prompts
+from benchmarks.training_loops import plain_update, process_group
 from rlhf.algorithms import grpo
 from rlhf.config import AlignConfig, ModelConfig
-from rlhf.ddim import make_schedule
 from rlhf.learner import Learner
 from rlhf.objective import TrainingBatch
-from rlhf.policy import base_policy, load_policy, make_trainable
-from rlhf.policy_gradient import clipped_objective, replay_transition
+from rlhf.policy import load_policy, make_trainable
 from rlhf.rollout import rollout
 
 TRANSITIONS = 2 * PROMPTS * SAMPLES
@@ -63,45 +59,15 @@ def deepspeed_update(batch: TrainingBatch, **changes: Any) -> Callable[[], objec
     return lambda: learner.train([batch], is_on_policy=False)
 
 
-def plain_update(batch: TrainingBatch) -> Callable[[], object]:
-    """The same loss, clipping and optimizer in a loop of plain PyTorch."""
-    config, policy = make_config(), load_policy(ModelConfig())
-    make_trainable(policy, "lora", rank=config.lora_rank, targets=config.lora_targets, seed=0)
-    trained = [p for p in policy.unet.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule, t = make_schedule(policy.scheduler, config.num_inference_steps), batch.trajectories
-
-    def update() -> None:
-        for k in range(len(t.latents)):
-            index = t.steps_at(k)
-            inputs = (t.latents[k], schedule.timesteps[index], t.condition)
-            with torch.no_grad(), base_policy(policy.unet):
-                base = policy.predict(*inputs)
-            log_prob, kl = replay_transition(
-                policy.predict(*inputs),
-                base,
-                t.latents[k],
-                t.next_latents[k],
-                index,
-                schedule,
-                config.eta,
-                t.latent_mask,
-            )
-            loss, _ = clipped_objective(
-                log_prob, t.old_log_prob[k], batch.advantages, batch.trust_weights, config.clip_range
-            )
-            ((loss + config.kl_weight * kl.mean()) / len(t.latents)).backward()
-        torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return update
+def plain(batch: TrainingBatch) -> Callable[[], object]:
+    """The same update in plain PyTorch."""
+    return plain_update(load_policy(ModelConfig()), [batch], make_config())
 
 
 def make_alternative(name: str) -> Callable[[], object]:
     """One of VARIANTS, or PLAIN."""
     batch = roll_out(make_config())
-    return plain_update(batch) if name == PLAIN else deepspeed_update(batch, **VARIANTS[name])
+    return plain(batch) if name == PLAIN else deepspeed_update(batch, **VARIANTS[name])
 
 
 def share_in_model(rounds: int) -> dict[str, float]:
@@ -135,27 +101,13 @@ def measure(rounds: int) -> Figures:
     with process_group():
         batch = roll_out(make_config())
         alternatives = {name: deepspeed_update(batch, **changes) for name, changes in VARIANTS.items()}
-        seconds = interleave(alternatives | {PLAIN: plain_update(batch)}, rounds)
+        seconds = interleave(alternatives | {PLAIN: plain(batch)}, rounds)
         shares = share_in_model(rounds)
     return {
         "ms_per_transition": {name: spread([1e3 * s / TRANSITIONS for s in found]) for name, found in seconds.items()},
         "memory": {name: peak_megabytes("benchmarks.update", name) for name in seconds},
         "share_in_forward_and_backward": shares,
     }
-
-
-class process_group:  # noqa: N801 - a context, read as one
-    """One rank of gloo, which DeepSpeed asks for."""
-
-    def __enter__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
-            os.environ[name] = value
-        dist.init_process_group("gloo", init_method=f"file://{self._folder.name}/store", rank=0, world_size=1)
-
-    def __exit__(self, *_: object) -> None:
-        dist.destroy_process_group()
-        self._folder.cleanup()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,136 @@
+"""Policies of the published architectures, at random weights: from the configurations below, without a download.
+
+Those of runwayml/stable-diffusion-inpainting and diffusers/stable-diffusion-xl-1.0-inpainting-0.1, and a tiny one of
+each kind. Text encoders are left out: a policy holds the embedding of one text, which is random here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+from rlhf.pipelines import TextEmbedding
+from rlhf.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Architecture:
+    """What diffusers builds the parts of an inpainting pipeline from."""
+
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    pooled_width: int | None = None
+    """Of SDXL's second text encoder; None for Stable Diffusion."""
+
+
+WORDS = 77
+"""Length of CLIP's texts in tokens."""
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+}
+VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+SD = Architecture(
+    unet={
+        "sample_size": 64,
+        "in_channels": 9,
+        "out_channels": 4,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+        "norm_num_groups": 32,
+    },
+    vae=VAE,
+)
+XL = Architecture(
+    unet={
+        "sample_size": 128,
+        "in_channels": 9,
+        "out_channels": 4,
+        "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+        "block_out_channels": (320, 640, 1280),
+        "layers_per_block": 2,
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "norm_num_groups": 32,
+        "transformer_layers_per_block": (1, 2, 10),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    vae=VAE | {"sample_size": 1024, "scaling_factor": 0.13025},
+    pooled_width=1280,
+)
+TINY_VAE = {"block_out_channels": (16,) * 4, "layers_per_block": 1, "norm_num_groups": 8}
+TINY_UNET = {"layers_per_block": 1, "norm_num_groups": 8, "cross_attention_dim": 32, "sample_size": 8}
+TINY_SD = replace(SD, unet={**SD.unet, **TINY_UNET, "block_out_channels": (32, 32, 64, 64)}, vae={**SD.vae, **TINY_VAE})
+TINY_XL = Architecture(
+    unet={
+        **XL.unet,
+        **TINY_UNET,
+        "block_out_channels": (32, 32, 64),
+        "attention_head_dim": (2, 2, 4),
+        "transformer_layers_per_block": (1, 1, 2),
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 32 + 6 * 8,
+    },
+    vae={**XL.vae, **TINY_VAE},
+    pooled_width=32,
+)
+
+
+def build_unet(architecture: Architecture, device: torch.device) -> UNet2DConditionModel:
+    """Random and frozen, made on `device` itself; on `meta` it takes no memory."""
+    with torch.device(device):
+        return UNet2DConditionModel.from_config(dict(architecture.unet)).requires_grad_(False).eval()
+
+
+def random_text(architecture: Architecture, device: torch.device) -> TextEmbedding:
+    """Of the right shapes."""
+    pooled = architecture.pooled_width
+    return TextEmbedding(
+        embedding=torch.randn(1, WORDS, architecture.unet["cross_attention_dim"], device=device),
+        pooled=None if pooled is None else torch.randn(1, pooled, device=device),
+        vae_scale_factor=2 ** (len(architecture.vae["block_out_channels"]) - 1),
+    )
+
+
+def build_policy(architecture: Architecture, device: torch.device, precision: str) -> Policy:
+    """As `load_policy` leaves one: frozen weights in float32, of which `precision` bf16 makes products in bfloat16."""
+    torch.manual_seed(0)
+    text, unet = random_text(architecture, device), build_unet(architecture, device)
+    with torch.device(device):
+        vae = AutoencoderKL.from_config(dict(architecture.vae)).requires_grad_(False).eval()
+    vae.to(memory_format=torch.channels_last)
+    return Policy(
+        pipeline=SimpleNamespace(unet=unet, vae=vae, vae_scale_factor=text.vae_scale_factor),
+        scheduler=DDIMScheduler.from_config(SCHEDULE),
+        text=text,
+        device=device,
+        precision=precision,
+    )

@@ -1,0 +1,136 @@
+"""Rollouts and training at full size on one GPU: `python -m benchmarks.gpu --out DIR [--only PART ...]`.
+
+stable-diffusion-inpainting and SDXL inpainting at random weights (nothing is downloaded), in one process, without Ray,
+with the settings of `rlhf align` for 512x512 in bf16; then one switch at a time. Every variant's figures are in
+DIR/gpu.json as soon as it is measured, so an interrupted part goes on with the next one; one that needs too much memory
+is reported as such. Where a part's first variant
+misses the target, DIR/profile-PART.txt and .json hold its operators. Without a GPU a tiny configuration runs instead,
+as a test of the code; its figures say nothing.
+
+Utilisation is FLOPs of the UNet's passes (counted once per architecture, without what checkpointing computes again),
+by the time of everything, of the rate of matrix products in the same precision, measured on the same device; on a CPU
+always float32's. fp32 on a GPU: convolutions use TF32, products do not, by PyTorch's defaults.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.device_measures import attempt, describe_device, product_rate
+from benchmarks.gpu_measuring import MEASURES, Job, is_available
+from benchmarks.gpu_variants import PARTS, SCALES, Part, Scale
+from benchmarks.measure import Figures, show
+from benchmarks.training_loops import process_group
+from rlhf.devices import resolve_device
+from rlhf.errors import UserError
+from rlhf.progress import progress_bar
+from rlhf.storage import atomic_write_json
+
+COLUMNS = ("images_per_s", "transitions_per_s", "utilisation", "utilisation_in_unet", "share_in_unet")
+
+
+def open_results(file: Path, size: str, device: torch.device) -> Figures:
+    """Those that are there, or none yet; UserError where they are another machine's or size's."""
+    found: Figures = {"size": size, "machine": describe_device(device), "products_per_s": {}, "parts": {}}
+    if not file.is_file():
+        return found
+    results = json.loads(file.read_text())
+    if results["size"] != size or results["machine"] != json.loads(json.dumps(found["machine"])):
+        raise UserError(f"{file}: holds figures of another machine, PyTorch or --size; choose another --out")
+    return results
+
+
+def measure_part(name: str, part: Part, scale: Scale, results: Figures, file: Path, device: torch.device) -> None:
+    """What is missing of a part, written after every variant."""
+
+    def rate(precision: str) -> float:
+        rates = results["products_per_s"]
+        if precision not in rates:
+            rates[precision] = product_rate(device, precision, scale.product_side)
+            atomic_write_json(file, results)
+        return rates[precision]
+
+    done = results["parts"].setdefault(name, {})
+    missing = [title for title in part.variants if "failed" in done.get(title, {"failed": ""})]
+    variants = {title: part.variants[title] for title in missing if is_available(part.variants[title], device)}
+    for title, variant in progress_bar(variants.items(), stage=name, total=len(variants)):
+        profile = file.parent / f"profile-{name}.txt" if title == part.base else None
+        job = Job(part=part, variant=variant, scale=scale, device=device, rate=rate, profile=profile)
+        done[title] = attempt(partial(MEASURES[part.use], job), device)
+        atomic_write_json(file, results)
+
+
+def format_figure(figures: Mapping[str, Any], column: str) -> str:
+    """Median and quartiles; shares in percent; a dash where there is none."""
+    if column not in figures:
+        return "-"
+    if column.endswith("_per_s"):
+        return show(figures[column], ".3g")
+    return show({key: 100 * value for key, value in figures[column].items()}, ".1f") + " %"
+
+
+def format_table(results: Figures) -> str:
+    """One line a variant."""
+    rows = [("part", "variant", *COLUMNS, "peak GB")]
+    for name, variants in results["parts"].items():
+        for title, figures in variants.items():
+            peak = format(figures["peak_gb"], ".1f") if "peak_gb" in figures else "-"
+            cells = [format_figure(figures, column) for column in COLUMNS]
+            reason = next((key.replace("_", " ") for key in ("out_of_memory", "failed") if key in figures), peak)
+            rows.append((name, title, *cells, reason))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    rates = ", ".join(f"{precision} {rate / 1e12:.4g}" for precision, rate in results["products_per_s"].items())
+    return "\n".join([*lines, f"matrix products, TFLOP/s: {rates}; machine: {results['machine']}"])
+
+
+def run(out: Path, names: list[str], size: str | None, device: torch.device) -> None:
+    """Measure what is missing, and print everything; UserError at the end where a variant failed."""
+    size = size or ("full" if device.type == "cuda" else "tiny")
+    if size == "full" and device.type != "cuda":
+        raise UserError("--size full: needs a CUDA GPU, and PyTorch sees none; use --size tiny")
+    file = out / "gpu.json"
+    results = open_results(file, size, device)
+    for name in names:
+        with process_group(device) if PARTS[name].use == "training" else nullcontext():
+            measure_part(name, PARTS[name], SCALES[size], results, file, device)
+    for name in names:
+        for title, variant in PARTS[name].variants.items():
+            if not is_available(variant, device):
+                print(f"{name}, {title}: left out, for want of a GPU or of xformers")
+    print(format_table(results))
+    failed = {
+        f"{name}, {title}": f["failed"]
+        for name in names
+        for title, f in results["parts"][name].items()
+        if "failed" in f
+    }
+    if failed:
+        lines = "\n".join(f"  {title}: {reason}" for title, reason in failed.items())
+        raise UserError(f"{file}: these failed, and are tried again by the same command:\n{lines}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS])
+    parser.add_argument("--size", choices=[*SCALES], help="full on a GPU, else tiny")
+    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    given = parser.parse_args(arguments)
+    try:
+        run(given.out, given.only, given.size, resolve_device(given.device))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
