@@ -1,5 +1,6 @@
 """One variant of `benchmarks.gpu`, measured: a rollout, or an update."""
 
+import copy
 import datetime
 import importlib.util
 from collections.abc import Callable
@@ -108,10 +109,11 @@ def measure_rollout(job: Job) -> Figures:
     """A micro-batch of rollouts, with the weights and the plan of `rlhf align`."""
     config, policy, clock = make_config(job), open_policy(job), PassClock(job.device)
     if job.variant.trainable == "lora":
+        policy.merged = copy.deepcopy(policy.unet) if job.variant.is_merged else None
         make_trainable(policy, "lora", rank=config.lora_rank, targets=config.lora_targets, seed=0)
-    if job.variant.has_bf16_weights:
-        policy.unet.to(torch.bfloat16)
-    clock.watch(policy.unet)
+    for unet in (policy.unet, policy.merged):
+        if unet is not None:
+            clock.watch(unet.to(torch.bfloat16) if job.variant.has_bf16_weights else unet)
     plan = replace(grpo.plan_rollout(config, 0, 0), shares_initial_noise=job.variant.shares_prefix)
     prompts, forward_images = make_prompts(job.variant.prompts, job.px), 0
 
@@ -121,7 +123,9 @@ def measure_rollout(job: Job) -> Figures:
         forward_images = done.forward_images
 
     def flops() -> int:
-        return forward_images * count_flops(job.architecture, job.px, job.variant.trainable, backward=False)
+        # What adapters compute is left out where some passes are without them.
+        trainable = "none" if job.variant.is_merged else job.variant.trainable
+        return forward_images * count_flops(job.architecture, job.px, trainable, backward=False)
 
     figures = measure_calls(job, run, clock, flops)
     images = config.micro_batch_size

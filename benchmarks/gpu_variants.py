@@ -57,6 +57,8 @@ class Variant:
     """The repeated blocks are, as in serving."""
     is_channels_last: bool = False
     """The UNet is, as in serving on a GPU."""
+    is_merged: bool = True
+    """Steps that are not trained run with the LoRA merged into a second UNet; rollouts only."""
     shares_prefix: bool = True
     """A prompt's samples run as one until the first random step."""
     px_factor: int = 1
@@ -71,6 +73,7 @@ ROLLOUT = Variant(prompts=2)
 ROLLOUTS = {
     "as in align": ROLLOUT,
     "every image its own noise": replace(ROLLOUT, shares_prefix=False),
+    "LoRA never merged": replace(ROLLOUT, is_merged=False),
     "no LoRA": replace(ROLLOUT, trainable="none"),
     "1 prompt": replace(ROLLOUT, prompts=1),
     "4 prompts": replace(ROLLOUT, prompts=4),

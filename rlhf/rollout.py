@@ -20,6 +20,9 @@ from rlhf.policy import Policy
 from rlhf.prompts import Prompt
 from rlhf.trajectories import NoisedSamples, Recording, Rollout, RolloutPlan, Trajectories
 
+DECODED_PIXELS = 2**22
+"""Decoded at once, 16 images of 512 px: with twice as many a tensor inside SD's VAE has 2^31 elements."""
+
 
 def noise_like(shape: Sequence[int], *key: object) -> torch.Tensor:
     """Standard normal noise that depends on `key` alone, not on who draws it, or when."""
@@ -58,7 +61,9 @@ def encode_images(policy: Policy, images: torch.Tensor) -> torch.Tensor:
 def decode_latents(policy: Policy, latents: torch.Tensor) -> torch.Tensor:
     """Latents [B, 4, h, w] to images [B, 3, H, W] in about [-1, 1]."""
     vae = policy.pipeline.vae
-    return vae.decode((latents / vae.config.scaling_factor).to(memory_format=torch.channels_last)).sample.float()
+    pixels = latents.shape[-2] * latents.shape[-1] * policy.pipeline.vae_scale_factor**2
+    parts = (latents / vae.config.scaling_factor).split(max(1, DECODED_PIXELS // pixels))
+    return torch.cat([vae.decode(part.to(memory_format=torch.channels_last)).sample.float() for part in parts])
 
 
 @torch.no_grad()
