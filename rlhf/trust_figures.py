@@ -120,7 +120,8 @@ def _comparison_lines(summary: dict[str, Any]) -> list[str]:
         name = f"{LABELS[entry['arm']]} less {LABELS[entry['other']]}"
         factor, form = (1000, "+.1f") if "gold" in entry["measure"] else (1, "+.3f")
         if entry["measure"] == "time" and entry["censored"]:
-            lines.append(f"{name:<44}{'time':<14}{entry['pairs']:>5} {_describe_censored(entry)}")
+            at_most = "" if entry["value"] is None else f"at most {_show_speed(entry)}; "
+            lines.append(f"{name:<44}{'time':<14}{entry['pairs']:>5} {at_most}{_describe_censored(entry)}")
             continue
         shown = _show_speed(entry) if entry["measure"] == "time" else _show(entry, form, factor)
         detectable = "-" if entry["detectable"] is None else show(entry["detectable"] * factor, form.replace("+", ""))
@@ -152,7 +153,7 @@ def _claim_detail(entry: dict[str, Any]) -> str:
     if entry["verdict"] == "not measured":
         return ""
     if figures["measure"] == "time":
-        return f"; {_show_speed(figures)} with {figures['pairs']} seeds"
+        return f"; {'at most ' if figures['at_most'] else ''}{_show_speed(figures)} with {figures['pairs']} seeds"
     if figures["measure"] == "final gold":
         return f"; {_show(figures, '+.1f', 1000)} / 1000 with {figures['pairs']} seeds"
     share = {key: figures[key] / figures["of_other"] for key in ("value", "low", "high")}

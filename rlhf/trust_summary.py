@@ -142,25 +142,28 @@ def _over_photographs(name: str, arm: str, other: str, seeds: list[int], runs: R
 
 
 def _compare_times(arm: str, other: str, seeds: list[int], runs: Runs) -> dict[str, Any]:
-    """log(T_other / T_arm) over the seeds in which both reach the level; `censored` lists the others.
+    """log(T_other / T_arm); the paper's T_b / T_m - 1 is exp of it, less 1. `censored` lists seeds that lack a time.
 
-    The paper's T_b / T_m - 1 is exp of it, less 1. Where seeds are censored, nothing is tested.
+    Where only the arm never reaches the level, all its updates stand for its time, and the figures are `at_most`;
+    nothing is tested then. Where the other one does not, there are none.
     """
     times = [(time_to_level(arm, seed, runs), time_to_level(other, seed, runs)) for seed in seeds]
-    logs = [math.log(b / m) for m, b in times if m and b]
-    censored = [seed for seed, (m, b) in zip(seeds, times, strict=True) if not (m and b)]
-    if censored or not logs:
-        empty = {"value": None, "low": None, "high": None, "p_value": None, "detectable": None, "pairs": len(logs)}
-        return {"times": times, "censored": censored} | empty
-    return {"times": times, "censored": []} | asdict(estimate_paired(logs))
+    censored = [seed for seed, (m, b) in zip(seeds, times, strict=True) if m is None or b is None]
+    about: dict[str, Any] = {"times": times, "censored": censored, "at_most": bool(censored)}
+    known = [(m or float(runs[arm, seed].versions[-1]), b) for seed, (m, b) in zip(seeds, times, strict=True) if b]
+    if len(known) < len(seeds):
+        empty = {"value": None, "low": None, "high": None, "p_value": None, "detectable": None}
+        return about | empty | {"pairs": len(seeds) - len(censored)}
+    found = asdict(estimate_paired([math.log(b / m) for m, b in known]))
+    return about | found | ({"p_value": None, "detectable": None} if censored else {})
 
 
 def judge_claims(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The paper's claims of the trust weight, each with its verdict by the interval over seeds, and its figures.
 
     `shown`: above 0; `shown, but smaller`: above 0 and below what the paper states; `excluded`: holds 0 or lies below,
-    and below what the paper states; else `not shown`. A constant weight is none, so the claim over it is judged
-    against `none`, and excluded only where the interval lies below 0.
+    and below what the paper states (all that figures that are `at_most` can tell); else `not shown`. A constant weight
+    is none, so the claim over it is judged against `none`, and excluded only where the interval lies below 0.
     """
     by_key = {(c["measure"], c["arm"], c["other"]): c for c in comparisons}
     final, gold, time = (by_key.get((m, "proper", CONTROL)) for m in ("final reward", "final gold", "time"))
@@ -179,6 +182,8 @@ def _verdict(figures: dict[str, Any] | None, stated: float | None) -> str:
     if figures is None or figures["low"] is None or stated is None:
         return "not measured"
     is_smaller = figures["high"] < stated
+    if figures.get("at_most"):
+        return "excluded" if is_smaller else "not measured"
     if figures["low"] > 0:
         return "shown, but smaller" if is_smaller else "shown"
     return "excluded" if is_smaller else "not shown"

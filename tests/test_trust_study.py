@@ -142,20 +142,31 @@ def test_too_few_or_too_different_seeds_show_nothing() -> None:
     assert [claim["verdict"] for claim in summarise_runs(runs)["claims"]] == ["not shown"] * 3
 
 
-def test_a_reward_that_is_never_reached_gives_no_mean_and_no_verdict() -> None:
+def test_a_reward_that_the_arm_never_reaches_took_it_longer_than_it_ran() -> None:
     summary = summarise_runs(runs_of(0.5))
     time = find(summary, "time")
-    assert (time["value"], time["low"], time["p_value"], time["censored"]) == (None, None, None, [0, 1, 2])
-    assert summary["claims"][1]["verdict"] == "not measured"
+    assert (time["at_most"], time["p_value"], time["detectable"], time["censored"]) == (True, None, None, [0, 1, 2])
+    assert time["value"] == pytest.approx(math.log(24 / 30)), "30 updates were not enough where the other took 24"
+    assert summary["claims"][1]["verdict"] == "excluded"
+    assert "at most -20%" in format_table(summary | {"missing": []})
     assert "not reached, not reached, not reached" in format_table(summary | {"missing": []})
     assert summary["arms"]["proper"]["updates_to_level"] == [None, None, None]
 
 
-def test_one_seed_that_does_not_reach_it_leaves_no_mean_of_the_others() -> None:
+def test_one_seed_in_which_the_arm_does_not_reach_it_leaves_a_bound_that_shows_no_claim() -> None:
     slow = {key: run for key, run in runs_of(0.5).items() if key == ("proper", 1)}
-    time = find(summarise_runs(runs_of(2.0) | slow), "time")
-    assert (time["value"], time["censored"], time["pairs"]) == (None, [1], 2)
-    assert time["times"][1][0] is None
+    summary = summarise_runs(runs_of(2.0) | slow)
+    time = find(summary, "time")
+    assert time["value"] == pytest.approx((math.log(2) + math.log(24 / 30) + math.log(2.08)) / 3)
+    assert (time["censored"], time["times"][1][0], time["at_most"]) == ([1], None, True)
+    assert summary["claims"][1]["verdict"] == "not measured"
+
+
+def test_a_reward_that_the_other_never_reaches_leaves_no_mean() -> None:
+    slow = {("release", seed): run for (arm, seed), run in runs_of(0.5).items() if arm == "proper"}
+    found = summarise_runs(runs_of(2.0) | slow)["comparisons"]
+    time = next(c for c in found if (c["measure"], c["arm"], c["other"]) == ("time", "proper", "release"))
+    assert (time["value"], time["low"], time["censored"], time["pairs"]) == (None, None, [0, 1, 2], 0)
 
 
 def test_one_seed_gives_differences_and_no_verdict() -> None:
