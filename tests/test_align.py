@@ -70,7 +70,8 @@ def test_every_metric_of_the_dashboard_is_a_figure_of_a_run_but_those_of_nft(fin
     incidents = Incidents(tmp_path)
     incidents.add("sampler", "died")
     line = read_metrics(finished)[-1] | incidents.metrics()
-    assert missing_from({f"ray_{gauge_name(name)}" for name in line}) == ["ray_rlhf_kl_to_old", "ray_rlhf_prediction_error"]
+    missing = missing_from({f"ray_{gauge_name(name)}" for name in line})
+    assert missing == ["ray_rlhf_kl_to_old", "ray_rlhf_prediction_error"]
     assert 0 < line["weights_sync_s"] <= line["rollout_s"] <= line["update_s"]
 
 
