@@ -164,10 +164,10 @@ def make_trainable(policy: Policy, trainable: str, *, rank: int, targets: tuple[
 @torch.no_grad()
 def update_merged(policy: Policy) -> None:
     """Merge the adapters, as they are now, into `policy.merged`, a copy of the UNet from before it had any."""
-    from peft.tuners.lora import LoraLayer
-
     if policy.merged is None:
         return
+    from peft.tuners.lora import LoraLayer
+
     for name, layer in policy.unet.named_modules():
         if isinstance(layer, LoraLayer):
             weight = layer.get_base_layer().weight
