@@ -1,6 +1,5 @@
 """The actor that runs diffusion trajectories."""
 
-import copy
 import time
 
 import ray
@@ -25,9 +24,14 @@ class RolloutSampler:
         torch.set_num_threads(config.cluster.threads_per_sampler)
         self.policy, self._align = load_policy(config.model), config.align
         align = config.align
-        if align.trainable == "lora" and align.merged_sampling:
-            self.policy.merged = copy.deepcopy(self.policy.unet)
-        make_trainable(self.policy, align.trainable, rank=align.lora_rank, targets=align.lora_targets, seed=config.seed)
+        make_trainable(
+            self.policy,
+            align.trainable,
+            rank=align.lora_rank,
+            targets=align.lora_targets,
+            seed=config.seed,
+            keeps_merged=align.merged_sampling,
+        )
         self._version = -1
         self._checksum = ""
 

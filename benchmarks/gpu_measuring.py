@@ -1,6 +1,5 @@
 """One variant of `benchmarks.gpu`, measured: a rollout, or an update."""
 
-import copy
 import datetime
 import importlib.util
 from collections.abc import Callable
@@ -109,8 +108,14 @@ def measure_rollout(job: Job) -> Figures:
     """A micro-batch of rollouts, with the weights and the plan of `rlhf align`."""
     config, policy, clock = make_config(job), open_policy(job), PassClock(job.device)
     if job.variant.trainable == "lora":
-        policy.merged = copy.deepcopy(policy.unet) if job.variant.is_merged else None
-        make_trainable(policy, "lora", rank=config.lora_rank, targets=config.lora_targets, seed=0)
+        make_trainable(
+            policy,
+            "lora",
+            rank=config.lora_rank,
+            targets=config.lora_targets,
+            seed=0,
+            keeps_merged=job.variant.is_merged,
+        )
     for unet in (policy.unet, policy.merged):
         if unet is not None:
             clock.watch(unet.to(torch.bfloat16) if job.variant.has_bf16_weights else unet)

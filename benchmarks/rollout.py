@@ -5,7 +5,6 @@ switches (every image its own noise, all steps random, nothing shared), and with
 """
 
 import argparse
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -97,8 +96,7 @@ def trainer_loop(pipeline: Any, prompts: list[Prompt]) -> list[tuple[torch.Tenso
 def make_alternatives() -> dict[str, Callable[[], object]]:
     """By name, each 16 images."""
     prompts, base, trained = make_prompts(), load_policy(ModelConfig()), load_policy(ModelConfig())
-    trained.merged = copy.deepcopy(trained.unet)
-    make_trainable(trained, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0)
+    make_trainable(trained, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0, keeps_merged=True)
     pipeline = open_usual_pipeline(str(TINY))
     equal = RolloutPlan(num_inference_steps=STEPS, eta=1.0, stochastic_steps=frozenset(range(STEPS)))
     windows = {plan.trained_steps: plan for plan in (grpo.plan_rollout(ALIGN, i, 0) for i in range(100))}

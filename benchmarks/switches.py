@@ -4,7 +4,6 @@ The built-in model, float32, 16 images (2 prompts x 8 samples), unless a row say
 lower quartile of the ratios (time off over time on, round by round) is above 1.
 """
 
-import copy
 import pickle
 import time
 from collections.abc import Callable, Mapping
@@ -118,8 +117,7 @@ def compile_blocks() -> Pair:
 def merge_adapters() -> Pair:
     """The forward pass of the UNet that has the LoRA merged into its weights, and of the one with adapter layers."""
     policy = load_policy(ModelConfig())
-    policy.merged = copy.deepcopy(policy.unet)
-    make_trainable(policy, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0)
+    make_trainable(policy, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0, keeps_merged=True)
     load_trainable_state(policy.unet, {name: t + 0.01 for name, t in trainable_state(policy.unet).items()})
     update_merged(policy)
     return compare(forward(policy, is_merged=True), forward(policy))

@@ -1,5 +1,6 @@
 """A policy: an inpainting pipeline of which the UNet acts. Loading, adapters, saving, exporting."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,10 +144,13 @@ def check_weights(folder: Path) -> None:
         raise UserError(f"{folder}: its weights are not those of its {MANIFEST} (checksum); write the policy again")
 
 
-def make_trainable(policy: Policy, trainable: str, *, rank: int, targets: tuple[str, ...], seed: int) -> None:
+def make_trainable(
+    policy: Policy, trainable: str, *, rank: int, targets: tuple[str, ...], seed: int, keeps_merged: bool = False
+) -> None:
     """Add fresh LoRA adapters (a no-op until trained), or unfreeze the whole UNet.
 
-    Raises UserError where a target names no module of this UNet.
+    Beside adapters a UNet without them is kept for `update_merged`, if asked for. Raises UserError where a target names
+    no module of this UNet.
     """
     if trainable == "full":
         policy.unet.requires_grad_(True)
@@ -157,6 +161,8 @@ def make_trainable(policy: Policy, trainable: str, *, rank: int, targets: tuple[
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise UserError(f"align.lora_targets: {target!r} names no module of this UNet")
+    if keeps_merged:
+        policy.merged = copy.deepcopy(policy.unet)
     torch.manual_seed(seed)
     policy.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights=True))
 

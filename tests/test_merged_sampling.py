@@ -1,6 +1,5 @@
 """A sampler's second UNet, with the adapters merged: where it is used, and that ratios do not see it."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,7 @@ pytestmark = pytest.mark.usefixtures("process_group")
 
 def merged_policy(pipeline: Path, config: AlignConfig) -> Policy:
     policy = load_policy(small_config(pipeline).model)
-    policy.merged = copy.deepcopy(policy.unet)
-    make_trainable(policy, "lora", rank=config.lora_rank, targets=config.lora_targets, seed=99)
+    make_trainable(policy, "lora", rank=config.lora_rank, targets=config.lora_targets, seed=99, keeps_merged=True)
     return policy
 
 
