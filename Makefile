@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 BUILDER ?= docker
 
-.PHONY: install demo bench test test-all lint wheel image lock clean
+.PHONY: install demo bench test test-computing test-waiting test-all lint wheel image lock clean
 
 install: $(VENV)/.installed
 
@@ -35,11 +35,18 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Both halves at once, since tests of Ray and of pages mostly wait; each shows its output when it has ended.
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(MAKE) --no-print-directory --jobs 2 --output-sync test-computing test-waiting
+
+test-computing: install
+	$(BIN)/python -m pytest -m 'not (ray or browser or slow or gpu)'
+
+test-waiting: install
+	$(BIN)/python -m pytest -m '(ray or browser) and not (slow or gpu)'
 
 test-all: lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m ''
+	$(BIN)/python -m pytest -m ''
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

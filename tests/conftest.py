@@ -1,4 +1,4 @@
-"""Settings before any import, which tests share a process, and the folder of real photographs."""
+"""Settings before any import, and the folder of real photographs."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# For the commands that tests start: several tests run at a time.
+# For the commands that tests start: both halves of `make test` run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path  # noqa: E402
@@ -17,14 +17,6 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 torch.set_num_threads(1)
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file stays in one process, and so does everything that waits for Ray or a browser."""
-    for item in items:
-        waits = any(item.get_closest_marker(name) for name in ("ray", "browser"))
-        item.add_marker(pytest.mark.xdist_group("waits" if waits else item.path.stem))
 
 
 @pytest.fixture(scope="session")
