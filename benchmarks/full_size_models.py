@@ -126,7 +126,6 @@ def build_policy(architecture: Architecture, device: torch.device, precision: st
     text, unet = random_text(architecture, device), build_unet(architecture, device)
     with torch.device(device):
         vae = AutoencoderKL.from_config(dict(architecture.vae)).requires_grad_(False).eval()
-    vae.to(memory_format=torch.channels_last)
     return Policy(
         pipeline=SimpleNamespace(unet=unet, vae=vae, vae_scale_factor=text.vae_scale_factor),
         scheduler=DDIMScheduler.from_config(SCHEDULE),

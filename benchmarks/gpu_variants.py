@@ -56,7 +56,7 @@ class Variant:
     is_compiled: bool = False
     """The repeated blocks are, as in serving."""
     is_channels_last: bool = False
-    """The UNet is, as in serving on a GPU."""
+    """The UNet that is trained is, as in serving on a GPU; a merged one always is."""
     is_merged: bool = True
     """Steps that are not trained run with the LoRA merged into a second UNet; rollouts only."""
     shares_prefix: bool = True

