@@ -15,10 +15,11 @@ from rlhf.storage import atomic_write
 INK, FAINT = "#3c4149", "#e3e4e8"
 PANELS = ("rollout", "update", "whole_step", "switches")
 PHASES = {
-    "rollout_share": "rollout and scoring",
-    "train_share": "training",
-    "outside_share": "neither",
-    "sampler_idle_share": "samplers idle, of rollouts",
+    "rollouts": "rollouts and scoring",
+    "training": "training",
+    "control": "neither",
+    "samplers_idle": "samplers idle",
+    "learner_idle": "learner idle",
 }
 MODES = {"sync": REWARD, "overlapped": GOLD}
 
@@ -101,7 +102,8 @@ def _annotate(axes: Axes, text: str, x: float, place: float) -> None:
 def _draw_phases(axes: Axes, figures: Figures) -> None:
     for number, (mode, colour) in enumerate(MODES.items()):
         for place, share in enumerate(PHASES):
-            bar = _draw_bar(axes, place + 0.36 * number - 0.18, figures[mode][share], colour, 0.34)
+            if share in figures[mode]["shares"]:
+                bar = _draw_bar(axes, place + 0.36 * number - 0.18, figures[mode]["shares"][share], colour, 0.34)
         bar.set_label(mode)
     _add_legend(axes)
 

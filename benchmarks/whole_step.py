@@ -24,40 +24,35 @@ def measure(run: Path, updates: int) -> Figures:
         for mode, staleness in MODES.items():
             with tempfile.TemporaryDirectory() as folder:
                 command = [sys.executable, "-m", "rlhf", "align", "--prompts", str(run / "prompts")]
-                command += [
-                    "--reward",
-                    str(run / "reward"),
-                    "--out",
-                    f"{folder}/align",
-                    "--config",
-                    str(find_run_file("demo")),
-                ]
+                command += ["--reward", str(run / "reward"), "--out", f"{folder}/align"]
+                command += ["--config", str(find_run_file("demo"))]
                 command += ["--set", f"align.updates={updates}", "--set", f"align.checkpoint_every={updates}"]
                 command += ["--set", f"align.max_staleness={staleness}", "--set", f"seed={repetition}"]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 lines[mode] += read_metrics(Path(folder) / "align")[WARM_UP:-1]
     align = load_config(find_run_file("demo"), ()).align
     images = align.prompts_per_update * align.samples_per_prompt
-    return {mode: _summarise(found, images) for mode, found in lines.items()}
+    return {mode: summarise(found, images, in_turn=mode == "sync") for mode, found in lines.items()}
 
 
-def _summarise(lines: list[dict[str, float]], images: int) -> Figures:
-    """`no_model_share`: of an update, the time in which the average sampler was idle and the learner did not train.
+def summarise(lines: list[dict[str, float]], images: int, *, in_turn: bool) -> Figures:
+    """Medians over updates; shares are of an update's time.
 
-    That is more than control takes: a sampler that waits for another is idle as well.
+    Where rollouts and training take turns, `control` is what is neither, and `no_model` the time in which the average
+    sampler was idle and the learner did not train: more than control takes, since a sampler also waits for others.
     """
     columns = {key: np.array([line[key] for line in lines]) for key in lines[0] if isinstance(lines[0][key], float)}
-    busy = columns["rollout_s"] * (1 - columns["sampler_idle_share"])
-    outside = columns["update_s"] - columns["rollout_s"] - columns["train_s"]
+    whole = columns["update_s"]
+    rollouts, training = columns["rollout_s"] / whole, columns["train_s"] / whole
+    busy = rollouts * (1 - columns["sampler_idle_share"])
+    shares = {"rollouts": rollouts, "training": training, "samplers_idle": 1 - busy, "learner_idle": 1 - training}
+    if in_turn:
+        shares |= {"control": 1 - rollouts - training, "no_model": 1 - busy - training}
     return {
         "updates": len(lines),
-        "images_per_s": spread(images / columns["update_s"]),
-        "update_s": spread(columns["update_s"]),
-        "rollout_share": spread(columns["rollout_s"] / columns["update_s"]),
-        "train_share": spread(columns["train_s"] / columns["update_s"]),
-        "outside_share": spread(outside / columns["update_s"]),
-        "no_model_share": spread(1 - (busy + columns["train_s"]) / columns["update_s"]),
-        "sampler_idle_share": spread(columns["sampler_idle_share"]),
-        "scorer_idle_share": spread(columns["scorer_idle_share"]),
+        "images_per_s": spread(images / whole),
+        "update_s": spread(whole),
         "weights_sync_s": spread(columns["weights_sync_s"]),
+        "scorers_idle_of_rollouts": spread(columns["scorer_idle_share"]),
+        "shares": {name: spread(share) for name, share in shares.items()},
     }

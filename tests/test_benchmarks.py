@@ -12,6 +12,7 @@ from benchmarks.figure import draw_figure
 from benchmarks.joined_steps import join_steps
 from benchmarks.switches import SWITCHES, format_table, measure_switch
 from benchmarks.update import make_config, roll_out
+from benchmarks.whole_step import summarise
 from rlhf.config import ModelConfig
 from rlhf.ddim import make_schedule
 from rlhf.objective import TrainingBatch
@@ -29,12 +30,13 @@ def ratio(median: float, *, is_kept: bool) -> dict[str, Any]:
     return times | {"on_mb": 0.25, "kept": is_kept, "why": "so"}
 
 
-SHARES = {name: around(0.3) for name in ("rollout_share", "train_share", "outside_share", "sampler_idle_share")}
+SHARES = {name: around(0.3) for name in ("rollouts", "training", "samplers_idle", "learner_idle")}
+LINE = {"update_s": 10.0, "rollout_s": 6.0, "train_s": 3.5, "sampler_idle_share": 0.25, "weights_sync_s": 0.1}
 RESULTS: dict[str, Any] = {
     "machine": {"cpu": "a processor"},
     "rollout": {"images_per_s": {"ours, defaults": around(20.0), "a trainer's loop": around(16.0)}},
     "update": {"ms_per_transition": {"LoRA": around(28.0), "plain PyTorch": around(24.0)}},
-    "whole_step": {"sync": SHARES, "overlapped": SHARES},
+    "whole_step": {"sync": {"shares": SHARES | {"control": around(0.05)}}, "overlapped": {"shares": SHARES}},
     "switches": {
         "fast": ratio(2.0, is_kept=True),
         "slow": ratio(0.5, is_kept=False),
@@ -42,6 +44,14 @@ RESULTS: dict[str, Any] = {
         "pinned": {"left_out": "needs CUDA"},
     },
 }
+
+
+def test_a_whole_update_is_shared_out_among_roles() -> None:
+    found = {mode: summarise([LINE | {"scorer_idle_share": 0.9}], 16, in_turn=mode) for mode in (True, False)}
+    shares = {name: share["median"] for name, share in found[True]["shares"].items()}
+    expected = {"rollouts": 0.6, "training": 0.35, "samplers_idle": 0.55, "learner_idle": 0.65}
+    assert shares == pytest.approx(expected | {"control": 0.05, "no_model": 0.2})
+    assert found[False]["shares"].keys() == expected.keys(), "what overlaps adds up to more than one"
 
 
 @pytest.mark.parametrize("parts", [(), ("rollout",), ("update", "switches"), ("whole_step",), tuple(RESULTS)])
