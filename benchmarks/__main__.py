@@ -19,7 +19,7 @@ from rlhf.progress import progress_bar
 from rlhf.storage import atomic_write_json
 
 PARTS: Mapping[str, Callable[[Path], Figures]] = {
-    "rollout": lambda run: rollout.measure(15),
+    "rollout": lambda run: rollout.measure(25),
     "update": lambda run: update.measure(9),
     "switches": lambda run: switches.measure(9),
     "scoring": lambda run: scoring.measure(run, 15),

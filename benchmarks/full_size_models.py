@@ -107,7 +107,8 @@ TINY_XL = Architecture(
 def build_unet(architecture: Architecture, device: torch.device) -> UNet2DConditionModel:
     """Random and frozen, made on `device` itself; on `meta` it takes no memory."""
     with torch.device(device):
-        return UNet2DConditionModel.from_config(dict(architecture.unet)).requires_grad_(False).eval()
+        unet = UNet2DConditionModel.from_config(dict(architecture.unet)).requires_grad_(False).eval()
+    return unet.to(memory_format=torch.channels_last)
 
 
 def random_text(architecture: Architecture, device: torch.device) -> TextEmbedding:

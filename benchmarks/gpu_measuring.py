@@ -92,8 +92,6 @@ def open_policy(job: Job) -> Policy:
     """Of the part's architecture, run as the variant says; no adapters yet."""
     variant = job.variant
     policy = build_policy(job.architecture, job.device, variant.precision)
-    if variant.is_channels_last:
-        policy.unet.to(memory_format=torch.channels_last)
     if variant.attention == "xformers":
         policy.unet.enable_xformers_memory_efficient_attention()
     if variant.is_compiled:
@@ -102,6 +100,14 @@ def open_policy(job: Job) -> Policy:
         # At tiny size it only shows that blocks can be traced: to generate code for them takes a CPU minutes.
         policy.unet.compile_repeated_blocks(dynamic=True, **({"backend": "eager"} if job.scale.is_tiny else {}))
     return policy
+
+
+def reorder_weights(policy: Policy, variant: Variant) -> None:
+    """To the variant's memory format, if it names one."""
+    if variant.memory_format:
+        for unet in (policy.unet, policy.merged):
+            if unet is not None:
+                unet.to(memory_format=getattr(torch, variant.memory_format))
 
 
 def measure_rollout(job: Job) -> Figures:
@@ -116,6 +122,7 @@ def measure_rollout(job: Job) -> Figures:
             seed=0,
             keeps_merged=job.variant.is_merged,
         )
+    reorder_weights(policy, job.variant)
     for unet in (policy.unet, policy.merged):
         if unet is not None:
             clock.watch(unet.to(torch.bfloat16) if job.variant.has_bf16_weights else unet)
@@ -151,6 +158,7 @@ def measure_training(job: Job) -> Figures:
     is_plain = job.variant.is_plain or not has_deepspeed()
     if is_plain:
         run = plain_update(policy, batches, config, clock.timed(torch.Tensor.backward))
+        reorder_weights(policy, job.variant)
     else:
         learner = Learner(policy, config, micro_batches=len(plan.trained_steps) * len(batches), seed=0)
         learner.engine.backward = clock.timed(learner.engine.backward)

@@ -55,8 +55,8 @@ class Variant:
     attention: Literal["sdpa", "xformers"] = "sdpa"
     is_compiled: bool = False
     """The repeated blocks are, as in serving."""
-    is_channels_last: bool = False
-    """The UNet that is trained is, as in serving on a GPU; a merged one always is."""
+    memory_format: Literal["", "contiguous_format", "channels_last"] = ""
+    """Of the weights; by default as in align: the UNet that is trained is contiguous, others are channels_last."""
     is_merged: bool = True
     """Steps that are not trained run with the LoRA merged into a second UNet; rollouts only."""
     shares_prefix: bool = True
@@ -80,7 +80,7 @@ ROLLOUTS = {
     "8 prompts": replace(ROLLOUT, prompts=8),
     "fp32": replace(ROLLOUT, precision="fp32"),
     "bf16 weights": replace(ROLLOUT, has_bf16_weights=True),
-    "channels last": replace(ROLLOUT, is_channels_last=True),
+    "no channels last": replace(ROLLOUT, memory_format="contiguous_format"),
     "xformers": replace(ROLLOUT, attention="xformers"),
     "compiled blocks": replace(ROLLOUT, is_compiled=True),
 }
@@ -95,7 +95,7 @@ TRAINING = {
     "LoRA, plain PyTorch": replace(TRAINED, is_plain=True),
     "LoRA, fp32": replace(TRAINED, precision="fp32"),
     # DeepSpeed does not take weights in this layout.
-    "LoRA, plain PyTorch, channels last": replace(TRAINED, is_plain=True, is_channels_last=True),
+    "LoRA, plain PyTorch, channels last": replace(TRAINED, is_plain=True, memory_format="channels_last"),
     "LoRA, xformers": replace(TRAINED, attention="xformers"),
     "LoRA, compiled blocks": replace(TRAINED, is_compiled=True),
 }

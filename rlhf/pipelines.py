@@ -73,6 +73,7 @@ def open_pipeline(
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
+    pipeline.unet.to(memory_format=torch.channels_last)
     _set_attention(pipeline, config.attention, device)
     return pipeline
 

@@ -126,7 +126,7 @@ def open_unet(folder: Path, pipeline: "StableDiffusionInpaintPipeline") -> "UNet
     """The frozen UNet of a policy folder whose `trainable` is `full`, on the pipeline's device."""
     with local_copy(folder) as local:
         unet = type(pipeline.unet).from_pretrained(local / "unet").to(pipeline.device)
-    return unet.requires_grad_(False).eval()
+    return unet.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 def check_weights(folder: Path) -> None:
@@ -152,6 +152,10 @@ def make_trainable(
     Beside adapters a UNet without them is kept for `update_merged`, if asked for. Raises UserError where a target names
     no module of this UNet.
     """
+    if keeps_merged and trainable == "lora":
+        policy.merged = copy.deepcopy(policy.unet)
+    # DeepSpeed takes no weights in channels_last, and samplers have to round as the learner does.
+    policy.unet.to(memory_format=torch.contiguous_format)
     if trainable == "full":
         policy.unet.requires_grad_(True)
         return
@@ -161,9 +165,6 @@ def make_trainable(
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise UserError(f"align.lora_targets: {target!r} names no module of this UNet")
-    if keeps_merged:
-        # Faster, but rounded otherwise; and DeepSpeed takes no weights in this layout, so the learner cannot have it.
-        policy.merged = copy.deepcopy(policy.unet).to(memory_format=torch.channels_last)
     torch.manual_seed(seed)
     policy.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights=True))
 

@@ -46,14 +46,11 @@ class PolicyShelf:
         )
         self.base = load_policy(self._config, with_safety_checker=True)
         self._settings = settings
-        self._channels_last = on_gpu if settings.channels_last == "auto" else settings.channels_last
         self._base_unet = self._prepare(self.base.unet)
         self._loaded: dict[str, LoadedPolicy] = {}
         self._has_adapters = False
 
     def _prepare(self, unet: Any) -> Any:
-        if self._channels_last:
-            unet.to(memory_format=torch.channels_last)
         if self._settings.compile:
             unet.compile_repeated_blocks(dynamic=True)  # of the whole UNet it takes many minutes on a CPU
         return unet
@@ -110,8 +107,6 @@ class PolicyShelf:
         text: TextEmbedding,
     ) -> torch.Tensor:
         """One forward pass in which every image has its own adapter, timestep and text; see `predict_with`."""
-        if self._channels_last:
-            condition = condition.to(memory_format=torch.channels_last)
         is_mixed = self._has_adapters and unet is self._base_unet
         with _adapters_of_rows(unet, adapters) if is_mixed else nullcontext():
             return predict_with(unet, latents, timestep, condition, text, self.base.precision)

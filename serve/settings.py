@@ -35,8 +35,6 @@ class EngineSettings(BaseModel):
     """Of the UNet's forward pass; `auto` is bf16 on a GPU and fp32 elsewhere."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     """`auto` is PyTorch's SDPA; `xformers` needs CUDA and the extra `gpu`."""
-    channels_last: bool | Literal["auto"] = "auto"
-    """Memory format of the UNet; `auto` is true on a GPU."""
     compile: bool = False
     """Compile the UNet's transformer blocks: slow to start, and again for each new policy, which then has a UNet of
     its own instead of being mixed with others."""
