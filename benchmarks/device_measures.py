@@ -145,15 +145,13 @@ def release_memory(device: torch.device) -> None:
 
 
 def attempt(measure: Callable[[], Figures], device: torch.device) -> Figures:
-    """The figures, or why there are none: too little memory, or another error of PyTorch's, by its first line.
-
-    Programming errors are raised.
-    """
+    """The figures, or why there are none: too little memory, or an error of PyTorch or a package, by its first line."""
     try:
         figures = measure()
     except torch.OutOfMemoryError as error:
         figures = {"out_of_memory": str(error).splitlines()[0]}
-    except RuntimeError as error:  # a kernel or compiler that does not do this: other variants can still be measured
+    # A kernel, compiler or package (xformers) that does not do this: other variants can still be measured.
+    except (RuntimeError, ImportError, ValueError) as error:
         figures = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
     release_memory(device)  # out here, where no error holds on to what was allocated any more
     return figures

@@ -28,7 +28,9 @@ def measure(run: Path, updates: int) -> Figures:
                 command += ["--config", str(find_run_file("demo"))]
                 command += ["--set", f"align.updates={updates}", "--set", f"align.checkpoint_every={updates}"]
                 command += ["--set", f"align.max_staleness={staleness}", "--set", f"seed={repetition}"]
-                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                done = subprocess.run(command, check=False, capture_output=True, text=True)
+                if done.returncode:
+                    sys.exit(f"{' '.join(command)}:\n{done.stderr[-3000:]}")
                 lines[mode] += read_metrics(Path(folder) / "align")[WARM_UP:-1]
     align = load_config(find_run_file("demo"), ()).align
     images = align.prompts_per_update * align.samples_per_prompt

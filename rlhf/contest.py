@@ -96,7 +96,10 @@ def summarise_contest(
         }
         watched = {} if name == base else watch(by_name[base].judged, entry.judged, photographs, config.bootstrap)
         found[name] = describe_entry(entry) | {"figures": figures, "monitors": watched}
-    if features is not None:
+    left_out = (
+        [] if features is None or len(prompts) > 1 else [{"measure": "FID, KID", "reason": "take two prompts or more"}]
+    )
+    if features is not None and not left_out:
         add_sets(found, measures, entries, prompts, features)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -112,7 +115,7 @@ def summarise_contest(
         "comparisons": compare_pairs(columns, measures, photographs, config.bootstrap),
         "alarms": find_all_alarms(entries, by_name[base], photographs, config.bootstrap),
         "notes": notes + note_few(families, photographs) + note_known_pixels(found),
-        "left_out": explain_missing(measures, columns, config),
+        "left_out": left_out + explain_missing(measures, columns, config),
     }
 
 
@@ -201,8 +204,8 @@ def compare_pairs(
 def find_all_alarms(
     entries: Sequence[Entry], base: Entry, photographs: Sequence[str], resamples: int
 ) -> list[dict[str, Any]]:
-    """About models that are no policies of the run, whose own alarms are those of its whole curve."""
-    models = [e for e in entries if e.follows_noise and base.follows_noise and e.name not in (base.name, ALIGNED)]
+    """About models against the base."""
+    models = [e for e in entries if e.follows_noise and base.follows_noise and e.name != base.name]
     pairs = [([base.name, entry.name], [base.judged, entry.judged]) for entry in models]
     return [alarm for names, path in pairs for alarm in find_alarms(names, path, photographs, resamples)]
 

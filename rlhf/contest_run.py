@@ -69,7 +69,9 @@ def hold_contest(request: ContestRequest, config: RunConfig, open_samplers: Open
     entries.sort(key=lambda entry: entry.name != request.base)
     contest = summarise_contest(entries, request.base, prompts, config.evaluate, held_out.features)
     contest["left_out"] += held_out.left_out
-    contest["alarms"] += evaluation["alarms"] if evaluation else []
+    if evaluation:  # of the run's own policies the alarms along its whole curve tell
+        others = [alarm for alarm in contest["alarms"] if alarm["policy"] != ALIGNED]
+        contest["alarms"] = others + evaluation["alarms"]
     contest["settings"] = describe_settings(request, config)
     write_contest(contest, entries, prompts, evaluation, request.out)
     return {"contest": contest, "evaluation": evaluation}

@@ -55,7 +55,8 @@ def watch(base: Judged, judged: Judged, photographs: Sequence[str], resamples: i
     """
     pairs = {name: (judged.marks[name].mean(1), base.marks[name].mean(1)) for name in MONITORS if name in base.marks}
     pairs["diversity"] = judged.diversity, base.diversity
-    pairs["distance"] = distance_from(base, judged), base.diversity
+    if not judged.known_pixels_differ:  # what was changed outside the holes is no distance of fills
+        pairs["distance"] = distance_from(base, judged), base.diversity
     values, draws = bootstrap_means(
         np.stack([column for pair in pairs.values() for column in pair], axis=1), photographs, resamples=resamples
     )

@@ -15,6 +15,7 @@ from rlhf.ddim import (
     transition_log_prob,
     transition_mean,
 )
+from rlhf.errors import UserError
 from rlhf.images import blank_hole, composite
 from rlhf.policy import Policy
 from rlhf.prompts import Prompt
@@ -41,6 +42,12 @@ def encode_prompts(policy: Policy, prompts: Sequence[Prompt]) -> tuple[torch.Ten
     The condition's mask is sampled as diffusers' pipeline does (nearest), so that the model folder
     works there; the hole mask of log-probs holds every cell that touches the hole.
     """
+    height, width, factor = *prompts[0].mask.shape[-2:], policy.pipeline.vae_scale_factor
+    if height % factor or width % factor:
+        raise UserError(
+            f"prompts of {width}x{height} px: this model paints multiples of {factor} px; "
+            "cut others with --set prompts.size_px, or name another model"
+        )
     images = torch.stack([p.image for p in prompts]).to(policy.device)
     masks = torch.stack([p.mask for p in prompts]).to(policy.device)
     masked_image_latents = encode_images(policy, blank_hole(images, masks))

@@ -147,7 +147,6 @@ def test_missing_images_cut_everyone_down_to_the_common_prompts(
     found = read(tmp_path / "out")
     assert found["prompts"] == 12
     assert list(found["contestants"]) == ["base", "mirror", "moved"]
-    assert "moved" not in str(found["alarms"]) or found["alarms"][0]["policy"] == "moved"
     for path in sorted(images.glob("p*"))[:12]:
         path.unlink()
     done = evaluate(parts, small_pipeline, tmp_path / "out", *option)

@@ -11,9 +11,11 @@ import torch
 from small_parts import small_prompts
 
 from rlhf.config import EvaluateConfig
+from rlhf.contest import Entry, summarise_contest
 from rlhf.evaluation import evaluate
 from rlhf.gold_judge import sharpness
-from rlhf.images import composite
+from rlhf.images import composite, to_8bit
+from rlhf.judging import Jury, judge_images
 from rlhf.monitors import MONITORS
 from rlhf.prompts import Prompt
 from rlhf.reward_model import ScoredImages
@@ -92,6 +94,23 @@ def test_its_monitors_leave_their_ranges(hacked: dict) -> None:
     assert figures["sharpness"]["high"] < 0.8
     assert hacked["curve"][0]["monitors"]["distance"]["value"] == 0
     assert json.loads(json.dumps(hacked["alarms"])) == hacked["alarms"]
+
+
+def judge(name: str, painter: Painter) -> Entry:
+    samples = torch.stack([torch.stack([painter.paint(prompt, index) for index in range(3)]) for prompt in PROMPTS])
+    judged = judge_images(to_8bit(samples), PROMPTS, Jury(reward=LikesSmooth()))
+    return Entry(name=name, spec=name, follows_noise=True, judged=judged)
+
+
+@pytest.mark.parametrize("name", ["aligned", "mine"])
+def test_a_model_that_is_no_policy_of_a_run_trips_the_alarm_too(name: str) -> None:
+    entries = [judge("base", Painter(0, 0.15, 0.0)), judge(name, Painter(0, 0.15, 0.5))]
+    (alarm,) = [
+        alarm
+        for alarm in summarise_contest(entries, "base", PROMPTS, CONFIG)["alarms"]
+        if alarm["kind"] == "over-optimisation"
+    ]
+    assert (alarm["policy"], alarm["since"]) == (name, "base")
 
 
 def test_a_policy_that_learns_what_the_judge_likes_raises_no_alarm(tmp_path: Path) -> None:

@@ -48,7 +48,11 @@ def evaluate(
     from rlhf.contest_run import ContestRequest, hold_contest
     from rlhf.contest_tables import format_contest
     from rlhf.contestants import parse_contestants
+    from rlhf.errors import UserError
+    from rlhf.statistics import LEAST_PHOTOGRAPHS
 
+    if run is None and (workers is not None or address is not None):
+        raise UserError("evaluate: --workers and --address paint the models of --run; contestants are painted here")
     request = ContestRequest(
         prompts=prompts,
         split=split,
@@ -67,7 +71,10 @@ def evaluate(
     print(format_contest(found["contest"]))
     if found["evaluation"] is not None:
         rate = found["evaluation"]["win_rate"]
-        print(f"WinRate (gold judge, simulated) {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}] in {out}")
+        interval = (
+            f"[{rate['low']:.1%}, {rate['high']:.1%}]" if rate["clusters"] >= LEAST_PHOTOGRAPHS else "(no interval)"
+        )
+        print(f"WinRate (gold judge, simulated) {rate['value']:.1%} {interval} in {out}")
     for alarm in found["contest"]["alarms"]:
         print(f"ALARM, {alarm['kind']}: {alarm['message']}")
     print(f"page: {out / 'contest.html'}")
