@@ -164,6 +164,7 @@ def test_missing_images_cut_everyone_down_to_the_common_prompts(
         (["--contestant", "x=images:/nowhere"], ["/nowhere", "no such folder"]),
         (["--contestant", "x=/nowhere"], ["/nowhere", "no such folder"]),
         (["--contestant", "x=biharmonic", "--base", "y"], ["--base y", "there are x"]),
+        (["--contestant", "x=biharmonic", "--workers", "2"], ["--workers", "--run", "contestants are painted here"]),
     ],
 )
 def test_contestants_that_make_no_sense_are_refused(

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from rlhf.algorithms.nft import plan_rollout
 from rlhf.candidates import sample_plan
 from rlhf.config import CandidatesConfig
 from rlhf.ddim import make_schedule
+from rlhf.errors import UserError
 from rlhf.images import decode_image, encode_png, image_to_tensor, tensor_to_image
 from rlhf.policy import Policy, load_policy
 from rlhf.rollout import decode_latents, noise_like, rollout
@@ -26,6 +28,14 @@ WINDOW = RolloutPlan(
 @pytest.fixture(scope="module")
 def policy(small_pipeline: Path) -> Policy:
     return load_policy(small_config(small_pipeline).model)
+
+
+def test_prompts_of_a_size_that_the_model_cannot_paint_are_refused(policy: Policy) -> None:
+    factor = policy.pipeline.vae_scale_factor
+    (prompt,) = small_prompts(1)
+    cut = replace(prompt, image=prompt.image[:, 1:], mask=prompt.mask[:, 1:])
+    with pytest.raises(UserError, match=f"prompts of 32x31 px: this model paints multiples of {factor} px"):
+        rollout(policy, [cut], WINDOW, sample_indices=[0], seed_key=(0,))
 
 
 def test_known_pixels_survive_a_rollout_and_its_png(policy: Policy) -> None:
