@@ -53,12 +53,12 @@ class ExtensionPlan:
 
     images: Path
     """Folder of photographs."""
-    photographs: int
+    photographs: int = 24
     """How many of them, spread over the folder's names."""
-    growth: float
+    growth: float = 3.0
     """True width over the strip's."""
-    steps_per_side: int
-    height_px: int | None
+    steps_per_side: int = 4
+    height_px: int | None = None
     """Photographs are scaled down to this height; None leaves them as they are."""
     bootstrap: int
     """Resamples of the photographs."""

@@ -15,6 +15,7 @@ from small_contest import contest_prompts, evaluate, prepare, write_images
 from small_parts import save_small_reward, small_prompts, write_prompts
 
 from rlhf.classical_fills import fill_with_opencv, open_classical
+from rlhf.commands import studies
 from rlhf.contest_page import MAX_PROMPTS, choose_prompts, compare_marks
 from rlhf.contest_tables import escape, figures_csv, to_latex
 from rlhf.contestants import judge_fill, parse_contestants
@@ -164,6 +165,8 @@ def test_missing_images_cut_everyone_down_to_the_common_prompts(
         (["--contestant", "x=images:/nowhere"], ["/nowhere", "no such folder"]),
         (["--contestant", "x=/nowhere"], ["/nowhere", "no such folder"]),
         (["--contestant", "x=biharmonic", "--base", "y"], ["--base y", "there are x"]),
+        (["--contestant", "x=biharmonic", "--extension", "/nowhere"], ["/nowhere", "no such folder"]),
+        (["--contestant", "x=biharmonic", "--views"], ["--views", "--run RUN"]),
         (["--contestant", "x=biharmonic", "--workers", "2"], ["--workers", "--run", "contestants are painted here"]),
     ],
 )
@@ -192,6 +195,23 @@ def test_prompts_of_two_sizes_are_refused(parts: dict[str, Path], small_pipeline
     changed = parts | {"prompts": tmp_path / "prompts"}
     done = evaluate(changed, small_pipeline, tmp_path / "out", "--contestant", "smooth=biharmonic")
     assert "prompts of several sizes, such as 32x32 (p0) and 64x64 (p1)" in str(done.exception)
+
+
+def test_the_same_command_goes_on_to_extension_and_views(
+    parts: dict[str, Path], small_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, dict] = {}
+    for name in ("extension", "views"):
+        monkeypatch.setattr(studies, name, lambda name=name, **options: asked.update({name: options}))
+    for number in range(6):
+        Image.new("RGB", (192, 96)).save(tmp_path / f"{number}.png")
+    options = ["--run", str(parts["run"]), "--extension", str(tmp_path), "--views"]
+    done = evaluate(parts, small_pipeline, tmp_path / "out", *options)
+    assert done.exit_code == 0, done.output
+    assert asked["extension"]["images"] == tmp_path
+    for name, given in asked.items():
+        assert (given["run"], given["out"]) == (parts["run"], tmp_path / "out" / name)
+        assert f"model.path={small_pipeline}" in given["overrides"]
 
 
 def test_specs_may_hold_signs_of_equality() -> None:

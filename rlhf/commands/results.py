@@ -37,6 +37,11 @@ def evaluate(
     ] = None,
     base: Annotated[str, typer.Option("--base", help="Contestant that the others are compared with.")] = "base",
     split: Annotated[str, typer.Option(help="Which prompts.")] = "test",
+    extension: Annotated[
+        Path | None,
+        typer.Option("--extension", help="Folder of photographs: also `rlhf study extension`, into OUT/extension."),
+    ] = None,
+    views: Annotated[bool, typer.Option("--views", help="Also `rlhf study views`, into OUT/views.")] = False,
     workers: Workers = None,
     address: SamplersAddress = None,
     wait: Wait = False,
@@ -45,14 +50,20 @@ def evaluate(
 ) -> None:
     """Compare models, classical fills and images on held-out prompts; a run is painted here or on Ray."""
     resolved = resolve_config(config, overrides)
+    from rlhf.commands import studies
     from rlhf.contest_run import ContestRequest, hold_contest
     from rlhf.contest_tables import format_contest
     from rlhf.contestants import parse_contestants
     from rlhf.errors import UserError
+    from rlhf.extension_study import ExtensionPlan, choose_photographs
     from rlhf.statistics import LEAST_PHOTOGRAPHS
 
     if run is None and (workers is not None or address is not None):
         raise UserError("evaluate: --workers and --address paint the models of --run; contestants are painted here")
+    if views and run is None:
+        raise UserError("evaluate: --views compares the base and the aligned model of --run RUN")
+    if extension is not None:
+        choose_photographs(ExtensionPlan(images=extension, bootstrap=resolved.evaluate.bootstrap))  # fails early
     request = ContestRequest(
         prompts=prompts,
         split=split,
@@ -78,6 +89,10 @@ def evaluate(
     for alarm in found["contest"]["alarms"]:
         print(f"ALARM, {alarm['kind']}: {alarm['message']}")
     print(f"page: {out / 'contest.html'}")
+    if extension is not None:
+        studies.extension(images=extension, out=out / "extension", run=run, config=config, overrides=overrides)
+    if views and run is not None:
+        studies.views(run=run, out=out / "views", config=config, overrides=overrides)
 
 
 def quality(
