@@ -2,8 +2,9 @@
 
 For every seed and arm an alignment, then `rlhf evaluate` over all policies that it saved. Counted are updates, images,
 images through the UNet and seconds until the WinRate over the base model, by the simulated gold judge, reaches the
-target, on straight lines between saved policies. An alignment that never does is a lower bound: it would have taken
-more than it had. Every stage is run once, so the same command goes on where it was interrupted.
+target, on straight lines between saved policies: for good, so that no later policy is below it, and for the first time,
+which a policy that wanders also does by chance. An alignment that never does is a lower bound: it would have taken more
+than it had. Every stage is run once, so the same command goes on where it was interrupted.
 """
 
 import argparse
@@ -30,6 +31,7 @@ ARMS = ("grpo", "mixgrpo", "nft", REFERENCE)
 FORWARD = ("sampler_forward_images", "learner_forward_images", "base_forward_images")
 COSTS = ("updates", "images", "forward", "backward", "weighted", "seconds")
 """`weighted` counts a backward pass as two forward passes."""
+CRITERIA = ("for good", "for the first time")
 RESTS_ON = {"align": ("seed", "model", "rewards", "align", "cluster"), "evaluate": ("seed", "model", "evaluate")}
 """Sections of the configuration."""
 
@@ -58,14 +60,26 @@ class Spent:
     """Highest WinRate of its saved policies."""
 
 
+def find_reached(versions: np.ndarray, win_rates: np.ndarray, target: float, criterion: str) -> float | None:
+    """Updates until the target is reached by one of CRITERIA; None where it is not."""
+    below = np.flatnonzero(win_rates < target)
+    since = below[-1] if criterion == "for good" and len(below) else 0
+    return updates_to_reach(versions[since:], win_rates[since:], target)
+
+
 def measure_arm(
-    versions: Sequence[int], win_rates: Sequence[float], lines: Sequence[Mapping[str, Any]], images: int, target: float
+    versions: Sequence[int],
+    win_rates: Sequence[float],
+    lines: Sequence[Mapping[str, Any]],
+    images: int,
+    target: float,
+    criterion: str,
 ) -> Spent:
-    """Costs until `win_rates`, of the policies after so many updates, first reach the target.
+    """Costs until `win_rates`, of the policies after so many updates, reach the target by one of CRITERIA.
 
     `lines` are those of `metrics.jsonl`, one per update; `images` were sampled in each.
     """
-    reached = updates_to_reach(np.asarray(versions), np.asarray(win_rates), target)
+    reached = find_reached(np.asarray(versions), np.asarray(win_rates), target, criterion)
     updates = float(len(lines)) if reached is None else reached
     per_update = {
         "forward": [sum(line[name] for name in FORWARD) for line in lines],
@@ -147,7 +161,8 @@ def changes_of(arguments: argparse.Namespace, arm: Arm, seed: int) -> tuple[str,
 
 def summarise(arguments: argparse.Namespace, arms: Sequence[Arm]) -> dict[str, Any]:
     """What the finished arms spent, and how that compares."""
-    spent, missing = {}, []
+    spent: dict[str, dict[tuple[str, int], Spent]] = {criterion: {} for criterion in CRITERIA}
+    missing, curves = [], []
     for seed in range(arguments.seeds):
         for arm in arms:
             folder = arguments.out / f"seed-{seed}" / arm.name
@@ -156,33 +171,57 @@ def summarise(arguments: argparse.Namespace, arms: Sequence[Arm]) -> dict[str, A
                 continue
             config: RunConfig = load_config(arguments.config, changes_of(arguments, arm, seed))
             curve = read_json(folder / "evaluation" / "summary.json", "run the same command again")["curve"]
-            spent[arm.name, seed] = measure_arm(
-                [point["policy_version"] for point in curve],
-                [point["win_rate"]["value"] for point in curve],
-                read_metrics(folder / "align"),
-                config.align.prompts_per_update * config.align.samples_per_prompt,
-                arguments.target,
-            )
+            for criterion in CRITERIA:
+                spent[criterion][arm.name, seed] = measure_arm(
+                    [point["policy_version"] for point in curve],
+                    [point["win_rate"]["value"] for point in curve],
+                    read_metrics(folder / "align"),
+                    config.align.prompts_per_update * config.align.samples_per_prompt,
+                    arguments.target,
+                    criterion,
+                )
+            curves.append({"arm": arm.name, "seed": seed, "policies": curve_of(curve)})
     reference = next((arm.name for arm in arms if arm.algorithm == REFERENCE), REFERENCE)
     return {
         "judge": "gold judge: the noiseless utility of the simulated annotators",
         "target_win_rate": arguments.target,
-        "spent": [{"arm": arm, "seed": seed} | asdict(figures) for (arm, seed), figures in spent.items()],
-        "ratios": compare(spent, reference),
+        "reached": {
+            criterion: {
+                "spent": [{"arm": arm, "seed": seed} | asdict(figures) for (arm, seed), figures in own.items()],
+                "ratios": compare(own, reference),
+            }
+            for criterion, own in spent.items()
+        },
+        "curves": curves,
         "missing": missing,
     }
 
 
+def curve_of(points: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Updates and WinRate of each saved policy."""
+    return [[point["policy_version"], round(point["win_rate"]["value"], 4)] for point in points]
+
+
 def format_table(summary: Mapping[str, Any]) -> str:
-    """A line per alignment, then one per ratio to REFERENCE."""
-    target = summary["target_win_rate"]
-    lines = [f"to a WinRate of {target:.0%} by the simulated gold judge; > where it was not reached"]
-    lines.append(f"{'arm':<12} {'seed':>4} " + " ".join(f"{cost:>11}" for cost in COSTS) + "  best WinRate")
-    for entry in summary["spent"]:
+    """For each criterion a line per alignment, then one per ratio to REFERENCE."""
+    lines = []
+    for criterion, found in summary["reached"].items():
+        target = f"{summary['target_win_rate']:.0%}"
+        lines += [f"to a WinRate of {target} by the simulated gold judge, {criterion}; > where it was not reached"]
+        lines += _format_reached(found)
+    lines += [f"missing: {'; '.join(summary['missing'])}"] if summary["missing"] else []
+    return "\n".join(lines)
+
+
+def _format_reached(found: Mapping[str, Any]) -> list[str]:
+    names = [entry["arm"] for entry in found["spent"]]
+    width = max(map(len, ("arm", *names)))
+    lines = [f"{'arm':<{width}} {'seed':>4} " + " ".join(f"{cost:>11}" for cost in COSTS) + "  best WinRate"]
+    for entry in found["spent"]:
         sign = "" if entry["is_reached"] else ">"
         costs = " ".join(f"{sign + format(entry['costs'][cost], ',.1f'):>11}" for cost in COSTS)
-        lines.append(f"{entry['arm']:<12} {entry['seed']:>4} {costs}  {entry['best']:.1%}")
-    for row in summary["ratios"]:
+        lines.append(f"{entry['arm']:<{width}} {entry['seed']:>4} {costs}  {entry['best']:.1%}")
+    for row in found["ratios"]:
         label = f"{row['arm']} / {REFERENCE}, {len(row['seeds'])} seeds"
         if row["bound"] == "none":
             lines.append(f"{label}: the target is not reached in all of them")
@@ -190,8 +229,7 @@ def format_table(summary: Mapping[str, Any]) -> str:
         for cost, (value, low, high) in row["ratios"].items():
             interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
             lines.append(f"{label}: {cost} {row['bound']} {value:.2f}{interval}".replace("  ", " "))
-    lines += [f"missing: {'; '.join(summary['missing'])}"] if summary["missing"] else []
-    return "\n".join(lines)
+    return lines
 
 
 def parse_arm(text: str) -> Arm:

@@ -4,9 +4,20 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.time_to_quality import Arm, Spent, compare, format_table, measure_arm, parse_arm, stages_of
+from benchmarks.time_to_quality import (
+    CRITERIA,
+    Arm,
+    Spent,
+    compare,
+    find_reached,
+    format_table,
+    measure_arm,
+    parse_arm,
+    stages_of,
+)
 from rlhf.demo import find_run_file
 
 LINE = {
@@ -25,7 +36,7 @@ def spent(weighted: float, *, is_reached: bool = True) -> Spent:
 
 def test_costs_are_those_of_the_updates_until_the_target_is_crossed() -> None:
     lines = [LINE] * 10 + [LINE | {"update_s": 4.0}] * 10
-    found = measure_arm([0, 10, 20], [0.5, 0.55, 0.65], lines, 128, 0.6)
+    found = measure_arm([0, 10, 20], [0.5, 0.55, 0.65], lines, 128, 0.6, "for good")
     assert found.is_reached
     expected = {
         "updates": 15.0,
@@ -39,8 +50,25 @@ def test_costs_are_those_of_the_updates_until_the_target_is_crossed() -> None:
 
 
 def test_what_never_is_good_enough_costs_all_that_it_had() -> None:
-    found = measure_arm([0, 10, 20], [0.5, 0.59, 0.55], [LINE] * 20, 128, 0.6)
+    found = measure_arm([0, 10, 20], [0.5, 0.59, 0.55], [LINE] * 20, 128, 0.6, "for good")
     assert (found.is_reached, found.best, found.costs["updates"], found.costs["forward"]) == (False, 0.59, 20, 1400)
+
+
+@pytest.mark.parametrize(
+    ("win_rates", "for_good", "first"),
+    [
+        ([0.5, 0.7, 0.5, 0.7, 0.8], 25.0, 5.0),
+        ([0.5, 0.7, 0.7, 0.7, 0.7], 5.0, 5.0),
+        ([0.5, 0.7, 0.7, 0.7, 0.5], None, 5.0),
+        ([0.6, 0.7, 0.7, 0.7, 0.7], 0.0, 0.0),
+        ([0.5, 0.5, 0.5, 0.5, 0.5], None, None),
+    ],
+)
+def test_a_target_that_is_lost_again_was_not_reached_for_good(
+    win_rates: list[float], for_good: float | None, first: float | None
+) -> None:
+    found = [find_reached(np.arange(0, 50, 10), np.array(win_rates), 0.6, criterion) for criterion in CRITERIA]
+    assert found == [None if n is None else pytest.approx(n) for n in (for_good, first)]
 
 
 def test_ratios_are_geometric_means_over_seeds_and_a_reference_that_fails_bounds_them() -> None:
@@ -61,7 +89,8 @@ def test_ratios_are_geometric_means_over_seeds_and_a_reference_that_fails_bounds
 def test_the_table_tells_what_was_not_reached() -> None:
     runs = {("nft", 0): spent(10), ("prefpaint", 0): spent(400, is_reached=False)}
     entries = [{"arm": arm, "seed": seed} | asdict(figures) for (arm, seed), figures in runs.items()]
-    summary = {"target_win_rate": 0.6, "spent": entries, "ratios": compare(runs), "missing": ["grpo, seed 0"]}
+    reached = {"for good": {"spent": entries, "ratios": compare(runs)}}
+    summary = {"target_win_rate": 0.6, "reached": reached, "missing": ["grpo, seed 0"]}
     table = format_table(summary)
     assert ">400.0" in table
     assert "weighted at most 0.03" in table
