@@ -231,7 +231,7 @@ def note_known_pixels(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def explain_missing(
     measures: Mapping[str, Measure], columns: Mapping[str, Mapping[str, np.ndarray]], config: EvaluateConfig
 ) -> list[dict[str, str]]:
-    """Measures that no contestant but the base has, and why."""
+    """Measures that no contestant has, and why."""
     missing = [name for name in measures if not any(name in own for own in columns.values())]
     found = []
     for size in SIZES:
@@ -240,6 +240,9 @@ def explain_missing(
             found.append({"measure": f"WinRate({size})", "reason": reason})
     if "diversity" in missing:
         found.append({"measure": "Var, diversity", "reason": "take two samples or more of a prompt"})
+    for name in (name for name in missing if name in ("psnr_db", "ssim", "seam")):
+        reason = "no fill has a value, as the PSNR of an exact copy has none"
+        found.append({"measure": measures[name].label, "reason": reason})
     return found
 
 

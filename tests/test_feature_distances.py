@@ -66,6 +66,9 @@ def test_sets_are_compared_without_an_interval_and_pictures_by_their_holes(tmp_p
     assert figures["true"]["psnr_db"] is None, "an exact copy has none"
     without = summarise_contest(entries, "true", prompts, EvaluateConfig(bootstrap=20))
     assert "fid" not in without["measures"]
+    copies = summarise_contest(entries[:1], "true", prompts, EvaluateConfig(bootstrap=20))["left_out"]
+    assert {"PSNR, dB"} == {gone["measure"] for gone in copies if "exact copy" in gone["reason"]}
+    assert not [gone for gone in without["left_out"] if "exact copy" in gone["reason"]], "the black fill has one"
 
 
 def test_a_clip_model_gives_features(tmp_path: Path) -> None:
