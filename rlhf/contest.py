@@ -96,11 +96,11 @@ def summarise_contest(
         }
         watched = {} if name == base else watch(by_name[base].judged, entry.judged, photographs, config.bootstrap)
         found[name] = describe_entry(entry) | {"figures": figures, "monitors": watched}
-    left_out = (
-        [] if features is None or len(prompts) > 1 else [{"measure": "FID, KID", "reason": "take two prompts or more"}]
-    )
-    if features is not None and not left_out:
+    left_out = explain_missing(measures, columns, config)
+    if features is not None and len(prompts) > 1:
         add_sets(found, measures, entries, prompts, features)
+    elif features is not None:
+        left_out.append({"measure": "FID, KID", "reason": "take two prompts or more"})
     return {
         "schema_version": SCHEMA_VERSION,
         "base": base,
@@ -115,7 +115,7 @@ def summarise_contest(
         "comparisons": compare_pairs(columns, measures, photographs, config.bootstrap),
         "alarms": find_all_alarms(entries, by_name[base], photographs, config.bootstrap),
         "notes": notes + note_few(families, photographs) + note_known_pixels(found),
-        "left_out": left_out + explain_missing(measures, columns, config),
+        "left_out": left_out,
     }
 
 

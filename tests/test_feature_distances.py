@@ -66,6 +66,9 @@ def test_sets_are_compared_without_an_interval_and_pictures_by_their_holes(tmp_p
     assert figures["true"]["psnr_db"] is None, "an exact copy has none"
     without = summarise_contest(entries, "true", prompts, EvaluateConfig(bootstrap=20))
     assert "fid" not in without["measures"]
+    one = summarise_contest(entries, "true", prompts[:1], EvaluateConfig(bootstrap=20), features)
+    assert "FID, KID" in {gone["measure"] for gone in one["left_out"]}
+    assert "fid" not in one["measures"]
     copies = summarise_contest(entries[:1], "true", prompts, EvaluateConfig(bootstrap=20))["left_out"]
     assert {"PSNR, dB"} == {gone["measure"] for gone in copies if "exact copy" in gone["reason"]}
     assert not [gone for gone in without["left_out"] if "exact copy" in gone["reason"]], "the black fill has one"
