@@ -4,6 +4,7 @@ Each kind is given its own conformal multiplier on part C and is judged on part 
 coverage and differ in width and in whether they know which rewards are wrong.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +17,12 @@ from rlhf.annotated_images import AnnotatedImages, distinct_images, split_photog
 from rlhf.bound import conformal_multiplier
 from rlhf.config import RewardConfig
 from rlhf.feature_training import describe_rows, with_descriptions
+from rlhf.pages import show
 from rlhf.resplits import average, run_resplits
 from rlhf.reward_model import RewardModel
 from rlhf.reward_training import features_of, fit_reward
-from rlhf.statistics import cluster_bootstrap, rank_correlation
-from rlhf.storage import atomic_write_json
+from rlhf.statistics import cluster_bootstrap, rank_correlation, show_estimate
+from rlhf.storage import atomic_write_json, finite
 
 KINDS = ("proper norm", "released norm", "ensemble", "dropout", "constant")
 """sqrt(z' V^-1 z); ||V^-1 z||; spread of 5 rewards; spread over dropout masks; no uncertainty at all."""
@@ -53,7 +55,7 @@ def study_bound(
     summary = {"resplits": resplits, "kinds": {kind: _summarise([r[kind] for r in records]) for kind in KINDS}}
     summary["ceiling"] = average(r["ceiling"] for r in records)
     atomic_write_json(out / "bound_study.json", summary)
-    return summary
+    return finite(summary)
 
 
 def judge_split(
@@ -123,7 +125,8 @@ def judge(
         covered = (errors <= multiplier * uncertainty).double().numpy()
         estimate = cluster_bootstrap(covered, data.photographs)
         figures[f"coverage_{level:g}"] = asdict(estimate)
-        figures[f"is_nominal_inside_{level:g}"] = bool(estimate.low <= level <= estimate.high)
+        is_inside = bool(estimate.low <= level <= estimate.high)
+        figures[f"is_nominal_inside_{level:g}"] = is_inside if math.isfinite(estimate.low) else None
         figures[f"width_{level:g}"] = float(2 * multiplier * uncertainty.mean())
     return figures
 
@@ -147,8 +150,9 @@ def _summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for name, value in records[0].items():
         values = [record[name]["value"] if isinstance(value, dict) else record[name] for record in records]
-        is_share = name.startswith("is_")
-        summary[name] = float(np.mean(values)) if is_share else average(values)
+        known = [value for value in values if value is not None]
+        share = float(np.mean(known)) if known else None
+        summary[name] = share if name.startswith("is_") else average(values)
     return summary
 
 
@@ -159,19 +163,15 @@ def format_table(summary: dict[str, Any]) -> str:
     for kind, figures in summary["kinds"].items():
         cells = [
             f"{kind:<15}",
-            f"{_interval(figures['coverage_0.9']):>22}",
-            f"{figures['is_nominal_inside_0.9']:>8.0%}",
-            f"{_interval(figures['coverage_0.95']):>22}",
+            f"{show_estimate(figures['coverage_0.9'], '.3f'):>22}",
+            f"{show(figures['is_nominal_inside_0.9'], '.0%'):>8}",
+            f"{show_estimate(figures['coverage_0.95'], '.3f'):>22}",
             f"{figures['width_0.9']['value']:>10.3f}",
-            f"{_interval(figures['rank_correlation']):>22}",
-            f"{_interval(figures['rank_correlation_noiseless']):>22}",
+            f"{show_estimate(figures['rank_correlation'], '.3f'):>22}",
+            f"{show_estimate(figures['rank_correlation_noiseless'], '.3f'):>22}",
             f"{figures['aurc']['value']:>8.3f}",
         ]
         lines.append("".join(cells))
-    ceiling = _interval(summary["ceiling"])
+    ceiling = show_estimate(summary["ceiling"], ".3f")
     note = f"means over {summary['resplits']} splits; an uncertainty that knew each true error: rho noisy {ceiling}"
     return "\n".join([*lines, note])
-
-
-def _interval(figure: dict[str, Any] | None) -> str:
-    return "-" if figure is None else f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -49,7 +49,7 @@ def draw_lines(
         for name, (colour, values) in series.items():
             axes.plot(x, values, ".-", color=colour, label=name, linewidth=1.6, markersize=8 if len(x) < 10 else 4)
         if band is not None:
-            axes.fill_between(x, *np.transpose(band), color=GREY, alpha=0.25, linewidth=0)
+            axes.fill_between(x, *np.array(band, dtype=float).T, color=GREY, alpha=0.25, linewidth=0)
         if reference is not None:
             axes.axhline(reference, color=GREY, linestyle="--", linewidth=1)
         if len(series) > 1:

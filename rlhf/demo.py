@@ -17,8 +17,8 @@ PHOTOGRAPHS = (
     ("hubble_deep_field.jpg", "ihc.png", "moon.png", "retina.jpg"),
 )
 """Photographs inside scikit-image by kind (things, surfaces, instruments' views); the first of each is held out."""
-NEVER_TRAINED_ON = "motorcycle_left.png"
-"""The left of a stereo pair, held out as well."""
+NEVER_TRAINED_ON = ("motorcycle_left.png", "page.png", "text.png")
+"""Held out as well, so that there are enough for an interval: the left of a stereo pair, print, handwriting."""
 SECTIONS = {
     "prompts": ("prompts",),
     "held-out prompts": ("prompts",),
@@ -110,7 +110,7 @@ def lay_out_photographs(folder: Path) -> tuple[Path, Path]:
 
     source = Path(skimage.data.__file__).parent
     train = [name for kind in PHOTOGRAPHS for name in kind[1:]]
-    test = [*(kind[0] for kind in PHOTOGRAPHS), NEVER_TRAINED_ON]
+    test = [*(kind[0] for kind in PHOTOGRAPHS), *NEVER_TRAINED_ON]
     for split, names in (("train", train), ("test", test)):
         for name in names:
             atomic_write(folder / split / name, partial(shutil.copyfile, source / name))

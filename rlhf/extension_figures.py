@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageOps
 from rlhf.charts import GOLD, GREY, REWARD
 from rlhf.extension_measures import MEASURES
 from rlhf.images import decode_image, encode_png
+from rlhf.statistics import show_estimate
 from rlhf.storage import atomic_write
 
 COLOURS = (GREY, REWARD, GOLD, "#4aa564", "#b05fc4")
@@ -80,7 +81,7 @@ def format_table(summary: Mapping[str, Any]) -> str:
             values = "".join(f"{_show(e, signed=False):>9}" for e in figures["steps"])
             differences = summary["differences"][name].get(contestant, {"steps": []})["steps"]
             shown = [figures["drift"], *(differences[place] for place in ENDS.values() if differences)]
-            values += "".join(f"  {_show_interval(e):<25}" for e in shown)
+            values += "".join(f"  {show_estimate(e, '+.3f'):<25}" for e in shown)
             lines.append(f"  {contestant:<10}{values}".rstrip())
             if figures["left_out"]:
                 lines.append(f"  {'':<10}left out: {figures['left_out']} bands for which it cannot be computed")
@@ -95,9 +96,3 @@ def _show(estimate: Mapping[str, float] | None, *, signed: bool) -> str:
     if estimate is None:
         return "-"
     return f"{estimate['value']:{'+' if signed else ''}.3f}"
-
-
-def _show_interval(estimate: Mapping[str, float] | None) -> str:
-    if estimate is None:
-        return "-"
-    return f"{_show(estimate, signed=True)} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"

@@ -50,8 +50,8 @@ def load_held_out(prompts: Path, reward: Path, *, split: str, config: RunConfig)
     photographs, needed = len({p.photograph for p in loaded}), config.gate.min_photographs
     if photographs < needed:
         raise UserError(
-            f"{prompts}: split {split!r} is of {photographs} photograph(s), too few for an interval; make prompts from "
-            f"{needed} or more, or lower gate.min_photographs and trust the interval less"
+            f"{prompts}: split {split!r} is of {photographs} photograph(s), too few for an interval to trust; make "
+            f"prompts from {needed} or more (gate.min_photographs)"
         )
     blank = [p.prompt_id for p in loaded if (p.image[:, p.mask[0] > 0.5].abs() < BLANK).all()]
     if blank:

@@ -23,6 +23,5 @@ class GateConfig(Section):
     """Sharpness inside holes against the policy in place; must be exceeded: fills that blur win marks cheaply."""
     min_diversity_ratio: Ratio = 0.8
     """Difference between a prompt's samples against the policy in place; must be exceeded."""
-    min_photographs: Annotated[int, Field(ge=2)] = 6
-    """Photographs that the intervals rest on. Of fewer than 6 a policy no better than the other wins all by chance in
-    more than the 2.5 % that the interval's lower end allows (2^-5 is 3.1 %); with one the interval has no width."""
+    min_photographs: Annotated[int, Field(ge=6)] = 6
+    """Photographs that the intervals rest on; of fewer than 6 (`rlhf.statistics.LEAST_PHOTOGRAPHS`) there is none."""

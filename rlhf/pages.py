@@ -17,6 +17,7 @@ from PIL import Image
 
 import rlhf
 from rlhf.images import encode_png
+from rlhf.statistics import LEAST_PHOTOGRAPHS
 from rlhf.storage import atomic_write_text
 
 FEW_PHOTOGRAPHS = 30
@@ -28,11 +29,12 @@ MAX_PICTURE_PX = 256
 def write_page(template: str, path: Path, **context: Any) -> Path:
     """Fill a template of `rlhf/templates`, whole or not at all; returns `path`.
 
-    Templates also see `written` (the date), `machine`, `few`, and the filters `show` and `duration`.
+    Templates also see `written` (the date), `machine`, `few`, `too_few`, and the filters `show` and `duration`.
     """
     environment = Environment(loader=PackageLoader("rlhf"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"show": lambda v, spec: show(v, spec).replace("-", "−"), "duration": show_duration}
-    common = {"written": date.today(), "machine": describe_machine(), "few": FEW_PHOTOGRAPHS}
+    common = {"written": date.today(), "machine": describe_machine()}
+    common |= {"few": FEW_PHOTOGRAPHS, "too_few": LEAST_PHOTOGRAPHS}
     page = environment.get_template(template).render(common | context)
     # A file name may hold bytes that are no UTF-8; they arrive as surrogates, which cannot be written.
     atomic_write_text(path, page.encode("utf-8", "replace").decode())

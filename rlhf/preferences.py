@@ -14,7 +14,7 @@ from rlhf.annotation_items import AnnotationItems, load_items
 from rlhf.annotation_store import AnnotationStore
 from rlhf.errors import UserError
 from rlhf.judged_store import CONTESTANTS, PAINTED
-from rlhf.statistics import bootstrap_means, summarise_draws
+from rlhf.statistics import bootstrap_means, show_estimate, summarise_draws
 from rlhf.storage import atomic_write_json, finite
 from rlhf.tables import CANDIDATES, read_table, write_table
 
@@ -172,6 +172,4 @@ def format_preference(summary: Mapping[str, Any]) -> str:
 
 
 def _describe(found: Mapping[str, Any]) -> str:
-    low, high = found["low"], found["high"]
-    interval = "(too few photographs for an interval)" if low is None else f"[{low:.1%}, {high:.1%}]"
-    return f"{found['value']:.1%} {interval} of {found['choices']} choices, {found['clusters']} photographs"
+    return f"{show_estimate(found, '.1%')} of {found['choices']} choices, {found['clusters']} photographs"

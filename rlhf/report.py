@@ -21,14 +21,13 @@ from rlhf.pages import (
     MAX_PICTURE_PX,
     data_uri,
     picture_uri,
-    show,
     show_duration,
     show_hole,
     write_page,
 )
 from rlhf.reward_charts import reliability_charts
 from rlhf.stages import read_stages
-from rlhf.statistics import cluster_bootstrap, wins
+from rlhf.statistics import LEAST_PHOTOGRAPHS, cluster_bootstrap, show_estimate, wins
 from rlhf.storage import check_schema
 from rlhf.tables import EVALUATION, PROMPTS, read_table
 
@@ -78,19 +77,18 @@ def summarise(run: Path, report: Path, duration_s: float) -> list[str]:
     """The last lines on the screen: what was found, how far to trust it, and how to go on."""
     summary = _read_json(run / "evaluation" / "summary.json", "evaluate")
     reward = _read_json(run / "reward" / "report.json", "reward")
-
-    def figure(estimate: dict[str, float], spec: str) -> str:
-        return "{} [{}, {}]".format(*(show(estimate[key], spec) for key in ("value", "low", "high")))
-
     rests_on = f"{summary['prompts']} prompts of {summary['photographs']} held-out photographs"
-    if summary["photographs"] < FEW_PHOTOGRAPHS:
+    if summary["photographs"] < LEAST_PHOTOGRAPHS:
+        rests_on += f": too few (below {LEAST_PHOTOGRAPHS}) for intervals"
+    elif summary["photographs"] < FEW_PHOTOGRAPHS:
         rests_on += f": few (below {FEW_PHOTOGRAPHS}), so the intervals are rough"
+    coverage = show_estimate(reward["coverage_measured"], ".1%")
     lines = {
-        "WinRate over base": figure(summary["win_rate"], ".1%") + ", 50% is no difference",
-        "gold gain": figure(summary["gold_gain"], "+.3f") + " on a scale of 0 to 1",
-        "sharpness ratio": figure(summary["sharpness_ratio"], ".2f") + " aligned / base",
-        "diversity ratio": figure(summary["diversity_ratio"], ".2f") + " aligned / base",
-        "coverage measured": figure(reward["coverage_measured"], ".1%") + f", stated {reward['coverage_stated']:.0%}",
+        "WinRate over base": show_estimate(summary["win_rate"], ".1%") + ", 50% is no difference",
+        "gold gain": show_estimate(summary["gold_gain"], "+.3f") + " on a scale of 0 to 1",
+        "sharpness ratio": show_estimate(summary["sharpness_ratio"], ".2f") + " aligned / base",
+        "diversity ratio": show_estimate(summary["diversity_ratio"], ".2f") + " aligned / base",
+        "coverage measured": f"{coverage}, stated {reward['coverage_stated']:.0%}",
         "effective rank": f"{reward['effective_rank']:.1f} of {reward['feature_dim']} features",
         "rests on": rests_on,
         "alarms": "; ".join(alarm["message"] for alarm in summary.get("alarms", [])) or "none",

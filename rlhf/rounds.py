@@ -10,6 +10,7 @@ from rlhf.config import RunConfig
 from rlhf.config_files import load_config
 from rlhf.demo import find_run_file
 from rlhf.stages import Stage, run_stages
+from rlhf.statistics import show_estimate
 from rlhf.storage import atomic_write_json, read_json
 from rlhf.tables import ANNOTATIONS, CANDIDATES, read_table, stream_table, write_table
 
@@ -241,9 +242,8 @@ def summarise_round(plan: RoundsPlan, number: int) -> dict[str, Any]:
 
 def describe_round(line: dict[str, Any]) -> str:
     """A round in a line: WinRate over the base model by the gold judge, which is simulated."""
-    rate, gain = line["win_rate"], line["gold_gain"]
     return (
         f"round {line['round']}: {line['annotated_candidates']} candidates annotated ({line['select']}"
         f"{', simulated' if line['is_simulated'] else ''}); WinRate over base (gold judge, simulated) "
-        f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}], gain {gain['value']:+.4f}"
+        f"{show_estimate(line['win_rate'], '.1%')}, gain {line['gold_gain']['value']:+.4f}"
     )

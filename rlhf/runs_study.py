@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.statistics import cluster_bootstrap, wins
-from rlhf.storage import atomic_write_json, read_json
+from rlhf.statistics import cluster_bootstrap, show_estimate, wins
+from rlhf.storage import atomic_write_json, finite, read_json
 from rlhf.tables import EVALUATION, stream_table
 
 SAME = 1e-4
@@ -99,7 +99,7 @@ def study_runs(named: Sequence[tuple[str, Path]], out: Path) -> dict[str, Any]:
         "over_others": {name: compare_runs(runs[first], runs[name]) for name in others},
     }
     atomic_write_json(out / "runs_study.json", summary)
-    return summary
+    return finite(summary)
 
 
 def compare_runs(challengers: list[JudgedRun], others: list[JudgedRun]) -> dict[str, Any]:
@@ -149,8 +149,5 @@ def format_study(summary: dict[str, Any]) -> str:
 
 
 def _describe(figures: dict[str, Any]) -> str:
-    rate, gain = figures["win_rate"], figures["gold_gain"]
-    return (
-        f"WinRate {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}], "
-        f"gain {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
-    )
+    rate, gain = show_estimate(figures["win_rate"], ".1%"), show_estimate(figures["gold_gain"], "+.4f")
+    return f"WinRate {rate}, gain {gain}"

@@ -25,7 +25,8 @@ from rlhf.reward_model import RewardModel
 from rlhf.reward_training import features_of, fit_reward
 from rlhf.selection import order_by_uncertainty, order_randomly, take_prompts
 from rlhf.selection_figure import draw_errors
-from rlhf.storage import atomic_write_json
+from rlhf.statistics import show_estimate
+from rlhf.storage import atomic_write_json, finite
 
 SELECTIONS = ("uncertain", "random")
 """As `rlhf annotate --select` has them."""
@@ -69,7 +70,7 @@ def study_selection(
     summary = summarise(records)
     draw_errors(summary, out / "selection_study.png")
     atomic_write_json(out / "selection_study.json", summary)
-    return summary
+    return finite(summary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,11 +204,9 @@ def format_table(summary: Mapping[str, Any]) -> str:
         for number, differences in enumerate(points, 1):
             for name in (name for name in differences if name != "annotations"):
                 means = [curve[number][name]["value"] for curve in (reference, summary["curves"][label])]
-                difference = differences[name]
                 lines.append(
                     f"{label:<25}{differences['annotations']:>12.0f}  {name.replace('_', ' '):<26}"
-                    f"{means[0]:>8.4f}{means[1]:>8.4f}  "
-                    f"{difference['value']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]"
+                    f"{means[0]:>8.4f}{means[1]:>8.4f}  {show_estimate(differences[name], '+.4f')}"
                 )
     before = summary["curves"]["refit random"][0]
     note = f"means over {summary['seeds']} splits; before, with {before['annotations']:.0f} annotations: "

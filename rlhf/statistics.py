@@ -1,13 +1,15 @@
 """Intervals by bootstrap over photographs, and the rates that rest on them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 LEAST_PHOTOGRAPHS = 6
-"""With fewer, a contestant no better than the other wins all of them by chance in more than 2.5 %: no interval then."""
+"""With fewer, a contestant no better than the other wins all of them by chance in more than 2.5 %, of five in 2^-5 or
+3.1 %, which an interval of 95 % could not tell from a better one: there is none then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +18,10 @@ class Estimate:
 
     value: float
     low: float
+    """NaN, as `high` is, where there is no interval."""
     high: float
     clusters: int
-    """Photographs that it rests on."""
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] ({self.clusters} photographs)"
+    """Photographs that it rests on, or whatever else was resampled."""
 
 
 def cluster_bootstrap(
@@ -32,7 +32,7 @@ def cluster_bootstrap(
     seed: int = 0,
     statistic: Callable[[np.ndarray], float] = lambda v: float(v.mean()),
 ) -> Estimate:
-    """A statistic with its 95 % percentile interval, resampling whole photographs.
+    """A statistic with its 95 % percentile interval, resampling whole photographs; none below LEAST_PHOTOGRAPHS.
 
     Args:
         values: [N] or [N, m], one row per measurement.
@@ -43,12 +43,10 @@ def cluster_bootstrap(
     members = [np.flatnonzero(labels == name) for name in names]
     rng = np.random.default_rng(seed)
     draws = []
-    for _ in range(resamples):
+    for _ in range(resamples if len(names) >= LEAST_PHOTOGRAPHS else 0):
         chosen = rng.integers(0, len(names), size=len(names))
         draws.append(statistic(values[np.concatenate([members[c] for c in chosen])]))
-    # Where no draw has a value, as a correlation with a constant has none, neither has the interval.
-    low, high = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (np.nan, np.nan)
-    return Estimate(value=statistic(values), low=float(low), high=float(high), clusters=len(names))
+    return summarise_draws(statistic(values), np.array(draws), len(names))
 
 
 def wins(challenger: np.ndarray, base: np.ndarray) -> np.ndarray:
@@ -117,8 +115,28 @@ def best_of(sizes: int, chosen: int) -> np.ndarray:
 
 
 def summarise_draws(value: float, draws: np.ndarray, clusters: int) -> Estimate:
-    """The 95 % percentile interval of `bootstrap_means`' resamples [B]; NaN for its ends below LEAST_PHOTOGRAPHS."""
+    """A statistic with the 95 % percentile interval of its resamples [B].
+
+    Resamples without a value, as a correlation with a constant has none, are passed over. The ends are NaN below
+    LEAST_PHOTOGRAPHS, and where no resample has a value.
+    """
     drawn = draws[np.isfinite(draws)]
     has_interval = clusters >= LEAST_PHOTOGRAPHS and len(drawn) > 0
     low, high = np.percentile(drawn, [2.5, 97.5]) if has_interval else (np.nan, np.nan)
     return Estimate(value=float(value), low=float(low), high=float(high), clusters=clusters)
+
+
+def show_estimate(estimate: Mapping[str, Any] | None, spec: str, *, without: str = " (no interval)") -> str:
+    """An `Estimate` as a dict, perhaps from JSON, as text: `value [low, high]`; `-` where there is no value.
+
+    `without` stands for the interval where there is none.
+    """
+    if estimate is None or not _is_number(estimate["value"]):
+        return "-"
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    interval = f" [{low:{spec}}, {high:{spec}}]" if _is_number(low) else without
+    return f"{value:{spec}}{interval}"
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

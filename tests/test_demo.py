@@ -7,6 +7,7 @@ from PIL import Image
 from rlhf.demo import find_run_file, lay_out_photographs, run_demo, stage_commands
 from rlhf.errors import UserError
 from rlhf.stages import read_stages
+from rlhf.statistics import LEAST_PHOTOGRAPHS
 from rlhf.storage import atomic_write_json
 
 FIRST_STAGE_ONLY = ("candidates.samples_per_prompt=0",)
@@ -22,7 +23,7 @@ def photographs(folder: Path, count: int = 3) -> Path:
 
 def test_no_photograph_is_on_both_sides_and_the_motorcycle_is_never_trained_on(tmp_path: Path) -> None:
     train, test = ({p.name for p in folder.iterdir()} for folder in lay_out_photographs(tmp_path))
-    assert (len(train), len(test)) == (10, 4)
+    assert (len(train), len(test)) == (10, LEAST_PHOTOGRAPHS), "enough for intervals"
     assert not train & test
     assert not any("motorcycle" in name for name in train)
 

@@ -96,7 +96,7 @@ def test_what_cannot_be_computed_is_left_out_and_never_a_zero() -> None:
 def test_differences_are_paired_by_photograph_and_side() -> None:
     rows = [
         {"photograph": p, "contestant": c, "step": 1, "side": side} | dict.fromkeys(COLUMNS, level + gain)
-        for p, level in (("a", 1.0), ("b", 50.0))
+        for p, level in (("a", 1.0), ("b", 50.0), ("c", 7.0), ("d", -3.0), ("e", 0.5), ("f", 9.0))
         for side in ("left", "right")
         for c, gain in (("base", 0.0), ("aligned", 2.0))
     ]

@@ -144,7 +144,7 @@ def test_the_command_serves_pairs_without_names_and_tells_the_preference_when_st
             client.post(f"/api/tasks/{key}/finish").raise_for_status()
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=30)[0]
-    assert "aligned over base: 50.0% (too few photographs for an interval) of 3 choices" in said
+    assert "aligned over base: 50.0% (no interval) of 3 choices" in said
     again = subprocess.run(
         [sys.executable, "-m", "rlhf", *command, "--export"], capture_output=True, text=True, check=True
     )

@@ -191,7 +191,7 @@ def test_the_lower_end_decides_and_every_check_counts(changed: dict, failed: lis
         ({"name": "a/b"}, EASY, "--name 'a/b': takes letters"),
         ({"canary": 1.0}, EASY, "--canary 1: a share between"),
         ({"split": "val"}, EASY, "no prompts of split 'val'"),
-        ({}, EASY.model_copy(update={"min_photographs": 7}), "6 photograph.*too few.*lower gate.min_photographs"),
+        ({}, EASY.model_copy(update={"min_photographs": 7}), "6 photograph.*too few.*7 or more .gate.min_photographs"),
         ({"name": "of-tiny"}, EASY, "but of-tiny of tiny; choose another --name"),
     ],
 )

@@ -190,7 +190,27 @@ def test_names_are_escaped(text):
 
 def test_report_says_that_judges_are_simulated_and_photographs_few(text):
     assert "Annotators and gold judge are simulated." in text
-    assert "6 held-out photographs are few." in text
+    assert "6 photographs are few." in text
+    assert "they are rough" in text
+
+
+def test_of_fewer_than_six_photographs_the_page_and_the_screen_say_that_there_is_no_interval(tmp_path):
+    run = make_run(tmp_path / "run", photographs=5)
+    path = run / "evaluation" / "summary.json"
+    none = {"low": None, "high": None, "clusters": 5}
+    summary = json.loads(path.read_text())
+    for key, value in summary.items():
+        summary[key] = value | none if isinstance(value, dict) and "low" in value else value
+    for point in summary["curve"]:
+        point["win_rate"] |= none
+    path.write_text(json.dumps(summary))
+    text = write_report(run).read_text()
+    assert "of fewer than 6 there are none" in text
+    assert "so few photographs cannot show" in text
+    assert "None" not in text
+    screen = "\n".join(summarise(run, run / "report.html", 1.0))
+    assert "65.0% (no interval)" in screen
+    assert "too few (below 6) for intervals" in screen
 
 
 def test_best_and_worst_pair_are_in_the_gallery(text):

@@ -10,7 +10,7 @@ from rlhf.errors import UserError
 from rlhf.runs_study import format_study, study_runs
 from rlhf.tables import EVALUATION, image_cell, write_table
 
-PROMPTS, SAMPLES = 6, 2
+PROMPTS, SAMPLES = 12, 2
 
 
 def write_rounds(folder: Path, gain: float, *, rounds: int = 1, annotations: int = 12, base: float = 0.5) -> Path:

@@ -75,7 +75,7 @@ def test_a_difference_is_paired_within_splits() -> None:
             for learning in LEARNING
             for selection, gain in zip(SELECTIONS, (-0.1, 0.0), strict=True)
         }
-        for base in (1.0, 3.0, 9.0)
+        for base in (1.0, 3.0, 9.0, 2.0, 5.0, 7.0)
     ]
     differences = summarise(records)["differences"]
     difference = differences["refit uncertain"][0]["squared_error"]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from rlhf.statistics import Estimate, cluster_bootstrap, rank_correlation, wins
+from rlhf.gate_config import GateConfig
+from rlhf.statistics import LEAST_PHOTOGRAPHS, cluster_bootstrap, rank_correlation, show_estimate, wins
 
 
 def clustered_data(rng: np.random.Generator, clusters: int = 40, size: int = 8) -> tuple[np.ndarray, list[str]]:
@@ -41,22 +42,38 @@ def test_same_seed_same_interval() -> None:
     assert cluster_bootstrap(values, clusters, seed=3) != cluster_bootstrap(values, clusters, seed=4)
 
 
-def test_one_photograph_gives_no_spread() -> None:
-    estimate = cluster_bootstrap(np.array([1.0, 3.0]), ["a", "a"])
-    assert (estimate.value, estimate.low, estimate.high, estimate.clusters) == (2.0, 2.0, 2.0, 1)
+@pytest.mark.parametrize(("photographs", "has_interval"), [(1, False), (5, False), (6, True)])
+def test_below_six_photographs_there_is_no_interval_however_many_measurements(
+    photographs: int, has_interval: bool
+) -> None:
+    names = [f"photograph-{i % photographs}" for i in range(60)]
+    estimate = cluster_bootstrap(np.arange(60.0), names)
+    assert (estimate.value, estimate.clusters) == (29.5, photographs)
+    assert np.isfinite([estimate.low, estimate.high]).tolist() == [has_interval] * 2
+
+
+def test_five_wins_of_five_can_be_chance_and_six_of_six_cannot() -> None:
+    assert 0.5 ** (LEAST_PHOTOGRAPHS - 1) > 0.025 >= 0.5**LEAST_PHOTOGRAPHS
+    assert GateConfig().min_photographs == LEAST_PHOTOGRAPHS
+    with pytest.raises(ValueError, match="greater than or equal to 6"):
+        GateConfig(min_photographs=LEAST_PHOTOGRAPHS - 1)
 
 
 def test_unequal_photographs_keep_their_own_rows_in_a_statistic_of_pairs() -> None:
     rng = np.random.default_rng(0)
     first = rng.normal(size=30)
     pairs = np.stack([first, first**3], 1)
-    clusters = ["a"] * 3 + ["b"] * 10 + ["c"] * 17
+    clusters = ["a"] * 3 + ["b"] * 10 + ["c"] * 8 + ["d", "e", "f"] * 3
     estimate = cluster_bootstrap(pairs, clusters, resamples=50, statistic=rank_correlation)
     assert (estimate.value, estimate.low, estimate.high) == pytest.approx((1.0, 1.0, 1.0))
 
 
-def test_estimate_reads_as_value_interval_and_photographs() -> None:
-    assert str(Estimate(value=0.5, low=0.25, high=0.75, clusters=12)) == "0.500 [0.250, 0.750] (12 photographs)"
+def test_an_estimate_is_shown_with_its_interval_and_without_one_where_there_is_none() -> None:
+    found = {"value": 0.5, "low": 0.25, "high": 0.75}
+    assert show_estimate(found, ".1%") == "50.0% [25.0%, 75.0%]"
+    assert show_estimate(found | {"low": None, "high": None}, "+.2f") == "+0.50 (no interval)"
+    assert show_estimate(found | {"low": np.nan, "high": np.nan}, "+.2f") == "+0.50 (no interval)"
+    assert [show_estimate(none, ".2f") for none in (None, {"value": None}, {"value": np.nan})] == ["-"] * 3
 
 
 def test_a_tie_is_half_a_win() -> None:

@@ -56,7 +56,7 @@ def evaluate(
     from rlhf.contestants import parse_contestants
     from rlhf.errors import UserError
     from rlhf.extension_study import ExtensionPlan, choose_photographs
-    from rlhf.statistics import LEAST_PHOTOGRAPHS
+    from rlhf.statistics import show_estimate
 
     if run is None and (workers is not None or address is not None):
         raise UserError("evaluate: --workers and --address paint the models of --run; contestants are painted here")
@@ -81,11 +81,8 @@ def evaluate(
     )
     print(format_contest(found["contest"]))
     if found["evaluation"] is not None:
-        rate = found["evaluation"]["win_rate"]
-        interval = (
-            f"[{rate['low']:.1%}, {rate['high']:.1%}]" if rate["clusters"] >= LEAST_PHOTOGRAPHS else "(no interval)"
-        )
-        print(f"WinRate (gold judge, simulated) {rate['value']:.1%} {interval} in {out}")
+        rate = show_estimate(found["evaluation"]["win_rate"], ".1%")
+        print(f"WinRate (gold judge, simulated) {rate} in {out}")
     for alarm in found["contest"]["alarms"]:
         print(f"ALARM, {alarm['kind']}: {alarm['message']}")
     print(f"page: {out / 'contest.html'}")
@@ -106,13 +103,13 @@ def quality(
     from rlhf.model_quality import measure_quality
     from rlhf.policy import load_policy
     from rlhf.prompts import load_prompts
+    from rlhf.statistics import show_estimate
 
     steps = resolved.evaluate.num_inference_steps
     model = load_policy(resolved.model, policy)
     figures = measure_quality(model, load_prompts(prompts), num_inference_steps=steps, seed=resolved.seed)
     for name, figure in figures.items():
-        interval = f"[{figure['low']:.3f}, {figure['high']:.3f}]"
-        print(f"{name}: {figure['value']:.3f} {interval} ({figure['clusters']} photographs)")
+        print(f"{name}: {show_estimate(figure, '.3f')} ({figure['clusters']} photographs)")
 
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a whole run, such as runs/demo.")]) -> None:

@@ -41,7 +41,7 @@ def shift(
         list[Path] | None,
         typer.Option(help="Candidates of another source, with their prompts/ beside them; may be repeated."),
     ] = None,
-    resplits: Annotated[int, typer.Option(min=1, help="Splits of the photographs.")] = 5,
+    resplits: Annotated[int, typer.Option(min=1, help="Splits of the photographs.")] = 6,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
