@@ -17,6 +17,7 @@ from rlhf.config import EvaluateConfig
 from rlhf.contest_measures import SET_MEASURES, SIZES, Measure, list_measures, measure_prompts, shares_noise
 from rlhf.errors import UserError
 from rlhf.feature_distances import Features, measure_sets
+from rlhf.hole_measures import FIDELITY
 from rlhf.images import from_8bit
 from rlhf.judging import LPIPS, Judged
 from rlhf.monitors import find_alarms, watch
@@ -240,7 +241,7 @@ def explain_missing(
             found.append({"measure": f"WinRate({size})", "reason": reason})
     if "diversity" in missing:
         found.append({"measure": "Var, diversity", "reason": "take two samples or more of a prompt"})
-    for name in (name for name in missing if name in ("psnr_db", "ssim", "seam")):
+    for name in (name for name in missing if name in FIDELITY):
         reason = "no fill has a value, as the PSNR of an exact copy has none"
         found.append({"measure": measures[name].label, "reason": reason})
     return found

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf.judging import JUDGE, LPIPS, Judged
+from rlhf.hole_measures import FIDELITY
+from rlhf.judging import JUDGE, LPIPS, LPIPS_SEAM, Judged
 from rlhf.statistics import best_of, wins
 
 SIZES = (1, 3, 10)
@@ -39,7 +40,10 @@ def list_measures(held_out: Sequence[str], *, has_lpips: bool = False) -> dict[s
         by = "the training reward" if judge == "reward" else f"{describe_judge(judge)}"
         for size in SIZES:
             more = f"Share of prompts on which the reward-best of {size} beats one sample of the base, by {by}."
-            measures[win_rate(judge, size)] = Measure(label=f"{of}WinRate({size})", group=group, spec=".1%", more=more)
+            # Tested at S = 1 alone: more rates that tell the same would only make Holm's correction harsher.
+            measures[win_rate(judge, size)] = Measure(
+                label=f"{of}WinRate({size})", group=group, spec=".1%", is_tested=size == 1, more=more
+            )
         more = f"The same for single samples of the same noise as the base's, by {by}."
         measures[f"{judge}_same_noise"] = Measure(label=f"{of}wins, same noise", group=group, spec=".1%", more=more)
         more = f"Mean mark by {by}."
@@ -49,11 +53,16 @@ def list_measures(held_out: Sequence[str], *, has_lpips: bool = False) -> dict[s
             measures["lower"] = Measure(label="lower bound", group=group, spec=".3f", more=more)
             more = "Variance of the reward across a prompt's samples."
             measures["variance"] = Measure(label="Var", group=group, spec=".2e", more=more)
-    lpips = (("lpips", "LPIPS", ".3f", "Of AlexNet, mean over the hole; 0 is the original."),) if has_lpips else ()
+    lpips = (
+        (LPIPS, "LPIPS", ".3f", "Of AlexNet, mean over the hole; 0 is the original."),
+        (LPIPS_SEAM, "seam LPIPS", ".3f", "The same in a band across the hole's border."),
+    )
     for name, label, spec, more in (
-        *lpips,
+        *(lpips if has_lpips else ()),
         ("psnr_db", "PSNR, dB", ".2f", "Inside the hole, against the hidden original; favours blur."),
         ("ssim", "SSIM", ".3f", "Structural similarity inside the hole."),
+        ("psnr_seam_db", "seam PSNR, dB", ".2f", "In a band across the hole's border, half of which is known."),
+        ("ssim_seam", "seam SSIM", ".3f", "Structural similarity in that band."),
         ("seam", "seam", ".1f", "How far jumps across the hole's border are from the original's, of 255; 0 is best."),
     ):
         measures[name] = Measure(label=label, group=ORIGINAL, spec=spec, is_tested=True, more=more)
@@ -99,7 +108,7 @@ def measure_prompts(judged: Judged, base: Judged, *, shares_noise: bool) -> dict
     if judged.images.shape[1] > 1:
         figures["variance"] = judged.reward.var(axis=1, ddof=1)
         figures["diversity"] = judged.diversity
-    for name in [name for name in ("psnr_db", "ssim", "seam", LPIPS) if name in judged.marks]:
+    for name in [name for name in (*FIDELITY, LPIPS, LPIPS_SEAM) if name in judged.marks]:
         figures[name] = mean_of_known(judged.marks[name])
     return {name: values for name, values in figures.items() if np.isfinite(values).any()}
 

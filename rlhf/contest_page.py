@@ -9,7 +9,7 @@ import numpy as np
 from rlhf.charts import GOLD, REWARD, draw_forest, draw_lines
 from rlhf.contest import ALL, Entry
 from rlhf.contest_measures import GROUPS, describe_judge, win_rate
-from rlhf.contest_tables import known_measures, show_estimate
+from rlhf.contest_tables import known_measures, show_figure, show_p
 from rlhf.images import from_8bit, tensor_to_image
 from rlhf.judging import Judged
 from rlhf.monitors import MONITORS
@@ -43,7 +43,8 @@ def write_contest_page(
         contest=contest,
         all_holes=ALL,
         groups={group: names for group in GROUPS if (names := known_measures(contest, group))},
-        show_estimate=show_estimate,
+        show_figure=show_figure,
+        show_p=show_p,
         charts=draw_charts(contest) | (draw_curve(evaluation) if evaluation else {}),
         evaluation=evaluation,
         monitors=MONITORS,

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhf.checksum import folder_checksum
 from rlhf.config import RunConfig
-from rlhf.contest import ALIGNED, BASE, Entry, check_base, summarise_contest
+from rlhf.contest import ALIGNED, BASE, Entry, check_base, keep_common, summarise_contest
 from rlhf.contest_page import write_contest_page
 from rlhf.contest_tables import comparisons_csv, figures_csv, to_latex
-from rlhf.contestants import Contestant, describe, of_model, open_contestant
+from rlhf.contestants import IMAGES, Contestant, describe, of_model, open_contestant
 from rlhf.errors import UserError
 from rlhf.evaluation import evaluate
 from rlhf.judged_store import CONTESTANTS, JudgedStore
@@ -64,8 +65,9 @@ def hold_contest(request: ContestRequest, config: RunConfig, open_samplers: Open
     )
     jury = Jury(reward=reward, judges=held_out.judges, lpips=held_out.lpips)
     store = JudgedStore(request.out / CONTESTANTS, prompts, jury, settings_of(request, config, prompts, jury))
+    others = judge_contestants(contestants, prompts, jury, store)
     entries, evaluation = judge_run(request, config, policies, prompts, table, jury, store, open_samplers)
-    entries += [judge_contestant(contestant, prompts, jury, store) for contestant in contestants]
+    entries += others
     entries.sort(key=lambda entry: entry.name != request.base)
     contest = summarise_contest(entries, request.base, prompts, config.evaluate, held_out.features)
     contest["left_out"] += held_out.left_out
@@ -150,10 +152,20 @@ def judge_run(
     return [Entry(name=n, spec=specs[n], follows_noise=True, judged=kept[n]) for n in (BASE, ALIGNED)], summary
 
 
-def judge_contestant(contestant: Contestant, prompts: Sequence[Prompt], jury: Jury, store: JudgedStore) -> Entry:
-    """Judge it, or read how it was judged."""
-    judged = store.judge(contestant.name, contestant.what, lambda: contestant.judge(prompts, jury))
-    return Entry(name=contestant.name, spec=contestant.spec, follows_noise=contestant.follows_noise, judged=judged)
+def judge_contestants(
+    contestants: Sequence[Contestant], prompts: Sequence[Prompt], jury: Jury, store: JudgedStore
+) -> list[Entry]:
+    """Judge them, or read how they were judged; what is wrong with folders of images shows before anyone paints.
+
+    Raises UserError where an image does not fit its prompt, or too few prompts are common to all.
+    """
+    entries: dict[str, Entry] = {}
+    for contestant in sorted(contestants, key=lambda c: (c.follows_noise, not c.spec.startswith(IMAGES))):
+        name, spec, judge = contestant.name, contestant.spec, partial(contestant.judge, prompts, jury)
+        judged = store.judge(name, contestant.what, judge)
+        entries[name] = Entry(name=name, spec=spec, follows_noise=contestant.follows_noise, judged=judged)
+        keep_common(list(entries.values()), prompts)
+    return [entries[contestant.name] for contestant in contestants]
 
 
 def describe_settings(request: ContestRequest, config: RunConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf.contest import ALL
 from rlhf.contest_measures import GROUPS
-from rlhf.pages import show
+from rlhf.statistics import show_estimate
 
 FIGURE_COLUMNS = ("contestant", "family", "judged_by", "measure", "value", "low", "high", "photographs")
 PAIR_COLUMNS = ("measure", "first", "second", "difference", "low", "high", "photographs", "p", "p_holm")
@@ -26,12 +26,29 @@ def known_measures(summary: Mapping[str, Any], group: str, family: str = ALL) ->
     ]
 
 
-def show_estimate(estimate: Mapping[str, Any] | None, spec: str) -> str:
-    """`value [low, high]`; without an interval the value alone, and a dash where there is none."""
-    if estimate is None:
-        return "-"
-    low, high = (show(estimate[key], spec) for key in ("low", "high"))
-    return show(estimate["value"], spec) + ("" if "n/a" in (low, high) else f" [{low}, {high}]")
+def show_figure(estimate: Mapping[str, Any] | None, spec: str) -> str:
+    """`value [low, high]`; where there is no interval the value alone, since a note tells why."""
+    return show_estimate(estimate, spec, without="")
+
+
+def show_p(p: float) -> str:
+    """Never as 0, which a p of a permutation test cannot be."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def pair_table(summary: Mapping[str, Any], group: str) -> list[list[str]]:
+    """A row per pair of contestants, a column per tested measure of a group: `difference (p after Holm)`; or none."""
+    found = {(c["measure"], c["first"], c["second"]): c for c in summary["comparisons"]}
+    names = [n for n, m in summary["measures"].items() if m["group"] == group and any(key[0] == n for key in found)]
+    rows = []
+    for first, second in dict.fromkeys((c["first"], c["second"]) for c in summary["comparisons"]):
+        cells = [f"{second} less {first}"]
+        for name in names:
+            pair = found.get((name, first, second))
+            spec = "+" + summary["measures"][name]["spec"]
+            cells.append("-" if pair is None else f"{pair['difference']['value']:{spec}} ({show_p(pair['p_holm'])})")
+        rows.append(cells)
+    return [["", *(summary["measures"][name]["label"] for name in names)], *rows] if names else []
 
 
 def format_contest(summary: Mapping[str, Any]) -> str:
@@ -44,11 +61,11 @@ def format_contest(summary: Mapping[str, Any]) -> str:
         measures = [summary["measures"][name] for name in names]
         table = [["", *(measure["label"] for measure in measures)]]
         for contestant, record in summary["contestants"].items():
-            cells = [show_estimate(record["figures"][ALL][name], summary["measures"][name]["spec"]) for name in names]
+            cells = [show_figure(record["figures"][ALL][name], summary["measures"][name]["spec"]) for name in names]
             table.append([contestant, *cells])
-        lines += ["", f"{group}:"]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines += ["  " + "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines += ["", f"{group}:", *_align(table)]
+        if pairs := pair_table(summary, group):
+            lines += [f"{group}, pairs (p by sign flips, after Holm):", *_align(pairs)]
     changed = {name: record["known_pixels_differ"] for name, record in summary["contestants"].items()}
     lines += [
         "",
@@ -59,6 +76,12 @@ def format_contest(summary: Mapping[str, Any]) -> str:
         *(f"left out: {gone['measure']}: {gone['reason']}" for gone in summary["left_out"]),
     ]
     return "\n".join(lines)
+
+
+def _align(table: list[list[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def figures_csv(summary: Mapping[str, Any]) -> str:
@@ -109,7 +132,7 @@ def _to_csv(columns: tuple[str, ...], rows: Iterator[list[Any]]) -> str:
 
 
 def to_latex(summary: Mapping[str, Any]) -> str:
-    """A booktabs table: contestants are columns; a block of rows for each group of measures."""
+    """Booktabs tables: contestants by measures, and pairs by measures; a block of rows for each group of measures."""
     names = list(summary["contestants"])
     lines = [
         f"% {summary['prompts']} prompts of {summary['photographs']} photographs, base {escape(summary['base'])}; "
@@ -128,13 +151,24 @@ def to_latex(summary: Mapping[str, Any]) -> str:
                 for contestant in names
             ]
             lines.append(" & ".join([escape(measure["label"]), *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", "", *_latex_pairs(summary)])
+
+
+def _latex_pairs(summary: Mapping[str, Any]) -> Iterator[str]:
+    yield "% Differences of pairs on the same prompts, and p by flipping the signs of photographs, after Holm."
+    for group in GROUPS:
+        if table := pair_table(summary, group):
+            yield rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}"
+            yield r"\toprule"
+            yield rf"\multicolumn{{{len(table[0])}}}{{l}}{{\emph{{{escape(group)}}}}} \\"
+            yield from (" & ".join(map(escape, row)) + r" \\" for row in table)
+            yield from (r"\bottomrule", r"\end{tabular}", "")
 
 
 def _latex_cell(estimate: Mapping[str, Any] | None, spec: str) -> str:
     if estimate is None:
         return "--"
-    value, _, interval = show_estimate(estimate, spec).partition(" ")
+    value, _, interval = show_figure(estimate, spec).partition(" ")
     small = rf" {{\scriptsize {escape(interval)}}}" if interval else ""
     return escape(value) + small
 

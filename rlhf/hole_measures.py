@@ -11,8 +11,10 @@ from rlhf.gold_judge import sharpness
 LUMINANCE = (0.299, 0.587, 0.114)
 LOOKS = ("brightness", "saturation", "contrast", "sharpness", "seam_energy")
 """What `measure_looks` returns."""
-FIDELITY = ("psnr_db", "ssim", "seam")
+FIDELITY = ("psnr_db", "ssim", "psnr_seam_db", "ssim_seam", "seam")
 """What `measure_fidelity` returns."""
+BAND_SHARE = 1 / 16
+"""Of an image's shorter side: how far the seam's band reaches to either side of the border."""
 
 
 def measure_looks(images: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -36,29 +38,49 @@ def measure_looks(images: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.
 
 
 def measure_fidelity(images: torch.Tensor, originals: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
-    """By FIDELITY, each float64 [B]: PSNR and SSIM inside the hole, and by how much jumps across its border differ.
+    """By FIDELITY, each float64 [B]: PSNR and SSIM in the hole and across the seam, and how far jumps there differ.
 
-    `seam` is the mean absolute difference between the jumps of image and original, in levels of 255. PSNR is NaN
-    where the hole is the original's, SSIM where the image is smaller than its window.
+    Across the seam is in `seam_band`, whose known half has no error of its own. `seam` is the mean absolute difference
+    between the jumps of image and original over the hole's border, in levels of 255. PSNR is NaN where the hole is the
+    original's, SSIM where the image is smaller than its window.
     """
-    hole = (masks > 0.5).double()
-    error = _mean((255 * ((images - originals) / 2).double()).square(), hole)
-    psnr_db = torch.where(error > 0, 10 * (255**2 / error).log10(), torch.nan)
+    hole, band = (masks > 0.5).double(), seam_band(masks).double()
+    error = (255 * ((images - originals) / 2).double()).square()
     seam = 255 * _over_border(lambda dim: ((images - originals) / 2).double().diff(dim=dim).abs(), hole)
     levels = [(255 * (part + 1) / 2).permute(0, 2, 3, 1).numpy() for part in (images, originals)]
-    ssim = torch.tensor([_ssim(*pair) for pair in zip(*levels, hole[:, 0].numpy(), strict=True)])
-    return {"psnr_db": psnr_db, "ssim": ssim.double(), "seam": seam}
+    similar = torch.from_numpy(np.stack([_similarity(*pair) for pair in zip(*levels, strict=True)])).permute(0, 3, 1, 2)
+    return {
+        "psnr_db": _psnr_db(_mean(error, hole)),
+        "ssim": _mean(similar, hole),
+        "psnr_seam_db": _psnr_db(_mean(error, band)),
+        "ssim_seam": _mean(similar, band),
+        "seam": seam,
+    }
 
 
-def _ssim(image: np.ndarray, original: np.ndarray, hole: np.ndarray) -> float:
-    """Mean of the structural similarity over the hole [H, W]; images [H, W, 3] of 0 to 255."""
+def seam_band(masks: torch.Tensor) -> torch.Tensor:
+    """Pixels near the hole's border, known ones and filled ones, as float [B, 1, H, W] of 0 and 1.
+
+    Nearer than BAND_SHARE of the shorter side, at least 2 pixels, to one of the other kind.
+    """
+    hole = (masks > 0.5).float()
+    reach = max(2, round(BAND_SHARE * min(masks.shape[-2:])))
+    near = [torch.nn.functional.max_pool2d(part, 2 * reach + 1, stride=1, padding=reach) for part in (hole, 1 - hole)]
+    return near[0] * near[1]
+
+
+def _psnr_db(error: torch.Tensor) -> torch.Tensor:
+    return torch.where(error > 0, 10 * (255**2 / error).log10(), torch.nan)
+
+
+def _similarity(image: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """Structural similarity by pixel and channel, [H, W, 3], as are the images, of 0 to 255."""
     from skimage.metrics import structural_similarity
 
     if min(image.shape[:2]) < SSIM_WINDOW_PX:
-        return float("nan")
+        return np.full(image.shape, np.nan)
     options = {"win_size": SSIM_WINDOW_PX, "channel_axis": 2, "data_range": 255.0, "full": True}
-    _, similarity = structural_similarity(image, original, **options)
-    return float(similarity[hole > 0.5].mean())
+    return structural_similarity(image, original, **options)[1]
 
 
 def pair_distances(images: torch.Tensor, others: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

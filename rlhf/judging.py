@@ -10,7 +10,15 @@ from PIL import Image
 from rlhf.errors import UserError
 from rlhf.feature_distances import PictureDistance
 from rlhf.gold_judge import gold_utility
-from rlhf.hole_measures import FIDELITY, LOOKS, measure_diversity, measure_fidelity, measure_looks, to_arrays
+from rlhf.hole_measures import (
+    FIDELITY,
+    LOOKS,
+    measure_diversity,
+    measure_fidelity,
+    measure_looks,
+    seam_band,
+    to_arrays,
+)
 from rlhf.images import encode_png, from_8bit
 from rlhf.prompts import Prompt
 from rlhf.reward_model import Reward
@@ -20,8 +28,8 @@ MARKS = ("reward", "uncertainty", "lower", "gold", *LOOKS, *FIDELITY)
 """What every image is given; `lower` is the training reward's conformal lower bound."""
 JUDGE = "judge_"
 """Before the name of a further held-out judge, to tell it from the measures."""
-LPIPS = "lpips"
-"""Mean over the hole, against the original."""
+LPIPS, LPIPS_SEAM = "lpips", "lpips_seam"
+"""Mean over the hole, and over the band across its border, against the original."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +46,7 @@ class Jury:
     @property
     def marks(self) -> tuple[str, ...]:
         """Names of all that an image is given."""
-        lpips = () if self.lpips is None else (LPIPS,)
+        lpips = () if self.lpips is None else (LPIPS, LPIPS_SEAM)
         return (*MARKS, *lpips, *(JUDGE + name for name in self.judges))
 
 
@@ -117,7 +125,9 @@ def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) ->
                 f"evaluate: {name.removeprefix(JUDGE)} gives prompt {place} no finite number; mend or drop it"
             )
     if jury.lpips is not None:
-        columns[LPIPS] = (jury.lpips(filled, originals) * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))
+        distances = jury.lpips(filled, originals)
+        for name, where in ((LPIPS, masks), (LPIPS_SEAM, seam_band(masks))):
+            columns[name] = (distances * where).sum((1, 2, 3)) / where.sum((1, 2, 3))
     columns |= measure_looks(filled, masks) | measure_fidelity(filled, originals, masks)
     return Judged(
         prompt_ids=tuple(prompt.prompt_id for prompt in prompts),

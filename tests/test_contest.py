@@ -17,7 +17,7 @@ from small_parts import save_small_reward, small_prompts, write_prompts
 from rlhf.classical_fills import fill_with_opencv, open_classical
 from rlhf.commands import studies
 from rlhf.contest_page import MAX_PROMPTS, choose_prompts, compare_marks
-from rlhf.contest_tables import escape, figures_csv, to_latex
+from rlhf.contest_tables import escape, figures_csv, show_p, to_latex
 from rlhf.contestants import judge_fill, parse_contestants
 from rlhf.errors import UserError
 from rlhf.judging import Judged, Jury
@@ -82,12 +82,41 @@ def test_what_could_not_be_measured_is_said_and_is_no_zero(contest: Path) -> Non
 
 def test_pairs_are_tested_and_corrected_as_one_family(contest: Path) -> None:
     pairs = read(contest)["comparisons"]
-    assert len(pairs) == 6 * 6, "six pairs by reward, gold, the seam judge, PSNR, SSIM and seam"
+    judged, original = ("reward", "gold", "judge_seam"), ("psnr_db", "ssim", "psnr_seam_db", "ssim_seam", "seam")
+    tested = {*judged, *(f"{judge}_win_1" for judge in judged), *original}
+    assert {pair["measure"] for pair in pairs} == tested
+    assert len(pairs) == 6 * len(tested), "of four contestants there are six pairs"
     assert all(pair["p"] <= pair["p_holm"] <= 1 for pair in pairs)
     assert min(pair["p"] for pair in pairs) >= 2 / 2**8
     (ssim,) = [p for p in pairs if (p["measure"], p["first"], p["second"]) == ("ssim", "aligned", "smooth")]
     figures = {name: read(contest)["contestants"][name]["figures"]["all"]["ssim"] for name in ("aligned", "smooth")}
     assert ssim["difference"]["value"] == pytest.approx(figures["smooth"]["value"] - figures["aligned"]["value"])
+
+
+def test_a_win_rate_is_tested_against_that_of_the_base_which_is_half(contest: Path) -> None:
+    found = read(contest)
+    key = ("gold_win_1", "base", "smooth")
+    (pair,) = [p for p in found["comparisons"] if (p["measure"], p["first"], p["second"]) == key]
+    rates = {name: found["contestants"][name]["figures"]["all"]["gold_win_1"]["value"] for name in ("base", "smooth")}
+    assert rates["base"] == pytest.approx(0.5)
+    assert pair["difference"]["value"] == pytest.approx(rates["smooth"] - 0.5)
+
+
+def test_pairs_stand_in_the_terminal_and_in_latex_with_p_after_holm(contest: Path) -> None:
+    found, shown, latex = (
+        read(contest),
+        (contest / "stdout.txt").read_text(),
+        (contest / "contestants.tex").read_text(),
+    )
+    key = ("ssim", "aligned", "smooth")
+    (pair,) = [p for p in found["comparisons"] if (p["measure"], p["first"], p["second"]) == key]
+    cell = f"{pair['difference']['value']:+.3f} ({show_p(pair['p_holm'])})"
+    block = shown.split("the original, pairs")[1].split("\n\n")[0]
+    (line,) = [line for line in block.splitlines() if "smooth less aligned" in line]
+    assert cell in line
+    assert latex.count("smooth less aligned") == 3, "one block for the reward, the judges, the original"
+    assert cell in latex
+    assert [show_p(p) for p in (1.0, 0.0471, 5e-5)] == ["1.000", "0.047", "<0.001"]
 
 
 def test_tables_hold_what_the_record_holds(contest: Path) -> None:
@@ -101,7 +130,9 @@ def test_tables_hold_what_the_record_holds(contest: Path) -> None:
     assert figures_csv(found) == (contest / "contestants.csv").read_text()
     latex = to_latex(found)
     assert latex == (contest / "contestants.tex").read_text()
-    body = [line for line in latex.splitlines() if " & " in line]
+    first, *others = latex.split("\\end{tabular}")
+    assert len(others) == 4, "contestants, then pairs by the reward, by judges, by the original"
+    body = [line for line in first.splitlines() if " & " in line]
     assert {line.count(" & ") for line in body} == {4}
     assert "%" not in "".join(body).replace(r"\%", "")
     assert escape("a_b 5% & {x}\\") == r"a\_b 5\% \& \{x\}\textbackslash{}"
@@ -178,12 +209,16 @@ def test_contestants_that_make_no_sense_are_refused(
     assert all(part in str(done.exception) for part in parts_of_message), done.exception
 
 
-def test_images_of_another_size_are_not_resized(parts: dict[str, Path], small_pipeline: Path, tmp_path: Path) -> None:
+def test_images_of_another_size_are_refused_before_anyone_paints(
+    parts: dict[str, Path], small_pipeline: Path, tmp_path: Path
+) -> None:
     images = shutil.copytree(parts["images"], tmp_path / "images")
     Image.new("RGB", (64, 64)).save(images / "p3_1.png")
-    option = ["--contestant", "smooth=biharmonic", "--contestant", f"x=images:{images}", "--base", "smooth"]
+    option = ["--contestant", "smooth=biharmonic", "--contestant", f"x=images:{images}", "--run", str(parts["run"])]
     done = evaluate(parts, small_pipeline, tmp_path / "out", *option)
     assert "p3_1.png: is 64x64, its prompt 32x32" in str(done.exception)
+    assert "evaluate: x" in done.output
+    assert not any(f"evaluate: {painted}" in done.output for painted in ("smooth", "base", "policy"))
 
 
 def test_prompts_of_two_sizes_are_refused(parts: dict[str, Path], small_pipeline: Path, tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio
+from scipy.ndimage import distance_transform_cdt
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from rlhf.contest_measures import rate_wins
 from rlhf.extension_measures import measure_band
 from rlhf.growth import Margins, band_hole, plan_bands
-from rlhf.hole_measures import measure_diversity, measure_fidelity, measure_looks
+from rlhf.hole_measures import measure_diversity, measure_fidelity, measure_looks, seam_band
 from rlhf.images import from_8bit
 from rlhf.statistics import best_of, bootstrap_means, cluster_bootstrap, sign_flip_test, summarise_draws
 
@@ -114,6 +115,24 @@ def test_a_lighter_hole_has_the_psnr_and_seam_of_its_shift() -> None:
     assert found["seam"].tolist() == pytest.approx([12, 0], abs=1e-4)
     assert found["ssim"][1] == pytest.approx(1)
     assert found["ssim"][0] < 1
+    assert found["psnr_seam_db"][1].isnan()
+    assert found["ssim_seam"][1] == pytest.approx(1)
+
+
+def test_across_the_seam_is_near_the_border_on_both_sides() -> None:
+    rng = np.random.default_rng(0)
+    original, filled = (rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(2))
+    mask = hole_of()
+    hole = mask[0, 0].numpy() > 0.5
+    filled = np.where(hole[..., None], filled, original)
+    inside, outside = (distance_transform_cdt(part, metric="chessboard") for part in (hole, ~hole))
+    band = np.maximum(inside, outside) <= 2
+    assert (seam_band(mask)[0, 0].numpy() > 0.5).tolist() == band.tolist()
+    assert {bool(x) for x in hole[band]} == {False, True}
+    found = measure_fidelity(batch(filled), batch(original), mask)
+    assert found["psnr_seam_db"][0] == pytest.approx(peak_signal_noise_ratio(original[band], filled[band]))
+    similar = structural_similarity(filled, original, channel_axis=2, data_range=255, full=True)[1]
+    assert found["ssim_seam"][0] == pytest.approx(similar[band].mean(), rel=1e-5)
 
 
 def test_psnr_ssim_and_seam_are_those_of_the_study_of_extension() -> None:
@@ -124,7 +143,9 @@ def test_psnr_ssim_and_seam_are_those_of_the_study_of_extension() -> None:
     extended = np.where(hole[..., None], rng.integers(0, 255, truth.shape, dtype=np.uint8), truth)
     slow = measure_band(extended, truth, band)
     found = measure_fidelity(batch(extended), batch(truth), torch.from_numpy(hole)[None, None].float())
-    assert {name: float(found[name]) for name in found} == pytest.approx({name: slow[name] for name in found}, rel=1e-4)
+    both = found.keys() & slow.keys()
+    assert both == {"psnr_db", "ssim", "seam"}
+    assert {name: float(found[name]) for name in both} == pytest.approx({name: slow[name] for name in both}, rel=1e-4)
 
 
 def test_looks_are_told_in_closed_form() -> None:

@@ -13,6 +13,7 @@ from rlhf.config import EvaluateConfig
 from rlhf.contest import Entry, summarise_contest
 from rlhf.errors import UserError
 from rlhf.feature_distances import frechet_distance, kernel_distance, open_features, open_lpips
+from rlhf.hole_measures import seam_band
 from rlhf.images import to_8bit
 from rlhf.judging import Jury, judge_images
 from rlhf.reward_model import load_reward
@@ -51,6 +52,10 @@ def test_sets_are_compared_without_an_interval_and_pictures_by_their_holes(tmp_p
     assert judged["true"].marks["lpips"].max() == 0
     expected = [(((p.image + 1) * p.mask).sum() / 3 / p.mask.sum()).item() for p in prompts]
     assert judged["black"].marks["lpips"][:, 0] == pytest.approx(expected, rel=1e-4)
+    assert judged["true"].marks["lpips_seam"].max() == 0
+    bands = [seam_band(p.mask[None])[0] for p in prompts]
+    expected = [(((p.image + 1) * p.mask * b).sum() / 3 / b.sum()).item() for p, b in zip(prompts, bands, strict=True)]
+    assert judged["black"].marks["lpips_seam"][:, 0] == pytest.approx(expected, rel=1e-4)
     entries = [Entry(name=name, spec=name, follows_noise=False, judged=own) for name, own in judged.items()]
 
     def features(images: torch.Tensor) -> np.ndarray:
@@ -70,7 +75,7 @@ def test_sets_are_compared_without_an_interval_and_pictures_by_their_holes(tmp_p
     assert "FID, KID" in {gone["measure"] for gone in one["left_out"]}
     assert "fid" not in one["measures"]
     copies = summarise_contest(entries[:1], "true", prompts, EvaluateConfig(bootstrap=20))["left_out"]
-    assert {"PSNR, dB"} == {gone["measure"] for gone in copies if "exact copy" in gone["reason"]}
+    assert {"PSNR, dB", "seam PSNR, dB"} == {gone["measure"] for gone in copies if "exact copy" in gone["reason"]}
     assert not [gone for gone in without["left_out"] if "exact copy" in gone["reason"]], "the black fill has one"
 
 
