@@ -2,10 +2,10 @@
 
 stable-diffusion-inpainting and SDXL inpainting at random weights (nothing is downloaded), in one process, without Ray,
 with the settings of `rlhf align` for 512x512 in bf16; then one switch at a time. Every variant's figures are in
-DIR/gpu.json as soon as it is measured, so an interrupted part goes on with the next one; one that needs too much memory
-is reported as such. Where a part's first variant
-misses the target, DIR/profile-PART.txt and .json hold its operators. Without a GPU a tiny configuration runs instead,
-as a test of the code; its figures say nothing.
+DIR/gpu.json as soon as it is measured, so an interrupted part goes on with the next one; after --limit-s seconds a part
+begins no further variant, and the same command does the rest. A variant that needs too much memory is reported as such.
+Where a part's first variant misses the target, DIR/profile-PART.txt and .json hold its operators. Without a GPU a tiny
+configuration runs instead, as a test of the code; its figures say nothing.
 
 Utilisation is FLOPs of the UNet's passes (counted once per architecture, without what checkpointing computes again),
 by the time of everything, of the rate of matrix products in the same precision, measured on the same device; on a CPU
@@ -15,6 +15,7 @@ always float32's. fp32 on a GPU: convolutions use TF32, products do not, by PyTo
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -33,6 +34,8 @@ from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage import atomic_write_json
 
+LIMIT_S = 400.0
+"""A variant takes a minute at most, so that a part stays below 8 minutes."""
 COLUMNS = ("images_per_s", "transitions_per_s", "utilisation", "utilisation_in_unet", "share_in_unet")
 
 
@@ -47,8 +50,10 @@ def open_results(file: Path, size: str, device: torch.device) -> Figures:
     return results
 
 
-def measure_part(name: str, part: Part, scale: Scale, results: Figures, file: Path, device: torch.device) -> None:
-    """What is missing of a part, written after every variant."""
+def measure_part(
+    name: str, part: Part, scale: Scale, results: Figures, file: Path, device: torch.device, limit_s: float
+) -> None:
+    """What is missing of a part, written after every variant; none begins after `limit_s`, but for the first."""
 
     def rate(precision: str) -> float:
         rates = results["products_per_s"]
@@ -60,7 +65,11 @@ def measure_part(name: str, part: Part, scale: Scale, results: Figures, file: Pa
     done = results["parts"].setdefault(name, {})
     missing = [title for title in part.variants if "failed" in done.get(title, {"failed": ""})]
     variants = {title: part.variants[title] for title in missing if is_available(part.variants[title], device)}
-    for title, variant in progress_bar(variants.items(), stage=name, total=len(variants)):
+    until = time.monotonic() + limit_s
+    for number, (title, variant) in enumerate(progress_bar(variants.items(), stage=name, total=len(variants))):
+        if number and time.monotonic() > until:
+            print(f"{name}: {len(variants) - number} variants are left after {limit_s:g} s; the same command goes on")
+            break
         profile = file.parent / f"profile-{name}.txt" if title == part.base else None
         job = Job(part=part, variant=variant, scale=scale, device=device, rate=rate, profile=profile)
         done[title] = attempt(partial(MEASURES[part.use], job), device)
@@ -91,16 +100,18 @@ def format_table(results: Figures) -> str:
     return "\n".join([*lines, f"matrix products, TFLOP/s: {rates}; machine: {results['machine']}"])
 
 
-def run(out: Path, names: list[str], size: str | None, device: torch.device) -> None:
+def run(out: Path, names: list[str], size: str | None, device: torch.device, limit_s: float = LIMIT_S) -> None:
     """Measure what is missing, and print everything; UserError at the end where a variant failed."""
     size = size or ("full" if device.type == "cuda" else "tiny")
     if size == "full" and device.type != "cuda":
         raise UserError("--size full: needs a CUDA GPU, and PyTorch sees none; use --size tiny")
     file = out / "gpu.json"
     results = open_results(file, size, device)
-    for name in names:
-        with process_group(device) if PARTS[name].use == "training" else nullcontext():
-            measure_part(name, PARTS[name], SCALES[size], results, file, device)
+    trains = any(PARTS[name].use == "training" for name in names)
+    # One group for all parts: DeepSpeed keeps the first that it sees.
+    with process_group(device) if trains else nullcontext():
+        for name in names:
+            measure_part(name, PARTS[name], SCALES[size], results, file, device, limit_s)
     for name in names:
         for title, variant in PARTS[name].variants.items():
             if not is_available(variant, device):
@@ -124,9 +135,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS])
     parser.add_argument("--size", choices=[*SCALES], help="full on a GPU, else tiny")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="of each part; default: %(default)g")
     given = parser.parse_args(arguments)
     try:
-        run(given.out, given.only, given.size, resolve_device(given.device))
+        run(given.out, given.only, given.size, resolve_device(given.device), given.limit_s)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

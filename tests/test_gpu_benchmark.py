@@ -31,7 +31,12 @@ from diffusers import UNet2DConditionModel
 assert "ray" not in sys.modules
 assert not any(isinstance(found, UNet2DConditionModel) for found in gc.get_objects()), "memory of a variant is held"
 """
-MEASURED = {"sd_rollout": ("as in align",), "xl_training": ("LoRA, gradient checkpointing",)}
+MEASURED = {
+    "sd_rollout": "as in align",
+    "sd_training": "full",
+    "xl_rollout": "1024 px",
+    "xl_training": "LoRA, gradient checkpointing",
+}
 
 
 @pytest.mark.parametrize(("architecture", "millions"), [(SD, 859.5), (XL, 2567.5)])
@@ -95,8 +100,8 @@ def test_figures_of_another_size_are_not_gone_on_with(tmp_path: Path) -> None:
 def test_a_tiny_run_measures_what_is_missing_without_ray(tmp_path: Path) -> None:
     file, earlier = tmp_path / "gpu.json", {"out_of_memory": "earlier"}
     results = open_results(file, "tiny", CPU)
-    for part, titles in MEASURED.items():
-        results["parts"][part] = {title: earlier for title in PARTS[part].variants if title not in titles}
+    for part, measured in MEASURED.items():
+        results["parts"][part] = {title: earlier for title in PARTS[part].variants if title != measured}
     results["parts"]["sd_rollout"]["as in align"] = {"failed": "earlier"}
     file.write_text(json.dumps(results))
     command = [sys.executable, "-c", RUN, "--out", str(tmp_path), "--device", "cpu", "--only", *MEASURED]
@@ -104,9 +109,11 @@ def test_a_tiny_run_measures_what_is_missing_without_ray(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
     parts = found["parts"]
-    for part, titles in MEASURED.items():
-        assert all(figures == earlier for title, figures in parts[part].items() if title not in titles)
-    painted, trained = (parts[part][titles[0]] for part, titles in MEASURED.items())
+    for part, measured in MEASURED.items():
+        assert all(figures == earlier for title, figures in parts[part].items() if title != measured)
+    painted, trained = (parts[part][MEASURED[part]] for part in ("sd_rollout", "xl_training"))
+    assert (parts["xl_rollout"]["1024 px"]["px"], painted["px"]) == (128, 64)
+    assert parts["sd_training"]["full"]["flop"] > parts["sd_training"]["full"]["transitions"]
     profile = json.loads((tmp_path / painted["profile"]).with_suffix(".json").read_text())
     assert 0.5 < sum(operator["share"] for operator in profile["operators"].values()) <= 1.001
     assert painted["flop"] == painted["forward_images"] * count_flops(TINY_SD, 64, "none", backward=False)
@@ -117,6 +124,21 @@ def test_a_tiny_run_measures_what_is_missing_without_ray(tmp_path: Path) -> None
     assert 0.1 < trained["share_in_unet"]["median"] < 1
     assert trained["transitions"] == 2 * trained["images"]
     assert trained["loop"] == "DeepSpeed"
+
+
+def test_after_its_limit_a_part_leaves_the_rest_to_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, earlier, left = tmp_path / "gpu.json", {"out_of_memory": "earlier"}, ["no LoRA", "1 prompt"]
+    results = open_results(file, "tiny", CPU)
+    others = {title: earlier for title in PARTS["sd_rollout"].variants if title not in left}
+    results["parts"]["sd_rollout"] = others
+    file.write_text(json.dumps(results))
+    for number in (1, 2):
+        run(tmp_path, ["sd_rollout"], "tiny", CPU, limit_s=0.0)
+        assert ("1 variants are left" in capsys.readouterr().out) == (number == 1)
+        found = json.loads(file.read_text())["parts"]["sd_rollout"]
+        assert [title for title in left if title in found] == left[:number]
 
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
