@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlhf.charts import GOLD, GREY, REWARD
-from rlhf.pages import show
-from rlhf.storage import atomic_write, atomic_write_text
+from rlhf.statistics import show_estimate
+from rlhf.storage import atomic_write, atomic_write_text, finite
 
 COLOURS = {"base": GREY, "aligned": REWARD}
 Row = tuple[str, str, str, str, dict[str, Any] | None]
@@ -41,8 +41,8 @@ def write_csv(summary: dict[str, Any], path: Path) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["test", "part", "filler", "figure", "value", "low", "high"])
     for *names, estimate in list_figures(summary):
-        values = [estimate[key] for key in ("value", "low", "high")] if estimate else ["", "", ""]
-        writer.writerow([*names, *values])
+        known = finite(estimate or {})
+        writer.writerow([*names, *(known.get(key) for key in ("value", "low", "high"))])
     atomic_write_text(path, buffer.getvalue())
 
 
@@ -83,10 +83,7 @@ def _describe_part(part: str, found: dict[str, Any]) -> list[str]:
 
 
 def _show(estimate: dict[str, Any] | None, form: str = ".2f") -> str:
-    if estimate is None:
-        return "not measured"
-    value, low, high = (show(estimate[key], form) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return "not measured" if estimate is None else show_estimate(estimate, form)
 
 
 def draw_figure(summary: dict[str, Any], path: Path) -> None:
