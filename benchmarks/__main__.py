@@ -1,14 +1,17 @@
 """The suite: `python -m benchmarks --run RUN --out DIR [--only PART ...]`, or `make bench`.
 
 RUN is a finished `rlhf demo`, whose prompts and reward are used. Parts are resumable: each writes its figures to
-DIR/results.json as soon as it is done, and is left out when they are there; DIR/results.png is drawn from it. Serving
-and scaling have commands of their own. Nothing else should run on the machine.
+DIR/results.json as soon as it is done, with date and commit, and is left out when they are there; DIR/results.png is
+drawn from it. Nothing else should run on the machine. What takes hours, a server or a GPU has commands of its own:
+`python -m benchmarks.time_to_quality`, `.scaling`, `.serving` and `.gpu`.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,13 @@ def flatten(figures: Mapping[str, Any], name: str = "") -> list[tuple[str, str]]
     return rows
 
 
+def find_commit() -> str:
+    """Of the checkout, with a + where it has changes."""
+    command = ["git", "describe", "--always", "--dirty=+"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
 def main() -> None:
     """Measure what is missing, and print everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,6 +66,7 @@ def main() -> None:
     results: Figures = json.loads(file.read_text()) if file.is_file() else {"machine": describe_machine()}
     for part in progress_bar([part for part in given.only if part not in results], stage="benchmarks"):
         results[part] = PARTS[part](given.run)
+        results.setdefault("measured", {})[part] = f"{date.today()}, commit {find_commit()}"
         atomic_write_json(file, results)
     print(format_results(results))
     draw_figure(results, given.out / "results.png")

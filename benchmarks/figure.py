@@ -17,7 +17,8 @@ PANELS = ("rollout", "update", "whole_step", "switches")
 PHASES = {
     "rollouts": "rollouts and scoring",
     "training": "training",
-    "control": "neither",
+    "weights": "weights to samplers",
+    "control": "control",
     "samplers_idle": "samplers idle",
     "learner_idle": "learner idle",
 }
@@ -81,7 +82,7 @@ def _draw_panel(axes: Axes, part: str, figures: Figures) -> None:
 def _draw_rows(axes: Axes, rows: list[tuple[str, Mapping[str, float]]]) -> None:
     """Bars from zero; what is compared with, in grey."""
     for place, (name, spread) in enumerate(rows):
-        is_ours = name.startswith(("ours", "the same, never", "LoRA", "full"))
+        is_ours = name.startswith(("ours", "LoRA", "full"))
         _draw_bar(axes, place, spread, REWARD if is_ours else GREY, 0.62)
 
 

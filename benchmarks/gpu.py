@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.device_measures import attempt, describe_device, product_rate
-from benchmarks.gpu_measuring import MEASURES, Job, is_available
+from benchmarks.gpu_measuring import MEASURES, PLAIN, Job, is_available
 from benchmarks.gpu_variants import PARTS, SCALES, Part, Scale
 from benchmarks.measure import Figures, show
 from benchmarks.training_loops import process_group
@@ -93,7 +93,8 @@ def format_table(results: Figures) -> str:
             peak = format(figures["peak_gb"], ".1f") if "peak_gb" in figures else "-"
             cells = [format_figure(figures, column) for column in COLUMNS]
             reason = next((key.replace("_", " ") for key in ("out_of_memory", "failed") if key in figures), peak)
-            rows.append((name, title, *cells, reason))
+            is_plain = figures.get("loop") == PLAIN and PLAIN not in title
+            rows.append((name, f"{title}, for want of DeepSpeed in {PLAIN}" if is_plain else title, *cells, reason))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     rates = ", ".join(f"{precision} {rate / 1e12:.4g}" for precision, rate in results["products_per_s"].items())

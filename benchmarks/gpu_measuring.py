@@ -22,6 +22,8 @@ from rlhf.policy import Policy, make_trainable
 from rlhf.prompts import Prompt
 from rlhf.rollout import rollout
 
+PLAIN = "plain PyTorch"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -174,7 +176,7 @@ def measure_training(job: Job) -> Figures:
     figures = measure_calls(job, run, clock, flops)
     per_s = spread([transitions / s for s in figures["s"]])
     sizes = {"images": config.micro_batch_size, "px": job.px, "transitions": transitions}
-    loop = "plain PyTorch" if is_plain else "DeepSpeed"
+    loop = PLAIN if is_plain else "DeepSpeed"
     return finish(figures) | sizes | {"loop": loop, "transitions_per_s": per_s}
 
 

@@ -54,4 +54,5 @@ def make_update(name: str) -> Callable[[], object]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--alone", required=True, help="run `joined` or `apart` and print its memory")
-    report_alone(make_update(parser.parse_args().alone))
+    name = parser.parse_args().alone
+    report_alone(lambda: make_update(name))

@@ -49,22 +49,21 @@ def show(figure: Mapping[str, float], spec: str = ".2f") -> str:
     return "{} [{}, {}]".format(*(format(figure[key], spec) for key in ("median", "low", "high")))
 
 
-def peak_megabytes(module: str, name: str) -> dict[str, float]:
-    """Resident memory of a process of its own: what `python -m module --alone name` needs beyond its idle state."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--alone", name], capture_output=True, text=True, check=True, env=os.environ
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+def peak_megabytes(module: str, name: str, processes: int = 3) -> dict[str, float]:
+    """Peak resident memory that `python -m module --alone name` adds to what its imports take: models, batch, run."""
+    command = [sys.executable, "-m", module, "--alone", name]
+    done = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(processes)]
+    return spread([json.loads(one.stdout.splitlines()[-1]) for one in done])
 
 
-def report_alone(run: Callable[[], object]) -> None:
-    """The other end of `peak_megabytes`: runs, and prints the peak less what was resident before."""
+def report_alone(build: Callable[[], Callable[[], object]]) -> None:
+    """The other end of `peak_megabytes`: builds one alternative and nothing else, runs it, and prints the figure."""
     import psutil
 
     before = psutil.Process().memory_info().rss
     with PeakMemory() as peak:
-        run()
-    print(json.dumps({"before_mb": before / 1e6, "peak_mb": peak.bytes / 1e6, "added_mb": (peak.bytes - before) / 1e6}))
+        build()()
+    print((peak.bytes - before) / 1e6)
 
 
 class PeakMemory:
@@ -88,13 +87,6 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._thread.join()
-
-
-def matmul_rate(side: int = 1536, rounds: int = 9) -> float:
-    """FLOP/s of square float32 matrix products with this process' threads: what the machine can do."""
-    a, b = torch.randn(side, side), torch.randn(side, side)
-    seconds = interleave({"product": lambda: a @ b}, rounds)["product"]
-    return 2 * side**3 / float(np.median(seconds))
 
 
 def describe_machine() -> Figures:

@@ -1,12 +1,13 @@
 """Rollouts against what others do for the same images: `python -m benchmarks.rollout`.
 
-The built-in model, float32, one micro-batch of 16 images (2 prompts x 8 samples), 10 steps. Ours twice: with equal
-switches (every image its own noise, all steps random, nothing shared), and with the defaults of `rlhf align`.
+The built-in model, float32, one micro-batch of 16 images (2 prompts x 8 samples), 10 steps. Ours with equal switches
+(every image encoded for itself, its own noise, all steps random, weights in PyTorch's own layout), and with the
+defaults of `rlhf align`, with the LoRA that samplers carry and without, as in `rlhf candidates`.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from skimage import data as photographs
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Figures, interleave, matmul_rate, peak_megabytes, ratios, report_alone, spread
+from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, report_alone, spread
 from benchmarks.usual_serving import open_usual_pipeline
 from rlhf.algorithms import grpo
 from rlhf.config import AlignConfig, ModelConfig
@@ -26,7 +27,10 @@ from rlhf.trajectories import RolloutPlan
 
 STEPS, PROMPTS, SAMPLES, SIDE = 10, 2, 8, 64
 ALIGN = AlignConfig(num_inference_steps=STEPS, samples_per_prompt=SAMPLES, micro_batch_size=PROMPTS * SAMPLES)
+PRODUCT_SIDE = 1536
+"""Of the square matrix products that tell what the machine can do."""
 KEY = ("benchmark",)
+Run = Callable[[], object]
 
 
 def make_prompts() -> list[Prompt]:
@@ -41,14 +45,44 @@ def make_prompts() -> list[Prompt]:
     return [Prompt(prompt_id=f"p{i}", image=image, mask=mask, **made) for i, image in enumerate(images)]
 
 
-def ours(policy: Policy, prompts: list[Prompt], plans: list[RolloutPlan]) -> Callable[[], object]:
-    """All plans in turn, one a call: the window of random steps moves, and with it what is shared."""
-    turn = iter(range(10**9))
+def equal_work() -> tuple[list[Prompt], RolloutPlan, range]:
+    """16 prompts of one sample each, so that nothing is shared, and all steps random."""
+    prompts = [
+        replace(prompt, prompt_id=f"{prompt.prompt_id}-{i}") for prompt in make_prompts() for i in range(SAMPLES)
+    ]
+    plan = RolloutPlan(num_inference_steps=STEPS, eta=1.0, stochastic_steps=frozenset(range(STEPS)))
+    return prompts, plan, range(1)
+
+
+def ours_equal() -> Run:
+    """Ours without what it saves."""
+    policy, (prompts, plan, samples) = load_policy(ModelConfig()), equal_work()
+    policy.unet.to(memory_format=torch.contiguous_format)
+    return lambda: rollout(policy, prompts, plan, sample_indices=samples, seed_key=KEY)
+
+
+def default_plans() -> list[RolloutPlan]:
+    """Of `rlhf align`: the window of random steps moves, and with it what is shared."""
+    windows = {plan.trained_steps: plan for plan in (grpo.plan_rollout(ALIGN, i, 0) for i in range(100))}
+    return [windows[place] for place in sorted(windows)]
+
+
+def open_trained() -> Policy:
+    """As a sampler has it."""
+    policy = load_policy(ModelConfig())
+    make_trainable(policy, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0, keeps_merged=True)
+    return policy
+
+
+def ours(policy: Policy) -> Run:
+    """All plans in turn, one a call."""
+    turn, prompts, plans = iter(range(10**9)), make_prompts(), default_plans()
     return lambda: rollout(policy, prompts, plans[next(turn) % len(plans)], sample_indices=range(SAMPLES), seed_key=KEY)
 
 
-def usual(pipeline: Any, prompts: list[Prompt], guidance_scale: float) -> Callable[[], object]:
+def usual(guidance_scale: float) -> Run:
     """One call of diffusers' pipeline for the same images, DDIM with eta 1."""
+    pipeline, prompts = open_usual_pipeline(str(TINY)), make_prompts()
     images = torch.stack([p.image for p in prompts]).repeat_interleave(SAMPLES, dim=0)
     masks = torch.stack([p.mask for p in prompts]).repeat_interleave(SAMPLES, dim=0)
     options = {
@@ -63,6 +97,12 @@ def usual(pipeline: Any, prompts: list[Prompt], guidance_scale: float) -> Callab
     return lambda: pipeline(
         prompt=texts, image=images, mask_image=masks, generator=generators, output_type="pt", **options
     )
+
+
+def trainer() -> Run:
+    """`trainer_loop` on a pipeline of its own."""
+    pipeline, prompts = open_usual_pipeline(str(TINY)), make_prompts()
+    return lambda: trainer_loop(pipeline, prompts)
 
 
 @torch.no_grad()
@@ -93,28 +133,22 @@ def trainer_loop(pipeline: Any, prompts: list[Prompt]) -> list[tuple[torch.Tenso
     return kept
 
 
-def make_alternatives() -> dict[str, Callable[[], object]]:
-    """By name, each 16 images."""
-    prompts, base, trained = make_prompts(), load_policy(ModelConfig()), load_policy(ModelConfig())
-    make_trainable(trained, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0, keeps_merged=True)
-    pipeline = open_usual_pipeline(str(TINY))
-    equal = RolloutPlan(num_inference_steps=STEPS, eta=1.0, stochastic_steps=frozenset(range(STEPS)))
-    windows = {plan.trained_steps: plan for plan in (grpo.plan_rollout(ALIGN, i, 0) for i in range(100))}
-    plans = [windows[place] for place in sorted(windows)]
-    return {
-        "ours, equal switches": ours(base, prompts, [equal]),
-        "ours, defaults": ours(base, prompts, plans),
-        "ours, defaults, with the LoRA that is trained": ours(trained, prompts, plans),
-        "the same, never merged": ours(replace(trained, merged=None), prompts, plans),
-        "diffusers' pipeline, guidance 1": usual(pipeline, prompts, 1.0),
-        "diffusers' pipeline, guidance 7, empty prompts": usual(pipeline, prompts, 7.0),
-        "a DDPO trainer's loop": lambda: trainer_loop(pipeline, prompts),
-    }
+EQUAL, BARE, DEFAULTS = "ours, equal switches", "ours, defaults, no LoRA yet", "ours, defaults"
+ALTERNATIVES: Mapping[str, Callable[[], Run]] = {
+    EQUAL: ours_equal,
+    BARE: lambda: ours(load_policy(ModelConfig())),
+    DEFAULTS: lambda: ours(open_trained()),
+    "ours, the LoRA never merged": lambda: ours(replace(open_trained(), merged=None)),
+    "diffusers' pipeline, guidance 1": lambda: usual(1.0),
+    "diffusers' pipeline, guidance 7, empty prompts": lambda: usual(7.0),
+    "a DDPO trainer's loop": trainer,
+}
+"""What builds each, 16 images a call."""
 
 
-def model_share(policy: Policy, run: Callable[[], object]) -> float:
-    """Share of a call's time that is spent in UNet and VAE."""
-    spent, began = [0.0], [0.0]
+def model_shares(rounds: int) -> list[float]:
+    """Shares of the time of calls with the defaults, at every place of the window, that are spent in UNet and VAE."""
+    policy, spent, began = open_trained(), [0.0], [0.0]
 
     def start(*_: object) -> None:
         began[0] = time.perf_counter()
@@ -123,14 +157,16 @@ def model_share(policy: Policy, run: Callable[[], object]) -> float:
         spent[0] += time.perf_counter() - began[0]
 
     vae = policy.pipeline.vae
-    parts = [policy.unet, vae.encoder, vae.decoder, vae.quant_conv, vae.post_quant_conv]
-    handles = [m.register_forward_pre_hook(start) for m in parts] + [m.register_forward_hook(stop) for m in parts]
-    started = time.perf_counter()
-    run()
-    share = spent[0] / (time.perf_counter() - started)
-    for handle in handles:
-        handle.remove()
-    return share
+    assert policy.merged is not None
+    for part in [policy.unet, policy.merged, vae.encoder, vae.decoder, vae.quant_conv, vae.post_quant_conv]:
+        part.register_forward_pre_hook(start)
+        part.register_forward_hook(stop)
+    run, shares = ours(policy), []
+    for _ in range(rounds):
+        spent[0], started = 0.0, time.perf_counter()
+        run()
+        shares.append(spent[0] / (time.perf_counter() - started))
+    return shares
 
 
 def unet_rate(policy: Policy, rounds: int) -> Figures:
@@ -140,33 +176,30 @@ def unet_rate(policy: Policy, rounds: int) -> Figures:
     timestep = torch.full((len(sample),), 500)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         policy.predict(sample, timestep, condition)
+    flops, square = counter.get_total_flops(), torch.randn(PRODUCT_SIDE, PRODUCT_SIDE)
+    runs = {"forward": lambda: policy.predict(sample, timestep, condition), "product": lambda: square @ square}
     with torch.no_grad():
-        seconds = interleave({"forward": lambda: policy.predict(sample, timestep, condition)}, rounds)["forward"]
-    rate, limit = counter.get_total_flops() / spread(seconds)["median"], matmul_rate()
+        seconds = interleave(runs, rounds)
+    limits = [2 * PRODUCT_SIDE**3 / s for s in seconds["product"]]
     return {
-        "gflop_per_image": counter.get_total_flops() / len(sample) / 1e9,
-        "flop_per_s": rate,
-        "of_matmul": rate / limit,
+        "gflop_per_image": flops / len(sample) / 1e9,
+        "flop_per_s": spread([flops / s for s in seconds["forward"]]),
+        "of_matmul": spread([flops / s / limit for s, limit in zip(seconds["forward"], limits, strict=True)]),
     }
 
 
 def measure(rounds: int) -> Figures:
     """All of it."""
-    alternatives = make_alternatives()
-    seconds = interleave(alternatives, rounds)
-    images = PROMPTS * SAMPLES
-    policy, prompts = load_policy(ModelConfig()), make_prompts()
-    plan = grpo.plan_rollout(ALIGN, 0, 0)
-    shares = [model_share(policy, ours(policy, prompts, [plan])) for _ in range(rounds)]
-    over = {name: ratios(seconds[name], seconds["ours, defaults"]) for name in seconds}
-    equal = {name: ratios(seconds[name], seconds["ours, equal switches"]) for name in seconds}
+    seconds = interleave({name: build() for name, build in ALTERNATIVES.items()}, rounds)
     return {
-        "images_per_s": {name: spread([images / s for s in found]) for name, found in seconds.items()},
-        "times_as_long_as_ours_defaults": over,
-        "times_as_long_as_ours_equal": equal,
-        "memory": {name: peak_megabytes("benchmarks.rollout", name) for name in alternatives},
-        "share_in_unet_and_vae": spread(shares),
-        "unet": unet_rate(policy, rounds),
+        "images_per_s": {name: spread([PROMPTS * SAMPLES / s for s in found]) for name, found in seconds.items()},
+        "times_as_long_as": {
+            reference: {name: ratios(found, seconds[reference]) for name, found in seconds.items()}
+            for reference in (EQUAL, BARE, DEFAULTS)
+        },
+        "added_mb": {name: peak_megabytes("benchmarks.rollout", name) for name in ALTERNATIVES},
+        "share_in_unet_and_vae": spread(model_shares(rounds)),
+        "unet": unet_rate(load_policy(ModelConfig()), rounds),
     }
 
 
@@ -176,7 +209,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
     if given.alone:
-        report_alone(make_alternatives()[given.alone])
+        report_alone(ALTERNATIVES[given.alone])
     else:
         import json
 

@@ -105,7 +105,7 @@ def measure(rounds: int) -> Figures:
         shares = share_in_model(rounds)
     return {
         "ms_per_transition": {name: spread([1e3 * s / TRANSITIONS for s in found]) for name, found in seconds.items()},
-        "memory": {name: peak_megabytes("benchmarks.update", name) for name in seconds},
+        "added_mb": {name: peak_megabytes("benchmarks.update", name) for name in seconds},
         "share_in_forward_and_backward": shares,
     }
 
@@ -117,6 +117,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.alone:
         with process_group():
-            report_alone(make_alternative(given.alone))
+            report_alone(lambda: make_alternative(given.alone))
     else:
         print(json.dumps(measure(given.rounds), indent=2))

@@ -1,7 +1,7 @@
 """Publishing weights to two samplers on this machine: bytes, and seconds until both have proved what they hold."""
 
 import os
-import time
+from collections.abc import Callable
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -10,34 +10,41 @@ import ray  # noqa: E402
 
 from actors.messages import WeightsNotice  # noqa: E402
 from actors.rollout_sampler import RolloutSampler  # noqa: E402
-from benchmarks.measure import Figures, spread  # noqa: E402
+from benchmarks.measure import Figures, interleave, spread  # noqa: E402
+from rlhf.canary import canary_log_prob  # noqa: E402
 from rlhf.config import AlignConfig, RunConfig  # noqa: E402
 from rlhf.policy import load_policy, make_trainable, trainable_state  # noqa: E402
 
 SAMPLERS = 2
+KINDS = ("lora", "full")
 
 
 def measure(rounds: int) -> Figures:
-    """LoRA adapters and the whole UNet; without the canary, whose forward pass is no part of the transport."""
+    """LoRA adapters and the whole UNet in turn, with all that `rlhf align` asks of samplers: checksum and canary."""
     ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=SAMPLERS)
     try:
-        return {kind: _measure(kind, rounds) for kind in ("lora", "full")}
+        published = {kind: open_published(kind) for kind in KINDS}
+        seconds = interleave({kind: publish for kind, (publish, _) in published.items()}, rounds)
+        return {
+            kind: {"megabytes": megabytes, "seconds": spread(seconds[kind])}
+            for kind, (_, megabytes) in published.items()
+        }
     finally:
         ray.shutdown()
 
 
-def _measure(trainable: str, rounds: int) -> Figures:
+def open_published(trainable: str) -> tuple[Callable[[], object], float]:
+    """What publishes weights to samplers of their own and waits until both have proved them, and their megabytes."""
     config = RunConfig(align=AlignConfig.model_validate({"trainable": trainable}))
-    samplers = [ray.remote(num_cpus=1)(RolloutSampler).remote(config) for _ in range(SAMPLERS)]
-    policy, align = load_policy(config.model), config.align
+    share = 1 / len(KINDS)  # of a core: one kind is busy at a time
+    samplers = [ray.remote(num_cpus=share)(RolloutSampler).remote(config) for _ in range(SAMPLERS)]
+    policy, align, versions = load_policy(config.model), config.align, iter(range(10**9))
     make_trainable(policy, trainable, rank=align.lora_rank, targets=align.lora_targets, seed=0)
-    weights, seconds = trainable_state(policy.unet), []
-    for version in range(rounds + 1):
-        started = time.perf_counter()
-        notice = WeightsNotice.publish(weights, version)
+    weights, canary = trainable_state(policy.unet), canary_log_prob(policy, align)
+
+    def publish() -> None:
+        notice = WeightsNotice.publish(weights, next(versions), canary)
         acks = ray.get([sampler.load_weights.remote(notice) for sampler in samplers])
-        seconds.append(time.perf_counter() - started)
         assert {ack.checksum for ack in acks} == {notice.checksum}
-    for sampler in samplers:
-        ray.kill(sampler)
-    return {"megabytes": sum(t.nbytes for t in weights.values()) / 1e6, "seconds": spread(seconds[1:])}
+
+    return publish, sum(t.nbytes for t in weights.values()) / 1e6

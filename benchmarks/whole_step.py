@@ -38,18 +38,21 @@ def measure(run: Path, updates: int) -> Figures:
 
 
 def summarise(lines: list[dict[str, float]], images: int, *, in_turn: bool) -> Figures:
-    """Medians over updates; shares are of an update's time.
+    """Medians over updates; shares are of an update's time. Checkpoints come after it and are in none.
 
-    Where rollouts and training take turns, `control` is what is neither, and `no_model` the time in which the average
-    sampler was idle and the learner did not train: more than control takes, since a sampler also waits for others.
+    Where rollouts and training take turns, `weights` is from publishing weights until the last sampler has proved them,
+    `control` what is neither that, nor rollouts and scoring, nor training, and `no_model` the time in which the average
+    sampler was idle or took over weights and the learner did not train: more than both, since samplers wait for others.
     """
     columns = {key: np.array([line[key] for line in lines]) for key in lines[0] if isinstance(lines[0][key], float)}
     whole = columns["update_s"]
-    rollouts, training = columns["rollout_s"] / whole, columns["train_s"] / whole
-    busy = rollouts * (1 - columns["sampler_idle_share"])
-    shares = {"rollouts": rollouts, "training": training, "samplers_idle": 1 - busy, "learner_idle": 1 - training}
+    collected, training = columns["rollout_s"] / whole, columns["train_s"] / whole
+    busy = collected * (1 - columns["sampler_idle_share"])
+    shares = {"rollouts": collected, "training": training, "samplers_idle": 1 - busy, "learner_idle": 1 - training}
     if in_turn:
-        shares |= {"control": 1 - rollouts - training, "no_model": 1 - busy - training}
+        weights = columns["weights_sync_s"] / whole
+        shares |= {"rollouts": collected - weights, "weights": weights, "control": 1 - collected - training}
+        shares["no_model"] = 1 - (busy - weights) - training
     return {
         "updates": len(lines),
         "images_per_s": spread(images / whole),

@@ -10,7 +10,8 @@ from PIL import Image
 from benchmarks.__main__ import format_results
 from benchmarks.figure import draw_figure
 from benchmarks.joined_steps import join_steps
-from benchmarks.switches import SWITCHES, format_table, measure_switch
+from benchmarks.rollout import equal_work
+from benchmarks.switches import SWITCHES, Pair, Switch, format_table, measure_switch
 from benchmarks.update import make_config, roll_out
 from benchmarks.whole_step import summarise
 from rlhf.config import ModelConfig
@@ -18,6 +19,7 @@ from rlhf.ddim import make_schedule
 from rlhf.objective import TrainingBatch
 from rlhf.policy import Policy, base_policy, load_policy, load_trainable_state, make_trainable, trainable_state
 from rlhf.policy_gradient import compute_loss
+from rlhf.rollout import rollout
 from serve.settings import EngineSettings
 
 
@@ -49,8 +51,9 @@ RESULTS: dict[str, Any] = {
 def test_a_whole_update_is_shared_out_among_roles() -> None:
     found = {mode: summarise([LINE | {"scorer_idle_share": 0.9}], 16, in_turn=mode) for mode in (True, False)}
     shares = {name: share["median"] for name, share in found[True]["shares"].items()}
-    expected = {"rollouts": 0.6, "training": 0.35, "samplers_idle": 0.55, "learner_idle": 0.65}
-    assert shares == pytest.approx(expected | {"control": 0.05, "no_model": 0.2})
+    expected = {"rollouts": 0.59, "training": 0.35, "samplers_idle": 0.55, "learner_idle": 0.65}
+    assert shares == pytest.approx(expected | {"weights": 0.01, "control": 0.05, "no_model": 0.21})
+    assert sum(shares[name] for name in ("rollouts", "training", "weights", "control")) == pytest.approx(1)
     assert found[False]["shares"].keys() == expected.keys(), "what overlaps adds up to more than one"
 
 
@@ -107,9 +110,20 @@ def test_steps_trained_in_one_pass_have_the_gradient_of_one_after_the_other() ->
     assert (flat[0] - flat[1]).norm() < 1e-4 * flat[0].norm()
 
 
-def test_a_switch_is_timed_on_and_off() -> None:
-    found = measure_switch(SWITCHES["conditions once per prompt"], 1)
-    assert found["off_over_on"]["median"] == pytest.approx(found["off_ms"]["median"] / found["on_ms"]["median"])
+def test_a_switch_is_run_on_and_off_in_turn() -> None:
+    calls: list[str] = []
+    pair = Pair(on=lambda: calls.append("on"), off=lambda: calls.append("off"), figures={"on_mb": 1.0})
+    found = measure_switch(Switch(make=lambda: pair, is_kept=True, reason="so"), 3)
+    assert calls == ["on", "off", "on", "off", "off", "on", "on", "off"], "once unmeasured, then back and forth"
+    assert found.keys() == {"off_over_on", "on_ms", "off_ms", "on_mb", "kept", "why"}
+
+
+def test_ours_with_equal_switches_encodes_every_image_and_shares_nothing() -> None:
+    policy, (prompts, plan, samples) = load_policy(ModelConfig()), equal_work()
+    assert (len(prompts), len({p.prompt_id for p in prompts}), len(samples)) == (16, 16, 1)
+    done = rollout(policy, prompts[:2], plan, sample_indices=samples, seed_key=("t",))
+    assert done.forward_images == 2 * plan.num_inference_steps
+    assert plan.stochastic_steps == frozenset(range(plan.num_inference_steps))
 
 
 @pytest.mark.parametrize(
