@@ -4,7 +4,8 @@ All as in `grpo`, but once the last random step is done, DPM-Solver++(2M) ends t
 of the schedule's noise levels. The window, and so every trained transition, is that of the fine grid.
 Deviations: those of `grpo`; predictions from before the window's noise are not extrapolated from, so the first step
 after it is of first order (else samples were 1.3 to 1.7 times as far from the fine grid's); so is the last (it may end
-without noise, where log-SNR is infinite). Before the window nothing is saved: a group shares those steps, for the passes of one sample.
+without noise, where log-SNR is infinite). Before the window nothing is saved: a group shares those steps, for the
+passes of one sample.
 """
 
 from dataclasses import replace
