@@ -49,7 +49,10 @@ def flatten(figures: Mapping[str, Any], name: str = "") -> list[tuple[str, str]]
 def find_commit() -> str:
     """Of the checkout, with a + where it has changes."""
     command = ["git", "describe", "--always", "--dirty=+"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return "unknown"
     return found.stdout.strip() or "unknown"
 
 
@@ -62,11 +65,11 @@ def main() -> None:
     given = parser.parse_args()
     if not (given.run / "reward" / "reward.json").is_file():
         sys.exit(f"{given.run}: no reward/ there; run `rlhf demo --out {given.run}` first")
-    file = given.out / "results.json"
+    file, commit = given.out / "results.json", find_commit()
     results: Figures = json.loads(file.read_text()) if file.is_file() else {"machine": describe_machine()}
     for part in progress_bar([part for part in given.only if part not in results], stage="benchmarks"):
         results[part] = PARTS[part](given.run)
-        results.setdefault("measured", {})[part] = f"{date.today()}, commit {find_commit()}"
+        results.setdefault("measured", {})[part] = f"{date.today()}, commit {commit}"
         atomic_write_json(file, results)
     print(format_results(results))
     draw_figure(results, given.out / "results.png")

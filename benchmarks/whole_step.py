@@ -41,8 +41,8 @@ def summarise(lines: list[dict[str, float]], images: int, *, in_turn: bool) -> F
     """Medians over updates; shares are of an update's time. Checkpoints come after it and are in none.
 
     Where rollouts and training take turns, `weights` is from publishing weights until the last sampler has proved them,
-    `control` what is neither that, nor rollouts and scoring, nor training, and `no_model` the time in which the average
-    sampler was idle or took over weights and the learner did not train: more than both, since samplers wait for others.
+    `control` what is neither that, nor rollouts and scoring, nor training, and `no_model` at most the time in
+    which the average sampler was idle or took over weights and the learner did not train: samplers wait, too.
     """
     columns = {key: np.array([line[key] for line in lines]) for key in lines[0] if isinstance(lines[0][key], float)}
     whole = columns["update_s"]

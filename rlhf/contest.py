@@ -31,6 +31,8 @@ BASE, ALIGNED = "base", "aligned"
 """The models of a run."""
 ALL = "all"
 """Besides the hole families."""
+SIGNIFICANT = 0.05
+"""For p after Holm."""
 LEAST_SHARE = 0.5
 """Of the prompts that all contestants must have."""
 
@@ -45,8 +47,8 @@ class Entry:
     judged: Judged
 
 
-def keep_common(entries: Sequence[Entry], prompts: Sequence[Prompt]) -> tuple[list[Entry], list[Prompt], list[str]]:
-    """Entries and prompts cut down to what all have, and notes on what is missing.
+def find_common(entries: Sequence[Entry], prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[str]]:
+    """The prompts that all have, and notes on what is missing.
 
     Raises UserError where that is less than LEAST_SHARE of the prompts.
     """
@@ -63,9 +65,7 @@ def keep_common(entries: Sequence[Entry], prompts: Sequence[Prompt]) -> tuple[li
             )
     if len(kept) < LEAST_SHARE * len(prompts):
         raise UserError("evaluate: too few common prompts: " + "; ".join(notes) + "; add the missing images")
-    names = [prompt.prompt_id for prompt in kept]
-    cut = [Entry(**vars(entry) | {"judged": entry.judged.select(names)}) for entry in entries]
-    return cut, kept, notes
+    return kept, notes
 
 
 def summarise_contest(
@@ -79,7 +79,9 @@ def summarise_contest(
 
     FID and KID, of all families together, need `features`.
     """
-    entries, prompts, notes = keep_common(entries, prompts)
+    prompts, notes = find_common(entries, prompts)
+    names = [prompt.prompt_id for prompt in prompts]
+    entries = [Entry(**vars(entry) | {"judged": entry.judged.select(names)}) for entry in entries]
     by_name = {entry.name: entry for entry in entries}
     follows = {entry.name: entry.follows_noise for entry in entries}
     measures = list_measures(entries[0].judged.held_out, has_lpips=LPIPS in entries[0].judged.marks)
@@ -97,6 +99,7 @@ def summarise_contest(
         }
         watched = {} if name == base else watch(by_name[base].judged, entry.judged, photographs, config.bootstrap)
         found[name] = describe_entry(entry) | {"figures": figures, "monitors": watched}
+    comparisons = compare_pairs(columns, measures, photographs, config.bootstrap)
     left_out = explain_missing(measures, columns, config)
     if features is not None and len(prompts) > 1:
         add_sets(found, measures, entries, prompts, features)
@@ -113,9 +116,14 @@ def summarise_contest(
         },
         "contestants": found,
         "measures": {name: asdict(measure) for name, measure in measures.items()},
-        "comparisons": compare_pairs(columns, measures, photographs, config.bootstrap),
+        "comparisons": comparisons,
         "alarms": find_all_alarms(entries, by_name[base], photographs, config.bootstrap),
-        "notes": notes + note_few(families, photographs) + note_known_pixels(found),
+        "notes": [
+            *notes,
+            *note_few(families, photographs),
+            *note_weak_tests(len(comparisons), len(set(photographs))),
+            *note_known_pixels(found),
+        ],
         "left_out": left_out,
     }
 
@@ -218,6 +226,17 @@ def note_few(families: Mapping[str, Sequence[int]], photographs: Sequence[str]) 
         return []
     where = "here" if ALL in few else f"for {', '.join(sorted(few))}"
     return [f"fewer than {LEAST_PHOTOGRAPHS} photographs {where}: too few for an interval, so none is given"]
+
+
+def note_weak_tests(tests: int, photographs: int) -> list[str]:
+    """Where even a difference of one sign in all photographs, of p = 2 in 2^photographs, is lost among the tests."""
+    least = tests * 2.0 ** (1 - photographs)
+    if not tests or least < SIGNIFICANT:
+        return []
+    return [
+        f"{photographs} photographs are too few for {tests} tests: after Holm's correction no p can be below "
+        f"{min(least, 1):.2g}"
+    ]
 
 
 def note_known_pixels(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

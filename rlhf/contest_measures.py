@@ -61,7 +61,7 @@ def list_measures(held_out: Sequence[str], *, has_lpips: bool = False) -> dict[s
         *(lpips if has_lpips else ()),
         ("psnr_db", "PSNR, dB", ".2f", "Inside the hole, against the hidden original; favours blur."),
         ("ssim", "SSIM", ".3f", "Structural similarity inside the hole."),
-        ("psnr_seam_db", "seam PSNR, dB", ".2f", "In a band across the hole's border, half of which is known."),
+        ("psnr_seam_db", "seam PSNR, dB", ".2f", "In a band across the hole's border, part of which is known."),
         ("ssim_seam", "seam SSIM", ".3f", "Structural similarity in that band."),
         ("seam", "seam", ".1f", "How far jumps across the hole's border are from the original's, of 255; 0 is best."),
     ):
@@ -99,6 +99,8 @@ def measure_prompts(judged: Judged, base: Judged, *, shares_noise: bool) -> dict
         marks = judged.marks[judge], base.marks[judge]
         for size in SIZES:
             rate = rate_wins(judged.reward, *marks, size=size, shares_noise=shares_noise)
+            if rate is None and judged is base and size == 1:  # of one sample, which ties with itself
+                rate = np.full(len(judged.reward), 0.5)
             if rate is not None:
                 figures[win_rate(judge, size)] = rate
         if shares_noise and judged is not base:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.checksum import folder_checksum
 from rlhf.config import RunConfig
-from rlhf.contest import ALIGNED, BASE, Entry, check_base, keep_common, summarise_contest
+from rlhf.contest import ALIGNED, BASE, Entry, check_base, find_common, summarise_contest
 from rlhf.contest_page import write_contest_page
 from rlhf.contest_tables import comparisons_csv, figures_csv, to_latex
 from rlhf.contestants import IMAGES, Contestant, describe, of_model, open_contestant
@@ -65,15 +65,16 @@ def hold_contest(request: ContestRequest, config: RunConfig, open_samplers: Open
     )
     jury = Jury(reward=reward, judges=held_out.judges, lpips=held_out.lpips)
     store = JudgedStore(request.out / CONTESTANTS, prompts, jury, settings_of(request, config, prompts, jury))
-    others = judge_contestants(contestants, prompts, jury, store)
+    # What needs no model goes first: what is wrong with a folder of images shows before hours of painting.
+    judged = judge_contestants([c for c in contestants if not c.follows_noise], prompts, jury, store)
     entries, evaluation = judge_run(request, config, policies, prompts, table, jury, store, open_samplers)
-    entries += others
+    judged |= judge_contestants([c for c in contestants if c.follows_noise], prompts, jury, store)
+    entries += [judged[contestant.name] for contestant in contestants]
     entries.sort(key=lambda entry: entry.name != request.base)
     contest = summarise_contest(entries, request.base, prompts, config.evaluate, held_out.features)
     contest["left_out"] += held_out.left_out
     if evaluation:  # of the run's own policies the alarms along its whole curve tell
-        others = [alarm for alarm in contest["alarms"] if alarm["policy"] != ALIGNED]
-        contest["alarms"] = others + evaluation["alarms"]
+        contest["alarms"] = [alarm for alarm in contest["alarms"] if alarm["policy"] != ALIGNED] + evaluation["alarms"]
     contest["settings"] = describe_settings(request, config)
     write_contest(contest, entries, prompts, evaluation, request.out)
     return {"contest": contest, "evaluation": evaluation}
@@ -154,18 +155,18 @@ def judge_run(
 
 def judge_contestants(
     contestants: Sequence[Contestant], prompts: Sequence[Prompt], jury: Jury, store: JudgedStore
-) -> list[Entry]:
-    """Judge them, or read how they were judged; what is wrong with folders of images shows before anyone paints.
+) -> dict[str, Entry]:
+    """Judge them, or read how they were judged, by name; folders of images come first.
 
     Raises UserError where an image does not fit its prompt, or too few prompts are common to all.
     """
     entries: dict[str, Entry] = {}
-    for contestant in sorted(contestants, key=lambda c: (c.follows_noise, not c.spec.startswith(IMAGES))):
+    for contestant in sorted(contestants, key=lambda c: not c.spec.startswith(IMAGES)):
         name, spec, judge = contestant.name, contestant.spec, partial(contestant.judge, prompts, jury)
         judged = store.judge(name, contestant.what, judge)
         entries[name] = Entry(name=name, spec=spec, follows_noise=contestant.follows_noise, judged=judged)
-        keep_common(list(entries.values()), prompts)
-    return [entries[contestant.name] for contestant in contestants]
+        find_common(list(entries.values()), prompts)
+    return entries
 
 
 def describe_settings(request: ContestRequest, config: RunConfig) -> dict[str, Any]:

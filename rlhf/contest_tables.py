@@ -12,7 +12,8 @@ from rlhf.statistics import show_estimate
 FIGURE_COLUMNS = ("contestant", "family", "judged_by", "measure", "value", "low", "high", "photographs")
 PAIR_COLUMNS = ("measure", "first", "second", "difference", "low", "high", "photographs", "p", "p_holm")
 LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}", "\\": r"\textbackslash{}"}
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\^{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}"}
 )
 
 
@@ -161,7 +162,8 @@ def _latex_pairs(summary: Mapping[str, Any]) -> Iterator[str]:
             yield rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}"
             yield r"\toprule"
             yield rf"\multicolumn{{{len(table[0])}}}{{l}}{{\emph{{{escape(group)}}}}} \\"
-            yield from (" & ".join(map(escape, row)) + r" \\" for row in table)
+            yield " & ".join(map(escape, table[0])) + r" \\ \midrule"
+            yield from (" & ".join(map(escape, row)) + r" \\" for row in table[1:])
             yield from (r"\bottomrule", r"\end{tabular}", "")
 
 

@@ -18,7 +18,7 @@ PHOTOGRAPHS = (
 )
 """Photographs inside scikit-image by kind (things, surfaces, instruments' views); the first of each is held out."""
 NEVER_TRAINED_ON = ("motorcycle_left.png", "page.png", "text.png")
-"""Held out as well, so that there are enough for an interval: the left of a stereo pair, print, handwriting."""
+"""Of kinds that none is trained on, so that enough are held out for an interval: a stereo pair's left, two writings."""
 SECTIONS = {
     "prompts": ("prompts",),
     "held-out prompts": ("prompts",),

@@ -40,9 +40,9 @@ def measure_looks(images: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.
 def measure_fidelity(images: torch.Tensor, originals: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
     """By FIDELITY, each float64 [B]: PSNR and SSIM in the hole and across the seam, and how far jumps there differ.
 
-    Across the seam is in `seam_band`, whose known half has no error of its own. `seam` is the mean absolute difference
-    between the jumps of image and original over the hole's border, in levels of 255. PSNR is NaN where the hole is the
-    original's, SSIM where the image is smaller than its window.
+    Across the seam is in `seam_band`, whose known pixels have no error but where somebody changed them. `seam` is the
+    mean absolute difference between the jumps of image and original over the hole's border, in levels of 255. PSNR is
+    NaN where the hole is the original's, SSIM where the image is smaller than its window.
     """
     hole, band = (masks > 0.5).double(), seam_band(masks).double()
     error = (255 * ((images - originals) / 2).double()).square()
@@ -61,7 +61,7 @@ def measure_fidelity(images: torch.Tensor, originals: torch.Tensor, masks: torch
 def seam_band(masks: torch.Tensor) -> torch.Tensor:
     """Pixels near the hole's border, known ones and filled ones, as float [B, 1, H, W] of 0 and 1.
 
-    Nearer than BAND_SHARE of the shorter side, at least 2 pixels, to one of the other kind.
+    No farther than BAND_SHARE of the shorter side, at least 2 pixels, from one of the other kind.
     """
     hole = (masks > 0.5).float()
     reach = max(2, round(BAND_SHARE * min(masks.shape[-2:])))

@@ -134,7 +134,9 @@ def show_estimate(estimate: Mapping[str, Any] | None, spec: str, *, without: str
     if estimate is None or not _is_number(estimate["value"]):
         return "-"
     value, low, high = (estimate[key] for key in ("value", "low", "high"))
-    interval = f" [{low:{spec}}, {high:{spec}}]" if _is_number(low) else without
+    # Files of earlier versions hold intervals of fewer.
+    is_enough = estimate.get("clusters", LEAST_PHOTOGRAPHS) >= LEAST_PHOTOGRAPHS
+    interval = f" [{low:{spec}}, {high:{spec}}]" if is_enough and _is_number(low) else without
     return f"{value:{spec}}{interval}"
 
 

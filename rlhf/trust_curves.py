@@ -10,6 +10,7 @@ import numpy as np
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 from rlhf.paired_statistics import LEVEL, estimate_paired
+from rlhf.statistics import LEAST_PHOTOGRAPHS
 from rlhf.tables import CURVE, read_table
 
 SPREADS = ("trust_weight_std", "effective_sample_share")
@@ -77,8 +78,10 @@ def find_onset(curve: ArmCurve) -> Onset | None:
     """The first saved policy whose gold is significantly below the best before it while the reward has risen since.
 
     Significantly: the t interval of the mean difference over photographs lies below 0, at 5 % divided by the number of
-    policies that are looked at (Bonferroni). None where no policy is that.
+    policies that are looked at (Bonferroni). None where no policy is that, and below LEAST_PHOTOGRAPHS.
     """
+    if len(set(curve.photographs)) < LEAST_PHOTOGRAPHS:
+        return None
     gold, reward = curve.gold.mean(axis=1), curve.reward.mean(axis=1)
     for v in range(1, len(curve.versions)):
         best = int(gold[:v].argmax())

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlhf.pages import show
+from rlhf.statistics import show_estimate
 from rlhf.storage import atomic_write, atomic_write_text
 from rlhf.trust_study import CONTROL
 
@@ -63,7 +64,7 @@ def _interval(estimate: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def _blank(value: float | None) -> float | str:
-    return "" if value is None else value
+    return "" if value is None or not math.isfinite(value) else value
 
 
 def write_csv(summary: dict[str, Any], path: Path) -> None:
@@ -162,7 +163,7 @@ def _claim_detail(entry: dict[str, Any]) -> str:
 
 def _show(estimate: dict[str, Any], form: str, factor: float = 1.0) -> str:
     value, low, high = (None if estimate[k] is None else estimate[k] * factor for k in ("value", "low", "high"))
-    return show(value, form) if low is None else f"{show(value, form)} [{show(low, form)}, {show(high, form)}]"
+    return show_estimate({"value": value, "low": low, "high": high}, form, without="")
 
 
 def draw_figure(summary: dict[str, Any], path: Path) -> None:

@@ -8,11 +8,13 @@ import torch
 from scipy.ndimage import distance_transform_cdt
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from rlhf.contest_measures import rate_wins
+from rlhf.contest import note_weak_tests
+from rlhf.contest_measures import measure_prompts, rate_wins
 from rlhf.extension_measures import measure_band
 from rlhf.growth import Margins, band_hole, plan_bands
 from rlhf.hole_measures import measure_diversity, measure_fidelity, measure_looks, seam_band
 from rlhf.images import from_8bit
+from rlhf.judging import Judged
 from rlhf.statistics import best_of, bootstrap_means, cluster_bootstrap, sign_flip_test, summarise_draws
 
 
@@ -42,6 +44,29 @@ def test_the_base_over_itself_wins_as_often_as_the_best_of_equals() -> None:
         assert rates == pytest.approx(np.full(4, size / (size + 1)))
     assert rate_wins(reward, reward, reward, size=11, shares_noise=True) is None
     assert rate_wins(reward[:, :1], reward[:, :1], reward, size=3, shares_noise=False) is None
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_base_of_any_number_of_samples_wins_half_against_itself(samples: int) -> None:
+    marks = {"reward": np.random.default_rng(0).random((5, samples))}
+    judged = Judged(
+        prompt_ids=tuple("abcde"),
+        images=torch.zeros(5, samples, 3, 2, 2, dtype=torch.uint8),
+        marks=marks | {"gold": marks["reward"], "lower": marks["reward"]},
+        diversity=np.full(5, np.nan),
+        hole_share=np.ones(5),
+        known_pixels_differ=0,
+    )
+    found = measure_prompts(judged, judged, shares_noise=True)
+    assert found["gold_win_1"] == pytest.approx(np.full(5, 0.5))
+    assert ("gold_win_3" in found) == (samples == 4)
+
+
+def test_tests_that_cannot_show_anything_are_told() -> None:
+    assert note_weak_tests(9, 8) == [
+        "8 photographs are too few for 9 tests: after Holm's correction no p can be below 0.07"
+    ]
+    assert note_weak_tests(6, 8) == note_weak_tests(0, 2) == []
 
 
 def test_chances_of_being_the_best_add_up_to_one() -> None:

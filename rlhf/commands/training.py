@@ -43,6 +43,7 @@ def reward(
     from rlhf.candidates import load_candidates
     from rlhf.pages import show
     from rlhf.prompts import load_prompts
+    from rlhf.statistics import show_estimate
 
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images, rows = load_candidates(candidates, by_id), load_annotations(annotations)
@@ -61,9 +62,8 @@ def reward(
         figures = train_reward(by_id, images, rows, out, resolved.reward, seed=resolved.seed, command=command)
         for doubt in describe_doubts(figures):
             print(f"reward: {doubt}", file=sys.stderr)
-    value, low, high = (show(figures["coverage_measured"][key], ".3f") for key in ("value", "low", "high"))
     print(
-        f"reward in {out}: coverage {value} [{low}, {high}] "
+        f"reward in {out}: coverage {show_estimate(figures['coverage_measured'], '.3f')} "
         f"(stated {figures['coverage_stated']}), effective rank {figures['effective_rank']:.1f}, "
         f"rank correlation with scores {show(figures['rank_correlation_reward_score']['value'], '.2f')}; "
         f"figures in {out / ('report.json' if update else 'report.html')}"
