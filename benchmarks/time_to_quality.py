@@ -3,8 +3,9 @@
 For every seed and arm an alignment, then `rlhf evaluate` over all policies that it saved. Counted are updates, images,
 images through the UNet and seconds until the WinRate over the base model, by the simulated gold judge, reaches the
 target, on straight lines between saved policies: for good, so that no later policy is below it, and for the first time,
-which a policy that wanders also does by chance. An alignment that never does is a lower bound: it would have taken more
-than it had. Every stage is run once, so the same command goes on where it was interrupted.
+which a policy that wanders also does by chance; and until the mean gold mark is the best that the reference had at any
+time. An alignment that never does is a lower bound: it would have taken more than it had. Seconds are as the runs took:
+compare them where nothing else ran. Every stage is run once, so the same command goes on where it was interrupted.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ ARMS = ("grpo", "mixgrpo", "nft", REFERENCE)
 FORWARD = ("sampler_forward_images", "learner_forward_images", "base_forward_images")
 COSTS = ("updates", "images", "forward", "backward", "weighted", "seconds")
 """`weighted` counts a backward pass as two forward passes."""
-CRITERIA = ("for good", "for the first time")
+GOOD, FIRST, BEST = "for good", "for the first time", "the reference's best gold mark"
+CRITERIA = (GOOD, FIRST, BEST)
 RESTS_ON = {"align": ("seed", "model", "rewards", "align", "cluster"), "evaluate": ("seed", "model", "evaluate")}
 """Sections of the configuration."""
 
@@ -57,29 +60,29 @@ class Spent:
     costs: dict[str, float]
     """By the names of COSTS."""
     best: float
-    """Highest WinRate of its saved policies."""
+    """Highest value, WinRate or mean gold mark, of its saved policies."""
 
 
-def find_reached(versions: np.ndarray, win_rates: np.ndarray, target: float, criterion: str) -> float | None:
-    """Updates until the target is reached by one of CRITERIA; None where it is not."""
-    below = np.flatnonzero(win_rates < target)
-    since = below[-1] if criterion == "for good" and len(below) else 0
-    return updates_to_reach(versions[since:], win_rates[since:], target)
+def find_reached(versions: np.ndarray, values: np.ndarray, target: float, criterion: str) -> float | None:
+    """Updates until the target is reached, for good or for the first time; None where it is not."""
+    below = np.flatnonzero(values < target)
+    since = below[-1] if criterion == GOOD and len(below) else 0
+    return updates_to_reach(versions[since:], values[since:], target)
 
 
 def measure_arm(
     versions: Sequence[int],
-    win_rates: Sequence[float],
+    values: Sequence[float],
     lines: Sequence[Mapping[str, Any]],
     images: int,
     target: float,
     criterion: str,
 ) -> Spent:
-    """Costs until `win_rates`, of the policies after so many updates, reach the target by one of CRITERIA.
+    """Costs until `values`, of the policies after so many updates, reach the target by one of CRITERIA.
 
     `lines` are those of `metrics.jsonl`, one per update; `images` were sampled in each.
     """
-    reached = find_reached(np.asarray(versions), np.asarray(win_rates), target, criterion)
+    reached = find_reached(np.asarray(versions), np.asarray(values), target, criterion)
     updates = float(len(lines)) if reached is None else reached
     per_update = {
         "forward": [sum(line[name] for name in FORWARD) for line in lines],
@@ -89,7 +92,7 @@ def measure_arm(
     totals = {name: np.concatenate([[0.0], np.cumsum(values)]) for name, values in per_update.items()}
     costs = {name: float(np.interp(updates, np.arange(len(lines) + 1), total)) for name, total in totals.items()}
     costs |= {"updates": updates, "images": updates * images, "weighted": costs["forward"] + 2 * costs["backward"]}
-    return Spent(is_reached=reached is not None, costs={n: costs[n] for n in COSTS}, best=float(max(win_rates)))
+    return Spent(is_reached=reached is not None, costs={n: costs[n] for n in COSTS}, best=float(max(values)))
 
 
 def compare(spent: Mapping[tuple[str, int], Spent], reference: str = REFERENCE) -> list[dict[str, Any]]:
@@ -163,6 +166,8 @@ def summarise(arguments: argparse.Namespace, arms: Sequence[Arm]) -> dict[str, A
     """What the finished arms spent, and how that compares."""
     spent: dict[str, dict[tuple[str, int], Spent]] = {criterion: {} for criterion in CRITERIA}
     missing, curves = [], []
+    reference = next((arm.name for arm in arms if arm.algorithm == REFERENCE), REFERENCE)
+    best_gold = find_best_gold(arguments, reference)
     for seed in range(arguments.seeds):
         for arm in arms:
             folder = arguments.out / f"seed-{seed}" / arm.name
@@ -170,18 +175,15 @@ def summarise(arguments: argparse.Namespace, arms: Sequence[Arm]) -> dict[str, A
                 missing.append(f"{arm.name}, seed {seed}")
                 continue
             config: RunConfig = load_config(arguments.config, changes_of(arguments, arm, seed))
-            curve = read_json(folder / "evaluation" / "summary.json", "run the same command again")["curve"]
-            for criterion in CRITERIA:
-                spent[criterion][arm.name, seed] = measure_arm(
-                    [point["policy_version"] for point in curve],
-                    [point["win_rate"]["value"] for point in curve],
-                    read_metrics(folder / "align"),
-                    config.align.prompts_per_update * config.align.samples_per_prompt,
-                    arguments.target,
-                    criterion,
-                )
+            curve = read_curve(folder)
+            versions, rates, gold = (np.array(column) for column in zip(*curve_of(curve), strict=True))
+            images = config.align.prompts_per_update * config.align.samples_per_prompt
+            measure = partial(measure_arm, versions, lines=read_metrics(folder / "align"), images=images)
+            for criterion in (GOOD, FIRST):
+                spent[criterion][arm.name, seed] = measure(rates, target=arguments.target, criterion=criterion)
+            if seed in best_gold:
+                spent[BEST][arm.name, seed] = measure(gold, target=best_gold[seed], criterion=BEST)
             curves.append({"arm": arm.name, "seed": seed, "policies": curve_of(curve)})
-    reference = next((arm.name for arm in arms if arm.algorithm == REFERENCE), REFERENCE)
     return {
         "judge": "gold judge: the noiseless utility of the simulated annotators",
         "target_win_rate": arguments.target,
@@ -197,17 +199,29 @@ def summarise(arguments: argparse.Namespace, arms: Sequence[Arm]) -> dict[str, A
     }
 
 
+def find_best_gold(arguments: argparse.Namespace, reference: str) -> dict[int, float]:
+    """By seed the highest mean gold mark of the reference's policies."""
+    folders = {seed: arguments.out / f"seed-{seed}" / reference for seed in range(arguments.seeds)}
+    done = {seed: folder for seed, folder in folders.items() if "evaluate" in read_stages(folder)}
+    return {seed: max(gold for _, _, gold in curve_of(read_curve(folder))) for seed, folder in done.items()}
+
+
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """How the saved policies of an arm were judged."""
+    return read_json(folder / "evaluation" / "summary.json", "run the same command again")["curve"]
+
+
 def curve_of(points: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Updates and WinRate of each saved policy."""
-    return [[point["policy_version"], round(point["win_rate"]["value"], 4)] for point in points]
+    """Updates, WinRate and mean gold mark of each saved policy."""
+    return [[point["policy_version"], round(point["win_rate"]["value"], 4), point["gold"]] for point in points]
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
     """For each criterion a line per alignment, then one per ratio to REFERENCE."""
     lines = []
     for criterion, found in summary["reached"].items():
-        target = f"{summary['target_win_rate']:.0%}"
-        lines += [f"to a WinRate of {target} by the simulated gold judge, {criterion}; > where it was not reached"]
+        aim = f"a WinRate of {summary['target_win_rate']:.0%} by the simulated gold judge, {criterion}"
+        lines += [f"to {criterion if criterion == BEST else aim}; > where it was not reached"]
         lines += _format_reached(found)
     lines += [f"missing: {'; '.join(summary['missing'])}"] if summary["missing"] else []
     return "\n".join(lines)
@@ -216,11 +230,11 @@ def format_table(summary: Mapping[str, Any]) -> str:
 def _format_reached(found: Mapping[str, Any]) -> list[str]:
     names = [entry["arm"] for entry in found["spent"]]
     width = max(map(len, ("arm", *names)))
-    lines = [f"{'arm':<{width}} {'seed':>4} " + " ".join(f"{cost:>11}" for cost in COSTS) + "  best WinRate"]
+    lines = [f"{'arm':<{width}} {'seed':>4} " + " ".join(f"{cost:>11}" for cost in COSTS) + "       best"]
     for entry in found["spent"]:
         sign = "" if entry["is_reached"] else ">"
         costs = " ".join(f"{sign + format(entry['costs'][cost], ',.1f'):>11}" for cost in COSTS)
-        lines.append(f"{entry['arm']:<{width}} {entry['seed']:>4} {costs}  {entry['best']:.1%}")
+        lines.append(f"{entry['arm']:<{width}} {entry['seed']:>4} {costs}  {entry['best']:>10.4f}")
     for row in found["ratios"]:
         label = f"{row['arm']} / {REFERENCE}, {len(row['seeds'])} seeds"
         if row["bound"] == "none":

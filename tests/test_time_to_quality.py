@@ -1,6 +1,7 @@
 """Costs until an alignment is good enough, and how they compare."""
 
 import argparse
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.time_to_quality import (
-    CRITERIA,
+    BEST,
+    FIRST,
+    GOOD,
     Arm,
     Spent,
     compare,
@@ -17,8 +20,10 @@ from benchmarks.time_to_quality import (
     measure_arm,
     parse_arm,
     stages_of,
+    summarise,
 )
 from rlhf.demo import find_run_file
+from rlhf.storage import atomic_write_json
 
 LINE = {
     "sampler_forward_images": 50,
@@ -67,7 +72,7 @@ def test_what_never_is_good_enough_costs_all_that_it_had() -> None:
 def test_a_target_that_is_lost_again_was_not_reached_for_good(
     win_rates: list[float], for_good: float | None, first: float | None
 ) -> None:
-    found = [find_reached(np.arange(0, 50, 10), np.array(win_rates), 0.6, criterion) for criterion in CRITERIA]
+    found = [find_reached(np.arange(0, 50, 10), np.array(win_rates), 0.6, criterion) for criterion in (GOOD, FIRST)]
     assert found == [None if n is None else pytest.approx(n) for n in (for_good, first)]
 
 
@@ -84,6 +89,33 @@ def test_ratios_are_geometric_means_over_seeds_and_a_reference_that_fails_bounds
     (row,) = compare(both | reference | {("nft", 0): spent(1, is_reached=False)})
     assert (row["bound"], row["ratios"]) == ("none", {}), "no ratio of what was not reached"
     assert compare(both) == []
+
+
+def write_arm(folder: Path, rates: list[float], gold: list[float]) -> None:
+    """A finished arm whose policies were saved after every 10 updates."""
+    points = [
+        {"policy_version": 10 * i, "win_rate": {"value": rate}, "gold": mark}
+        for i, (rate, mark) in enumerate(zip(rates, gold, strict=True))
+    ]
+    atomic_write_json(folder / "evaluation" / "summary.json", {"curve": points})
+    atomic_write_json(folder / "stages.json", {"evaluate": {}})
+    lines = [LINE | {"update": i + 1} for i in range(10 * (len(rates) - 1))]
+    (folder / "align").mkdir()
+    (folder / "align" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_reference_that_wanders_is_also_met_at_its_best_gold_mark(tmp_path: Path) -> None:
+    write_arm(tmp_path / "seed-0" / "nft", [0.5, 0.55, 0.65], [0.4, 0.42, 0.44])
+    write_arm(tmp_path / "seed-0" / "prefpaint", [0.5, 0.62, 0.4], [0.40, 0.41, 0.39])
+    arguments = argparse.Namespace(out=tmp_path, seeds=1, target=0.6, config=find_run_file("demo"), set=[])
+    found = summarise(arguments, [parse_arm("nft"), parse_arm("prefpaint")])["reached"]
+    updates = {
+        criterion: {entry["arm"]: entry["costs"]["updates"] for entry in own["spent"]}
+        for criterion, own in found.items()
+    }
+    assert updates[GOOD] == pytest.approx({"nft": 15.0, "prefpaint": 20.0})
+    assert updates[FIRST] == pytest.approx({"nft": 15.0, "prefpaint": 10 / 0.12 * 0.1})
+    assert updates[BEST] == pytest.approx({"nft": 5.0, "prefpaint": 10.0})
 
 
 def test_the_table_tells_what_was_not_reached() -> None:
