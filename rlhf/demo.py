@@ -48,7 +48,7 @@ def run_demo(
         overrides = (*overrides, f"prompts.crops_per_photograph={CROPS_OF_FEW}")
     resolved = load_config(file, overrides).model_dump(mode="json")
     options = ["--config", str(file), *(word for override in overrides for word in ("--set", override))]
-    print(f"demo: 7 stages into {out}; about 8 minutes on 2 cores", file=sys.stderr)
+    print(f"demo: 7 stages into {out}; some 7 minutes on 2 cores", file=sys.stderr)
     stages = [
         Stage(
             name=name,

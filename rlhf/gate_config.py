@@ -13,8 +13,8 @@ class GateConfig(Section):
     """Limits of `rlhf promote`, each for the lower end of a 95 % interval.
 
     Those of sharpness and diversity were chosen, not derived: a fifth lost. Sound runs lost at most 4 %, the lower ends
-    being at least 0.94; one whose LoRA was scaled by 4 still won, and lost a tenth of its diversity, the lower end at
-    0.79. They are against what the name serves now, so a row of promotions may lose more.
+    being at least 0.94; one whose LoRA was scaled by 12 lost a tenth of its diversity, the lower end at 0.72. They are
+    against what the name serves now, so a row of promotions may lose more.
     """
 
     min_win_rate: Ratio = 0.5
