@@ -55,19 +55,18 @@ def format_table(summary: dict[str, Any]) -> str:
             if part in parts:
                 lines += _describe_part(part, parts[part])
         seen = parts["seen"]["fillers"]["base"]
-        lines.append(
-            f"  for scale, what was warped and not filled: {_show(seen)} dB, SSIM {_show(seen['ssim'], '.3f')}"
-        )
+        scale = f"{_show(seen, '.2f', ' dB')}, SSIM {_show(seen['ssim'], '.3f')}"
+        lines.append(f"  for scale, what was warped and not filled: {scale}")
     scenes = summary["scenes"]
     lines.append(f"{scenes['count']} synthetic scenes: cloud fused from one known and four filled views")
     renderings = (("held-out", "psnr"), ("unseen", "psnr_unseen"))
     for name, figures in scenes["means"].items():
         shown = [f"{figure} {_show(figures[figure], '.3f')}" for figure in ("completeness", "accuracy")]
-        shown += [f"{label} {_show(figures[key])} dB" for label, key in renderings]
+        shown += [f"{label} {_show(figures[key], '.2f', ' dB')}" for label, key in renderings]
         lines.append(f"  {name:20} " + ", ".join(shown))
     for name, figures in scenes["differences"].items():
         shown = [f"completeness {_show(figures['completeness'], '+.3f')}"]
-        shown += [f"{label} {_show(figures[key], '+.2f')} dB" for label, key in renderings]
+        shown += [f"{label} {_show(figures[key], '+.2f', ' dB')}" for label, key in renderings]
         lines.append(f"  {name:30} " + ", ".join(shown))
     lines.append("95 % intervals: of the motorcycle over regions of one scene; of the scenes over scenes")
     return "\n".join([*lines, *summary["notes"]])
@@ -76,14 +75,14 @@ def format_table(summary: dict[str, Any]) -> str:
 def _describe_part(part: str, found: dict[str, Any]) -> list[str]:
     lines = [f"  {part} ({found['pixels']} pixels)"]
     for name, figures in found["fillers"].items():
-        lines.append(f"    {name:20} PSNR {_show(figures)} dB, SSIM {_show(figures['ssim'], '.3f')}")
+        lines.append(f"    {name:20} PSNR {_show(figures, '.2f', ' dB')}, SSIM {_show(figures['ssim'], '.3f')}")
     gain = found["aligned_over_base"]
-    lines.append(f"    {'aligned over base':20} PSNR {_show(gain, '+.2f')} dB, SSIM {_show(gain['ssim'], '+.4f')}")
+    lines.append(f"    {'aligned over base':20} PSNR {_show(gain, '+.2f', ' dB')}, SSIM {_show(gain['ssim'], '+.4f')}")
     return lines
 
 
-def _show(estimate: dict[str, Any] | None, form: str = ".2f") -> str:
-    return "not measured" if estimate is None else show_estimate(estimate, form)
+def _show(estimate: dict[str, Any] | None, form: str, unit: str = "") -> str:
+    return "not measured" if estimate is None else show_estimate(estimate, form) + unit
 
 
 def draw_figure(summary: dict[str, Any], path: Path) -> None:

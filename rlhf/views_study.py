@@ -28,7 +28,7 @@ from rlhf.warping import Warped
 SHRINKS = (1, 2)
 """The pair at its own size, and at half of it with half the baseline in pixels."""
 MODELS = ("base", "aligned")
-NO_OPENCV = "Telea's and Navier-Stokes inpainting are left out: OpenCV is not installed (pip install opencv-python)"
+NO_OPENCV = "Telea's and Navier-Stokes inpainting are left out: OpenCV is not installed (prefpaint-ray[fillers])"
 SCENE_FIGURES = ("completeness", "accuracy", "precision", "added_accuracy", "added_precision", "reached", "psnr")
 OpenFill = Callable[[str, int], Fill]
 """The fill of `base` or `aligned` with a seed."""
