@@ -59,13 +59,10 @@ def find_common(entries: Sequence[Entry], prompts: Sequence[Prompt]) -> tuple[li
         missing = [p.prompt_id for p in prompts if p.prompt_id not in set(entry.judged.prompt_ids)]
         if missing:
             such = f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
-            notes.append(
-                f"{entry.name} lacks {len(missing)} of {len(prompts)} prompts ({such}); all contestants are compared "
-                f"on the {len(kept)} that each has"
-            )
+            notes.append(f"{entry.name} lacks {len(missing)} of {len(prompts)} prompts ({such})")
     if len(kept) < LEAST_SHARE * len(prompts):
         raise UserError("evaluate: too few common prompts: " + "; ".join(notes) + "; add the missing images")
-    return kept, notes
+    return kept, [f"{note}; all contestants are compared on the {len(kept)} that each has" for note in notes]
 
 
 def summarise_contest(
