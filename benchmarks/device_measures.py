@@ -27,7 +27,7 @@ def synchronize(device: torch.device) -> None:
 
 
 class PassClock:
-    """Device time within a UNet's passes, marked without making Python wait for the device."""
+    """Device time within passes of modules that do not call one another; Python does not wait for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -40,10 +40,10 @@ class PassClock:
         else:
             self._marks.append(time.perf_counter())
 
-    def watch(self, unet: torch.nn.Module) -> None:
+    def watch(self, module: torch.nn.Module) -> None:
         """Forward passes from now on count; those of copies made later count as well."""
-        unet.register_forward_pre_hook(lambda *_: self._mark())
-        unet.register_forward_hook(lambda *_: self._mark())
+        module.register_forward_pre_hook(lambda *_: self._mark())
+        module.register_forward_hook(lambda *_: self._mark())
 
     def timed(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """`run`, whose calls count: for backward passes."""

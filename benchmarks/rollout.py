@@ -15,6 +15,7 @@ import torch
 from skimage import data as photographs
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.device_measures import PassClock
 from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, report_alone, spread
 from benchmarks.usual_serving import open_usual_pipeline
 from rlhf.algorithms import grpo
@@ -148,24 +149,16 @@ ALTERNATIVES: Mapping[str, Callable[[], Run]] = {
 
 def model_shares(rounds: int) -> list[float]:
     """Shares of the time of calls with the defaults, at every place of the window, that are spent in UNet and VAE."""
-    policy, spent, began = open_trained(), [0.0], [0.0]
-
-    def start(*_: object) -> None:
-        began[0] = time.perf_counter()
-
-    def stop(*_: object) -> None:
-        spent[0] += time.perf_counter() - began[0]
-
+    policy, clock = open_trained(), PassClock(torch.device("cpu"))
     vae = policy.pipeline.vae
     assert policy.merged is not None
     for part in [policy.unet, policy.merged, vae.encoder, vae.decoder, vae.quant_conv, vae.post_quant_conv]:
-        part.register_forward_pre_hook(start)
-        part.register_forward_hook(stop)
+        clock.watch(part)
     run, shares = ours(policy), []
     for _ in range(rounds):
-        spent[0], started = 0.0, time.perf_counter()
+        started = time.perf_counter()
         run()
-        shares.append(spent[0] / (time.perf_counter() - started))
+        shares.append(clock.read() / (time.perf_counter() - started))
     return shares
 
 

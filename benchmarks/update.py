@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.device_measures import PassClock
 from benchmarks.measure import Figures, interleave, peak_megabytes, report_alone, spread
 from benchmarks.rollout import KEY, PROMPTS, SAMPLES, make_prompts
 from benchmarks.training_loops import plain_update, process_group
@@ -74,25 +75,14 @@ def share_in_model(rounds: int) -> dict[str, float]:
     """Share of an update's time in the UNet's forward and backward passes."""
     config, batch = make_config(), roll_out(make_config())
     learner = Learner(load_policy(ModelConfig()), config, micro_batches=config.window_size, seed=0)
-    spent = [0.0]
-
-    def timed(run: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return run(*args, **kwargs)
-            finally:
-                spent[0] += time.perf_counter() - started
-
-        return wrapped
-
-    learner.engine.backward = timed(learner.engine.backward)
-    learner.policy.unet.forward = timed(learner.policy.unet.forward)
+    clock = PassClock(torch.device("cpu"))
+    clock.watch(learner.policy.unet)
+    learner.engine.backward = clock.timed(learner.engine.backward)
     shares = []
     for _ in range(rounds + 1):
-        spent[0], started = 0.0, time.perf_counter()
+        started = time.perf_counter()
         learner.train([batch], is_on_policy=False)
-        shares.append(spent[0] / (time.perf_counter() - started))
+        shares.append(clock.read() / (time.perf_counter() - started))
     return spread(shares[1:])
 
 

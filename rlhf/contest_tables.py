@@ -8,6 +8,7 @@ from typing import Any
 from rlhf.contest import ALL
 from rlhf.contest_measures import GROUPS
 from rlhf.statistics import show_estimate
+from rlhf.storage import finite
 
 FIGURE_COLUMNS = ("contestant", "family", "judged_by", "measure", "value", "low", "high", "photographs")
 PAIR_COLUMNS = ("measure", "first", "second", "difference", "low", "high", "photographs", "p", "p_holm")
@@ -95,7 +96,7 @@ def _figure_rows(summary: Mapping[str, Any]) -> Iterator[list[Any]]:
         for family, figures in record["figures"].items():
             for name, estimate in figures.items():
                 if estimate is not None:
-                    ends = [_finite(estimate[key]) for key in ("value", "low", "high")]
+                    ends = [finite(estimate[key]) for key in ("value", "low", "high")]
                     group = summary["measures"][name]["group"]
                     yield [contestant, family, group, name, *ends, estimate["clusters"]]
 
@@ -106,7 +107,7 @@ def comparisons_csv(summary: Mapping[str, Any]) -> str:
     def rows() -> Iterator[list[Any]]:
         for pair in summary["comparisons"]:
             difference = pair["difference"]
-            ends = [_finite(difference[key]) for key in ("value", "low", "high")]
+            ends = [finite(difference[key]) for key in ("value", "low", "high")]
             yield [
                 pair["measure"],
                 pair["first"],
@@ -118,10 +119,6 @@ def comparisons_csv(summary: Mapping[str, Any]) -> str:
             ]
 
     return _to_csv(PAIR_COLUMNS, rows())
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or value != value else value
 
 
 def _to_csv(columns: tuple[str, ...], rows: Iterator[list[Any]]) -> str:

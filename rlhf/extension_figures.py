@@ -78,7 +78,7 @@ def format_table(summary: Mapping[str, Any]) -> str:
     for name, contestants in summary["measures"].items():
         lines += [MEASURES[name].label, f"  {'':<10}{heads}".rstrip()]
         for contestant, figures in contestants.items():
-            values = "".join(f"{_show(e, signed=False):>9}" for e in figures["steps"])
+            values = "".join(f"{_show(e):>9}" for e in figures["steps"])
             differences = summary["differences"][name].get(contestant, {"steps": []})["steps"]
             shown = [figures["drift"], *(differences[place] for place in ENDS.values() if differences)]
             values += "".join(f"  {show_estimate(e, '+.3f'):<25}" for e in shown)
@@ -92,7 +92,7 @@ def format_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _show(estimate: Mapping[str, float] | None, *, signed: bool) -> str:
+def _show(estimate: Mapping[str, float] | None) -> str:
     if estimate is None:
         return "-"
-    return f"{estimate['value']:{'+' if signed else ''}.3f}"
+    return f"{estimate['value']:.3f}"
