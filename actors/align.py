@@ -26,9 +26,9 @@ from rlhf.policy import check_start
 from rlhf.prompts import PromptTable
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
 from rlhf.rollout_dump import RolloutDump
-from rlhf.storage import atomic_write_json, atomic_write_text, read_json
+from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read_json
+from rlhf.storage.url_path import UrlPath
 from rlhf.trackers import check_packages
-from rlhf.url_path import UrlPath
 
 ANSWER_S = 5.0
 """How long a cluster's head may take to accept a connection."""

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from rlhf.storage import append_text, atomic_write_text
+from rlhf.storage.atomic_files import append_text, atomic_write_text
 
 WAITING = "waiting"
 """The cause of an incident that is no restart: one has been asked for, and nothing has come of it yet."""

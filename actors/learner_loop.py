@@ -28,7 +28,6 @@ from rlhf.canary import canary_log_prob
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.grids import save_rollout_grid
-from rlhf.images import from_8bit
 from rlhf.learner import Learner
 from rlhf.metrics_log import MetricsLog, read_metrics
 from rlhf.objective import TrainingBatch
@@ -36,8 +35,9 @@ from rlhf.policy import load_policy, save_policy
 from rlhf.policy_folders import drop_policies
 from rlhf.prompts import PromptTable
 from rlhf.rollout_dump import RolloutDump
-from rlhf.storage import require_room, writing
-from rlhf.url_path import explained
+from rlhf.storage.atomic_files import require_room, writing
+from rlhf.storage.images import from_8bit
+from rlhf.storage.url_path import explained
 
 
 def learner_loop(setup: dict[str, Any]) -> str | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from rlhf.checksum import checksum
+from rlhf.storage.checksum import checksum
 from rlhf.trajectories import RolloutPlan
 
 if TYPE_CHECKING:

@@ -109,8 +109,8 @@ def write_mark(storage: str, name: str) -> str | None:
     """Write a file that holds its own name, into a folder that is there; returns what was in the way."""
     try:
         from rlhf.errors import UserError
-        from rlhf.storage import atomic_write_text
-        from rlhf.url_path import UrlPath, as_path
+        from rlhf.storage.atomic_files import atomic_write_text
+        from rlhf.storage.url_path import UrlPath, as_path
 
         folder = as_path(storage)
         if not isinstance(folder, UrlPath) and not folder.is_dir():
@@ -124,7 +124,7 @@ def write_mark(storage: str, name: str) -> str | None:
 def read_marks(storage: str, names: list[str]) -> str | None:
     """Read what the nodes wrote; returns what was in the way."""
     from rlhf.errors import UserError
-    from rlhf.url_path import as_path
+    from rlhf.storage.url_path import as_path
 
     for name in names:
         try:
@@ -138,7 +138,7 @@ def read_marks(storage: str, names: list[str]) -> str | None:
 
 def remove_mark(storage: str, name: str) -> None:
     """Remove the file that this node wrote."""
-    from rlhf.url_path import as_path
+    from rlhf.storage.url_path import as_path
 
     (as_path(storage) / name).unlink()
 

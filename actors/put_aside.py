@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write_json, read_json
+from rlhf.storage.atomic_files import atomic_write_json, read_json
 
 
 class PutAside:

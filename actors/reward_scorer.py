@@ -9,10 +9,10 @@ from actors.messages import RolloutTask
 from rlhf.config import RunConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
-from rlhf.images import from_8bit
 from rlhf.prompts import decode_prompt
 from rlhf.rewards.build import build_rewards
 from rlhf.rewards.scores import Scores
+from rlhf.storage.images import from_8bit
 
 
 class RewardScorer:

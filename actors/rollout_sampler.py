@@ -7,13 +7,13 @@ import torch
 
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
 from rlhf.canary import canary_log_prob
-from rlhf.checksum import checksum
 from rlhf.config import RunConfig
-from rlhf.images import to_8bit
 from rlhf.policy import load_policy, load_trainable_state, make_trainable, trainable_state, update_merged
 from rlhf.prompts import decode_prompt
 from rlhf.rollout import rollout
 from rlhf.sampling import to_png
+from rlhf.storage.checksum import checksum
+from rlhf.storage.images import to_8bit
 from rlhf.trajectories import Recording, Rollout
 
 

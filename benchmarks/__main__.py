@@ -19,7 +19,7 @@ from benchmarks import prompt_reading, rollout, scoring, switches, update, weigh
 from benchmarks.figure import draw_figure
 from benchmarks.measure import Figures, describe_machine, show
 from rlhf.progress import progress_bar
-from rlhf.storage import atomic_write_json
+from rlhf.storage.atomic_files import atomic_write_json
 
 PARTS: Mapping[str, Callable[[Path], Figures]] = {
     "rollout": lambda run: rollout.measure(25),

@@ -10,7 +10,7 @@ from matplotlib.ticker import NullLocator
 
 from benchmarks.measure import Figures
 from rlhf.charts import GOLD, GREY, REWARD
-from rlhf.storage import atomic_write
+from rlhf.storage.atomic_files import atomic_write
 
 INK, FAINT = "#3c4149", "#e3e4e8"
 PANELS = ("rollout", "update", "whole_step", "switches")

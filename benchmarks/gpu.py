@@ -32,7 +32,7 @@ from benchmarks.training_loops import process_group
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
-from rlhf.storage import atomic_write_json
+from rlhf.storage.atomic_files import atomic_write_json
 
 LIMIT_S = 400.0
 """A variant takes a minute at most, so that a part stays below 8 minutes."""

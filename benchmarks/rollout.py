@@ -20,10 +20,10 @@ from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, repo
 from benchmarks.usual_serving import open_usual_pipeline
 from rlhf.algorithms import grpo
 from rlhf.config import AlignConfig, ModelConfig
-from rlhf.images import image_to_tensor
 from rlhf.policy import TINY, Policy, load_policy, make_trainable
 from rlhf.prompts import Prompt
 from rlhf.rollout import rollout
+from rlhf.storage.images import image_to_tensor
 from rlhf.trajectories import RolloutPlan
 
 STEPS, PROMPTS, SAMPLES, SIDE = 10, 2, 8, 64

@@ -36,7 +36,7 @@ from benchmarks.usual_serving import UsualService, call_usual_pipeline, open_usu
 from rlhf.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
 from rlhf.policy import TINY  # noqa: E402
 from rlhf.policy_folders import list_policies  # noqa: E402
-from rlhf.storage import atomic_write_json  # noqa: E402
+from rlhf.storage.atomic_files import atomic_write_json  # noqa: E402
 from rlhf.tiles import crop_to_native, plan_passes, surround  # noqa: E402
 from serve.application import _bind, to_settings  # noqa: E402
 from serve.engine import Engine  # noqa: E402

@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
-from rlhf.checksum import checksum
+from rlhf.storage.checksum import checksum
 from rlhf.trajectories import Trajectories
 
 

@@ -25,7 +25,7 @@ from rlhf.demo import find_run_file
 from rlhf.metrics_log import read_metrics
 from rlhf.paired_statistics import estimate_paired
 from rlhf.stages import Stage, read_stages, run_stages
-from rlhf.storage import atomic_write_json, read_json
+from rlhf.storage.atomic_files import atomic_write_json, read_json
 from rlhf.trust_curves import updates_to_reach
 
 REFERENCE = "prefpaint"

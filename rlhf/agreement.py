@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.storage import atomic_write_json
-from rlhf.tables import MARKS
+from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.storage.tables import MARKS
 
 Row = Mapping[str, Any]
 """A row of the annotations table; `round` may be absent."""

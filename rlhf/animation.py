@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rlhf.storage import atomic_path
+from rlhf.storage.atomic_files import atomic_path
 
 
 def write_gif(frames: Sequence[np.ndarray], path: Path, *, frames_per_s: float) -> None:

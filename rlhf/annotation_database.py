@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from rlhf.errors import UserError
-from rlhf.url_path import UrlPath
+from rlhf.storage.url_path import UrlPath
 
 metadata = sa.MetaData()
 

@@ -10,7 +10,7 @@ from rlhf.annotation_database import AnnotationDatabase, sqlite_url
 from rlhf.annotation_items import AnnotationItems
 from rlhf.annotation_store import AnnotationStore, Assignment
 from rlhf.errors import UserError
-from rlhf.tables import PAGE_ANNOTATIONS, parquet_file, write_table
+from rlhf.storage.tables import PAGE_ANNOTATIONS, parquet_file, write_table
 
 DATABASE_FILE = "annotations.db"
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rlhf.errors import UserError
-from rlhf.images import (
+from rlhf.storage.images import (
     blank_hole,
     decode_image,
     decode_mask,
@@ -19,7 +19,7 @@ from rlhf.images import (
     mask_to_tensor,
     tensor_to_image,
 )
-from rlhf.tables import CANDIDATES, PROMPTS, read_table
+from rlhf.storage.tables import CANDIDATES, PROMPTS, read_table
 
 
 @dataclass(frozen=True, kw_only=True)

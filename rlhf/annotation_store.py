@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from rlhf.annotation_database import AnnotationDatabase, judgements, tasks
 from rlhf.errors import UserError
-from rlhf.tables import MARKS
+from rlhf.storage.tables import MARKS
 
 REPEAT_GAP = 5
 """Prompts between the two times that one is shown, while there are new ones."""

@@ -16,7 +16,7 @@ from rlhf.config import AnnotatorsConfig
 from rlhf.errors import UserError
 from rlhf.gold_judge import gold_utility
 from rlhf.prompts import Prompt
-from rlhf.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
+from rlhf.storage.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
 
 UTILITY_RANGE = (0.25, 0.95)
 """The utilities that get the marks 0 and 7; fixed before any policy was aligned."""

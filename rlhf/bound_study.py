@@ -22,7 +22,7 @@ from rlhf.resplits import average, run_resplits
 from rlhf.reward_model import RewardModel
 from rlhf.reward_training import features_of, fit_reward
 from rlhf.statistics import cluster_bootstrap, rank_correlation, show_estimate
-from rlhf.storage import atomic_write_json, finite
+from rlhf.storage.atomic_files import atomic_write_json, finite
 
 KINDS = ("proper norm", "released norm", "ensemble", "dropout", "constant")
 """sqrt(z' V^-1 z); ||V^-1 z||; spread of 5 rewards; spread over dropout masks; no uncertainty at all."""

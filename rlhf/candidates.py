@@ -9,13 +9,13 @@ import torch
 
 from rlhf.config import CandidatesConfig, RunConfig
 from rlhf.errors import UserError
-from rlhf.images import decode_image, image_to_tensor
 from rlhf.policy_folders import read_manifest
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
 from rlhf.sampling import SampledTask, Sampler, SamplingTask
-from rlhf.storage import atomic_write_json, read_json
-from rlhf.tables import CANDIDATES, PROMPTS, count_rows, image_cell, read_table, stream_table, write_table
+from rlhf.storage.atomic_files import atomic_write_json, read_json
+from rlhf.storage.images import decode_image, image_to_tensor
+from rlhf.storage.tables import CANDIDATES, PROMPTS, count_rows, image_cell, read_table, stream_table, write_table
 from rlhf.trajectories import RolloutPlan
 
 MADE_FROM = "made_from.json"

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write_json, check_schema, read_json
-from rlhf.url_path import UrlPath, as_path
+from rlhf.storage.atomic_files import atomic_write_json, check_schema, read_json
+from rlhf.storage.url_path import UrlPath, as_path
 
 # rlhf.policy takes two seconds to import, which a rollback need not wait for.
 

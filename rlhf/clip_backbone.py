@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rlhf.images import blank_hole
+from rlhf.storage.images import blank_hole
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel, CLIPVisionModelWithProjection

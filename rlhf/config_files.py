@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.rewards.entry import RewardEntry
-from rlhf.storage import check_schema
+from rlhf.storage.atomic_files import check_schema
 
 SCHEMA_VERSION = 1
 """Of the configuration that is saved with each stage."""

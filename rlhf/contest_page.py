@@ -10,11 +10,11 @@ from rlhf.charts import GOLD, REWARD, draw_forest, draw_lines
 from rlhf.contest import ALL, Entry
 from rlhf.contest_measures import GROUPS, describe_judge, win_rate
 from rlhf.contest_tables import known_measures, show_figure, show_p
-from rlhf.images import from_8bit, tensor_to_image
 from rlhf.judging import Judged
 from rlhf.monitors import MONITORS
 from rlhf.pages import MAX_PICTURE_PX, picture_uri, show_hole, write_page
 from rlhf.prompts import Prompt
+from rlhf.storage.images import from_8bit, tensor_to_image
 
 EXTREMES = 4
 """Best, worst and most disagreed prompts of each contestant and judge that the gallery is sure to have."""

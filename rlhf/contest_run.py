@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf.checksum import folder_checksum
 from rlhf.config import RunConfig
 from rlhf.contest import ALIGNED, BASE, Entry, check_base, find_common, summarise_contest
 from rlhf.contest_page import write_contest_page
@@ -22,8 +21,9 @@ from rlhf.policy_folders import list_policies
 from rlhf.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
 from rlhf.reward_model import load_reward
 from rlhf.sampling import Sampler
-from rlhf.storage import atomic_write_json, atomic_write_text
-from rlhf.url_path import local_copy
+from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
+from rlhf.storage.checksum import folder_checksum
+from rlhf.storage.url_path import local_copy
 
 OpenSamplers = Callable[[PromptTable, Sequence[Path]], AbstractContextManager[Callable[[Path | None], Sampler]]]
 """Given prompts and policies, the function that opens each policy's sampler."""

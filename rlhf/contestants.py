@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rlhf.checksum import folder_checksum
 from rlhf.classical_fills import CLASSICAL, open_classical
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.evaluation import judge_policy
-from rlhf.images import decode_image, to_8bit
 from rlhf.judging import Judged, Jury, join_judged, judge_images
 from rlhf.policy import load_policy
 from rlhf.policy_folders import locate_policy, read_manifest
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
 from rlhf.sampling import InProcessSampler, TakePrompts
-from rlhf.url_path import as_path
+from rlhf.storage.checksum import folder_checksum
+from rlhf.storage.images import decode_image, to_8bit
+from rlhf.storage.url_path import as_path
 
 IMAGES = "images:"
 """Before a folder of images that were made elsewhere."""

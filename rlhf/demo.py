@@ -9,7 +9,7 @@ from pathlib import Path
 from rlhf.config_files import load_config
 from rlhf.errors import UserError
 from rlhf.stages import Stage, run_stages
-from rlhf.storage import atomic_write
+from rlhf.storage.atomic_files import atomic_write
 
 PHOTOGRAPHS = (
     ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg"),

@@ -10,7 +10,7 @@ import torch
 from rlhf.config import AlignConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.policy import resolve_model
-from rlhf.url_path import UrlPath, as_path
+from rlhf.storage.url_path import UrlPath, as_path
 
 CHECKPOINT_BYTES = 16
 """Per trained number: itself, Adam's two moments and the average, each float32."""

@@ -13,7 +13,6 @@ from rlhf.config import EvaluateConfig
 from rlhf.errors import UserError
 from rlhf.feature_distances import PictureDistance
 from rlhf.grids import save_comparison_grid
-from rlhf.images import blank_hole, decode_image, from_8bit
 from rlhf.judging import Judged, Jury, encode_picture, join_judged, judge_images
 from rlhf.monitors import find_alarms, watch
 from rlhf.policy_folders import read_manifest
@@ -23,8 +22,9 @@ from rlhf.reward_model import Reward
 from rlhf.rewards.scores import RewardSource
 from rlhf.sampling import Sampler, SamplingTask
 from rlhf.statistics import cluster_bootstrap, wins
-from rlhf.storage import atomic_write_json
-from rlhf.tables import CURVE, EVALUATION, image_cell, write_table
+from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.storage.images import blank_hole, decode_image, from_8bit
+from rlhf.storage.tables import CURVE, EVALUATION, image_cell, write_table
 from rlhf.trajectories import RolloutPlan
 
 SUMMARY_SCHEMA_VERSION = 1

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageOps
 
 from rlhf.charts import GOLD, GREY, REWARD
 from rlhf.extension_measures import MEASURES
-from rlhf.images import decode_image, encode_png
 from rlhf.statistics import show_estimate
-from rlhf.storage import atomic_write
+from rlhf.storage.atomic_files import atomic_write
+from rlhf.storage.images import decode_image, encode_png
 
 COLOURS = (GREY, REWARD, GOLD, "#4aa564", "#b05fc4")
 """Of the contestants, in their order."""

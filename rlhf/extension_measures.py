@@ -8,8 +8,8 @@ import numpy as np
 
 from rlhf.gold_judge import gold_utility, sharpness
 from rlhf.growth import Band, band_hole
-from rlhf.images import image_to_tensor, mask_to_tensor
 from rlhf.statistics import cluster_bootstrap
+from rlhf.storage.images import image_to_tensor, mask_to_tensor
 
 CONTEXT_PX = 24
 """What of a band's neighbourhood the measures see; the widest blur of the gold judge reaches as far."""

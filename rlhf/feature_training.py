@@ -15,8 +15,8 @@ from rlhf.config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.reward_model import FeatureNetwork, build_backbone, describe, whiten
-from rlhf.storage import atomic_torch_save, atomic_write_text
-from rlhf.url_path import local_copy
+from rlhf.storage.atomic_files import atomic_torch_save, atomic_write_text
+from rlhf.storage.url_path import local_copy
 
 VARIANTS = 8
 """Augmented versions of each image that a backbone without trained weights describes, once; epochs draw from them."""

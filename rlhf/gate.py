@@ -7,7 +7,6 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.catalogue import ServedPolicy
-from rlhf.checksum import folder_checksum
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.evaluation import compare, judge_policy
@@ -17,7 +16,8 @@ from rlhf.policy_folders import read_manifest
 from rlhf.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
 from rlhf.reward_model import Reward, load_reward
 from rlhf.sampling import InProcessSampler, Sampler
-from rlhf.url_path import local_copy
+from rlhf.storage.checksum import folder_checksum
+from rlhf.storage.url_path import local_copy
 
 BLANK = 0.005
 """A hole that nowhere is further from mid-grey, 0 in [-1, 1], holds no original but what an import blanked."""

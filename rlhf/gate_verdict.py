@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rlhf.catalogue import ServedPolicy
 from rlhf.errors import UserError
 from rlhf.gate_config import GateConfig
-from rlhf.storage import atomic_write_json, check_schema, read_json
+from rlhf.storage.atomic_files import atomic_write_json, check_schema, read_json
 
 SCHEMA_VERSION = 1
 JUDGE = "gold judge, simulated: the noiseless utility of the simulated annotators; no policy was trained on it"

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from rlhf.images import encode_png, tensor_to_image
-from rlhf.storage import atomic_write
+from rlhf.storage.atomic_files import atomic_write
+from rlhf.storage.images import encode_png, tensor_to_image
 
 
 def image_grid(rows: Sequence[Sequence[Image.Image]], *, zoom: int = 1, gap_px: int = 2) -> Image.Image:

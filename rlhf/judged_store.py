@@ -10,11 +10,11 @@ import pyarrow as pa
 import torch
 
 from rlhf import __version__
-from rlhf.images import decode_image
 from rlhf.judging import Judged, Jury, encode_picture
 from rlhf.prompts import Prompt
-from rlhf.storage import atomic_write_json
-from rlhf.tables import IMAGE, image_cell, read_table, write_table
+from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.storage.images import decode_image
+from rlhf.storage.tables import IMAGE, image_cell, read_table, write_table
 
 CONTESTANTS = "contestants"
 """Folder of an evaluation with a table `NAME.parquet` of each contestant's images."""

@@ -19,10 +19,10 @@ from rlhf.hole_measures import (
     seam_band,
     to_arrays,
 )
-from rlhf.images import encode_png, from_8bit
 from rlhf.prompts import Prompt
 from rlhf.reward_model import Reward
 from rlhf.rewards.scores import RewardSource
+from rlhf.storage.images import encode_png, from_8bit
 
 MARKS = ("reward", "uncertainty", "lower", "gold", *LOOKS, *FIDELITY)
 """What every image is given; `lower` is the training reward's conformal lower bound."""

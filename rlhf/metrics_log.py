@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rlhf.storage import append_text, atomic_write_text, writing
-from rlhf.url_path import UrlPath
+from rlhf.storage.atomic_files import append_text, atomic_write_text, writing
+from rlhf.storage.url_path import UrlPath
 
 
 class MetricsLog:

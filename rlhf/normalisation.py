@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write_json
+from rlhf.storage.atomic_files import atomic_write_json
 
 FILE = "normalisation.json"
 MIN_VARIANCE = 1e-6

@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 import rlhf
-from rlhf.images import encode_png
 from rlhf.statistics import LEAST_PHOTOGRAPHS
-from rlhf.storage import atomic_write_text
+from rlhf.storage.atomic_files import atomic_write_text
+from rlhf.storage.images import encode_png
 
 FEW_PHOTOGRAPHS = 30
 """Below it, intervals over photographs are rough, and the pages say so."""

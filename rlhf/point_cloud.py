@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf.cameras import pixel_grid, unproject
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write
+from rlhf.storage.atomic_files import atomic_write
 from rlhf.warping import View
 
 VERTEX = np.dtype(

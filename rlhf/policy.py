@@ -11,14 +11,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rlhf.checksum import checksum
 from rlhf.config import ModelConfig
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.pipelines import TextEmbedding, embed_text, open_pipeline
 from rlhf.policy_folders import MANIFEST, SCHEMA_VERSION, read_manifest
-from rlhf.storage import atomic_write_json, whole_folder
-from rlhf.url_path import as_path, local_copy
+from rlhf.storage.atomic_files import atomic_write_json, whole_folder
+from rlhf.storage.checksum import checksum
+from rlhf.storage.url_path import as_path, local_copy
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rlhf.config import ModelConfig
 from rlhf.errors import UserError
-from rlhf.storage import check_schema, remove_folder
+from rlhf.storage.atomic_files import check_schema, remove_folder
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1

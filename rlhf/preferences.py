@@ -15,8 +15,8 @@ from rlhf.annotation_store import AnnotationStore
 from rlhf.errors import UserError
 from rlhf.judged_store import CONTESTANTS, PAINTED
 from rlhf.statistics import bootstrap_means, show_estimate, summarise_draws
-from rlhf.storage import atomic_write_json, finite
-from rlhf.tables import CANDIDATES, read_table, write_table
+from rlhf.storage.atomic_files import atomic_write_json, finite
+from rlhf.storage.tables import CANDIDATES, read_table, write_table
 
 PREFERENCES = pa.schema(
     [

@@ -21,9 +21,9 @@ from PIL import Image, ImageEnhance
 
 from rlhf.errors import UserError
 from rlhf.holes import FAMILIES, draw_hole
-from rlhf.images import blank_hole, decode_image, image_to_tensor, list_photographs, mask_to_tensor, square_crop
 from rlhf.progress import progress_bar
-from rlhf.storage import atomic_torch_save
+from rlhf.storage.atomic_files import atomic_torch_save
+from rlhf.storage.images import blank_hole, decode_image, image_to_tensor, list_photographs, mask_to_tensor, square_crop
 from rlhf.tiny_model import build_pipeline
 
 SIZE_PX = 64

@@ -21,8 +21,8 @@ from rlhf.gate import HeldOut, judge, load_held_out, plan_comparison
 from rlhf.gate_verdict import Verdict, read_verdict, verdict_file, write_verdict
 from rlhf.policy import check_weights
 from rlhf.policy_folders import MANIFEST, locate_policy, read_manifest
-from rlhf.storage import atomic_write
-from rlhf.url_path import as_path, local_copy
+from rlhf.storage.atomic_files import atomic_write
+from rlhf.storage.url_path import as_path, local_copy
 
 
 @dataclass(frozen=True, kw_only=True)

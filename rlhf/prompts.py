@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rlhf.checksum import checksum
 from rlhf.config import PromptsConfig
 from rlhf.errors import UserError
 from rlhf.holes import draw_hole
-from rlhf.images import (
+from rlhf.progress import progress_bar
+from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.storage.checksum import checksum
+from rlhf.storage.images import (
     decode_image,
     decode_mask,
     encode_png,
@@ -23,9 +25,7 @@ from rlhf.images import (
     mask_to_tensor,
     square_crop,
 )
-from rlhf.progress import progress_bar
-from rlhf.storage import atomic_write_json
-from rlhf.tables import PROMPTS, image_cell, read_table, stream_table, take_rows, write_table
+from rlhf.storage.tables import PROMPTS, image_cell, read_table, stream_table, take_rows, write_table
 
 PromptRow = dict[str, Any]
 """A row of the table of prompts, image and mask encoded: a tenth of the bytes of a `Prompt`."""

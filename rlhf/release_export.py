@@ -15,7 +15,6 @@ from PIL import Image
 
 from rlhf.annotators import load_annotations
 from rlhf.errors import UserError
-from rlhf.images import decode_image, decode_mask, encode_png
 from rlhf.progress import progress_bar
 from rlhf.release_layout import (
     IDS_NAME,
@@ -26,8 +25,9 @@ from rlhf.release_layout import (
     is_file_name,
     mask_path,
 )
-from rlhf.storage import atomic_write, atomic_write_json, atomic_write_text
-from rlhf.tables import CANDIDATES, PROMPTS, stream_table
+from rlhf.storage.atomic_files import atomic_write, atomic_write_json, atomic_write_text
+from rlhf.storage.images import decode_image, decode_mask, encode_png
+from rlhf.storage.tables import CANDIDATES, PROMPTS, stream_table
 
 PAINT = 255
 """The hole's value in `masks_color`."""

@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from rlhf.errors import UserError
-from rlhf.images import decode_image, encode_png
 from rlhf.progress import progress_bar
 from rlhf.release_layout import (
     MASK_THRESHOLD,
@@ -31,8 +30,9 @@ from rlhf.release_layout import (
     read_ids,
     read_labels,
 )
-from rlhf.storage import atomic_write_json
-from rlhf.tables import ANNOTATIONS, CANDIDATES, PROMPTS, image_cell, open_table
+from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.storage.images import decode_image, encode_png
+from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, PROMPTS, image_cell, open_table
 
 ANNOTATOR = "prefpaint-release"
 MAX_MARK = 7.0

@@ -26,8 +26,8 @@ from rlhf.bound import conformal_multiplier
 from rlhf.errors import UserError
 from rlhf.release_backbone import ReleaseBackbone, load_release
 from rlhf.reward_model import RELEASE_KIND, ScoredImages
-from rlhf.storage import atomic_write, atomic_write_json
-from rlhf.url_path import local_copy
+from rlhf.storage.atomic_files import atomic_write, atomic_write_json
+from rlhf.storage.url_path import local_copy
 
 TRUST_K, TRUST_B, TRUST_CLIP = 0.05, 0.7, (1.0, 2.21)
 """Of exp(-k u + b), u the released norm (PrefPaint eq. 12 and its code); the upper clip never binds."""

@@ -14,7 +14,6 @@ import numpy as np
 from rlhf.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
 from rlhf.errors import UserError
 from rlhf.evaluation import SUMMARY_SCHEMA_VERSION
-from rlhf.images import decode_image, decode_mask
 from rlhf.metrics_log import read_metrics
 from rlhf.pages import (
     FEW_PHOTOGRAPHS,
@@ -28,8 +27,9 @@ from rlhf.pages import (
 from rlhf.reward_charts import reliability_charts
 from rlhf.stages import read_stages
 from rlhf.statistics import LEAST_PHOTOGRAPHS, cluster_bootstrap, show_estimate, wins
-from rlhf.storage import check_schema
-from rlhf.tables import EVALUATION, PROMPTS, read_table
+from rlhf.storage.atomic_files import check_schema
+from rlhf.storage.images import decode_image, decode_mask
+from rlhf.storage.tables import EVALUATION, PROMPTS, read_table
 
 GALLERY_PROMPTS = 20
 

@@ -10,7 +10,7 @@ import numpy as np
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.statistics import cluster_bootstrap
-from rlhf.storage import atomic_write_json, read_json
+from rlhf.storage.atomic_files import atomic_write_json, read_json
 
 AGAIN = "remove it, and the study measures it again"
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from rlhf.annotated_images import AnnotatedImages
 from rlhf.bound import PromptEffects, discount_prompt_effects
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write, atomic_write_json
-from rlhf.url_path import local_copy
+from rlhf.storage.atomic_files import atomic_write, atomic_write_json
+from rlhf.storage.url_path import local_copy
 
 
 @dataclass(frozen=True, kw_only=True)

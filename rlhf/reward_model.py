@@ -15,8 +15,8 @@ from rlhf.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.errors import UserError
 from rlhf.hole_statistics import COUNT, hole_statistics
 from rlhf.release_backbone import ReleaseBackbone, load_release
-from rlhf.storage import atomic_write, atomic_write_json, check_schema
-from rlhf.url_path import local_copy
+from rlhf.storage.atomic_files import atomic_write, atomic_write_json, check_schema
+from rlhf.storage.url_path import local_copy
 
 SCHEMA_VERSION = 4
 

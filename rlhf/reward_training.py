@@ -35,7 +35,7 @@ from rlhf.reward_head import choose_ridge, correct_head, fit_first_head
 from rlhf.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts
 from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel
 from rlhf.reward_page import write_reward_page
-from rlhf.storage import atomic_write_json, finite
+from rlhf.storage.atomic_files import atomic_write_json, finite
 from rlhf.uncertainty_figures import coverage_by_level, risk_coverage
 
 MIN_EFFECTIVE_RANK = 4.0

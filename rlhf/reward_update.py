@@ -16,7 +16,7 @@ from rlhf.reward_figures import bound_figures
 from rlhf.reward_memory import annotation_id, described, load_memory, rows_to_add
 from rlhf.reward_model import RewardModel, load_reward
 from rlhf.reward_training import features_of, fit_calibration, save_reward
-from rlhf.storage import atomic_write_text
+from rlhf.storage.atomic_files import atomic_write_text
 
 KEPT = ("effective_rank", "spectrum", "feature_dim", "is_noise_measured")
 """Figures of the first fit that an update leaves as they are."""

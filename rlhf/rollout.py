@@ -16,9 +16,9 @@ from rlhf.ddim import (
     transition_mean,
 )
 from rlhf.errors import UserError
-from rlhf.images import blank_hole, composite
 from rlhf.policy import Policy
 from rlhf.prompts import Prompt
+from rlhf.storage.images import blank_hole, composite
 from rlhf.trajectories import NoisedSamples, Recording, Rollout, RolloutPlan, Trajectories
 
 DECODED_PIXELS = 2**22

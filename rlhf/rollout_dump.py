@@ -21,7 +21,7 @@ from rlhf.config import RunConfig
 from rlhf.config_files import dump_config, load_config
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
-from rlhf.storage import atomic_write, atomic_write_json, atomic_write_text
+from rlhf.storage.atomic_files import atomic_write, atomic_write_json, atomic_write_text
 from rlhf.trajectories import NoisedSamples, Recording, Trajectories
 
 RESTS_ON = ("seed", "model", "rewards", "align")

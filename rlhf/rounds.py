@@ -11,8 +11,8 @@ from rlhf.config_files import load_config
 from rlhf.demo import find_run_file
 from rlhf.stages import Stage, run_stages
 from rlhf.statistics import show_estimate
-from rlhf.storage import atomic_write_json, read_json
-from rlhf.tables import ANNOTATIONS, CANDIDATES, read_table, stream_table, write_table
+from rlhf.storage.atomic_files import atomic_write_json, read_json
+from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, read_table, stream_table, write_table
 
 
 @dataclass(frozen=True, kw_only=True)

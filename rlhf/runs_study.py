@@ -9,8 +9,8 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.statistics import cluster_bootstrap, show_estimate, wins
-from rlhf.storage import atomic_write_json, finite, read_json
-from rlhf.tables import EVALUATION, stream_table
+from rlhf.storage.atomic_files import atomic_write_json, finite, read_json
+from rlhf.storage.tables import EVALUATION, stream_table
 
 SAME = 1e-4
 """Gold utilities of the base model that differ by less are of the same noise; other noise moves them by 1e-2."""

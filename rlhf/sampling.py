@@ -6,10 +6,10 @@ from typing import Protocol
 
 import torch
 
-from rlhf.images import encode_png, tensor_to_image
 from rlhf.policy import Policy
 from rlhf.prompts import PromptRow, decode_prompt
 from rlhf.rollout import rollout
+from rlhf.storage.images import encode_png, tensor_to_image
 from rlhf.trajectories import RolloutPlan
 
 TakePrompts = Callable[[Sequence[str]], list[PromptRow]]

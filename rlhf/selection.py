@@ -14,7 +14,7 @@ import torch
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.reward_model import load_reward
-from rlhf.tables import ANNOTATIONS, read_table
+from rlhf.storage.tables import ANNOTATIONS, read_table
 
 Pictures = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 """By prompt id: candidates [k, 3, H, W] in [-1, 1] and their mask, [k, 1, H, W]."""

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rlhf.charts import GREY, REWARD
-from rlhf.storage import atomic_write
+from rlhf.storage.atomic_files import atomic_write
 
 COLOURS = {"uncertain": REWARD, "random": GREY}
 LINES = {"refit": "-", "update": "--"}

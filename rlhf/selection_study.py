@@ -26,7 +26,7 @@ from rlhf.reward_training import features_of, fit_reward
 from rlhf.selection import order_by_uncertainty, order_randomly, take_prompts
 from rlhf.selection_figure import draw_errors
 from rlhf.statistics import show_estimate
-from rlhf.storage import atomic_write_json, finite
+from rlhf.storage.atomic_files import atomic_write_json, finite
 
 SELECTIONS = ("uncertain", "random")
 """As `rlhf annotate --select` has them."""

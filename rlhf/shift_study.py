@@ -18,7 +18,7 @@ from rlhf.feature_training import with_descriptions
 from rlhf.resplits import average, run_resplits
 from rlhf.reward_model import RewardModel
 from rlhf.reward_training import features_of, fit_reward
-from rlhf.storage import atomic_write_json
+from rlhf.storage.atomic_files import atomic_write_json
 
 SEVERITIES = (1, 2, 3, 4)
 BATCH = 256

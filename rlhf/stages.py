@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write_json, read_json
+from rlhf.storage.atomic_files import atomic_write_json, read_json
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process is sent when its parent dies."""

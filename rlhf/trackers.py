@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf.errors import UserError
 from rlhf.logging_config import LoggingConfig
-from rlhf.storage import atomic_write_json, read_json
+from rlhf.storage.atomic_files import atomic_write_json, read_json
 
 Figures = dict[str, Any]
 

@@ -11,7 +11,7 @@ from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 from rlhf.paired_statistics import LEVEL, estimate_paired
 from rlhf.statistics import LEAST_PHOTOGRAPHS
-from rlhf.tables import CURVE, read_table
+from rlhf.storage.tables import CURVE, read_table
 
 SPREADS = ("trust_weight_std", "effective_sample_share")
 """Figures of an update that tell whether weights can do anything."""

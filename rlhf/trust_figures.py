@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from rlhf.pages import show
 from rlhf.statistics import show_estimate
-from rlhf.storage import atomic_write, atomic_write_text
+from rlhf.storage.atomic_files import atomic_write, atomic_write_text
 from rlhf.trust_study import CONTROL
 
 COLOURS = {

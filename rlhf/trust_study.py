@@ -15,7 +15,7 @@ from pathlib import Path
 from rlhf.config import RunConfig
 from rlhf.config_files import dump_config
 from rlhf.stages import Stage, read_stages, run_stages
-from rlhf.storage import atomic_write_text
+from rlhf.storage.atomic_files import atomic_write_text
 
 CONTROL = "none"
 """The arm that all others are compared with."""

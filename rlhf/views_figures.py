@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from rlhf.charts import GOLD, GREY, REWARD
 from rlhf.statistics import show_estimate
-from rlhf.storage import atomic_write, atomic_write_text, finite
+from rlhf.storage.atomic_files import atomic_write, atomic_write_text, finite
 
 COLOURS = {"base": GREY, "aligned": REWARD}
 Row = tuple[str, str, str, str, dict[str, Any] | None]

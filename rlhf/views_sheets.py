@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import uniform_filter
 
-from rlhf.images import encode_png
 from rlhf.stereo_pair import StereoPair
-from rlhf.storage import atomic_write
+from rlhf.storage.atomic_files import atomic_write
+from rlhf.storage.images import encode_png
 
 CROP_PX = 144
 """Side of the crops of the whole-size motorcycle; of smaller pictures at most half their short side."""

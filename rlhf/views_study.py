@@ -21,7 +21,7 @@ from rlhf.resplits import average, run_resplits
 from rlhf.scene_study import measure_scene
 from rlhf.statistics import cluster_bootstrap
 from rlhf.stereo_pair import REGIONS, StereoPair, judge_against_truth, load_motorcycle, psnr
-from rlhf.storage import atomic_write_json
+from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.views_sheets import draw_motorcycle, draw_scene
 from rlhf.warping import Warped
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from rlhf.images import encode_png
+from rlhf.storage.images import encode_png
 from rlhf.tiles import Box, Canvas, put_back
 from serve.edit_request import EditRequest
 from serve.image_store import ImageStore

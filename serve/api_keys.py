@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rlhf.catalogue import NAME_PATTERN
 from rlhf.errors import UserError
-from rlhf.url_path import UrlPath
+from rlhf.storage.url_path import UrlPath
 from serve.api_errors import ApiError
 
 VARIABLE = "PREFPAINT_API_KEYS"

@@ -17,7 +17,7 @@ from rlhf.catalogue import read_catalogue
 from rlhf.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.policy import resolve_model
-from rlhf.url_path import as_path
+from rlhf.storage.url_path import as_path
 from serve.annotation_server import is_loopback
 from serve.api_keys import VARIABLE, load_api_keys
 from serve.http_api import Api

@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
-from rlhf.images import MAX_PIXELS
+from rlhf.storage.images import MAX_PIXELS
 from serve.edit_request import MAX_EXPAND_PX
 from serve.uploads import MAX_UPLOAD_BYTES
 

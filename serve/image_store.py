@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_write, writing
-from rlhf.url_path import UrlPath
+from rlhf.storage.atomic_files import atomic_write, writing
+from rlhf.storage.url_path import UrlPath
 
 KEPT_S = 3600.0
 """How long an image can be fetched, as in OpenAI's interface."""

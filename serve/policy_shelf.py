@@ -17,7 +17,7 @@ from rlhf.errors import UserError
 from rlhf.pipelines import TextEmbedding, embed_text
 from rlhf.policy import load_policy, open_unet, predict_with
 from rlhf.policy_folders import read_manifest
-from rlhf.url_path import local_copy
+from rlhf.storage.url_path import local_copy
 from serve.settings import EngineSettings
 
 NO_ADAPTER = "__base__"

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from rlhf.ddim import Schedule, make_schedule, split_prediction, transition_mean
-from rlhf.images import composite, image_to_tensor, mask_to_tensor, to_8bit
 from rlhf.pipelines import TextEmbedding
 from rlhf.prompts import Prompt
 from rlhf.reward_model import Reward
 from rlhf.rollout import decode_latents, encode_images, encode_prompts, noise_like
+from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit
 from serve.jobs import Inpainted, Job, Partial
 from serve.policy_shelf import LoadedPolicy, PolicyShelf
 

@@ -9,7 +9,7 @@ from rlhf.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy,
 from rlhf.config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.policy_folders import locate_policy
-from rlhf.url_path import as_path
+from rlhf.storage.url_path import as_path
 
 Place = Annotated[Path, BeforeValidator(as_path)]
 """A file or folder, local or at a URL."""

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from rlhf.errors import UserError
-from rlhf.images import MAX_PIXELS, decode_image
+from rlhf.storage.images import MAX_PIXELS, decode_image
 from rlhf.tiles import Canvas
 from serve.api_errors import ApiError
 from serve.file_ends import hides_another_file

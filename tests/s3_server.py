@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import requests
 
-from rlhf.url_path import _open_filesystem
+from rlhf.storage.url_path import _open_filesystem
 
 SERVE = """
 import sys

@@ -10,9 +10,9 @@ import torch
 from small_parts import write_prompts
 
 from rlhf.annotated_images import AnnotatedImages
-from rlhf.images import encode_png, tensor_to_image
 from rlhf.prompts import Prompt
-from rlhf.tables import ANNOTATIONS, CANDIDATES, MARKS, PAGE_ANNOTATIONS, image_cell, write_table
+from rlhf.storage.images import encode_png, tensor_to_image
+from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, MARKS, PAGE_ANNOTATIONS, image_cell, write_table
 
 SAMPLES = 10
 Candidates = dict[tuple[str, int], torch.Tensor]

@@ -16,11 +16,11 @@ from transformers import CLIPTextModelWithProjection
 from rlhf.bound import RidgeHead
 from rlhf.config import AlignConfig, ModelConfig, RunConfig
 from rlhf.holes import FAMILIES, draw_hole
-from rlhf.images import encode_png, image_to_tensor, mask_to_tensor
 from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
 from rlhf.prompts import Prompt, PromptRow
 from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
-from rlhf.tables import PROMPTS, image_cell, write_table
+from rlhf.storage.images import encode_png, image_to_tensor, mask_to_tensor
+from rlhf.storage.tables import PROMPTS, image_cell, write_table
 from rlhf.tiny_model import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
 
 SIZE_PX = 32

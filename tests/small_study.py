@@ -9,9 +9,9 @@ from small_parts import small_prompts, write_prompts
 from rlhf.annotation_export import open_study
 from rlhf.annotation_items import AnnotationItems, load_items
 from rlhf.annotation_store import AnnotationStore, Assignment
-from rlhf.images import encode_png, tensor_to_image
 from rlhf.preferences import PAINTED
-from rlhf.tables import CANDIDATES, image_cell, write_table
+from rlhf.storage.images import encode_png, tensor_to_image
+from rlhf.storage.tables import CANDIDATES, image_cell, write_table
 
 
 def write_study(folder: Path, *, prompts: int = 4, samples: int = 3, shade: float = 0.0) -> Path:

@@ -21,7 +21,7 @@ from rlhf.disk_need import CHECKPOINT_BYTES, count_trained
 from rlhf.errors import UserError
 from rlhf.policy import load_policy
 from rlhf.policy_folders import list_policies
-from rlhf.url_path import as_path
+from rlhf.storage.url_path import as_path
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -9,7 +9,7 @@ from rlhf.annotation_items import load_items
 from rlhf.candidates import keep_prompts, prompts_of
 from rlhf.errors import UserError
 from rlhf.prompts import load_prompts
-from rlhf.tables import CANDIDATES, image_cell, read_table, write_table
+from rlhf.storage.tables import CANDIDATES, image_cell, read_table, write_table
 
 
 def test_what_cannot_be_shown_is_named(tmp_path: Path) -> None:

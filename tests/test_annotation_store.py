@@ -12,7 +12,7 @@ from rlhf.annotation_export import export_annotations, export_by_hand, refuse_pe
 from rlhf.annotation_store import Assignment, TaskRefused
 from rlhf.annotators import load_annotations
 from rlhf.errors import UserError
-from rlhf.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
+from rlhf.storage.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
 
 
 def test_two_people_never_get_the_same_prompt(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rlhf.annotators import UTILITY_RANGE, load_annotations, noiseless_scores, s
 from rlhf.config import AnnotatorsConfig
 from rlhf.errors import UserError
 from rlhf.prompts import Prompt
-from rlhf.tables import ANNOTATIONS, read_table, write_table
+from rlhf.storage.tables import ANNOTATIONS, read_table, write_table
 
 MARKS = ("structure", "texture", "overall")
 

@@ -25,7 +25,7 @@ def test_plain_diffusers_opens_the_built_in_model_offline() -> None:
 
 
 def test_the_vae_keeps_real_photographs(test_data: Path) -> None:
-    from rlhf.images import decode_image, image_to_tensor, list_photographs, square_crop
+    from rlhf.storage.images import decode_image, image_to_tensor, list_photographs, square_crop
 
     vae = load_policy(ModelConfig()).pipeline.vae
     rng = np.random.default_rng(0)

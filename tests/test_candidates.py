@@ -14,7 +14,7 @@ from rlhf.errors import UserError
 from rlhf.policy import load_policy
 from rlhf.prompts import PromptTable
 from rlhf.sampling import InProcessSampler, SampledTask, SamplingTask
-from rlhf.tables import CANDIDATES, read_table
+from rlhf.storage.tables import CANDIDATES, read_table
 
 CONFIG = CandidatesConfig(samples_per_prompt=2, num_inference_steps=(3,), micro_batch_size=3)
 IDS = [f"p{i}" for i in range(8)]

@@ -19,7 +19,7 @@ from rlhf.contest_tables import escape, figures_csv, show_p, to_latex
 from rlhf.contestants import parse_contestants
 from rlhf.errors import UserError
 from rlhf.judging import Judged
-from rlhf.tables import parquet_file
+from rlhf.storage.tables import parquet_file
 
 JUDGES = "judges=[{kind: seam}, {kind: clip_score, name: clip, text: a photograph, path: nowhere}]"
 

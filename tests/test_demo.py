@@ -8,7 +8,7 @@ from rlhf.demo import find_run_file, lay_out_photographs, run_demo, stage_comman
 from rlhf.errors import UserError
 from rlhf.stages import read_stages
 from rlhf.statistics import LEAST_PHOTOGRAPHS
-from rlhf.storage import atomic_write_json
+from rlhf.storage.atomic_files import atomic_write_json
 
 FIRST_STAGE_ONLY = ("candidates.samples_per_prompt=0",)
 

@@ -16,7 +16,7 @@ from rlhf.policy import load_policy, make_trainable, save_policy, trainable_stat
 from rlhf.policy_folders import list_policies
 from rlhf.prompts import load_prompts
 from rlhf.reward_model import load_reward
-from rlhf.storage import atomic_torch_save, require_room, whole_folder
+from rlhf.storage.atomic_files import atomic_torch_save, require_room, whole_folder
 
 
 @pytest.fixture

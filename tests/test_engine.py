@@ -17,10 +17,10 @@ from rlhf.catalogue import ServedPolicy, describe_policy
 from rlhf.config import ModelConfig
 from rlhf.ddim import make_schedule, split_prediction, transition_mean
 from rlhf.errors import UserError
-from rlhf.images import tensor_to_image
 from rlhf.policy import load_policy
 from rlhf.reward_model import load_reward
 from rlhf.rollout import noise_like, rollout
+from rlhf.storage.images import tensor_to_image
 from rlhf.trajectories import RolloutPlan
 from serve.engine import Engine, warm_up
 from serve.jobs import Inpainted, Job, Partial

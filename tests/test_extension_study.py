@@ -13,7 +13,7 @@ from rlhf.extension_figures import format_table
 from rlhf.extension_measures import COLUMNS, measure_band, summarise_rows
 from rlhf.extension_study import ROWS, ExtensionPlan, study_extension, to_csv
 from rlhf.growth import Band, Margins, fill_by_padding, plan_bands
-from rlhf.tables import read_table
+from rlhf.storage.tables import read_table
 
 
 @pytest.fixture

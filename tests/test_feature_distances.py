@@ -14,9 +14,9 @@ from rlhf.contest import Entry, summarise_contest
 from rlhf.errors import UserError
 from rlhf.feature_distances import frechet_distance, kernel_distance, open_features, open_lpips
 from rlhf.hole_measures import seam_band
-from rlhf.images import to_8bit
 from rlhf.judging import Jury, judge_images
 from rlhf.reward_model import load_reward
+from rlhf.storage.images import to_8bit
 
 
 def test_the_frechet_distance_is_that_of_the_textbook() -> None:

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from rlhf.gold_judge import gold_utility, sharpness
 from rlhf.holes import FAMILIES, draw_hole
-from rlhf.images import composite, image_to_tensor, mask_to_tensor
+from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor
 
 PICTURES = Path(os.path.dirname(skimage.data.__file__))
 TEXTURES, PHOTOGRAPHS = ("brick", "grass", "gravel"), ("astronaut", "chelsea", "coffee")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from rlhf.errors import UserError
-from rlhf.images import (
+from rlhf.storage.images import (
     blank_hole,
     composite,
     decode_image,

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from rlhf.checksum import checksum
+from rlhf.storage.checksum import checksum
 
 
 def test_whoever_only_passes_messages_on_imports_no_torch() -> None:

@@ -14,13 +14,13 @@ from rlhf.config import EvaluateConfig
 from rlhf.contest import Entry, summarise_contest
 from rlhf.evaluation import evaluate
 from rlhf.gold_judge import sharpness
-from rlhf.images import composite, to_8bit
 from rlhf.judging import Jury, judge_images
 from rlhf.monitors import MONITORS
 from rlhf.prompts import Prompt
 from rlhf.reward_model import ScoredImages
 from rlhf.rollout import noise_like
 from rlhf.sampling import SampledTask, SamplingTask, to_png
+from rlhf.storage.images import composite, to_8bit
 
 CONFIG = EvaluateConfig(samples_per_prompt=3, micro_batch_size=12, bootstrap=300)
 PROMPTS = small_prompts(16)

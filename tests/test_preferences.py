@@ -14,11 +14,11 @@ from small_study import GREY, start_command, write_evaluation
 from rlhf.annotation_export import open_study
 from rlhf.annotation_store import AnnotationStore, Assignment, Task
 from rlhf.errors import UserError
-from rlhf.images import decode_image
 from rlhf.preferences import PREFERENCES, Pairs, lay_out_pairs, read_choices, summarise_preferences
 from rlhf.statistics import cluster_bootstrap
-from rlhf.storage import read_json
-from rlhf.tables import read_table
+from rlhf.storage.atomic_files import read_json
+from rlhf.storage.images import decode_image
+from rlhf.storage.tables import read_table
 
 
 def open_pairs(folder: Path, **options: int) -> tuple[Pairs, AnnotationStore]:

@@ -29,7 +29,7 @@ from rlhf.gate_config import GateConfig
 from rlhf.gate_verdict import check_figures, read_verdict
 from rlhf.policy import check_weights, load_policy, make_trainable, save_policy, trainable_state
 from rlhf.promotion import Outcome, Request, keep_policy, promote, put_behind_name
-from rlhf.url_path import as_path
+from rlhf.storage.url_path import as_path
 
 PAINTED = EvaluateConfig(samples_per_prompt=2, num_inference_steps=2, bootstrap=50)
 EASY = GateConfig(min_win_rate=0.0, min_sharpness_ratio=0.0, min_diversity_ratio=0.0)

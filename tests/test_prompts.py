@@ -11,9 +11,9 @@ from PIL import Image
 
 from rlhf.config import PromptsConfig
 from rlhf.errors import UserError
-from rlhf.images import encode_png
 from rlhf.prompts import load_prompts, make_prompts
-from rlhf.tables import PROMPTS, image_cell, read_table, write_table
+from rlhf.storage.images import encode_png
+from rlhf.storage.tables import PROMPTS, image_cell, read_table, write_table
 
 CONFIG = PromptsConfig(size_px=32, crops_per_photograph=3, test_share=0.3)
 

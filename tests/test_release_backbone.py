@@ -12,10 +12,10 @@ from small_checkpoint import SMALL, TRUE, Weights, reference_features, release_s
 
 from rlhf.config import RewardConfig
 from rlhf.errors import UserError
-from rlhf.images import image_to_tensor
 from rlhf.release_backbone import HOLE_VALUE, load_release
 from rlhf.reward_model import FeatureNetwork, build_backbone, load_reward
 from rlhf.reward_training import train_reward
+from rlhf.storage.images import image_to_tensor
 
 
 def save(state: Weights, path: Path) -> Path:

@@ -12,11 +12,11 @@ from small_release import labels_of, write_release
 from rlhf.annotators import load_annotations
 from rlhf.candidates import load_candidates
 from rlhf.errors import UserError
-from rlhf.images import encode_png, tensor_to_image
 from rlhf.prompts import Prompt, load_prompts
 from rlhf.release_export import export_release, mean_scores, rank_scores
 from rlhf.release_import import ReleaseImport, import_release
-from rlhf.tables import ANNOTATIONS, CANDIDATES, image_cell, write_table
+from rlhf.storage.images import encode_png, tensor_to_image
+from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, image_cell, write_table
 
 
 def write_samples(prompts: list[Prompt], folder: Path) -> None:

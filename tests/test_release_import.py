@@ -15,10 +15,10 @@ from rlhf.annotated_images import join_annotations
 from rlhf.annotators import load_annotations
 from rlhf.candidates import load_candidates
 from rlhf.errors import UserError
-from rlhf.images import image_to_tensor, tensor_to_image
 from rlhf.prompts import load_prompts
 from rlhf.release_import import ReleaseImport, hole_family, import_release, resample_mask, source_of
-from rlhf.tables import ANNOTATIONS, read_table
+from rlhf.storage.images import image_to_tensor, tensor_to_image
+from rlhf.storage.tables import ANNOTATIONS, read_table
 
 DEFAULTS = ReleaseImport()
 

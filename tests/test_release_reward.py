@@ -16,10 +16,10 @@ from small_checkpoint import SMALL, release_state
 from rlhf.annotated_images import join_annotations
 from rlhf.bound import effective_rank
 from rlhf.errors import UserError
-from rlhf.images import image_to_tensor
 from rlhf.release_reward import ReleasedReward, adopt_release, calibrate, read_inverse
 from rlhf.reward_model import ScoredImages, load_reward
 from rlhf.statistics import rank_correlation
+from rlhf.storage.images import image_to_tensor
 
 Files = tuple[Path, Path]
 

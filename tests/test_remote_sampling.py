@@ -18,7 +18,7 @@ from rlhf.policy import load_policy, make_trainable, save_policy, trainable_stat
 from rlhf.prompts import PromptTable, decode_prompt
 from rlhf.reward_model import load_reward
 from rlhf.sampling import InProcessSampler
-from rlhf.tables import CANDIDATES, read_table
+from rlhf.storage.tables import CANDIDATES, read_table
 
 pytestmark = pytest.mark.ray
 CONFIG = CandidatesConfig(samples_per_prompt=3, num_inference_steps=(3, 4), micro_batch_size=3)

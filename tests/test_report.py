@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from rlhf.errors import UserError
-from rlhf.images import encode_png
 from rlhf.report import FEW_PHOTOGRAPHS, GALLERY_PROMPTS, choose_spread, pair_samples, summarise, write_report
-from rlhf.storage import atomic_write_json
-from rlhf.tables import EVALUATION, PROMPTS, image_cell, write_table
+from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.storage.images import encode_png
+from rlhf.storage.tables import EVALUATION, PROMPTS, image_cell, write_table
 
 FAMILIES = ("boundary_square", "boundary_band", "box", "brush", "warp")
 MALICIOUS = '<script>alert("x")</script>'

@@ -11,9 +11,9 @@ from rlhf.candidates import sample_plan
 from rlhf.config import CandidatesConfig
 from rlhf.ddim import make_schedule
 from rlhf.errors import UserError
-from rlhf.images import decode_image, encode_png, image_to_tensor, tensor_to_image
 from rlhf.policy import Policy, load_policy
 from rlhf.rollout import decode_latents, noise_like, rollout
+from rlhf.storage.images import decode_image, encode_png, image_to_tensor, tensor_to_image
 from rlhf.trajectories import RolloutPlan
 
 WINDOW = RolloutPlan(

@@ -20,7 +20,7 @@ from rlhf.rounds import (
     run_rounds,
 )
 from rlhf.stages import Stage, read_stages
-from rlhf.tables import ANNOTATIONS, CANDIDATES, image_cell, read_table, write_table
+from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, image_cell, read_table, write_table
 
 TINY = {
     "prompts": {"size_px": 32, "crops_per_photograph": 2},

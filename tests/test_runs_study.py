@@ -8,7 +8,7 @@ from test_cli import rlhf
 
 from rlhf.errors import UserError
 from rlhf.runs_study import format_study, study_runs
-from rlhf.tables import EVALUATION, image_cell, write_table
+from rlhf.storage.tables import EVALUATION, image_cell, write_table
 
 PROMPTS, SAMPLES = 12, 2
 

@@ -15,11 +15,11 @@ from small_parts import (
 
 from rlhf.candidates import load_candidates, make_candidates
 from rlhf.config import CandidatesConfig, ModelConfig
-from rlhf.images import tensor_to_image
 from rlhf.metrics_log import read_metrics
 from rlhf.policy import export_policy, load_policy
 from rlhf.rollout import rollout
 from rlhf.sampling import InProcessSampler
+from rlhf.storage.images import tensor_to_image
 from rlhf.trajectories import RolloutPlan
 
 PLAN = RolloutPlan(num_inference_steps=3, eta=0.0, stochastic_steps=frozenset())

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_torch_save, atomic_write, atomic_write_json, atomic_write_text
-from rlhf.tables import ANNOTATIONS, CANDIDATES, EVALUATION, PROMPTS, image_cell, read_table, write_table
+from rlhf.storage.atomic_files import atomic_torch_save, atomic_write, atomic_write_json, atomic_write_text
+from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, EVALUATION, PROMPTS, image_cell, read_table, write_table
 
 
 def candidate_rows(count: int = 250) -> list[dict[str, Any]]:

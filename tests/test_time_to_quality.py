@@ -23,7 +23,7 @@ from benchmarks.time_to_quality import (
     summarise,
 )
 from rlhf.demo import find_run_file
-from rlhf.storage import atomic_write_json
+from rlhf.storage.atomic_files import atomic_write_json
 
 LINE = {
     "sampler_forward_images": 50,

@@ -16,8 +16,8 @@ from test_rounds import photographs
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 from rlhf.paired_statistics import estimate_paired
-from rlhf.storage import atomic_write_json
-from rlhf.tables import CURVE, write_table
+from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.storage.tables import CURVE, write_table
 from rlhf.trust_curves import ArmCurve, Onset, find_onset, mean_by_photograph, read_arm, updates_to_reach
 from rlhf.trust_figures import draw_figure, format_table, list_rows, pair_with_control, write_csv
 from rlhf.trust_study import ARMS, arm_folder, queue

@@ -18,9 +18,9 @@ from rlhf.policy import load_policy, make_trainable, save_policy, trainable_stat
 from rlhf.policy_folders import drop_policies, list_policies
 from rlhf.prompts import load_prompts
 from rlhf.reward_model import load_reward
-from rlhf.storage import atomic_path, atomic_write_text, remove_folder
-from rlhf.tables import PROMPTS, stream_table
-from rlhf.url_path import UrlPath, as_path, local_copy
+from rlhf.storage.atomic_files import atomic_path, atomic_write_text, remove_folder
+from rlhf.storage.tables import PROMPTS, stream_table
+from rlhf.storage.url_path import UrlPath, as_path, local_copy
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def doctor(
     """Check a cluster before a run, node by node; exit code 1 where something is wrong, with a remedy each."""
     from rlhf.config import RunConfig
     from rlhf.config_files import load_config
-    from rlhf.url_path import as_path
+    from rlhf.storage.url_path import as_path
 
     resolved = None if config is None else load_config(config)
     if storage is not None:

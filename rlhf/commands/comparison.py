@@ -31,7 +31,7 @@ def compare(
     from rlhf.annotation_store import Assignment
     from rlhf.errors import UserError
     from rlhf.preferences import format_preference, lay_out_pairs
-    from rlhf.storage import read_json
+    from rlhf.storage.atomic_files import read_json
 
     pairs = lay_out_pairs(evaluation, first, second, prompts, out)
     order = random.Random(seed).sample(pairs.items.prompt_ids, len(pairs.items.prompt_ids))[:limit]

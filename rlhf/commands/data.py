@@ -31,7 +31,7 @@ def prompts(
     """Cut square crops with holes from photographs."""
     resolved = resolve_config(config, overrides)
     from rlhf.prompts import make_prompts
-    from rlhf.url_path import local_copy
+    from rlhf.storage.url_path import local_copy
 
     save_config(resolved, out)
     with local_copy(images) as folder:

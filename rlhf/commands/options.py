@@ -7,7 +7,7 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 
 import typer
 
-from rlhf.url_path import as_path
+from rlhf.storage.url_path import as_path
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with what differs from the defaults.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, as section.key=value; repeatable.")]
@@ -40,7 +40,7 @@ def resolve_config(file: Path | None, overrides: list[str] | None):  # noqa: ANN
 def save_config(config, out: Path) -> None:  # noqa: ANN001
     """Write the resolved configuration beside a stage's results."""
     from rlhf.config_files import dump_config
-    from rlhf.storage import atomic_write_text
+    from rlhf.storage.atomic_files import atomic_write_text
 
     atomic_write_text(out / "config.yaml", dump_config(config))
 

@@ -20,7 +20,7 @@ def import_prefpaint(
 ) -> None:
     """Turn PrefPaint's released data into prompts, candidates and annotations."""
     from rlhf.release_import import ReleaseImport, describe, import_release
-    from rlhf.url_path import local_copy
+    from rlhf.storage.url_path import local_copy
 
     options = ReleaseImport(ids=ids, labels=labels, split=split, size_px=size_px, score_range=score_range)
     with local_copy(folder) as local:
@@ -64,7 +64,7 @@ def import_prefpaint_reward(
     from rlhf.candidates import load_candidates
     from rlhf.prompts import load_prompts
     from rlhf.release_reward import adopt_release, calibrate
-    from rlhf.url_path import local_copy
+    from rlhf.storage.url_path import local_copy
 
     with local_copy(checkpoint) as network, local_copy(v_inverse) as inverse:
         adopt_release(network, inverse, out)

@@ -69,7 +69,7 @@ def serve(
 
 def as_run(model: str) -> Path:
     """The folder in PLACE or NAME=PLACE."""
-    from rlhf.url_path import as_path
+    from rlhf.storage.url_path import as_path
 
     name, equals, place = model.partition("=")
     return as_path(place if equals and "/" not in name else model)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rlhf.commands.options import Config, Out, Overrides, resolve_config, save_config
-from rlhf.url_path import as_path
+from rlhf.storage.url_path import as_path
 
 study = typer.Typer(help="Studies of what the method claims; each goes on where it was interrupted.")
 
@@ -206,7 +206,7 @@ def trust(
 ) -> None:
     """Does trust pay? Alignments that over-optimise a reward of few annotations; goes on arm by arm."""
     from rlhf.demo import choose_photographs, find_run_file
-    from rlhf.storage import atomic_write_json
+    from rlhf.storage.atomic_files import atomic_write_json
     from rlhf.trust_figures import draw_figure, format_table, write_csv
     from rlhf.trust_study import TrustPlan, run_trust_study
     from rlhf.trust_summary import summarise

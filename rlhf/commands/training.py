@@ -119,7 +119,7 @@ def pretrain(
     """Train the built-in model `tiny` from photographs; goes on where it was interrupted."""
     from rlhf.pretrain import PretrainConfig
     from rlhf.pretrain import pretrain as train
-    from rlhf.url_path import UrlPath
+    from rlhf.storage.url_path import UrlPath
 
     for path in (images, out):
         if isinstance(path, UrlPath):

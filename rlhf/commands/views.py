@@ -64,9 +64,9 @@ def novel_view(
 
     from rlhf.depth import DepthSource, read_depth
     from rlhf.depth_estimation import estimate_depth
-    from rlhf.images import decode_image
     from rlhf.policy import load_policy
     from rlhf.policy_folders import locate_policy
+    from rlhf.storage.images import decode_image
 
     photograph = decode_image(image)
     kind, focal = depth_kind or "depth", focal_px or float(photograph.width)

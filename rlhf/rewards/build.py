@@ -10,7 +10,7 @@ from rlhf.reward_model import load_reward
 from rlhf.rewards.entry import TEXT_KINDS, RewardEntry
 from rlhf.rewards.scores import RewardSource
 from rlhf.rewards.trained_model import TrainedModel
-from rlhf.url_path import as_path
+from rlhf.storage.url_path import as_path
 
 CLIP = "openai/clip-vit-large-patch14"
 

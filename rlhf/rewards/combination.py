@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from rlhf.errors import UserError
 from rlhf.rewards.entry import RewardEntry
 from rlhf.rewards.scores import Scores
-from rlhf.storage import atomic_write_json
+from rlhf.storage.atomic_files import atomic_write_json
 
 SCALES = "reward_scales.json"
 """File of a run that holds the scales of its rewards."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from rlhf.images import tensor_to_image
 from rlhf.rewards.clip_score import ClipScore, load_clip_score
 from rlhf.rewards.packages import import_package
 from rlhf.rewards.scores import Scores, texts_of
+from rlhf.storage.images import tensor_to_image
 
 VERSION = "v2.1"
 

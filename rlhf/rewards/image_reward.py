@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from rlhf.errors import UserError
-from rlhf.images import tensor_to_image
 from rlhf.rewards.packages import import_package
 from rlhf.rewards.scores import Scores, texts_of
+from rlhf.storage.images import tensor_to_image
 
 PUBLISHED = "ImageReward-v1.0"
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rlhf.errors import UserError
-from rlhf.images import decode_image, decode_mask, encode_png, image_to_tensor, mask_to_tensor, tensor_to_image
+from rlhf.storage.images import decode_image, decode_mask, encode_png, image_to_tensor, mask_to_tensor, tensor_to_image
 
 MAX_IMAGES = 64
 """Images per request."""

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rlhf.errors import UserError
-from rlhf.url_path import UrlPath, explained
+from rlhf.storage.url_path import UrlPath, explained
 
 DISK_SIGNS = ("No space left", "StorageFull", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 """How safetensors and torch.save say that a disk is full, in errors that are no OSErrors."""

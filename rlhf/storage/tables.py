@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhf.errors import UserError
-from rlhf.storage import atomic_path, check_schema
-from rlhf.url_path import UrlPath, explained
+from rlhf.storage.atomic_files import atomic_path, check_schema
+from rlhf.storage.url_path import UrlPath, explained
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
