@@ -17,8 +17,8 @@ from actors.crew import find_user_error
 from actors.learner_loop import learner_loop
 from actors.placement import ROLES, reserve, resources_of
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
-from rlhf.config import RunConfig
-from rlhf.config_files import dump_config, load_config
+from rlhf.config.config_files import dump_config, load_config
+from rlhf.config.run_config import RunConfig
 from rlhf.disk_need import describe_disk_need
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics

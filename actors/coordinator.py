@@ -15,7 +15,7 @@ from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
 from actors.put_aside import PutAside
 from rlhf.algorithms import algorithm_of
-from rlhf.config import AlignConfig, RunConfig
+from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.prompts import PromptTable
 from rlhf.rewards.combination import (

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from actors import node_checks, verdicts
 from actors.placement import bundles_of, find_shortage, resources_of
 from actors.verdicts import Finding
-from rlhf.cluster_config import ClusterConfig
+from rlhf.config.cluster_config import ClusterConfig
 
 ray.cloudpickle.register_pickle_by_value(node_checks)
 

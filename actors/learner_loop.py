@@ -25,7 +25,7 @@ from actors.rollout_replay import AnyCoordinator, DumpingCoordinator, ReplayCoor
 from actors.telemetry import Telemetry
 from rlhf.algorithms import algorithm_of
 from rlhf.canary import canary_log_prob
-from rlhf.config import RunConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.grids import save_rollout_grid
 from rlhf.learner import Learner

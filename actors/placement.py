@@ -16,8 +16,8 @@ from actors.dispatch import Dispatcher
 from actors.incidents import Incidents
 from actors.reward_scorer import RewardScorer
 from actors.rollout_sampler import RolloutSampler
-from rlhf.cluster_config import ClusterConfig
-from rlhf.config import RunConfig
+from rlhf.config.cluster_config import ClusterConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 
 Resources = dict[str, float]

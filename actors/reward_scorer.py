@@ -6,8 +6,8 @@ import ray
 import torch
 
 from actors.messages import RolloutTask
-from rlhf.config import RunConfig
-from rlhf.devices import resolve_device
+from rlhf.config.devices import resolve_device
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.prompts import decode_prompt
 from rlhf.rewards.build import build_rewards

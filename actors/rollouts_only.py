@@ -11,7 +11,7 @@ from actors.incidents import Incidents
 from actors.placement import reserve, start_dispatcher
 from actors.rollout_replay import collect_into
 from actors.sampling import read_weights
-from rlhf.config import RunConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.policy import check_start
 from rlhf.progress import progress_bar
 from rlhf.prompts import PromptTable

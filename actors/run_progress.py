@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.incidents import read_incidents
-from rlhf.config import AlignConfig, RunConfig
+from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 from rlhf.progress import progress_bar

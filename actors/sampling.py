@@ -17,7 +17,7 @@ from actors.incidents import Incidents
 from actors.messages import RolloutTask, WeightsNotice
 from actors.placement import reserve, start_painters
 from actors.put_aside import PutAside
-from rlhf.config import RunConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.policy import adapter_settings, load_policy, make_trainable, read_trainable_state, trainable_state
 from rlhf.policy_folders import read_manifest
 from rlhf.sampling import SampledTask, SamplingTask, TakePrompts

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.full_size_models import Architecture, build_unet, random_text
 from benchmarks.measure import Figures, describe_machine
-from rlhf.config import AlignConfig
+from rlhf.config.run_config import AlignConfig
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 
 LEAST_ROUNDS = 3

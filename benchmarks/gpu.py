@@ -29,7 +29,7 @@ from benchmarks.gpu_measuring import MEASURES, PLAIN, Job, is_available
 from benchmarks.gpu_variants import PARTS, SCALES, Part, Scale
 from benchmarks.measure import Figures, show
 from benchmarks.training_loops import process_group
-from rlhf.devices import resolve_device
+from rlhf.config.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write_json

@@ -15,7 +15,7 @@ from benchmarks.gpu_variants import Part, Scale, Variant
 from benchmarks.measure import Figures, spread
 from benchmarks.training_loops import plain_update
 from rlhf.algorithms import grpo
-from rlhf.config import AlignConfig
+from rlhf.config.run_config import AlignConfig
 from rlhf.learner import Learner
 from rlhf.objective import TrainingBatch
 from rlhf.policy import Policy, make_trainable

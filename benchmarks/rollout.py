@@ -19,7 +19,7 @@ from benchmarks.device_measures import PassClock
 from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, report_alone, spread
 from benchmarks.usual_serving import open_usual_pipeline
 from rlhf.algorithms import grpo
-from rlhf.config import AlignConfig, ModelConfig
+from rlhf.config.run_config import AlignConfig, ModelConfig
 from rlhf.policy import TINY, Policy, load_policy, make_trainable
 from rlhf.prompts import Prompt
 from rlhf.rollout import rollout

@@ -29,8 +29,8 @@ from actors.dispatch import Dispatcher  # noqa: E402
 from actors.incidents import Incidents  # noqa: E402
 from actors.messages import UpdateWork  # noqa: E402
 from benchmarks.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
-from rlhf.config import RunConfig  # noqa: E402
-from rlhf.config_files import load_config  # noqa: E402
+from rlhf.config.config_files import load_config  # noqa: E402
+from rlhf.config.run_config import RunConfig  # noqa: E402
 from rlhf.demo import lay_out_photographs  # noqa: E402
 from rlhf.prompts import PromptTable, make_prompts  # noqa: E402
 

@@ -16,7 +16,7 @@ from benchmarks.joined_steps import make_update
 from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, show, spread
 from benchmarks.rollout import ALIGN, KEY, PROMPTS, SAMPLES, SIDE, STEPS, make_prompts
 from rlhf.algorithms import grpo
-from rlhf.config import ModelConfig
+from rlhf.config.run_config import ModelConfig
 from rlhf.policy import Policy, load_policy, load_trainable_state, make_trainable, trainable_state, update_merged
 from rlhf.rollout import decode_latents, encode_prompts, rollout
 from rlhf.trajectories import RolloutPlan

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.config import RunConfig
-from rlhf.config_files import load_config
+from rlhf.config.config_files import load_config
+from rlhf.config.run_config import RunConfig
 from rlhf.demo import find_run_file
 from rlhf.metrics_log import read_metrics
 from rlhf.paired_statistics import estimate_paired

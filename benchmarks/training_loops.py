@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 import torch.distributed as dist
 
-from rlhf.config import AlignConfig
+from rlhf.config.run_config import AlignConfig
 from rlhf.ddim import make_schedule
 from rlhf.objective import TrainingBatch
 from rlhf.policy import Policy, base_policy, make_trainable, predict_with

@@ -17,7 +17,7 @@ from benchmarks.measure import Figures, interleave, peak_megabytes, report_alone
 from benchmarks.rollout import KEY, PROMPTS, SAMPLES, make_prompts
 from benchmarks.training_loops import plain_update, process_group
 from rlhf.algorithms import grpo
-from rlhf.config import AlignConfig, ModelConfig
+from rlhf.config.run_config import AlignConfig, ModelConfig
 from rlhf.learner import Learner
 from rlhf.objective import TrainingBatch
 from rlhf.policy import load_policy, make_trainable

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import Figures, spread
-from rlhf.config_files import load_config
+from rlhf.config.config_files import load_config
 from rlhf.demo import find_run_file
 from rlhf.metrics_log import read_metrics
 

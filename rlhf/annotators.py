@@ -12,7 +12,7 @@ import torch
 
 from rlhf.agreement import write_agreement
 from rlhf.annotated_images import annotations_of, measure_scores, score_columns
-from rlhf.config import AnnotatorsConfig
+from rlhf.config.run_config import AnnotatorsConfig
 from rlhf.errors import UserError
 from rlhf.gold_judge import gold_utility
 from rlhf.prompts import Prompt

@@ -15,7 +15,7 @@ import torch
 
 from rlhf.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.bound import conformal_multiplier
-from rlhf.config import RewardConfig
+from rlhf.config.run_config import RewardConfig
 from rlhf.feature_training import describe_rows, with_descriptions
 from rlhf.pages import show
 from rlhf.resplits import average, run_resplits

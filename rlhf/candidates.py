@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rlhf.config import CandidatesConfig, RunConfig
+from rlhf.config.run_config import CandidatesConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.policy_folders import read_manifest
 from rlhf.progress import progress_bar

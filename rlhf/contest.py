@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.config import EvaluateConfig
+from rlhf.config.run_config import EvaluateConfig
 from rlhf.contest_measures import SET_MEASURES, SIZES, Measure, list_measures, measure_prompts, shares_noise
 from rlhf.errors import UserError
 from rlhf.feature_distances import Features, measure_sets

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import RunConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.contest import ALIGNED, BASE, Entry, check_base, find_common, summarise_contest
 from rlhf.contest_page import write_contest_page
 from rlhf.contest_tables import comparisons_csv, figures_csv, to_latex

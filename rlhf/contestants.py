@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from rlhf.classical_fills import CLASSICAL, open_classical
-from rlhf.config import RunConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.evaluation import judge_policy
 from rlhf.judging import Judged, Jury, join_judged, judge_images

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from rlhf.config_files import load_config
+from rlhf.config.config_files import load_config
 from rlhf.errors import UserError
 from rlhf.stages import Stage, run_stages
 from rlhf.storage.atomic_files import atomic_write

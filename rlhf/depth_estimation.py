@@ -32,7 +32,7 @@ def estimate_depth(image: Image.Image, name: str, *, kind: Kind | None = None, d
     import torch
     from torch.nn.functional import interpolate
 
-    from rlhf.devices import resolve_device
+    from rlhf.config.devices import resolve_device
 
     processor, model = _open_estimator(name)
     predicted = kind or _prediction_of(model.config, name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rlhf.config import AlignConfig, RunConfig
+from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.policy import resolve_model
 from rlhf.storage.url_path import UrlPath, as_path

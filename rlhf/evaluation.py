@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.config import EvaluateConfig
+from rlhf.config.run_config import EvaluateConfig
 from rlhf.errors import UserError
 from rlhf.feature_distances import PictureDistance
 from rlhf.grids import save_comparison_grid

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rlhf.config import RunConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.growth import Band, Margins, fill_by_policy, grow, plan_bands
 from rlhf.policy import Policy, load_policy

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from rlhf.config import RunConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.extension import LEAST_SIDE_PX, read_photograph, save_png
 from rlhf.extension_figures import draw_steps, save_sheet

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.catalogue import ServedPolicy
-from rlhf.config import RunConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.evaluation import compare, judge_policy
 from rlhf.gate_verdict import Comparison, Verdict, timestamp

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhf.catalogue import ServedPolicy
+from rlhf.config.gate_config import GateConfig
 from rlhf.errors import UserError
-from rlhf.gate_config import GateConfig
 from rlhf.storage.atomic_files import atomic_write_json, check_schema, read_json
 
 SCHEMA_VERSION = 1

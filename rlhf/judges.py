@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf.config import RunConfig
-from rlhf.devices import resolve_device
+from rlhf.config.devices import resolve_device
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.feature_distances import Features, PictureDistance, open_features, open_lpips
 from rlhf.prompts import Prompt

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf.config import ModelConfig
+from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:

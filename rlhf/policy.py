@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rlhf.config import ModelConfig
-from rlhf.devices import resolve_device
+from rlhf.config.devices import resolve_device
+from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.pipelines import TextEmbedding, embed_text, open_pipeline
 from rlhf.policy_folders import MANIFEST, SCHEMA_VERSION, read_manifest

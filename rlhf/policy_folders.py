@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from rlhf.config import ModelConfig
+from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import check_schema, remove_folder
 

@@ -15,7 +15,7 @@ from rlhf.catalogue import (
     read_or_new,
     write_catalogue,
 )
-from rlhf.config import RunConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.gate import HeldOut, judge, load_held_out, plan_comparison
 from rlhf.gate_verdict import Verdict, read_verdict, verdict_file, write_verdict

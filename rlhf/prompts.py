@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rlhf.config import PromptsConfig
+from rlhf.config.run_config import PromptsConfig
 from rlhf.errors import UserError
 from rlhf.holes import draw_hole
 from rlhf.progress import progress_bar

@@ -25,7 +25,7 @@ from rlhf.bound import (
     spectrum,
     theorem_multiplier,
 )
-from rlhf.config import RewardConfig
+from rlhf.config.run_config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.feature_training import describe_rows, train_features
 from rlhf.normalisation import Normalisation

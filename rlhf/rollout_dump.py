@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from rlhf.config import RunConfig
-from rlhf.config_files import dump_config, load_config
+from rlhf.config.config_files import dump_config, load_config
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json, atomic_write_text

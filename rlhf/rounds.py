@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import RunConfig
-from rlhf.config_files import load_config
+from rlhf.config.config_files import load_config
+from rlhf.config.run_config import RunConfig
 from rlhf.demo import find_run_file
 from rlhf.stages import Stage, run_stages
 from rlhf.statistics import show_estimate

@@ -16,7 +16,7 @@ import torch
 
 from rlhf.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.bound import update_ridge
-from rlhf.config import RewardConfig
+from rlhf.config.run_config import RewardConfig
 from rlhf.feature_training import with_descriptions
 from rlhf.resplits import average, run_resplits
 from rlhf.reward_figures import pair_accuracy

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.logging_config import LoggingConfig
 from rlhf.errors import UserError
-from rlhf.logging_config import LoggingConfig
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 
 Figures = dict[str, Any]

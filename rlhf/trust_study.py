@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.config import RunConfig
-from rlhf.config_files import dump_config
+from rlhf.config.config_files import dump_config
+from rlhf.config.run_config import RunConfig
 from rlhf.stages import Stage, read_stages, run_stages
 from rlhf.storage.atomic_files import atomic_write_text
 

@@ -14,7 +14,7 @@ from ray import serve as ray_serve
 from ray.exceptions import RayError
 
 from rlhf.catalogue import read_catalogue
-from rlhf.devices import resolve_device
+from rlhf.config.devices import resolve_device
 from rlhf.errors import UserError
 from rlhf.policy import resolve_model
 from rlhf.storage.url_path import as_path

@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from rlhf.config import EvaluateConfig
+from rlhf.config.run_config import EvaluateConfig
 from serve.api_errors import ApiError
 from serve.jobs import MAX_IMAGES
 

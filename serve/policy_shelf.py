@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from rlhf.catalogue import ServedPolicy, describe_policy
-from rlhf.config import ModelConfig
-from rlhf.devices import resolve_device
+from rlhf.config.devices import resolve_device
+from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.pipelines import TextEmbedding, embed_text
 from rlhf.policy import load_policy, open_unet, predict_with

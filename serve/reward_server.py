@@ -9,11 +9,11 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from rlhf.config import ModelConfig
-from rlhf.devices import resolve_device
+from rlhf.config.devices import resolve_device
+from rlhf.config.reward_entry import RewardEntry
+from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.rewards.build import build_reward
-from rlhf.rewards.entry import RewardEntry
 from rlhf.rewards.scores import RewardSource
 from rlhf.rewards.wire import MAX_IMAGES, RewardReply, RewardRequest, decode_request
 from serve.api_errors import (

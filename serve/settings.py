@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, read_catalogue
-from rlhf.config import ModelConfig
+from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.policy_folders import locate_policy
 from rlhf.storage.url_path import as_path

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import CLIPTextModelWithProjection
 
 from rlhf.bound import RidgeHead
-from rlhf.config import AlignConfig, ModelConfig, RunConfig
+from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
 from rlhf.holes import FAMILIES, draw_hole
 from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
 from rlhf.prompts import Prompt, PromptRow

@@ -12,7 +12,7 @@ from test_dashboard import missing_from
 from actors.align import align, prepare_run_folder
 from actors.incidents import Incidents
 from actors.telemetry import gauge_name
-from rlhf.config import RunConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
 

@@ -8,10 +8,10 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 from test_align import TIMINGS
 
 from actors.align import align
-from rlhf.config import RunConfig
+from rlhf.config.reward_entry import RewardEntry
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.metrics_log import read_metrics
-from rlhf.rewards.entry import RewardEntry
 
 pytestmark = pytest.mark.ray
 WEIGHTS = {"model": 1.0, "seam": 0.5, "mine": 1.0}

@@ -15,8 +15,8 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 from test_align import figures, policy_tensors
 
 from actors.align import align
-from rlhf.config import RunConfig
-from rlhf.config_files import dump_config
+from rlhf.config.config_files import dump_config
+from rlhf.config.run_config import RunConfig
 from rlhf.disk_need import CHECKPOINT_BYTES, count_trained
 from rlhf.errors import UserError
 from rlhf.policy import load_policy

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoPipelineForInpainting
 from PIL import Image
 
-from rlhf.config import ModelConfig
+from rlhf.config.run_config import ModelConfig
 from rlhf.policy import TINY, load_policy
 from rlhf.pretrain import PretrainConfig, pretrain, train_averaged
 

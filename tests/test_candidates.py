@@ -9,7 +9,7 @@ import pytest
 from small_parts import prompt_row, small_config, small_prompts, write_prompts
 
 from rlhf.candidates import claim_folder, describe_origin, make_candidates, plan_candidates
-from rlhf.config import CandidatesConfig, RunConfig
+from rlhf.config.run_config import CandidatesConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.policy import load_policy
 from rlhf.prompts import PromptTable

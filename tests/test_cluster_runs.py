@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config_files import load_config
+from rlhf.config.config_files import load_config
 from rlhf.errors import UserError
 
 RUNS = Path(__file__).parents[1] / "cluster" / "runs"

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from actors.align import check_address
-from rlhf.config import AlignConfig, RunConfig
-from rlhf.config_files import dump_config, load_config
+from rlhf.config.config_files import dump_config, load_config
+from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
 
 

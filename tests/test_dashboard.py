@@ -17,7 +17,7 @@ from actors.flow import Flow
 from actors.incidents import Incidents
 from actors.telemetry import gauge_name
 from rlhf.algorithms import algorithm_of
-from rlhf.config import AlignConfig
+from rlhf.config.run_config import AlignConfig
 from rlhf.metrics_log import read_metrics
 
 DASHBOARD = json.loads((Path(__file__).parents[1] / "cluster" / "grafana.json").read_text())

@@ -19,7 +19,7 @@ from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNoti
 from actors.put_aside import PutAside
 from actors.sampling import RemoteSampler
 from rlhf.candidates import plan_candidates
-from rlhf.config import CandidatesConfig
+from rlhf.config.run_config import CandidatesConfig
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 from rlhf.trajectories import RolloutPlan

@@ -22,7 +22,7 @@ from actors.verdicts import (
     judge_versions,
     render,
 )
-from rlhf.cluster_config import ClusterConfig
+from rlhf.config.cluster_config import ClusterConfig
 
 GPU = node_checks.Gpu(name="H200", driver="570.1")
 

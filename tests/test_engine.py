@@ -14,7 +14,7 @@ from small_parts import SIZE_PX, save_moved_policy, save_small_reward, small_pro
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from rlhf.catalogue import ServedPolicy, describe_policy
-from rlhf.config import ModelConfig
+from rlhf.config.run_config import ModelConfig
 from rlhf.ddim import make_schedule, split_prediction, transition_mean
 from rlhf.errors import UserError
 from rlhf.policy import load_policy

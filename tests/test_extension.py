@@ -12,7 +12,7 @@ from test_cli import rlhf
 from typer.testing import CliRunner
 
 from rlhf.cli import app
-from rlhf.config import EvaluateConfig, RunConfig
+from rlhf.config.run_config import EvaluateConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.extension import MAX_STEPS, UNPAINTED, count_steps, extend, frame, save_gif
 from rlhf.extension_measures import MEASURES

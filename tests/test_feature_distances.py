@@ -9,7 +9,7 @@ import torch
 from scipy.linalg import sqrtm
 from small_parts import save_small_reward, small_prompts
 
-from rlhf.config import EvaluateConfig
+from rlhf.config.run_config import EvaluateConfig
 from rlhf.contest import Entry, summarise_contest
 from rlhf.errors import UserError
 from rlhf.feature_distances import frechet_distance, kernel_distance, open_features, open_lpips

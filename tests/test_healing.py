@@ -19,10 +19,10 @@ from test_align import TIMINGS, with_cluster
 
 from actors.align import align
 from actors.incidents import read_incidents
-from rlhf.config import RunConfig
-from rlhf.config_files import dump_config
+from rlhf.config.config_files import dump_config
+from rlhf.config.reward_entry import RewardEntry
+from rlhf.config.run_config import RunConfig
 from rlhf.metrics_log import read_metrics
-from rlhf.rewards.entry import RewardEntry
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

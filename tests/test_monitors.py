@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_parts import small_prompts
 
-from rlhf.config import EvaluateConfig
+from rlhf.config.run_config import EvaluateConfig
 from rlhf.contest import Entry, summarise_contest
 from rlhf.evaluation import evaluate
 from rlhf.gold_judge import sharpness

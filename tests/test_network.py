@@ -16,7 +16,7 @@ from test_align import with_cluster
 from test_healing import figures, wait_for
 
 from actors.incidents import read_incidents
-from rlhf.config_files import dump_config
+from rlhf.config.config_files import dump_config
 from rlhf.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

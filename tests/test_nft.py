@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from rlhf.algorithms import nft
-from rlhf.config import AlignConfig
+from rlhf.config.run_config import AlignConfig
 from rlhf.ddim import make_schedule, split_prediction, transition_kl, transition_mean
 from rlhf.objective import TrainingBatch
 from rlhf.tiny_model import build_scheduler

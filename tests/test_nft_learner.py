@@ -7,7 +7,7 @@ import torch
 from test_learner import align_config, assert_an_update_equals_plain_torch, batches, sampler_policy, start
 
 from rlhf.canary import canary_log_prob
-from rlhf.config import AlignConfig
+from rlhf.config.run_config import AlignConfig
 from rlhf.ddim import Schedule, split_prediction
 from rlhf.learner import RatioError
 from rlhf.objective import TrainingBatch

@@ -13,7 +13,7 @@ from small_parts import save_moved_policy
 
 from rlhf.animation import write_gif, write_mp4
 from rlhf.cameras import camera_at_origin
-from rlhf.config import ModelConfig
+from rlhf.config.run_config import ModelConfig
 from rlhf.depth_filling import fill_with_nearest_background
 from rlhf.errors import UserError
 from rlhf.novel_view import PathSettings, Pose, check_pose, complete, make_novel_views, paint_with, path_shares

@@ -3,7 +3,7 @@
 import pytest
 
 from actors.placement import bundles_of, find_shortage, resources_of
-from rlhf.cluster_config import ClusterConfig
+from rlhf.config.cluster_config import ClusterConfig
 
 GPU_NODE = {"CPU": 8.0, "GPU": 2.0}
 ACTOR = {"CPU": 1.0, "GPU": 1.0}

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline
 from small_parts import small_config, small_prompts
 
-from rlhf.config import ModelConfig
+from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.policy import (
     Policy,

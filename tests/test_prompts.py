@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rlhf.config import PromptsConfig
+from rlhf.config.run_config import PromptsConfig
 from rlhf.errors import UserError
 from rlhf.prompts import load_prompts, make_prompts
 from rlhf.storage.images import encode_png

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from small_annotations import make_world
 from small_checkpoint import SMALL, TRUE, Weights, reference_features, release_state
 
-from rlhf.config import RewardConfig
+from rlhf.config.run_config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.release_backbone import HOLE_VALUE, load_release
 from rlhf.reward_model import FeatureNetwork, build_backbone, load_reward

@@ -12,7 +12,7 @@ from test_healing import find_process, wait_for
 from actors.incidents import read_incidents
 from actors.sampling import remote_samplers
 from rlhf.candidates import make_candidates
-from rlhf.config import CandidatesConfig, EvaluateConfig, RunConfig
+from rlhf.config.run_config import CandidatesConfig, EvaluateConfig, RunConfig
 from rlhf.evaluation import evaluate
 from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
 from rlhf.prompts import PromptTable, decode_prompt

@@ -7,10 +7,10 @@ import torch
 
 from actors.coordinator import reward_metrics, scales_of_update
 from actors.run_progress import ood_warnings
-from rlhf.config import AlignConfig, RunConfig
+from rlhf.config.reward_entry import RewardEntry
+from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.rewards.combination import Scale, combine, join_scores, load_scales, measure_scales, outlying_share
-from rlhf.rewards.entry import RewardEntry
 from rlhf.rewards.scores import Scores
 
 SEAM, MODEL = RewardEntry(kind="seam", weight=0.5), RewardEntry(kind="model", weight=-2.0)

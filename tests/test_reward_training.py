@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_annotations import make_world
 
-from rlhf.config import RewardConfig
+from rlhf.config.run_config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.reward_figures import pair_accuracy, reliability
 from rlhf.reward_model import Calibration, ScoredImages, load_reward

@@ -8,7 +8,7 @@ from small_parts import small_config, small_prompts
 from rlhf.algorithms import algorithm_of
 from rlhf.algorithms.nft import plan_rollout
 from rlhf.candidates import sample_plan
-from rlhf.config import CandidatesConfig
+from rlhf.config.run_config import CandidatesConfig
 from rlhf.ddim import make_schedule
 from rlhf.errors import UserError
 from rlhf.policy import Policy, load_policy

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from small_parts import FAST
 
-from rlhf.config import RunConfig
+from rlhf.config.run_config import RunConfig
 from rlhf.rounds import (
     RoundsPlan,
     annotate_arguments,

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from small_parts import save_small_reward, small_prompts, write_prompts
 
-from rlhf.config import RunConfig
-from rlhf.config_files import dump_config, load_config
+from rlhf.config.config_files import dump_config, load_config
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.policy_folders import read_manifest
 from rlhf.prompts import load_prompts

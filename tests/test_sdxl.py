@@ -14,7 +14,7 @@ from small_parts import (
 )
 
 from rlhf.candidates import load_candidates, make_candidates
-from rlhf.config import CandidatesConfig, ModelConfig
+from rlhf.config.run_config import CandidatesConfig, ModelConfig
 from rlhf.metrics_log import read_metrics
 from rlhf.policy import export_policy, load_policy
 from rlhf.rollout import rollout

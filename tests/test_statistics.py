@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from rlhf.gate_config import GateConfig
+from rlhf.config.gate_config import GateConfig
 from rlhf.statistics import LEAST_PHOTOGRAPHS, cluster_bootstrap, rank_correlation, show_estimate, wins
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_parts import SIZE_PX
 
-from rlhf.config import ModelConfig
+from rlhf.config.run_config import ModelConfig
 from rlhf.policy import load_policy
 from rlhf.tile_painting import REFINE_STRENGTH, go_on, paint, take_turns, to_canvas
 from rlhf.tiles import Canvas, plan_passes

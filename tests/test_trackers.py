@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config_files import load_config
+from rlhf.config.config_files import load_config
+from rlhf.config.logging_config import LoggingConfig
 from rlhf.errors import UserError
-from rlhf.logging_config import LoggingConfig
 from rlhf.trackers import check_packages, start_trackers
 
 COMMON = """

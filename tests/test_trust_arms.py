@@ -11,8 +11,8 @@ from actors.coordinator import CONSTANT_TRUST, Coordinator, climbed_reward, weig
 from actors.dispatch import FinishedTask
 from rlhf.algorithms import algorithm_of
 from rlhf.bound import fit_ridge
-from rlhf.config import AlignConfig
-from rlhf.config_files import load_config
+from rlhf.config.config_files import load_config
+from rlhf.config.run_config import AlignConfig
 from rlhf.errors import UserError
 from rlhf.policy import load_policy
 from rlhf.reward_model import load_reward

@@ -11,7 +11,7 @@ import torch
 from s3_server import refuse_everyone, run_s3_server
 from small_parts import save_small_reward, small_prompts, write_prompts
 
-from rlhf.config import ModelConfig
+from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.metrics_log import MetricsLog, read_metrics
 from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state

@@ -1,7 +1,7 @@
 """One short file per algorithm: which steps are random and trained, what counts as an advantage, and the loss."""
 
 from rlhf.algorithms import grpo, mixgrpo, nft, prefpaint
-from rlhf.config import AlignConfig
+from rlhf.config.run_config import AlignConfig
 from rlhf.objective import Algorithm
 
 

@@ -9,7 +9,7 @@ share their initial noise.
 import numpy as np
 import torch
 
-from rlhf.config import AlignConfig
+from rlhf.config.run_config import AlignConfig
 from rlhf.objective import Algorithm
 from rlhf.policy_gradient import POLICY_GRADIENT
 from rlhf.trajectories import RolloutPlan

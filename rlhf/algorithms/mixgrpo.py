@@ -11,7 +11,7 @@ passes of one sample.
 from dataclasses import replace
 
 from rlhf.algorithms import grpo
-from rlhf.config import AlignConfig
+from rlhf.config.run_config import AlignConfig
 from rlhf.trajectories import RolloutPlan
 
 

@@ -8,7 +8,7 @@ release uses 10.
 import numpy as np
 import torch
 
-from rlhf.config import AlignConfig
+from rlhf.config.run_config import AlignConfig
 from rlhf.objective import Algorithm
 from rlhf.policy_gradient import POLICY_GRADIENT
 from rlhf.trajectories import RolloutPlan

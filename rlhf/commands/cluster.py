@@ -41,8 +41,8 @@ def doctor(
     config: Annotated[Path | None, typer.Option("--config", help="Run file whose `cluster:` is to have room.")] = None,
 ) -> None:
     """Check a cluster before a run, node by node; exit code 1 where something is wrong, with a remedy each."""
-    from rlhf.config import RunConfig
-    from rlhf.config_files import load_config
+    from rlhf.config.config_files import load_config
+    from rlhf.config.run_config import RunConfig
     from rlhf.storage.url_path import as_path
 
     resolved = None if config is None else load_config(config)

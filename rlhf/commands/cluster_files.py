@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from rlhf.commands.cluster_shell import command_problems
-from rlhf.config_files import load_config
+from rlhf.config.config_files import load_config
 from rlhf.errors import UserError
 
 RAY_KINDS = ("RayCluster", "RayJob", "RayService")

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rlhf.config_files import load_config
+from rlhf.config.config_files import load_config
 from rlhf.errors import UserError
 
 IMAGE_FOLDER = "/app/"

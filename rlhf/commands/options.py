@@ -32,14 +32,14 @@ def take_urls(command: Callable[..., object] | None) -> None:
 
 def resolve_config(file: Path | None, overrides: list[str] | None):  # noqa: ANN202
     """The defaults, what the file says otherwise, and the overrides."""
-    from rlhf.config_files import load_config
+    from rlhf.config.config_files import load_config
 
     return load_config(file, tuple(overrides or ()))
 
 
 def save_config(config, out: Path) -> None:  # noqa: ANN001
     """Write the resolved configuration beside a stage's results."""
-    from rlhf.config_files import dump_config
+    from rlhf.config.config_files import dump_config
     from rlhf.storage.atomic_files import atomic_write_text
 
     atomic_write_text(out / "config.yaml", dump_config(config))

@@ -20,7 +20,7 @@ def reward_server(
 ) -> None:
     """Serve a reward over HTTP for `kind: http`: POST /v1/rewards."""
     resolved = resolve_config(config, overrides)
-    from rlhf.config_files import parse_reward
+    from rlhf.config.config_files import parse_reward
 
     key = {"function": "function", "http": "url"}.get(kind, "path")
     given = {"kind": kind, key: reward, "text": text}

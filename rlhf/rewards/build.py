@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
+from rlhf.config.reward_entry import TEXT_KINDS, RewardEntry
 from rlhf.errors import UserError
 from rlhf.reward_model import load_reward
-from rlhf.rewards.entry import TEXT_KINDS, RewardEntry
 from rlhf.rewards.scores import RewardSource
 from rlhf.rewards.trained_model import TrainedModel
 from rlhf.storage.url_path import as_path

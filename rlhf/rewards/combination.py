@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
-from rlhf.rewards.entry import RewardEntry
 from rlhf.rewards.scores import Scores
 from rlhf.storage.atomic_files import atomic_write_json
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlhf.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
+from rlhf.config.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
 
 
 class AlignConfig(Section):

@@ -7,9 +7,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from rlhf.config import RunConfig
+from rlhf.config.reward_entry import RewardEntry
+from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
-from rlhf.rewards.entry import RewardEntry
 from rlhf.storage.atomic_files import check_schema
 
 SCHEMA_VERSION = 1

@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rlhf.align_config import AlignConfig
-from rlhf.cluster_config import ClusterConfig
-from rlhf.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
-from rlhf.evaluate_config import EvaluateConfig
-from rlhf.gate_config import GateConfig
-from rlhf.logging_config import LoggingConfig
-from rlhf.rewards.entry import RewardEntry
+from rlhf.config.align_config import AlignConfig
+from rlhf.config.cluster_config import ClusterConfig
+from rlhf.config.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
+from rlhf.config.evaluate_config import EvaluateConfig
+from rlhf.config.gate_config import GateConfig
+from rlhf.config.logging_config import LoggingConfig
+from rlhf.config.reward_entry import RewardEntry
 
 
 def _ascending(values: tuple[float, float]) -> tuple[float, float]:

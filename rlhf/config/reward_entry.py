@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config_types import Positive, Section
+from rlhf.config.config_types import Positive, Section
 
 Kind = Literal["model", "clip_score", "pick_score", "hpsv2", "image_reward", "aesthetic", "seam", "function", "http"]
 READ_BY_KIND: dict[str, set[str]] = {

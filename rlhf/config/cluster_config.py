@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rlhf.config_types import Count, NonNegative, Positive, Section
+from rlhf.config.config_types import Count, NonNegative, Positive, Section
 
 
 class ClusterConfig(Section):

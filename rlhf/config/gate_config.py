@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rlhf.config_types import Section
+from rlhf.config.config_types import Section
 
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 

@@ -1,6 +1,6 @@
 """How contestants are painted and compared."""
 
-from rlhf.config_types import Count, Section
+from rlhf.config.config_types import Count, Section
 
 
 class EvaluateConfig(Section):

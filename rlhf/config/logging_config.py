@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
-from rlhf.config_types import Section
+from rlhf.config.config_types import Section
 
 
 def _without_password(uri: str | None) -> str | None:
