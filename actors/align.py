@@ -21,14 +21,14 @@ from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.disk_need import describe_disk_need
 from rlhf.errors import UserError
-from rlhf.metrics_log import read_metrics
 from rlhf.policy import check_start
 from rlhf.prompts import PromptTable
+from rlhf.reports.metrics_log import read_metrics
+from rlhf.reports.trackers import check_packages
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
 from rlhf.rollout_dump import RolloutDump
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read_json
 from rlhf.storage.url_path import UrlPath
-from rlhf.trackers import check_packages
 
 ANSWER_S = 5.0
 """How long a cluster's head may take to accept a connection."""

@@ -27,13 +27,13 @@ from rlhf.algorithms import algorithm_of
 from rlhf.canary import canary_log_prob
 from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
-from rlhf.grids import save_rollout_grid
 from rlhf.learner import Learner
-from rlhf.metrics_log import MetricsLog, read_metrics
 from rlhf.objective import TrainingBatch
 from rlhf.policy import load_policy, save_policy
 from rlhf.policy_folders import drop_policies
 from rlhf.prompts import PromptTable
+from rlhf.reports.grids import save_rollout_grid
+from rlhf.reports.metrics_log import MetricsLog, read_metrics
 from rlhf.rollout_dump import RolloutDump
 from rlhf.storage.atomic_files import require_room, writing
 from rlhf.storage.images import from_8bit

@@ -10,10 +10,10 @@ from typing import Any
 from actors.incidents import read_incidents
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
-from rlhf.metrics_log import read_metrics
 from rlhf.progress import progress_bar
+from rlhf.reports.metrics_log import read_metrics
+from rlhf.reports.trackers import start_trackers
 from rlhf.storage.url_path import UrlPath
-from rlhf.trackers import start_trackers
 
 POLL_S, POLL_URL_S = 0.5, 5.0
 """Pauses between readings; at a URL each is a request that is paid for."""

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from benchmarks.measure import Figures
-from rlhf.charts import GOLD, GREY, REWARD
+from rlhf.reports.charts import GOLD, GREY, REWARD
 from rlhf.storage.atomic_files import atomic_write
 
 INK, FAINT = "#3c4149", "#e3e4e8"

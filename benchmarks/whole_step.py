@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.measure import Figures, spread
 from rlhf.config.config_files import load_config
 from rlhf.demo import find_run_file
-from rlhf.metrics_log import read_metrics
+from rlhf.reports.metrics_log import read_metrics
 
 WARM_UP = 3
 """Updates that are not counted: processes are still starting."""

@@ -17,11 +17,11 @@ from rlhf.annotated_images import AnnotatedImages, distinct_images, split_photog
 from rlhf.bound import conformal_multiplier
 from rlhf.config.run_config import RewardConfig
 from rlhf.feature_training import describe_rows, with_descriptions
-from rlhf.pages import show
+from rlhf.reports.intervals import cluster_bootstrap, rank_correlation, show_estimate
+from rlhf.reports.pages import show
 from rlhf.resplits import average, run_resplits
 from rlhf.reward_model import RewardModel
 from rlhf.reward_training import features_of, fit_reward
-from rlhf.statistics import cluster_bootstrap, rank_correlation, show_estimate
 from rlhf.storage.atomic_files import atomic_write_json, finite
 
 KINDS = ("proper norm", "released norm", "ensemble", "dropout", "constant")

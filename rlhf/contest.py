@@ -20,9 +20,9 @@ from rlhf.feature_distances import Features, measure_sets
 from rlhf.hole_measures import FIDELITY
 from rlhf.judging import LPIPS, Judged
 from rlhf.monitors import find_alarms, watch
-from rlhf.paired_statistics import holm
 from rlhf.prompts import Prompt
-from rlhf.statistics import LEAST_PHOTOGRAPHS, Estimate, bootstrap_means, sign_flip_test, summarise_draws
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, Estimate, bootstrap_means, sign_flip_test, summarise_draws
+from rlhf.reports.paired_statistics import holm
 from rlhf.storage.images import from_8bit
 
 SCHEMA_VERSION = 1

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf.hole_measures import FIDELITY
 from rlhf.judging import JUDGE, LPIPS, LPIPS_SEAM, Judged
-from rlhf.statistics import best_of, wins
+from rlhf.reports.intervals import best_of, wins
 
 SIZES = (1, 3, 10)
 """S of WinRate(S), as in the paper."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf.contest import ALL
 from rlhf.contest_measures import GROUPS
-from rlhf.statistics import show_estimate
+from rlhf.reports.intervals import show_estimate
 from rlhf.storage.atomic_files import finite
 
 FIGURE_COLUMNS = ("contestant", "family", "judged_by", "measure", "value", "low", "high", "photographs")

@@ -12,16 +12,16 @@ import torch
 from rlhf.config.run_config import EvaluateConfig
 from rlhf.errors import UserError
 from rlhf.feature_distances import PictureDistance
-from rlhf.grids import save_comparison_grid
 from rlhf.judging import Judged, Jury, encode_picture, join_judged, judge_images
 from rlhf.monitors import find_alarms, watch
 from rlhf.policy_folders import read_manifest
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
+from rlhf.reports.grids import save_comparison_grid
+from rlhf.reports.intervals import cluster_bootstrap, wins
 from rlhf.reward_model import Reward
 from rlhf.rewards.scores import RewardSource
 from rlhf.sampling import Sampler, SamplingTask
-from rlhf.statistics import cluster_bootstrap, wins
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.images import blank_hole, decode_image, from_8bit
 from rlhf.storage.tables import CURVE, EVALUATION, image_cell, write_table

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
 
-from rlhf.charts import GOLD, GREY, REWARD
 from rlhf.extension_measures import MEASURES
-from rlhf.statistics import show_estimate
+from rlhf.reports.charts import GOLD, GREY, REWARD
+from rlhf.reports.intervals import show_estimate
 from rlhf.storage.atomic_files import atomic_write
 from rlhf.storage.images import decode_image, encode_png
 

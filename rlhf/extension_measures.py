@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf.gold_judge import gold_utility, sharpness
 from rlhf.growth import Band, band_hole
-from rlhf.statistics import cluster_bootstrap
+from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.storage.images import image_to_tensor, mask_to_tensor
 
 CONTEXT_PX = 24

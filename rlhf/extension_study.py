@@ -26,7 +26,7 @@ from rlhf.growth import Fill, Margins, fill_by_padding, fill_by_policy, grow, pl
 from rlhf.policy import Policy, load_policy
 from rlhf.policy_folders import locate_policy, read_manifest
 from rlhf.progress import progress_bar
-from rlhf.statistics import LEAST_PHOTOGRAPHS
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read_json
 from rlhf.storage.images import list_photographs
 from rlhf.storage.tables import write_table

@@ -10,8 +10,8 @@ from skimage.metrics import structural_similarity
 from rlhf.policy import Policy
 from rlhf.progress import progress_bar
 from rlhf.prompts import Prompt
+from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.rollout import decode_latents, encode_images, rollout
-from rlhf.statistics import cluster_bootstrap
 from rlhf.trajectories import RolloutPlan
 
 BATCH = 32

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rlhf.judging import JUDGE, Judged
-from rlhf.statistics import LEAST_PHOTOGRAPHS, Estimate, bootstrap_means, summarise_draws
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, Estimate, bootstrap_means, summarise_draws
 
 LEVEL = 0.05
 """Of false alarms about one run, all pairs and judges together."""

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
 from rlhf.errors import UserError
 from rlhf.evaluation import SUMMARY_SCHEMA_VERSION
-from rlhf.metrics_log import read_metrics
-from rlhf.pages import (
+from rlhf.reports.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, cluster_bootstrap, show_estimate, wins
+from rlhf.reports.metrics_log import read_metrics
+from rlhf.reports.pages import (
     FEW_PHOTOGRAPHS,
     MAX_PICTURE_PX,
     data_uri,
@@ -26,7 +27,6 @@ from rlhf.pages import (
 )
 from rlhf.reward_charts import reliability_charts
 from rlhf.stages import read_stages
-from rlhf.statistics import LEAST_PHOTOGRAPHS, cluster_bootstrap, show_estimate, wins
 from rlhf.storage.atomic_files import check_schema
 from rlhf.storage.images import decode_image, decode_mask
 from rlhf.storage.tables import EVALUATION, PROMPTS, read_table

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
-from rlhf.statistics import cluster_bootstrap
+from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 
 AGAIN = "remove it, and the study measures it again"

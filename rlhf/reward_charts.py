@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from rlhf.charts import GOLD, GREY, REWARD, draw_chart, draw_lines
+from rlhf.reports.charts import GOLD, GREY, REWARD, draw_chart, draw_lines
 
 Charts = dict[str, dict[str, str]]
 """Data URIs by name of the chart and theme."""

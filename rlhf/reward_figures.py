@@ -8,9 +8,9 @@ import numpy as np
 
 from rlhf.bound import RidgeHead
 from rlhf.prompts import Prompt
+from rlhf.reports.intervals import cluster_bootstrap, rank_correlation
 from rlhf.reward_memory import DescribedAnnotations
 from rlhf.reward_model import Calibration, RewardModel
-from rlhf.statistics import cluster_bootstrap, rank_correlation
 
 SIZE_GROUPS = 5
 CALIBRATION_GROUPS = 10

@@ -9,8 +9,8 @@ from typing import Any
 from rlhf.config.config_files import load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.demo import find_run_file
+from rlhf.reports.intervals import show_estimate
 from rlhf.stages import Stage, run_stages
-from rlhf.statistics import show_estimate
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, read_table, stream_table, write_table
 

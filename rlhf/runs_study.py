@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.statistics import cluster_bootstrap, show_estimate, wins
+from rlhf.reports.intervals import cluster_bootstrap, show_estimate, wins
 from rlhf.storage.atomic_files import atomic_write_json, finite, read_json
 from rlhf.storage.tables import EVALUATION, stream_table
 

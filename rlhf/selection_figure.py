@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rlhf.charts import GREY, REWARD
+from rlhf.reports.charts import GREY, REWARD
 from rlhf.storage.atomic_files import atomic_write
 
 COLOURS = {"uncertain": REWARD, "random": GREY}

@@ -18,6 +18,7 @@ from rlhf.annotated_images import AnnotatedImages, distinct_images, split_photog
 from rlhf.bound import update_ridge
 from rlhf.config.run_config import RewardConfig
 from rlhf.feature_training import with_descriptions
+from rlhf.reports.intervals import show_estimate
 from rlhf.resplits import average, run_resplits
 from rlhf.reward_figures import pair_accuracy
 from rlhf.reward_memory import RewardMemory, described, no_prompts, rows_to_add
@@ -25,7 +26,6 @@ from rlhf.reward_model import RewardModel
 from rlhf.reward_training import features_of, fit_reward
 from rlhf.selection import order_by_uncertainty, order_randomly, take_prompts
 from rlhf.selection_figure import draw_errors
-from rlhf.statistics import show_estimate
 from rlhf.storage.atomic_files import atomic_write_json, finite
 
 SELECTIONS = ("uncertain", "random")

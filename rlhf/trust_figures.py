@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf.pages import show
-from rlhf.statistics import show_estimate
+from rlhf.reports.intervals import show_estimate
+from rlhf.reports.pages import show
 from rlhf.storage.atomic_files import atomic_write, atomic_write_text
 from rlhf.trust_study import CONTROL
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.paired_statistics import estimate_paired, holm
-from rlhf.statistics import cluster_bootstrap
+from rlhf.reports.intervals import cluster_bootstrap
+from rlhf.reports.paired_statistics import estimate_paired, holm
 from rlhf.trust_curves import ArmCurve, find_onset, read_arm, updates_to_reach
 from rlhf.trust_study import ARMS, CONTROL, arm_folder, is_finished, queue
 

@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf.charts import GOLD, GREY, REWARD
-from rlhf.statistics import show_estimate
+from rlhf.reports.charts import GOLD, GREY, REWARD
+from rlhf.reports.intervals import show_estimate
 from rlhf.storage.atomic_files import atomic_write, atomic_write_text, finite
 
 COLOURS = {"base": GREY, "aligned": REWARD}

@@ -25,7 +25,7 @@ from small_parts import save_small_pipeline, save_small_reward, small_config, sm
 from actors.align import align  # noqa: E402
 from actors.incidents import read_incidents  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
-from rlhf.metrics_log import read_metrics  # noqa: E402
+from rlhf.reports.metrics_log import read_metrics  # noqa: E402
 
 ROLES = ("RolloutSampler", "RewardScorer", "RayTrainWorker")
 COMPARED = ("reward", "loss", "kl_to_base", "uncertainty")

@@ -14,7 +14,7 @@ from actors.incidents import Incidents
 from actors.telemetry import gauge_name
 from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
-from rlhf.metrics_log import read_metrics
+from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = pytest.mark.ray
 TIMINGS = {

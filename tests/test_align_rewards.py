@@ -11,7 +11,7 @@ from actors.align import align
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
-from rlhf.metrics_log import read_metrics
+from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = pytest.mark.ray
 WEIGHTS = {"model": 1.0, "seam": 0.5, "mine": 1.0}

@@ -14,7 +14,7 @@ from rlhf.extension_measures import measure_band
 from rlhf.growth import Margins, band_hole, plan_bands
 from rlhf.hole_measures import measure_diversity, measure_fidelity, measure_looks, seam_band
 from rlhf.judging import Judged
-from rlhf.statistics import best_of, bootstrap_means, cluster_bootstrap, sign_flip_test, summarise_draws
+from rlhf.reports.intervals import best_of, bootstrap_means, cluster_bootstrap, sign_flip_test, summarise_draws
 from rlhf.storage.images import from_8bit
 
 

@@ -18,7 +18,7 @@ from actors.incidents import Incidents
 from actors.telemetry import gauge_name
 from rlhf.algorithms import algorithm_of
 from rlhf.config.run_config import AlignConfig
-from rlhf.metrics_log import read_metrics
+from rlhf.reports.metrics_log import read_metrics
 
 DASHBOARD = json.loads((Path(__file__).parents[1] / "cluster" / "grafana.json").read_text())
 NFT_ALONE = ["ray_rlhf_kl_to_old", "ray_rlhf_prediction_error"]

@@ -22,7 +22,7 @@ from actors.incidents import read_incidents
 from rlhf.config.config_files import dump_config
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import RunConfig
-from rlhf.metrics_log import read_metrics
+from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

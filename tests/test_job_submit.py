@@ -14,8 +14,8 @@ import requests
 import yaml
 from small_parts import save_small_reward, small_prompts, write_prompts
 
-from rlhf.metrics_log import read_metrics
 from rlhf.policy_folders import list_policies
+from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[1]

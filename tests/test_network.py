@@ -17,7 +17,7 @@ from test_healing import figures, wait_for
 
 from actors.incidents import read_incidents
 from rlhf.config.config_files import dump_config
-from rlhf.metrics_log import read_metrics
+from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 BRIDGE, PREFIX, NODES = "rlhf-bridge", "rlhf-node", 4

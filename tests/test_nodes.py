@@ -13,7 +13,7 @@ from test_healing import figures
 
 from actors.align import align
 from actors.incidents import read_incidents
-from rlhf.metrics_log import read_metrics
+from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -15,7 +15,7 @@ from rlhf.annotation_export import open_study
 from rlhf.annotation_store import AnnotationStore, Assignment, Task
 from rlhf.errors import UserError
 from rlhf.preferences import PREFERENCES, Pairs, lay_out_pairs, read_choices, summarise_preferences
-from rlhf.statistics import cluster_bootstrap
+from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.storage.atomic_files import read_json
 from rlhf.storage.images import decode_image
 from rlhf.storage.tables import read_table

@@ -17,8 +17,8 @@ from rlhf.annotated_images import join_annotations
 from rlhf.bound import effective_rank
 from rlhf.errors import UserError
 from rlhf.release_reward import ReleasedReward, adopt_release, calibrate, read_inverse
+from rlhf.reports.intervals import rank_correlation
 from rlhf.reward_model import ScoredImages, load_reward
-from rlhf.statistics import rank_correlation
 from rlhf.storage.images import image_to_tensor
 
 Files = tuple[Path, Path]

@@ -12,7 +12,7 @@ from test_align import figures
 from actors.align import align
 from actors.rollouts_only import roll_out
 from rlhf.errors import UserError
-from rlhf.metrics_log import read_metrics
+from rlhf.reports.metrics_log import read_metrics
 from rlhf.rollout_dump import RolloutDump
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.reports.intervals import cluster_bootstrap, rank_correlation
 from rlhf.reward_figures import (
     ScoredAnnotations,
     calibration_curve,
@@ -14,7 +15,6 @@ from rlhf.reward_figures import (
     pair_accuracy_interval,
     rank_by_trust,
 )
-from rlhf.statistics import cluster_bootstrap, rank_correlation
 from rlhf.uncertainty_figures import LEVELS, coverage_by_level, risk_coverage, selective_risks
 
 

@@ -15,8 +15,8 @@ from small_parts import (
 
 from rlhf.candidates import load_candidates, make_candidates
 from rlhf.config.run_config import CandidatesConfig, ModelConfig
-from rlhf.metrics_log import read_metrics
 from rlhf.policy import export_policy, load_policy
+from rlhf.reports.metrics_log import read_metrics
 from rlhf.rollout import rollout
 from rlhf.sampling import InProcessSampler
 from rlhf.storage.images import tensor_to_image

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from rlhf.config.gate_config import GateConfig
-from rlhf.statistics import LEAST_PHOTOGRAPHS, cluster_bootstrap, rank_correlation, show_estimate, wins
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, cluster_bootstrap, rank_correlation, show_estimate, wins
 
 
 def clustered_data(rng: np.random.Generator, clusters: int = 40, size: int = 8) -> tuple[np.ndarray, list[str]]:

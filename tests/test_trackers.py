@@ -11,7 +11,7 @@ import pytest
 from rlhf.config.config_files import load_config
 from rlhf.config.logging_config import LoggingConfig
 from rlhf.errors import UserError
-from rlhf.trackers import check_packages, start_trackers
+from rlhf.reports.trackers import check_packages, start_trackers
 
 COMMON = """
 import json, os, pathlib

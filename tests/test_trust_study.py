@@ -14,8 +14,8 @@ from test_rounds import TINY as TINY_ROUNDS
 from test_rounds import photographs
 
 from rlhf.errors import UserError
-from rlhf.metrics_log import read_metrics
-from rlhf.paired_statistics import estimate_paired
+from rlhf.reports.metrics_log import read_metrics
+from rlhf.reports.paired_statistics import estimate_paired
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.tables import CURVE, write_table
 from rlhf.trust_curves import ArmCurve, Onset, find_onset, mean_by_photograph, read_arm, updates_to_reach

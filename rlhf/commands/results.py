@@ -56,7 +56,7 @@ def evaluate(
     from rlhf.contestants import parse_contestants
     from rlhf.errors import UserError
     from rlhf.extension_study import ExtensionPlan, choose_photographs
-    from rlhf.statistics import show_estimate
+    from rlhf.reports.intervals import show_estimate
 
     if run is None and (workers is not None or address is not None):
         raise UserError("evaluate: --workers and --address paint the models of --run; contestants are painted here")
@@ -103,7 +103,7 @@ def quality(
     from rlhf.model_quality import measure_quality
     from rlhf.policy import load_policy
     from rlhf.prompts import load_prompts
-    from rlhf.statistics import show_estimate
+    from rlhf.reports.intervals import show_estimate
 
     steps = resolved.evaluate.num_inference_steps
     model = load_policy(resolved.model, policy)

@@ -41,9 +41,9 @@ def reward(
     from rlhf.annotated_images import count_unknown
     from rlhf.annotators import load_annotations
     from rlhf.candidates import load_candidates
-    from rlhf.pages import show
     from rlhf.prompts import load_prompts
-    from rlhf.statistics import show_estimate
+    from rlhf.reports.intervals import show_estimate
+    from rlhf.reports.pages import show
 
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images, rows = load_candidates(candidates, by_id), load_annotations(annotations)

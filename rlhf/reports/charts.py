@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf.pages import data_uri, show
+from rlhf.reports.pages import data_uri, show
 
 REWARD, GOLD, GREY = "#4080e0", "#c98a1b", "#8a8f98"
 INK, FAINT = "#010203", "#040506"

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 import rlhf
-from rlhf.statistics import LEAST_PHOTOGRAPHS
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 from rlhf.storage.atomic_files import atomic_write_text
 from rlhf.storage.images import encode_png
 
