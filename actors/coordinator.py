@@ -16,8 +16,8 @@ from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
 from actors.put_aside import PutAside
 from rlhf.algorithms import algorithm_of
 from rlhf.config.run_config import AlignConfig, RunConfig
+from rlhf.data.prompts import PromptTable
 from rlhf.errors import UserError
-from rlhf.prompts import PromptTable
 from rlhf.rewards.combination import (
     Scale,
     combine,

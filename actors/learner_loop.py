@@ -26,12 +26,12 @@ from actors.telemetry import Telemetry
 from rlhf.algorithms import algorithm_of
 from rlhf.canary import canary_log_prob
 from rlhf.config.run_config import RunConfig
+from rlhf.data.prompts import PromptTable
 from rlhf.errors import UserError
 from rlhf.learner import Learner
 from rlhf.objective import TrainingBatch
 from rlhf.policy import load_policy, save_policy
 from rlhf.policy_folders import drop_policies
-from rlhf.prompts import PromptTable
 from rlhf.reports.grids import save_rollout_grid
 from rlhf.reports.metrics_log import MetricsLog, read_metrics
 from rlhf.rollout_dump import RolloutDump

@@ -8,8 +8,8 @@ import torch
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
 from rlhf.canary import canary_log_prob
 from rlhf.config.run_config import RunConfig
+from rlhf.data.prompts import decode_prompt
 from rlhf.policy import load_policy, load_trainable_state, make_trainable, trainable_state, update_merged
-from rlhf.prompts import decode_prompt
 from rlhf.rollout import rollout
 from rlhf.sampling import to_png
 from rlhf.storage.checksum import checksum

@@ -16,10 +16,10 @@ from benchmarks.measure import Figures, spread
 from benchmarks.training_loops import plain_update
 from rlhf.algorithms import grpo
 from rlhf.config.run_config import AlignConfig
+from rlhf.data.prompts import Prompt
 from rlhf.learner import Learner
 from rlhf.objective import TrainingBatch
 from rlhf.policy import Policy, make_trainable
-from rlhf.prompts import Prompt
 from rlhf.rollout import rollout
 
 PLAIN = "plain PyTorch"

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import Figures, interleave, spread
-from rlhf.prompts import PromptTable, decode_prompt
+from rlhf.data.prompts import PromptTable, decode_prompt
 from rlhf.storage.images import decode_image, decode_mask, image_to_tensor, mask_to_tensor
 
 READ_AT_ONCE = 16

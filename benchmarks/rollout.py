@@ -20,8 +20,8 @@ from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, repo
 from benchmarks.usual_serving import open_usual_pipeline
 from rlhf.algorithms import grpo
 from rlhf.config.run_config import AlignConfig, ModelConfig
+from rlhf.data.prompts import Prompt
 from rlhf.policy import TINY, Policy, load_policy, make_trainable
-from rlhf.prompts import Prompt
 from rlhf.rollout import rollout
 from rlhf.storage.images import image_to_tensor
 from rlhf.trajectories import RolloutPlan

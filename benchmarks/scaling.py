@@ -31,8 +31,8 @@ from actors.messages import UpdateWork  # noqa: E402
 from benchmarks.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
 from rlhf.config.config_files import load_config  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
+from rlhf.data.prompts import PromptTable, make_prompts  # noqa: E402
 from rlhf.demo import lay_out_photographs  # noqa: E402
-from rlhf.prompts import PromptTable, make_prompts  # noqa: E402
 
 RUN_FILE = Path(__file__).parents[1] / "cluster" / "runs" / "one_node_8gpu.yaml"
 CONTROL = ("gcs_server", "raylet")

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Figures, interleave, spread
-from rlhf.prompts import load_prompts
+from rlhf.data.prompts import load_prompts
 from rlhf.reward_model import RewardModel, load_reward
 from rlhf.storage.images import decode_image, encode_png, image_to_tensor, tensor_to_image
 

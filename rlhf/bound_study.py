@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.bound import conformal_multiplier
 from rlhf.config.run_config import RewardConfig
+from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.feature_training import describe_rows, with_descriptions
 from rlhf.reports.intervals import cluster_bootstrap, rank_correlation, show_estimate
 from rlhf.reports.pages import show

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from rlhf.config.run_config import CandidatesConfig, RunConfig
+from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
 from rlhf.policy_folders import read_manifest
 from rlhf.progress import progress_bar
-from rlhf.prompts import Prompt
 from rlhf.sampling import SampledTask, Sampler, SamplingTask
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 from rlhf.storage.images import decode_image, image_to_tensor

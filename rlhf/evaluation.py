@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from rlhf.config.run_config import EvaluateConfig
+from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
 from rlhf.feature_distances import PictureDistance
 from rlhf.judging import Judged, Jury, encode_picture, join_judged, judge_images
 from rlhf.monitors import find_alarms, watch
 from rlhf.policy_folders import read_manifest
 from rlhf.progress import progress_bar
-from rlhf.prompts import Prompt
 from rlhf.reports.grids import save_comparison_grid
 from rlhf.reports.intervals import cluster_bootstrap, wins
 from rlhf.reward_model import Reward

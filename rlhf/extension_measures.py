@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.gold_judge import gold_utility, sharpness
+from rlhf.data.gold_judge import gold_utility, sharpness
 from rlhf.growth import Band, band_hole
 from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.storage.images import image_to_tensor, mask_to_tensor

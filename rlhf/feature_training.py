@@ -10,8 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rlhf.annotated_images import AnnotatedImages, average_repeats, distinct_images, prompt_weights, split_photographs
 from rlhf.config.run_config import RewardConfig
+from rlhf.data.annotated_images import (
+    AnnotatedImages,
+    average_repeats,
+    distinct_images,
+    prompt_weights,
+    split_photographs,
+)
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.reward_model import FeatureNetwork, build_backbone, describe, whiten

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from rlhf.data.gold_judge import sharpness
 from rlhf.extension_measures import SSIM_WINDOW_PX
-from rlhf.gold_judge import sharpness
 
 LUMINANCE = (0.299, 0.587, 0.114)
 LOOKS = ("brightness", "saturation", "contrast", "sharpness", "seam_energy")

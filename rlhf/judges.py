@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import RunConfig
+from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
 from rlhf.feature_distances import Features, PictureDistance, open_features, open_lpips
-from rlhf.prompts import Prompt
 from rlhf.rewards.build import build_reward, check_captions
 from rlhf.rewards.scores import RewardSource
 

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rlhf.data.gold_judge import gold_utility
+from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
 from rlhf.feature_distances import PictureDistance
-from rlhf.gold_judge import gold_utility
 from rlhf.hole_measures import (
     FIDELITY,
     LOOKS,
@@ -19,7 +20,6 @@ from rlhf.hole_measures import (
     seam_band,
     to_arrays,
 )
-from rlhf.prompts import Prompt
 from rlhf.reward_model import Reward
 from rlhf.rewards.scores import RewardSource
 from rlhf.storage.images import encode_png, from_8bit

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 
+from rlhf.data.prompts import Prompt
 from rlhf.policy import Policy
 from rlhf.progress import progress_bar
-from rlhf.prompts import Prompt
 from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.rollout import decode_latents, encode_images, rollout
 from rlhf.trajectories import RolloutPlan

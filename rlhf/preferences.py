@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rlhf.annotation_items import AnnotationItems, load_items
-from rlhf.annotation_store import AnnotationStore
+from rlhf.data.annotation_items import AnnotationItems, load_items
+from rlhf.data.annotation_store import AnnotationStore
 from rlhf.errors import UserError
 from rlhf.judged_store import CONTESTANTS, PAINTED
 from rlhf.reports.intervals import bootstrap_means, show_estimate, summarise_draws

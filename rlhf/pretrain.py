@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from PIL import Image, ImageEnhance
 
+from rlhf.data.holes import FAMILIES, draw_hole
 from rlhf.errors import UserError
-from rlhf.holes import FAMILIES, draw_hole
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_torch_save
 from rlhf.storage.images import blank_hole, decode_image, image_to_tensor, list_photographs, mask_to_tensor, square_crop

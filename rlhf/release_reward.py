@@ -21,8 +21,8 @@ from zipfile import BadZipFile
 
 import torch
 
-from rlhf.annotated_images import AnnotatedImages
 from rlhf.bound import conformal_multiplier
+from rlhf.data.annotated_images import AnnotatedImages
 from rlhf.errors import UserError
 from rlhf.release_backbone import ReleaseBackbone, load_release
 from rlhf.reward_model import RELEASE_KIND, ScoredImages

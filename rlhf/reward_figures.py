@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.bound import RidgeHead
-from rlhf.prompts import Prompt
+from rlhf.data.prompts import Prompt
 from rlhf.reports.intervals import cluster_bootstrap, rank_correlation
 from rlhf.reward_memory import DescribedAnnotations
 from rlhf.reward_model import Calibration, RewardModel

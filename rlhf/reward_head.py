@@ -2,7 +2,6 @@
 
 import torch
 
-from rlhf.annotated_images import AnnotatedImages, prompt_weights, split_photographs
 from rlhf.bound import (
     PromptEffects,
     RidgeHead,
@@ -10,6 +9,7 @@ from rlhf.bound import (
     fit_ridge,
     measure_prompt_effects,
 )
+from rlhf.data.annotated_images import AnnotatedImages, prompt_weights, split_photographs
 
 RIDGES = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """What lambda is chosen from."""

@@ -7,15 +7,6 @@ from typing import Any
 
 import torch
 
-from rlhf.annotated_images import (
-    AnnotatedImages,
-    annotations_of,
-    distinct_images,
-    join_annotations,
-    measure_noise,
-    measure_scores,
-    split_photographs,
-)
 from rlhf.bound import (
     PromptEffects,
     RidgeHead,
@@ -26,10 +17,19 @@ from rlhf.bound import (
     theorem_multiplier,
 )
 from rlhf.config.run_config import RewardConfig
+from rlhf.data.annotated_images import (
+    AnnotatedImages,
+    annotations_of,
+    distinct_images,
+    join_annotations,
+    measure_noise,
+    measure_scores,
+    split_photographs,
+)
+from rlhf.data.normalisation import Normalisation
+from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
 from rlhf.feature_training import describe_rows, train_features
-from rlhf.normalisation import Normalisation
-from rlhf.prompts import Prompt
 from rlhf.reward_figures import rank_by_trust, report_figures, score_annotations
 from rlhf.reward_head import choose_ridge, correct_head, fit_first_head
 from rlhf.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from rlhf.annotated_images import annotations_of, join_annotations
 from rlhf.bound import PromptEffects, update_ridge
+from rlhf.data.annotated_images import annotations_of, join_annotations
+from rlhf.data.normalisation import load_normalisation
+from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.normalisation import load_normalisation
-from rlhf.prompts import Prompt
 from rlhf.reward_figures import bound_figures
 from rlhf.reward_memory import annotation_id, described, load_memory, rows_to_add
 from rlhf.reward_model import RewardModel, load_reward

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from rlhf.data.prompts import Prompt
 from rlhf.ddim import (
     Schedule,
     make_schedule,
@@ -17,7 +18,6 @@ from rlhf.ddim import (
 )
 from rlhf.errors import UserError
 from rlhf.policy import Policy
-from rlhf.prompts import Prompt
 from rlhf.storage.images import blank_hole, composite
 from rlhf.trajectories import NoisedSamples, Recording, Rollout, RolloutPlan, Trajectories
 

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import torch
 
+from rlhf.data.prompts import PromptRow, decode_prompt
 from rlhf.policy import Policy
-from rlhf.prompts import PromptRow, decode_prompt
 from rlhf.rollout import rollout
 from rlhf.storage.images import encode_png, tensor_to_image
 from rlhf.trajectories import RolloutPlan

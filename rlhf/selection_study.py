@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from rlhf.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.bound import update_ridge
 from rlhf.config.run_config import RewardConfig
+from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.feature_training import with_descriptions
 from rlhf.reports.intervals import show_estimate
 from rlhf.resplits import average, run_resplits

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rlhf.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.config.run_config import RewardConfig
+from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.feature_training import with_descriptions
 from rlhf.resplits import average, run_resplits
 from rlhf.reward_model import RewardModel

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from rlhf.data.prompts import Prompt
 from rlhf.policy import Policy
-from rlhf.prompts import Prompt
 from rlhf.rollout import rollout
 from rlhf.storage.images import image_to_tensor, mask_to_tensor, to_8bit
 from rlhf.tiles import Box, Canvas, crop_to_native, cut, fill, plan_passes, surround

@@ -16,10 +16,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from rlhf.agreement import measure_agreement, measure_consistency
-from rlhf.annotation_export import export_annotations
-from rlhf.annotation_items import AnnotationItems
-from rlhf.annotation_store import AnnotationStore, Task, TaskRefused
+from rlhf.data.agreement import measure_agreement, measure_consistency
+from rlhf.data.annotation_export import export_annotations
+from rlhf.data.annotation_items import AnnotationItems
+from rlhf.data.annotation_store import AnnotationStore, Task, TaskRefused
 from rlhf.errors import UserError
 from serve.api_errors import ApiError, BodyLimit, answer_api_error, answer_http_error, answer_invalid_form
 

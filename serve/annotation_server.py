@@ -9,8 +9,8 @@ from pathlib import Path
 
 import uvicorn
 
-from rlhf.annotation_items import AnnotationItems
-from rlhf.annotation_store import AnnotationStore
+from rlhf.data.annotation_items import AnnotationItems
+from rlhf.data.annotation_store import AnnotationStore
 from rlhf.errors import UserError
 from serve.annotation_page import SCORES, Page, build_page
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from rlhf.data.prompts import Prompt
 from rlhf.ddim import Schedule, make_schedule, split_prediction, transition_mean
 from rlhf.pipelines import TextEmbedding
-from rlhf.prompts import Prompt
 from rlhf.reward_model import Reward
 from rlhf.rollout import decode_latents, encode_images, encode_prompts, noise_like
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit

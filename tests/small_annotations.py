@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from small_parts import write_prompts
 
-from rlhf.annotated_images import AnnotatedImages
-from rlhf.prompts import Prompt
+from rlhf.data.annotated_images import AnnotatedImages
+from rlhf.data.prompts import Prompt
 from rlhf.storage.images import encode_png, tensor_to_image
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, MARKS, PAGE_ANNOTATIONS, image_cell, write_table
 

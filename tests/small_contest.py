@@ -9,7 +9,7 @@ from small_parts import save_moved_policy, save_small_reward, small_prompts, wri
 from typer.testing import CliRunner
 
 from rlhf.cli import app
-from rlhf.prompts import Prompt
+from rlhf.data.prompts import Prompt
 from rlhf.storage.images import tensor_to_image
 
 SETTINGS = ["--set", "evaluate.num_inference_steps=2", "--set", "evaluate.bootstrap=100"]

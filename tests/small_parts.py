@@ -15,9 +15,9 @@ from transformers import CLIPTextModelWithProjection
 
 from rlhf.bound import RidgeHead
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
-from rlhf.holes import FAMILIES, draw_hole
+from rlhf.data.holes import FAMILIES, draw_hole
+from rlhf.data.prompts import Prompt, PromptRow
 from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
-from rlhf.prompts import Prompt, PromptRow
 from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
 from rlhf.storage.images import encode_png, image_to_tensor, mask_to_tensor
 from rlhf.storage.tables import PROMPTS, image_cell, write_table

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from small_parts import small_prompts, write_prompts
 
-from rlhf.annotation_export import open_study
-from rlhf.annotation_items import AnnotationItems, load_items
-from rlhf.annotation_store import AnnotationStore, Assignment
+from rlhf.data.annotation_export import open_study
+from rlhf.data.annotation_items import AnnotationItems, load_items
+from rlhf.data.annotation_store import AnnotationStore, Assignment
 from rlhf.preferences import PAINTED
 from rlhf.storage.images import encode_png, tensor_to_image
 from rlhf.storage.tables import CANDIDATES, image_cell, write_table

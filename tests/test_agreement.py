@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf.agreement import measure_agreement, measure_consistency, weighted_kappa, write_agreement
+from rlhf.data.agreement import measure_agreement, measure_consistency, weighted_kappa, write_agreement
 
 KRIPPENDORFF_2011 = [
     [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],

@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_annotations import annotation, bare_scores, make_world
 
-from rlhf.annotated_images import (
+from rlhf.data.annotated_images import (
     SHRINKAGE,
     AnnotatedImages,
     average_repeats,

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from small_study import write_study
 
-from rlhf.annotation_items import load_items
 from rlhf.candidates import keep_prompts, prompts_of
+from rlhf.data.annotation_items import load_items
+from rlhf.data.prompts import load_prompts
 from rlhf.errors import UserError
-from rlhf.prompts import load_prompts
 from rlhf.storage.tables import CANDIDATES, image_cell, read_table, write_table
 
 

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from small_study import Clock, open_small_study, start_server, write_study
 
-from rlhf.annotators import load_annotations
+from rlhf.data.annotators import load_annotations
 from rlhf.errors import UserError
 from serve.annotation_page import build_page
 from serve.annotation_server import choose_token, is_loopback, listen, page_address

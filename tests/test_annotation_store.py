@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from small_study import judge, marks, open_small_study, write_study
 
-from rlhf.annotation_database import AnnotationDatabase
-from rlhf.annotation_export import export_annotations, export_by_hand, refuse_peoples_annotations
-from rlhf.annotation_store import Assignment, TaskRefused
-from rlhf.annotators import load_annotations
+from rlhf.data.annotation_database import AnnotationDatabase
+from rlhf.data.annotation_export import export_annotations, export_by_hand, refuse_peoples_annotations
+from rlhf.data.annotation_store import Assignment, TaskRefused
+from rlhf.data.annotators import load_annotations
 from rlhf.errors import UserError
 from rlhf.storage.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
 

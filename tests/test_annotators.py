@@ -10,11 +10,11 @@ import pytest
 import torch
 from small_parts import small_prompts
 
-from rlhf.annotated_images import join_annotations
-from rlhf.annotators import UTILITY_RANGE, load_annotations, noiseless_scores, simulate_annotations, to_mark
 from rlhf.config.run_config import AnnotatorsConfig
+from rlhf.data.annotated_images import join_annotations
+from rlhf.data.annotators import UTILITY_RANGE, load_annotations, noiseless_scores, simulate_annotations, to_mark
+from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.prompts import Prompt
 from rlhf.storage.tables import ANNOTATIONS, read_table, write_table
 
 MARKS = ("structure", "texture", "overall")

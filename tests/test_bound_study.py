@@ -8,9 +8,9 @@ import pytest
 import torch
 from small_annotations import make_world
 
-from rlhf.annotated_images import join_annotations
 from rlhf.bound_study import KINDS, format_table, judge, risk_coverage_area, study_bound
 from rlhf.config.run_config import RewardConfig
+from rlhf.data.annotated_images import join_annotations
 from rlhf.errors import UserError
 
 CONFIG = RewardConfig(feature_dim=12, epochs=4, micro_batch_size=64, decorrelation=1.0)

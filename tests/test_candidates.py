@@ -10,9 +10,9 @@ from small_parts import prompt_row, small_config, small_prompts, write_prompts
 
 from rlhf.candidates import claim_folder, describe_origin, make_candidates, plan_candidates
 from rlhf.config.run_config import CandidatesConfig, RunConfig
+from rlhf.data.prompts import PromptTable
 from rlhf.errors import UserError
 from rlhf.policy import load_policy
-from rlhf.prompts import PromptTable
 from rlhf.sampling import InProcessSampler, SampledTask, SamplingTask
 from rlhf.storage.tables import CANDIDATES, read_table
 

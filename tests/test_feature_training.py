@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_annotations import make_world
 
-from rlhf.annotated_images import AnnotatedImages, join_annotations
 from rlhf.config.run_config import RewardConfig
+from rlhf.data.annotated_images import AnnotatedImages, join_annotations
 from rlhf.feature_training import FeatureTraining, covariance_penalty, pair_loss, train_features, with_descriptions
 from rlhf.reward_model import FeatureNetwork, SmallBackbone
 from rlhf.reward_training import features_of

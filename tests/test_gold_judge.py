@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from rlhf.gold_judge import gold_utility, sharpness
-from rlhf.holes import FAMILIES, draw_hole
+from rlhf.data.gold_judge import gold_utility, sharpness
+from rlhf.data.holes import FAMILIES, draw_hole
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor
 
 PICTURES = Path(os.path.dirname(skimage.data.__file__))

@@ -7,7 +7,7 @@ import pytest
 from skimage.measure import label
 from skimage.morphology import disk, opening
 
-from rlhf.holes import FAMILIES, boundary_band, boundary_square, box, brush, disocclusion, draw_hole, warp
+from rlhf.data.holes import FAMILIES, boundary_band, boundary_square, box, brush, disocclusion, draw_hole, warp
 
 SIZES = (64, 128)
 SEEDS = range(60)

@@ -12,11 +12,11 @@ from small_parts import small_prompts
 
 from rlhf.config.run_config import EvaluateConfig
 from rlhf.contest import Entry, summarise_contest
+from rlhf.data.gold_judge import sharpness
+from rlhf.data.prompts import Prompt
 from rlhf.evaluation import evaluate
-from rlhf.gold_judge import sharpness
 from rlhf.judging import Jury, judge_images
 from rlhf.monitors import MONITORS
-from rlhf.prompts import Prompt
 from rlhf.reward_model import ScoredImages
 from rlhf.rollout import noise_like
 from rlhf.sampling import SampledTask, SamplingTask, to_png

@@ -11,8 +11,8 @@ import pytest
 from small_parts import small_prompts
 from small_study import GREY, start_command, write_evaluation
 
-from rlhf.annotation_export import open_study
-from rlhf.annotation_store import AnnotationStore, Assignment, Task
+from rlhf.data.annotation_export import open_study
+from rlhf.data.annotation_store import AnnotationStore, Assignment, Task
 from rlhf.errors import UserError
 from rlhf.preferences import PREFERENCES, Pairs, lay_out_pairs, read_choices, summarise_preferences
 from rlhf.reports.intervals import cluster_bootstrap

@@ -13,8 +13,8 @@ from PIL import Image
 from small_annotations import make_world
 from small_checkpoint import SMALL, release_state
 
-from rlhf.annotated_images import join_annotations
 from rlhf.bound import effective_rank
+from rlhf.data.annotated_images import join_annotations
 from rlhf.errors import UserError
 from rlhf.release_reward import ReleasedReward, adopt_release, calibrate, read_inverse
 from rlhf.reports.intervals import rank_correlation

@@ -13,9 +13,9 @@ from actors.incidents import read_incidents
 from actors.sampling import remote_samplers
 from rlhf.candidates import make_candidates
 from rlhf.config.run_config import CandidatesConfig, EvaluateConfig, RunConfig
+from rlhf.data.prompts import PromptTable, decode_prompt
 from rlhf.evaluation import evaluate
 from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
-from rlhf.prompts import PromptTable, decode_prompt
 from rlhf.reward_model import load_reward
 from rlhf.sampling import InProcessSampler
 from rlhf.storage.tables import CANDIDATES, read_table

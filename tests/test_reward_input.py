@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from small_annotations import annotation, make_world, write_annotations, write_world
 
-from rlhf.annotated_images import join_annotations
-from rlhf.annotators import load_annotations
 from rlhf.cli import app
+from rlhf.data.annotated_images import join_annotations
+from rlhf.data.annotators import load_annotations
 from rlhf.errors import UserError
 from rlhf.reward_model import load_reward
 

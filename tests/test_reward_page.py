@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from small_annotations import make_world
 
-from rlhf.annotated_images import AnnotatedImages, join_annotations
 from rlhf.config.run_config import RewardConfig
+from rlhf.data.annotated_images import AnnotatedImages, join_annotations
 from rlhf.errors import UserError
 from rlhf.reward_model import load_reward
 from rlhf.reward_page import write_reward_page

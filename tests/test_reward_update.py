@@ -11,8 +11,8 @@ from small_annotations import annotation, make_world
 
 from rlhf.bound import PromptEffects, discount_prompt_effects, fit_ridge, update_ridge
 from rlhf.config.run_config import RewardConfig
+from rlhf.data.normalisation import load_normalisation, measure_normalisation
 from rlhf.errors import UserError
-from rlhf.normalisation import load_normalisation, measure_normalisation
 from rlhf.reward_memory import DescribedAnnotations, load_memory, no_prompts, rows_to_add
 from rlhf.reward_model import load_reward
 from rlhf.reward_training import train_reward

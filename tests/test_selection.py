@@ -8,10 +8,10 @@ from small_annotations import annotation, write_annotations
 from small_parts import save_small_reward
 from small_study import write_study
 
-from rlhf.annotation_items import load_items, order_prompts
 from rlhf.candidates import load_candidates, select_candidates
+from rlhf.data.annotation_items import load_items, order_prompts
+from rlhf.data.prompts import load_prompts
 from rlhf.errors import UserError
-from rlhf.prompts import load_prompts
 from rlhf.selection import (
     annotated_last,
     order_by_uncertainty,

@@ -8,8 +8,8 @@ import torch
 from small_annotations import make_world, write_world
 from test_cli import rlhf
 
-from rlhf.annotated_images import AnnotatedImages, join_annotations
 from rlhf.config.run_config import RewardConfig
+from rlhf.data.annotated_images import AnnotatedImages, join_annotations
 from rlhf.errors import UserError
 from rlhf.selection_study import (
     LEARNING,

@@ -27,8 +27,8 @@ def compare(
     """Let people choose between two contestants' images on a web page, blind; tells who is preferred, how surely."""
     import random
 
-    from rlhf.annotation_export import open_study
-    from rlhf.annotation_store import Assignment
+    from rlhf.data.annotation_export import open_study
+    from rlhf.data.annotation_store import Assignment
     from rlhf.errors import UserError
     from rlhf.preferences import format_preference, lay_out_pairs
     from rlhf.storage.atomic_files import read_json

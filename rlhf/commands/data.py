@@ -30,7 +30,7 @@ def prompts(
 ) -> None:
     """Cut square crops with holes from photographs."""
     resolved = resolve_config(config, overrides)
-    from rlhf.prompts import make_prompts
+    from rlhf.data.prompts import make_prompts
     from rlhf.storage.url_path import local_copy
 
     save_config(resolved, out)
@@ -55,7 +55,7 @@ def candidates(
     """Sample inpaintings for annotation, in this process or on Ray; goes on where it was interrupted."""
     resolved = resolve_config(config, overrides)
     from rlhf.candidates import claim_folder, describe_origin, keep_prompts, make_candidates
-    from rlhf.prompts import PromptTable
+    from rlhf.data.prompts import PromptTable
 
     table = PromptTable(prompts, split=split)
     origin = describe_origin(resolved, prompts, policy, split=split, first_sample=first_sample)
@@ -102,9 +102,9 @@ def annotate(
     if simulated:
         _simulate(resolved, candidates, prompts, out, select, reward, limit, tuple(earlier or ()))
         return
-    from rlhf.annotation_export import export_by_hand, open_study
-    from rlhf.annotation_items import load_items, order_prompts
-    from rlhf.annotation_store import Assignment
+    from rlhf.data.annotation_export import export_by_hand, open_study
+    from rlhf.data.annotation_items import load_items, order_prompts
+    from rlhf.data.annotation_store import Assignment
 
     items = load_items(candidates, prompts)
     if export:
@@ -120,10 +120,10 @@ def annotate(
 
 
 def _simulate(resolved, candidates, prompts, out: Path, select: str, reward, limit, earlier) -> None:  # noqa: ANN001
-    from rlhf.annotation_export import refuse_peoples_annotations
-    from rlhf.annotators import simulate_annotations
     from rlhf.candidates import load_candidates, select_candidates
-    from rlhf.prompts import load_prompts
+    from rlhf.data.annotation_export import refuse_peoples_annotations
+    from rlhf.data.annotators import simulate_annotations
+    from rlhf.data.prompts import load_prompts
 
     refuse_peoples_annotations(out)
     save_config(resolved, out)

@@ -19,7 +19,7 @@ def import_prefpaint(
     score_range: Annotated[tuple[float, float], typer.Option(help="Lowest and highest score.")] = (0.0, 7.0),
 ) -> None:
     """Turn PrefPaint's released data into prompts, candidates and annotations."""
-    from rlhf.release_import import ReleaseImport, describe, import_release
+    from rlhf.data.prefpaint_import import ReleaseImport, describe, import_release
     from rlhf.storage.url_path import local_copy
 
     options = ReleaseImport(ids=ids, labels=labels, split=split, size_px=size_px, score_range=score_range)
@@ -35,8 +35,8 @@ def export_prefpaint(
     out: Out,
 ) -> None:
     """Write annotated candidates in the layout of PrefPaint's release."""
-    from rlhf.release_export import export_release
-    from rlhf.release_layout import describe_left_out
+    from rlhf.data.prefpaint_export import export_release
+    from rlhf.data.prefpaint_layout import describe_left_out
 
     summary = export_release(prompts, candidates, annotations, out)
     print(f"{summary['pictures']} pictures of {summary['ids']} prompts in {out}")
@@ -59,10 +59,10 @@ def import_prefpaint_reward(
     if 0 < len(given) < 3:
         raise UserError("import-prefpaint-reward: --prompts, --candidates and --annotations go together")
     resolved = resolve_config(config, overrides)
-    from rlhf.annotated_images import join_annotations
-    from rlhf.annotators import load_annotations
     from rlhf.candidates import load_candidates
-    from rlhf.prompts import load_prompts
+    from rlhf.data.annotated_images import join_annotations
+    from rlhf.data.annotators import load_annotations
+    from rlhf.data.prompts import load_prompts
     from rlhf.release_reward import adopt_release, calibrate
     from rlhf.storage.url_path import local_copy
 

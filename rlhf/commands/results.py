@@ -100,9 +100,9 @@ def quality(
 ) -> None:
     """Measure a model against the originals: VAE PSNR, hole PSNR and SSIM."""
     resolved = resolve_config(config, overrides)
+    from rlhf.data.prompts import load_prompts
     from rlhf.model_quality import measure_quality
     from rlhf.policy import load_policy
-    from rlhf.prompts import load_prompts
     from rlhf.reports.intervals import show_estimate
 
     steps = resolved.evaluate.num_inference_steps

@@ -49,10 +49,10 @@ def shift(
     resolved = resolve_config(config, overrides)
     import torch
 
-    from rlhf.annotated_images import join_annotations
-    from rlhf.annotators import load_annotations
     from rlhf.candidates import load_candidates
-    from rlhf.prompts import load_prompts
+    from rlhf.data.annotated_images import join_annotations
+    from rlhf.data.annotators import load_annotations
+    from rlhf.data.prompts import load_prompts
     from rlhf.shift_study import ShiftedImages, format_shifts, study_shift
 
     save_config(resolved, out)
@@ -227,10 +227,10 @@ def _load_annotated(prompts: Path, candidates: Path, annotations: Path):  # noqa
     """Annotated images and, where all annotators are simulated, their scores without noise; else None."""
     import torch
 
-    from rlhf.annotated_images import join_annotations
-    from rlhf.annotators import load_annotations, noiseless_scores
     from rlhf.candidates import load_candidates
-    from rlhf.prompts import load_prompts
+    from rlhf.data.annotated_images import join_annotations
+    from rlhf.data.annotators import load_annotations, noiseless_scores
+    from rlhf.data.prompts import load_prompts
 
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images, rows = load_candidates(candidates, by_id), load_annotations(annotations)

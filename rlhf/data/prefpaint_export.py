@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rlhf.annotators import load_annotations
-from rlhf.errors import UserError
-from rlhf.progress import progress_bar
-from rlhf.release_layout import (
+from rlhf.data.annotators import load_annotations
+from rlhf.data.prefpaint_layout import (
     IDS_NAME,
     LABELS_NAME,
     LeftOut,
@@ -25,6 +23,8 @@ from rlhf.release_layout import (
     is_file_name,
     mask_path,
 )
+from rlhf.errors import UserError
+from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json, atomic_write_text
 from rlhf.storage.images import decode_image, decode_mask, encode_png
 from rlhf.storage.tables import CANDIDATES, PROMPTS, stream_table

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.agreement import write_agreement
-from rlhf.annotated_images import annotations_of, measure_scores, score_columns
 from rlhf.config.run_config import AnnotatorsConfig
+from rlhf.data.agreement import write_agreement
+from rlhf.data.annotated_images import annotations_of, measure_scores, score_columns
+from rlhf.data.gold_judge import gold_utility
+from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.gold_judge import gold_utility
-from rlhf.prompts import Prompt
 from rlhf.storage.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
 
 UTILITY_RANGE = (0.25, 0.95)

@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rlhf.errors import UserError
-from rlhf.progress import progress_bar
-from rlhf.release_layout import (
+from rlhf.data.prefpaint_layout import (
     MASK_THRESHOLD,
     LeftOut,
     color_path,
@@ -30,6 +28,8 @@ from rlhf.release_layout import (
     read_ids,
     read_labels,
 )
+from rlhf.errors import UserError
+from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.images import decode_image, encode_png
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, PROMPTS, image_cell, open_table

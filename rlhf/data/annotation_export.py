@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from rlhf.agreement import write_agreement
-from rlhf.annotation_database import AnnotationDatabase, sqlite_url
-from rlhf.annotation_items import AnnotationItems
-from rlhf.annotation_store import AnnotationStore, Assignment
+from rlhf.data.agreement import write_agreement
+from rlhf.data.annotation_database import AnnotationDatabase, sqlite_url
+from rlhf.data.annotation_items import AnnotationItems
+from rlhf.data.annotation_store import AnnotationStore, Assignment
 from rlhf.errors import UserError
 from rlhf.storage.tables import PAGE_ANNOTATIONS, parquet_file, write_table
 

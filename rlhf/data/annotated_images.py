@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlhf.data.normalisation import Normalisation, measure_normalisation
+from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.normalisation import Normalisation, measure_normalisation
-from rlhf.prompts import Prompt
 
 COLUMNS = ("structure", "texture", "overall", "annotation_score")
 MIN_REPEATS = 10

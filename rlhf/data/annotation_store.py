@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from rlhf.annotation_database import AnnotationDatabase, judgements, tasks
+from rlhf.data.annotation_database import AnnotationDatabase, judgements, tasks
 from rlhf.errors import UserError
 from rlhf.storage.tables import MARKS
 

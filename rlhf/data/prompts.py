@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from rlhf.config.run_config import PromptsConfig
+from rlhf.data.holes import draw_hole
 from rlhf.errors import UserError
-from rlhf.holes import draw_hole
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.checksum import checksum
