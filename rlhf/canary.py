@@ -3,7 +3,7 @@
 import torch
 
 from rlhf.config.run_config import AlignConfig
-from rlhf.ddim import make_schedule, transition_log_prob, transition_mean
+from rlhf.diffusion.steps.ddim import make_schedule, transition_log_prob, transition_mean
 from rlhf.policy import Policy
 from rlhf.rollout import noise_like
 

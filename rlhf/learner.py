@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from rlhf.algorithms import algorithm_of
 from rlhf.config.run_config import AlignConfig
-from rlhf.ddim import make_schedule
+from rlhf.diffusion.steps.ddim import make_schedule
 from rlhf.errors import UserError
 from rlhf.objective import PassLoss, TrainingBatch
 from rlhf.policy import (

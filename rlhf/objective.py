@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from rlhf.config.run_config import AlignConfig
-from rlhf.ddim import Schedule
+from rlhf.diffusion.steps.ddim import Schedule
 from rlhf.trajectories import Recording, RolloutPlan
 
 

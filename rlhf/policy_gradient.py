@@ -3,7 +3,7 @@
 import torch
 
 from rlhf.config.run_config import AlignConfig
-from rlhf.ddim import Schedule, transition_kl, transition_log_prob, transition_mean
+from rlhf.diffusion.steps.ddim import Schedule, transition_kl, transition_log_prob, transition_mean
 from rlhf.objective import Objective, PassLoss, TrainingBatch
 from rlhf.trajectories import Trajectories
 

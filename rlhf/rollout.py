@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.data.prompts import Prompt
-from rlhf.ddim import (
+from rlhf.diffusion.steps.ddim import (
     Schedule,
     make_schedule,
     second_order_latents,

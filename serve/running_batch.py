@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rlhf.data.prompts import Prompt
-from rlhf.ddim import Schedule, make_schedule, split_prediction, transition_mean
+from rlhf.diffusion.steps.ddim import Schedule, make_schedule, split_prediction, transition_mean
 from rlhf.pipelines import TextEmbedding
 from rlhf.reward_model import Reward
 from rlhf.rollout import decode_latents, encode_images, encode_prompts, noise_like

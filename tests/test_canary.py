@@ -7,7 +7,7 @@ import torch
 from small_parts import small_config
 
 from rlhf.canary import canary_log_prob
-from rlhf.ddim import make_schedule, transition_mean
+from rlhf.diffusion.steps.ddim import make_schedule, transition_mean
 from rlhf.policy import Policy, base_policy, load_policy, make_trainable, trainable_state
 from rlhf.rollout import noise_like
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch.distributions import Normal, kl_divergence
 
-from rlhf.ddim import (
+from rlhf.diffusion.steps.ddim import (
     make_schedule,
     masked_mean,
     second_order_latents,

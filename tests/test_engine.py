@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from rlhf.catalogue import ServedPolicy, describe_policy
 from rlhf.config.run_config import ModelConfig
-from rlhf.ddim import make_schedule, split_prediction, transition_mean
+from rlhf.diffusion.steps.ddim import make_schedule, split_prediction, transition_mean
 from rlhf.errors import UserError
 from rlhf.policy import load_policy
 from rlhf.reward_model import load_reward

@@ -7,7 +7,7 @@ from small_parts import small_config, small_prompts
 
 from rlhf.algorithms import algorithm_of
 from rlhf.config.run_config import AlignConfig
-from rlhf.ddim import Schedule, make_schedule
+from rlhf.diffusion.steps.ddim import Schedule, make_schedule
 from rlhf.errors import UserError
 from rlhf.learner import Learner, RatioError
 from rlhf.objective import TrainingBatch

@@ -8,7 +8,7 @@ from test_learner import align_config, assert_an_update_equals_plain_torch, batc
 
 from rlhf.canary import canary_log_prob
 from rlhf.config.run_config import AlignConfig
-from rlhf.ddim import Schedule, split_prediction
+from rlhf.diffusion.steps.ddim import Schedule, split_prediction
 from rlhf.learner import RatioError
 from rlhf.objective import TrainingBatch
 from rlhf.policy import Policy

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf.ddim import make_schedule, transition_log_prob, transition_mean
+from rlhf.diffusion.steps.ddim import make_schedule, transition_log_prob, transition_mean
 from rlhf.policy_gradient import clipped_objective, replay_transition
 from rlhf.tiny_model import build_scheduler
 

@@ -9,7 +9,7 @@ from rlhf.algorithms import algorithm_of
 from rlhf.algorithms.nft import plan_rollout
 from rlhf.candidates import sample_plan
 from rlhf.config.run_config import CandidatesConfig
-from rlhf.ddim import make_schedule
+from rlhf.diffusion.steps.ddim import make_schedule
 from rlhf.errors import UserError
 from rlhf.policy import Policy, load_policy
 from rlhf.rollout import decode_latents, noise_like, rollout

@@ -15,7 +15,7 @@ import torch
 
 from rlhf.algorithms import grpo
 from rlhf.config.run_config import AlignConfig
-from rlhf.ddim import Schedule, masked_mean, split_prediction, transition_kl, transition_mean
+from rlhf.diffusion.steps.ddim import Schedule, masked_mean, split_prediction, transition_kl, transition_mean
 from rlhf.objective import Objective, PassLoss, TrainingBatch
 from rlhf.trajectories import NoisedSamples, RolloutPlan
 
