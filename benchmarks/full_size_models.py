@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-from rlhf.pipelines import TextEmbedding
+from rlhf.diffusion.families.stable_diffusion import TextEmbedding
 from rlhf.policy import Policy
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from rlhf.data.prompts import Prompt
+from rlhf.diffusion.families.stable_diffusion import TextEmbedding
 from rlhf.diffusion.steps.ddim import Schedule, make_schedule, split_prediction, transition_mean
-from rlhf.pipelines import TextEmbedding
 from rlhf.reward_model import Reward
 from rlhf.rollout import decode_latents, encode_images, encode_prompts, noise_like
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit
