@@ -17,11 +17,17 @@ from rlhf.bound import RidgeHead
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
 from rlhf.data.holes import FAMILIES, draw_hole
 from rlhf.data.prompts import Prompt, PromptRow
+from rlhf.diffusion.builtin.tiny_model import (
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+)
 from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
 from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
 from rlhf.storage.images import encode_png, image_to_tensor, mask_to_tensor
 from rlhf.storage.tables import PROMPTS, image_cell, write_table
-from rlhf.tiny_model import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
 
 SIZE_PX = 32
 FAST = {

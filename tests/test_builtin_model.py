@@ -9,8 +9,8 @@ from diffusers import AutoPipelineForInpainting
 from PIL import Image
 
 from rlhf.config.run_config import ModelConfig
+from rlhf.diffusion.builtin.pretrain import PretrainConfig, pretrain, train_averaged
 from rlhf.policy import TINY, load_policy
-from rlhf.pretrain import PretrainConfig, pretrain, train_averaged
 
 
 def test_plain_diffusers_opens_the_built_in_model_offline() -> None:

@@ -9,12 +9,12 @@ from small_parts import small_prompts
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
 from rlhf.config.reward_entry import RewardEntry
+from rlhf.diffusion.builtin.tiny_model import build_text_encoder, build_tokenizer
 from rlhf.errors import UserError
 from rlhf.rewards.aesthetic import AestheticHead
 from rlhf.rewards.build import build_reward
 from rlhf.rewards.clip_score import clip_pixels
 from rlhf.rewards.scores import Scores
-from rlhf.tiny_model import build_text_encoder, build_tokenizer
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a cat", "a dog", "a cat", "rain"]

@@ -5,6 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch.distributions import Normal, kl_divergence
 
+from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.steps.ddim import (
     make_schedule,
     masked_mean,
@@ -15,7 +16,6 @@ from rlhf.diffusion.steps.ddim import (
     transition_log_prob,
     transition_mean,
 )
-from rlhf.tiny_model import build_scheduler
 
 SHAPE = (2, 4, 5, 6)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_parts import small_config, small_prompts
 
-from rlhf.model_quality import measure_quality, psnr
+from rlhf.diffusion.builtin.model_quality import measure_quality, psnr
 from rlhf.policy import load_policy
 
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from rlhf.algorithms import nft
 from rlhf.config.run_config import AlignConfig
+from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.steps.ddim import make_schedule, split_prediction, transition_kl, transition_mean
 from rlhf.objective import TrainingBatch
-from rlhf.tiny_model import build_scheduler
 from rlhf.trajectories import NoisedSamples
 
 BATCH = 6

@@ -101,7 +101,7 @@ def quality(
     """Measure a model against the originals: VAE PSNR, hole PSNR and SSIM."""
     resolved = resolve_config(config, overrides)
     from rlhf.data.prompts import load_prompts
-    from rlhf.model_quality import measure_quality
+    from rlhf.diffusion.builtin.model_quality import measure_quality
     from rlhf.policy import load_policy
     from rlhf.reports.intervals import show_estimate
 

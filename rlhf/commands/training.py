@@ -117,8 +117,8 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Seed of weights, crops, holes and noise.")] = 0,
 ) -> None:
     """Train the built-in model `tiny` from photographs; goes on where it was interrupted."""
-    from rlhf.pretrain import PretrainConfig
-    from rlhf.pretrain import pretrain as train
+    from rlhf.diffusion.builtin.pretrain import PretrainConfig
+    from rlhf.diffusion.builtin.pretrain import pretrain as train
     from rlhf.storage.url_path import UrlPath
 
     for path in (images, out):

@@ -20,11 +20,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeli
 from PIL import Image, ImageEnhance
 
 from rlhf.data.holes import FAMILIES, draw_hole
+from rlhf.diffusion.builtin.tiny_model import build_pipeline
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_torch_save
 from rlhf.storage.images import blank_hole, decode_image, image_to_tensor, list_photographs, mask_to_tensor, square_crop
-from rlhf.tiny_model import build_pipeline
 
 SIZE_PX = 64
 Module = TypeVar("Module", bound=torch.nn.Module)
