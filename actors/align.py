@@ -20,9 +20,9 @@ from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
-from rlhf.disk_need import describe_disk_need
+from rlhf.diffusion.disk_need import describe_disk_need
+from rlhf.diffusion.policy import check_start
 from rlhf.errors import UserError
-from rlhf.policy import check_start
 from rlhf.reports.metrics_log import read_metrics
 from rlhf.reports.trackers import check_packages
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths

@@ -24,14 +24,14 @@ from actors.placement import start_dispatcher
 from actors.rollout_replay import AnyCoordinator, DumpingCoordinator, ReplayCoordinator
 from actors.telemetry import Telemetry
 from rlhf.algorithms import algorithm_of
-from rlhf.canary import canary_log_prob
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
+from rlhf.diffusion.policy import load_policy, save_policy
+from rlhf.diffusion.policy_folders import drop_policies
+from rlhf.diffusion.probe import canary_log_prob
 from rlhf.errors import UserError
 from rlhf.learner import Learner
 from rlhf.objective import TrainingBatch
-from rlhf.policy import load_policy, save_policy
-from rlhf.policy_folders import drop_policies
 from rlhf.reports.grids import save_rollout_grid
 from rlhf.reports.metrics_log import MetricsLog, read_metrics
 from rlhf.rollout_dump import RolloutDump

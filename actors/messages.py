@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.storage.checksum import checksum
-from rlhf.trajectories import RolloutPlan
 
 if TYPE_CHECKING:
     import torch

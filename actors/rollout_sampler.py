@@ -6,15 +6,15 @@ import ray
 import torch
 
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
-from rlhf.canary import canary_log_prob
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import decode_prompt
-from rlhf.policy import load_policy, load_trainable_state, make_trainable, trainable_state, update_merged
-from rlhf.rollout import rollout
-from rlhf.sampling import to_png
+from rlhf.diffusion.policy import load_policy, load_trainable_state, make_trainable, trainable_state, update_merged
+from rlhf.diffusion.probe import canary_log_prob
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.sampler import to_png
+from rlhf.diffusion.trajectories import Recording, Rollout
 from rlhf.storage.checksum import checksum
 from rlhf.storage.images import to_8bit
-from rlhf.trajectories import Recording, Rollout
 
 
 class RolloutSampler:

@@ -13,7 +13,7 @@ from actors.rollout_replay import collect_into
 from actors.sampling import read_weights
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
-from rlhf.policy import check_start
+from rlhf.diffusion.policy import check_start
 from rlhf.progress import progress_bar
 from rlhf.rollout_dump import RolloutDump
 

@@ -18,9 +18,9 @@ from actors.messages import RolloutTask, WeightsNotice
 from actors.placement import reserve, start_painters
 from actors.put_aside import PutAside
 from rlhf.config.run_config import RunConfig
-from rlhf.policy import adapter_settings, load_policy, make_trainable, read_trainable_state, trainable_state
-from rlhf.policy_folders import read_manifest
-from rlhf.sampling import SampledTask, SamplingTask, TakePrompts
+from rlhf.diffusion.policy import adapter_settings, load_policy, make_trainable, read_trainable_state, trainable_state
+from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.sampler import SampledTask, SamplingTask, TakePrompts
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def read_weights(config: RunConfig, policy: Path | None) -> dict[str, torch.Tens
 
 
 class RemoteSampler:
-    """A policy in the hands of many samplers; see `rlhf.sampling.Sampler`."""
+    """A policy in the hands of many samplers; see `rlhf.diffusion.sampler.Sampler`."""
 
     def __init__(
         self, dispatcher: Dispatcher, notice: WeightsNotice, version: int, take: TakePrompts, put_aside: PutAside

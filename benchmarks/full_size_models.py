@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from rlhf.diffusion.families.stable_diffusion import TextEmbedding
-from rlhf.policy import Policy
+from rlhf.diffusion.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,10 +17,10 @@ from benchmarks.training_loops import plain_update
 from rlhf.algorithms import grpo
 from rlhf.config.run_config import AlignConfig
 from rlhf.data.prompts import Prompt
+from rlhf.diffusion.policy import Policy, make_trainable
+from rlhf.diffusion.rollout import rollout
 from rlhf.learner import Learner
 from rlhf.objective import TrainingBatch
-from rlhf.policy import Policy, make_trainable
-from rlhf.rollout import rollout
 
 PLAIN = "plain PyTorch"
 

@@ -21,10 +21,10 @@ from benchmarks.usual_serving import open_usual_pipeline
 from rlhf.algorithms import grpo
 from rlhf.config.run_config import AlignConfig, ModelConfig
 from rlhf.data.prompts import Prompt
-from rlhf.policy import TINY, Policy, load_policy, make_trainable
-from rlhf.rollout import rollout
+from rlhf.diffusion.policy import TINY, Policy, load_policy, make_trainable
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.storage.images import image_to_tensor
-from rlhf.trajectories import RolloutPlan
 
 STEPS, PROMPTS, SAMPLES, SIDE = 10, 2, 8, 64
 ALIGN = AlignConfig(num_inference_steps=STEPS, samples_per_prompt=SAMPLES, micro_batch_size=PROMPTS * SAMPLES)

@@ -12,8 +12,8 @@ import numpy as np
 import ray
 
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
+from rlhf.diffusion.trajectories import Trajectories
 from rlhf.storage.checksum import checksum
-from rlhf.trajectories import Trajectories
 
 
 @dataclass(frozen=True, kw_only=True)

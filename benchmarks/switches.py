@@ -17,9 +17,16 @@ from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, show
 from benchmarks.rollout import ALIGN, KEY, PROMPTS, SAMPLES, SIDE, STEPS, make_prompts
 from rlhf.algorithms import grpo
 from rlhf.config.run_config import ModelConfig
-from rlhf.policy import Policy, load_policy, load_trainable_state, make_trainable, trainable_state, update_merged
-from rlhf.rollout import decode_latents, encode_prompts, rollout
-from rlhf.trajectories import RolloutPlan
+from rlhf.diffusion.policy import (
+    Policy,
+    load_policy,
+    load_trainable_state,
+    make_trainable,
+    trainable_state,
+    update_merged,
+)
+from rlhf.diffusion.rollout import decode_latents, encode_prompts, rollout
+from rlhf.diffusion.trajectories import RolloutPlan
 
 IMAGES = PROMPTS * SAMPLES
 FURTHER = {

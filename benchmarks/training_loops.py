@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from rlhf.config.run_config import AlignConfig
+from rlhf.diffusion.policy import Policy, base_policy, make_trainable, predict_with
 from rlhf.diffusion.steps.ddim import make_schedule
 from rlhf.objective import TrainingBatch
-from rlhf.policy import Policy, base_policy, make_trainable, predict_with
 from rlhf.policy_gradient import compute_loss
 
 

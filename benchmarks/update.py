@@ -18,10 +18,10 @@ from benchmarks.rollout import KEY, PROMPTS, SAMPLES, make_prompts
 from benchmarks.training_loops import plain_update, process_group
 from rlhf.algorithms import grpo
 from rlhf.config.run_config import AlignConfig, ModelConfig
+from rlhf.diffusion.policy import load_policy, make_trainable
+from rlhf.diffusion.rollout import rollout
 from rlhf.learner import Learner
 from rlhf.objective import TrainingBatch
-from rlhf.policy import load_policy, make_trainable
-from rlhf.rollout import rollout
 
 TRANSITIONS = 2 * PROMPTS * SAMPLES
 VARIANTS: Mapping[str, Mapping[str, Any]] = {

@@ -11,9 +11,9 @@ import ray  # noqa: E402
 from actors.messages import WeightsNotice  # noqa: E402
 from actors.rollout_sampler import RolloutSampler  # noqa: E402
 from benchmarks.measure import Figures, interleave, spread  # noqa: E402
-from rlhf.canary import canary_log_prob  # noqa: E402
 from rlhf.config.run_config import AlignConfig, RunConfig  # noqa: E402
-from rlhf.policy import load_policy, make_trainable, trainable_state  # noqa: E402
+from rlhf.diffusion.policy import load_policy, make_trainable, trainable_state  # noqa: E402
+from rlhf.diffusion.probe import canary_log_prob  # noqa: E402
 
 SAMPLERS = 2
 KINDS = ("lora", "full")

@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write_json, check_schema, read_json
 from rlhf.storage.url_path import UrlPath, as_path
 
-# rlhf.policy takes two seconds to import, which a rollback need not wait for.
+# rlhf.diffusion.policy takes two seconds to import, which a rollback need not wait for.
 
 SCHEMA_VERSION = 1
 BASE_VERSION = "0"
@@ -102,7 +102,7 @@ class Catalogue(BaseModel):
 
 def describe_policy(folder: Path) -> ServedPolicy:
     """A policy folder as the catalogue names it; UserError where it is incomplete."""
-    from rlhf.policy_folders import read_manifest
+    from rlhf.diffusion.policy_folders import read_manifest
 
     manifest = read_manifest(folder)
     return ServedPolicy(folder=folder, version=f"{manifest['policy_version']}-{manifest['checksum'][:8]}")

@@ -13,14 +13,14 @@ from rlhf.contest_page import write_contest_page
 from rlhf.contest_tables import comparisons_csv, figures_csv, to_latex
 from rlhf.contestants import IMAGES, Contestant, describe, of_model, open_contestant
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
+from rlhf.diffusion.policy_folders import list_policies
+from rlhf.diffusion.sampler import Sampler
 from rlhf.errors import UserError
 from rlhf.evaluation import evaluate
 from rlhf.judged_store import CONTESTANTS, JudgedStore
 from rlhf.judges import open_judges
 from rlhf.judging import Judged, Jury
-from rlhf.policy_folders import list_policies
 from rlhf.reward_model import load_reward
-from rlhf.sampling import Sampler
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 from rlhf.storage.checksum import folder_checksum
 from rlhf.storage.url_path import local_copy

@@ -11,21 +11,21 @@ import torch
 
 from rlhf.config.run_config import EvaluateConfig
 from rlhf.data.prompts import Prompt
+from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.sampler import Sampler, SamplingTask
+from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.feature_distances import PictureDistance
 from rlhf.judging import Judged, Jury, encode_picture, join_judged, judge_images
 from rlhf.monitors import find_alarms, watch
-from rlhf.policy_folders import read_manifest
 from rlhf.progress import progress_bar
 from rlhf.reports.grids import save_comparison_grid
 from rlhf.reports.intervals import cluster_bootstrap, wins
 from rlhf.reward_model import Reward
 from rlhf.rewards.scores import RewardSource
-from rlhf.sampling import Sampler, SamplingTask
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.images import blank_hole, decode_image, from_8bit
 from rlhf.storage.tables import CURVE, EVALUATION, image_cell, write_table
-from rlhf.trajectories import RolloutPlan
 
 SUMMARY_SCHEMA_VERSION = 1
 """Of `summary.json`."""

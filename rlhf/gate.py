@@ -9,13 +9,13 @@ from rlhf import __version__
 from rlhf.catalogue import ServedPolicy
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
+from rlhf.diffusion.policy import check_weights, load_policy
+from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.sampler import InProcessSampler, Sampler
 from rlhf.errors import UserError
 from rlhf.evaluation import compare, judge_policy
 from rlhf.gate_verdict import Comparison, Verdict, timestamp
-from rlhf.policy import check_weights, load_policy
-from rlhf.policy_folders import read_manifest
 from rlhf.reward_model import Reward, load_reward
-from rlhf.sampling import InProcessSampler, Sampler
 from rlhf.storage.checksum import folder_checksum
 from rlhf.storage.url_path import local_copy
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf.policy import Policy
-from rlhf.tile_painting import paint, to_canvas
-from rlhf.tiles import Box
+from rlhf.diffusion.policy import Policy
+from rlhf.diffusion.tile_painting import paint, to_canvas
+from rlhf.diffusion.tiles import Box
 
 SIDES = {"left": 0, "right": 2, "top": 1, "bottom": 3}
 """In the order of painting, each with its place in a Box; top and bottom are as wide as left and right made it."""

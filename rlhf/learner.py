@@ -14,10 +14,7 @@ import torch.distributed as dist
 
 from rlhf.algorithms import algorithm_of
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.steps.ddim import make_schedule
-from rlhf.errors import UserError
-from rlhf.objective import PassLoss, TrainingBatch
-from rlhf.policy import (
+from rlhf.diffusion.policy import (
     Policy,
     base_policy,
     load_trainable_state,
@@ -26,6 +23,9 @@ from rlhf.policy import (
     read_trainable_state,
     trainable_state,
 )
+from rlhf.diffusion.steps.ddim import make_schedule
+from rlhf.errors import UserError
+from rlhf.objective import PassLoss, TrainingBatch
 
 
 class RatioError(UserError):

@@ -208,7 +208,7 @@ def paint_with(policy: Any, *, num_inference_steps: int, seed: int, samples: int
 
     It is shown the picture without what stands in front of the holes (`hide_near_side`), and fills the holes alone.
     """
-    from rlhf.tile_painting import paint, to_canvas
+    from rlhf.diffusion.tile_painting import paint, to_canvas
 
     def fill(warped: Warped, number: int) -> list[np.ndarray]:
         indices = tuple(range(samples if number == 0 else 1))

@@ -8,7 +8,7 @@ import torch
 
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.steps.ddim import Schedule
-from rlhf.trajectories import Recording, RolloutPlan
+from rlhf.diffusion.trajectories import Recording, RolloutPlan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ import torch
 
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.steps.ddim import Schedule, transition_kl, transition_log_prob, transition_mean
+from rlhf.diffusion.trajectories import Trajectories
 from rlhf.objective import Objective, PassLoss, TrainingBatch
-from rlhf.trajectories import Trajectories
 
 
 def compute_loss(

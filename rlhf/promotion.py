@@ -16,11 +16,11 @@ from rlhf.catalogue import (
     write_catalogue,
 )
 from rlhf.config.run_config import RunConfig
+from rlhf.diffusion.policy import check_weights
+from rlhf.diffusion.policy_folders import MANIFEST, locate_policy, read_manifest
 from rlhf.errors import UserError
 from rlhf.gate import HeldOut, judge, load_held_out, plan_comparison
 from rlhf.gate_verdict import Verdict, read_verdict, verdict_file, write_verdict
-from rlhf.policy import check_weights
-from rlhf.policy_folders import MANIFEST, locate_policy, read_manifest
 from rlhf.storage.atomic_files import atomic_write
 from rlhf.storage.url_path import as_path, local_copy
 

@@ -19,10 +19,10 @@ from safetensors.torch import load, save
 
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
+from rlhf.diffusion.trajectories import NoisedSamples, Recording, Trajectories
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json, atomic_write_text
-from rlhf.trajectories import NoisedSamples, Recording, Trajectories
 
 RESTS_ON = ("seed", "model", "rewards", "align")
 """Sections of the configuration that an update depends on."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from rlhf.diffusion.tiles import Box, Canvas, put_back
 from rlhf.storage.images import encode_png
-from rlhf.tiles import Box, Canvas, put_back
 from serve.edit_request import EditRequest
 from serve.image_store import ImageStore
 from serve.painting import Estimate, Painted

@@ -15,8 +15,8 @@ from ray.exceptions import RayError
 
 from rlhf.catalogue import read_catalogue
 from rlhf.config.devices import resolve_device
+from rlhf.diffusion.policy import resolve_model
 from rlhf.errors import UserError
-from rlhf.policy import resolve_model
 from rlhf.storage.url_path import as_path
 from serve.annotation_server import is_loopback
 from serve.api_keys import VARIABLE, load_api_keys

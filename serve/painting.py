@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from rlhf.tile_painting import REFINE_STRENGTH, Square, Turn, go_on, take_turns
-from rlhf.tiles import Box, Canvas
+from rlhf.diffusion.tile_painting import REFINE_STRENGTH, Square, Turn, go_on, take_turns
+from rlhf.diffusion.tiles import Box, Canvas
 from serve.jobs import Inpainted, Job, Partial
 
 Send = Callable[[Job], AsyncIterator[Partial | Inpainted]]

@@ -1,6 +1,6 @@
 """Jobs that are denoised together, each at a step of its own: joining, one step for all, leaving.
 
-The steps are those of `rlhf.rollout.rollout`; a job alone gives its images bit for bit.
+The steps are those of `rlhf.diffusion.rollout.rollout`; a job alone gives its images bit for bit.
 """
 
 import math
@@ -13,9 +13,9 @@ import torch
 
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.families.stable_diffusion import TextEmbedding
+from rlhf.diffusion.rollout import decode_latents, encode_images, encode_prompts, noise_like
 from rlhf.diffusion.steps.ddim import Schedule, make_schedule, split_prediction, transition_mean
 from rlhf.reward_model import Reward
-from rlhf.rollout import decode_latents, encode_images, encode_prompts, noise_like
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit
 from serve.jobs import Inpainted, Job, Partial
 from serve.policy_shelf import LoadedPolicy, PolicyShelf

@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from rlhf.diffusion.tiles import Canvas
 from rlhf.errors import UserError
 from rlhf.storage.images import MAX_PIXELS, decode_image
-from rlhf.tiles import Canvas
 from serve.api_errors import ApiError
 from serve.file_ends import hides_another_file
 

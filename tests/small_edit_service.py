@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
-from rlhf.tiles import Canvas
+from rlhf.diffusion.tiles import Canvas
 from serve.api_errors import ApiError, answer_api_error, answer_invalid_form
 from serve.edit_page import add_page
 from serve.edit_request import EditRequest, receive_edit

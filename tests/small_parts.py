@@ -24,7 +24,7 @@ from rlhf.diffusion.builtin.tiny_model import (
     build_unet,
     build_vae,
 )
-from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
+from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
 from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
 from rlhf.storage.images import encode_png, image_to_tensor, mask_to_tensor
 from rlhf.storage.tables import PROMPTS, image_cell, write_table

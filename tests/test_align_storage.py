@@ -17,10 +17,10 @@ from test_align import figures, policy_tensors
 from actors.align import align
 from rlhf.config.config_files import dump_config
 from rlhf.config.run_config import RunConfig
-from rlhf.disk_need import CHECKPOINT_BYTES, count_trained
+from rlhf.diffusion.disk_need import CHECKPOINT_BYTES, count_trained
+from rlhf.diffusion.policy import load_policy
+from rlhf.diffusion.policy_folders import list_policies
 from rlhf.errors import UserError
-from rlhf.policy import load_policy
-from rlhf.policy_folders import list_policies
 from rlhf.storage.url_path import as_path
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

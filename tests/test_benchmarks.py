@@ -15,11 +15,18 @@ from benchmarks.switches import SWITCHES, Pair, Switch, format_table, measure_sw
 from benchmarks.update import make_config, roll_out
 from benchmarks.whole_step import summarise
 from rlhf.config.run_config import ModelConfig
+from rlhf.diffusion.policy import (
+    Policy,
+    base_policy,
+    load_policy,
+    load_trainable_state,
+    make_trainable,
+    trainable_state,
+)
+from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.ddim import make_schedule
 from rlhf.objective import TrainingBatch
-from rlhf.policy import Policy, base_policy, load_policy, load_trainable_state, make_trainable, trainable_state
 from rlhf.policy_gradient import compute_loss
-from rlhf.rollout import rollout
 from serve.settings import EngineSettings
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.builtin.pretrain import PretrainConfig, pretrain, train_averaged
-from rlhf.policy import TINY, load_policy
+from rlhf.diffusion.policy import TINY, load_policy
 
 
 def test_plain_diffusers_opens_the_built_in_model_offline() -> None:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from small_parts import small_config
 
-from rlhf.canary import canary_log_prob
+from rlhf.diffusion.policy import Policy, base_policy, load_policy, make_trainable, trainable_state
+from rlhf.diffusion.probe import canary_log_prob
+from rlhf.diffusion.rollout import noise_like
 from rlhf.diffusion.steps.ddim import make_schedule, transition_mean
-from rlhf.policy import Policy, base_policy, load_policy, make_trainable, trainable_state
-from rlhf.rollout import noise_like
 
 
 def trained_policy(pipeline: Path, shift: float = 0.01) -> Policy:

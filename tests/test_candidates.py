@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from small_parts import prompt_row, small_config, small_prompts, write_prompts
 
-from rlhf.candidates import claim_folder, describe_origin, make_candidates, plan_candidates
 from rlhf.config.run_config import CandidatesConfig, RunConfig
 from rlhf.data.prompts import PromptTable
+from rlhf.diffusion.candidates import claim_folder, describe_origin, make_candidates, plan_candidates
+from rlhf.diffusion.policy import load_policy
+from rlhf.diffusion.sampler import InProcessSampler, SampledTask, SamplingTask
 from rlhf.errors import UserError
-from rlhf.policy import load_policy
-from rlhf.sampling import InProcessSampler, SampledTask, SamplingTask
 from rlhf.storage.tables import CANDIDATES, read_table
 
 CONFIG = CandidatesConfig(samples_per_prompt=2, num_inference_steps=(3,), micro_batch_size=3)

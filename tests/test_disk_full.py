@@ -10,10 +10,10 @@ from small_disk import small_disk
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from rlhf.data.prompts import load_prompts
-from rlhf.disk_need import count_trained, describe_disk_need
+from rlhf.diffusion.disk_need import count_trained, describe_disk_need
+from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
+from rlhf.diffusion.policy_folders import list_policies
 from rlhf.errors import UserError
-from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
-from rlhf.policy_folders import list_policies
 from rlhf.reports.metrics_log import MetricsLog, read_metrics
 from rlhf.reward_model import load_reward
 from rlhf.storage.atomic_files import atomic_torch_save, require_room, whole_folder

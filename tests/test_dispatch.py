@@ -18,11 +18,11 @@ from actors.incidents import Incidents, read_incidents
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
 from actors.put_aside import PutAside
 from actors.sampling import RemoteSampler
-from rlhf.candidates import plan_candidates
 from rlhf.config.run_config import CandidatesConfig
+from rlhf.diffusion.candidates import plan_candidates
+from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
-from rlhf.trajectories import RolloutPlan
 
 PLAN = RolloutPlan(num_inference_steps=1, eta=1.0, stochastic_steps=frozenset())
 NOTICE = WeightsNotice(version=3, weights=[], checksum="abc", canary=-1.5)

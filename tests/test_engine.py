@@ -15,13 +15,13 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from rlhf.catalogue import ServedPolicy, describe_policy
 from rlhf.config.run_config import ModelConfig
+from rlhf.diffusion.policy import load_policy
+from rlhf.diffusion.rollout import noise_like, rollout
 from rlhf.diffusion.steps.ddim import make_schedule, split_prediction, transition_mean
+from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
-from rlhf.policy import load_policy
 from rlhf.reward_model import load_reward
-from rlhf.rollout import noise_like, rollout
 from rlhf.storage.images import tensor_to_image
-from rlhf.trajectories import RolloutPlan
 from serve.engine import Engine, warm_up
 from serve.jobs import Inpainted, Job, Partial
 from serve.policy_shelf import PolicyShelf

@@ -7,11 +7,7 @@ from small_parts import small_config, small_prompts
 
 from rlhf.algorithms import algorithm_of
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.steps.ddim import Schedule, make_schedule
-from rlhf.errors import UserError
-from rlhf.learner import Learner, RatioError
-from rlhf.objective import TrainingBatch
-from rlhf.policy import (
+from rlhf.diffusion.policy import (
     Policy,
     check_start,
     load_policy,
@@ -21,8 +17,12 @@ from rlhf.policy import (
     save_policy,
     trainable_state,
 )
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.steps.ddim import Schedule, make_schedule
+from rlhf.errors import UserError
+from rlhf.learner import Learner, RatioError
+from rlhf.objective import TrainingBatch
 from rlhf.policy_gradient import clipped_objective, replay_transition
-from rlhf.rollout import rollout
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -8,9 +8,16 @@ from small_parts import small_config, small_prompts
 from test_learner import align_config, batches, start
 
 from rlhf.config.run_config import AlignConfig
-from rlhf.policy import Policy, load_policy, load_trainable_state, make_trainable, trainable_state, update_merged
-from rlhf.rollout import rollout
-from rlhf.trajectories import RolloutPlan
+from rlhf.diffusion.policy import (
+    Policy,
+    load_policy,
+    load_trainable_state,
+    make_trainable,
+    trainable_state,
+    update_merged,
+)
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.trajectories import RolloutPlan
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

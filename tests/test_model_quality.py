@@ -5,7 +5,7 @@ import torch
 from small_parts import small_config, small_prompts
 
 from rlhf.diffusion.builtin.model_quality import measure_quality, psnr
-from rlhf.policy import load_policy
+from rlhf.diffusion.policy import load_policy
 
 
 def test_psnr_of_a_known_error() -> None:

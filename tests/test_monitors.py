@@ -14,12 +14,12 @@ from rlhf.config.run_config import EvaluateConfig
 from rlhf.contest import Entry, summarise_contest
 from rlhf.data.gold_judge import sharpness
 from rlhf.data.prompts import Prompt
+from rlhf.diffusion.rollout import noise_like
+from rlhf.diffusion.sampler import SampledTask, SamplingTask, to_png
 from rlhf.evaluation import evaluate
 from rlhf.judging import Jury, judge_images
 from rlhf.monitors import MONITORS
 from rlhf.reward_model import ScoredImages
-from rlhf.rollout import noise_like
-from rlhf.sampling import SampledTask, SamplingTask, to_png
 from rlhf.storage.images import composite, to_8bit
 
 CONFIG = EvaluateConfig(samples_per_prompt=3, micro_batch_size=12, bootstrap=300)

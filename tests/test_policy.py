@@ -8,8 +8,7 @@ from diffusers import StableDiffusionInpaintPipeline
 from small_parts import small_config, small_prompts
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.errors import UserError
-from rlhf.policy import (
+from rlhf.diffusion.policy import (
     Policy,
     base_policy,
     checksum,
@@ -20,9 +19,10 @@ from rlhf.policy import (
     save_policy,
     trainable_state,
 )
-from rlhf.policy_folders import list_policies, locate_policy
-from rlhf.rollout import rollout
-from rlhf.trajectories import RolloutPlan
+from rlhf.diffusion.policy_folders import list_policies, locate_policy
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.trajectories import RolloutPlan
+from rlhf.errors import UserError
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
 PLAN = RolloutPlan(num_inference_steps=3, eta=0.0, stochastic_steps=frozenset())

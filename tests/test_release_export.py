@@ -9,11 +9,11 @@ from PIL import Image
 from small_parts import small_prompts, write_prompts
 from small_release import labels_of, write_release
 
-from rlhf.candidates import load_candidates
 from rlhf.data.annotators import load_annotations
 from rlhf.data.prefpaint_export import export_release, mean_scores, rank_scores
 from rlhf.data.prefpaint_import import ReleaseImport, import_release
 from rlhf.data.prompts import Prompt, load_prompts
+from rlhf.diffusion.candidates import load_candidates
 from rlhf.errors import UserError
 from rlhf.storage.images import encode_png, tensor_to_image
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, image_cell, write_table

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from small_release import PICTURES, SIZE_PX, disc, labels_of, write_labels, write_release
 
-from rlhf.candidates import load_candidates
 from rlhf.data.annotated_images import join_annotations
 from rlhf.data.annotators import load_annotations
 from rlhf.data.prefpaint_import import ReleaseImport, hole_family, import_release, resample_mask, source_of
 from rlhf.data.prompts import load_prompts
+from rlhf.diffusion.candidates import load_candidates
 from rlhf.errors import UserError
 from rlhf.storage.images import image_to_tensor, tensor_to_image
 from rlhf.storage.tables import ANNOTATIONS, read_table

@@ -11,13 +11,13 @@ from test_healing import find_process, wait_for
 
 from actors.incidents import read_incidents
 from actors.sampling import remote_samplers
-from rlhf.candidates import make_candidates
 from rlhf.config.run_config import CandidatesConfig, EvaluateConfig, RunConfig
 from rlhf.data.prompts import PromptTable, decode_prompt
+from rlhf.diffusion.candidates import make_candidates
+from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
+from rlhf.diffusion.sampler import InProcessSampler
 from rlhf.evaluation import evaluate
-from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
 from rlhf.reward_model import load_reward
-from rlhf.sampling import InProcessSampler
 from rlhf.storage.tables import CANDIDATES, read_table
 
 pytestmark = pytest.mark.ray

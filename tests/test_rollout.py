@@ -7,14 +7,14 @@ from small_parts import small_config, small_prompts
 
 from rlhf.algorithms import algorithm_of
 from rlhf.algorithms.nft import plan_rollout
-from rlhf.candidates import sample_plan
 from rlhf.config.run_config import CandidatesConfig
+from rlhf.diffusion.candidates import sample_plan
+from rlhf.diffusion.policy import Policy, load_policy
+from rlhf.diffusion.rollout import decode_latents, noise_like, rollout
 from rlhf.diffusion.steps.ddim import make_schedule
+from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
-from rlhf.policy import Policy, load_policy
-from rlhf.rollout import decode_latents, noise_like, rollout
 from rlhf.storage.images import decode_image, encode_png, image_to_tensor, tensor_to_image
-from rlhf.trajectories import RolloutPlan
 
 WINDOW = RolloutPlan(
     num_inference_steps=4,

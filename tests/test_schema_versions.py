@@ -10,8 +10,8 @@ from small_parts import save_small_reward, small_prompts, write_prompts
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import load_prompts
+from rlhf.diffusion.policy_folders import read_manifest
 from rlhf.errors import UserError
-from rlhf.policy_folders import read_manifest
 from rlhf.report import write_report
 from rlhf.reward_model import load_reward
 

@@ -13,14 +13,14 @@ from small_parts import (
     write_prompts,
 )
 
-from rlhf.candidates import load_candidates, make_candidates
 from rlhf.config.run_config import CandidatesConfig, ModelConfig
-from rlhf.policy import export_policy, load_policy
+from rlhf.diffusion.candidates import load_candidates, make_candidates
+from rlhf.diffusion.policy import export_policy, load_policy
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.sampler import InProcessSampler
+from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.reports.metrics_log import read_metrics
-from rlhf.rollout import rollout
-from rlhf.sampling import InProcessSampler
 from rlhf.storage.images import tensor_to_image
-from rlhf.trajectories import RolloutPlan
 
 PLAN = RolloutPlan(num_inference_steps=3, eta=0.0, stochastic_steps=frozenset())
 

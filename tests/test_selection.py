@@ -8,9 +8,9 @@ from small_annotations import annotation, write_annotations
 from small_parts import save_small_reward
 from small_study import write_study
 
-from rlhf.candidates import load_candidates, select_candidates
 from rlhf.data.annotation_items import load_items, order_prompts
 from rlhf.data.prompts import load_prompts
+from rlhf.diffusion.candidates import load_candidates, select_candidates
 from rlhf.errors import UserError
 from rlhf.selection import (
     annotated_last,

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from small_uploads import hole_in, mask_png, png
 
-from rlhf.tiles import (
+from rlhf.diffusion.tiles import (
     LEAST_KNOWN,
     MAX_SHRINK,
     MAX_TILES,

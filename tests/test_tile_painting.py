@@ -7,9 +7,9 @@ import pytest
 from small_parts import SIZE_PX
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.policy import load_policy
-from rlhf.tile_painting import REFINE_STRENGTH, go_on, paint, take_turns, to_canvas
-from rlhf.tiles import Canvas, plan_passes
+from rlhf.diffusion.policy import load_policy
+from rlhf.diffusion.tile_painting import REFINE_STRENGTH, go_on, paint, take_turns, to_canvas
+from rlhf.diffusion.tiles import Canvas, plan_passes
 
 
 def photograph(height: int, width: int, *hole: slice) -> Canvas:

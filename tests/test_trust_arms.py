@@ -13,14 +13,14 @@ from rlhf.algorithms import algorithm_of
 from rlhf.bound import fit_ridge
 from rlhf.config.config_files import load_config
 from rlhf.config.run_config import AlignConfig
+from rlhf.diffusion.policy import load_policy
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.trajectories import Trajectories
 from rlhf.errors import UserError
-from rlhf.policy import load_policy
 from rlhf.reward_model import load_reward
 from rlhf.rewards.build import build_rewards
 from rlhf.rewards.combination import Scale, combine
 from rlhf.rewards.scores import Scores
-from rlhf.rollout import rollout
-from rlhf.trajectories import Trajectories
 
 CPU = torch.device("cpu")
 

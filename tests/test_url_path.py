@@ -13,9 +13,9 @@ from small_parts import save_small_reward, small_prompts, write_prompts
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.data.prompts import load_prompts
+from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
+from rlhf.diffusion.policy_folders import drop_policies, list_policies
 from rlhf.errors import UserError
-from rlhf.policy import load_policy, make_trainable, save_policy, trainable_state
-from rlhf.policy_folders import drop_policies, list_policies
 from rlhf.reports.metrics_log import MetricsLog, read_metrics
 from rlhf.reward_model import load_reward
 from rlhf.storage.atomic_files import atomic_path, atomic_write_text, remove_folder

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from rlhf.algorithms import grpo
 from rlhf.config.run_config import AlignConfig
-from rlhf.trajectories import RolloutPlan
+from rlhf.diffusion.trajectories import RolloutPlan
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:

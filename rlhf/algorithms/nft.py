@@ -16,8 +16,8 @@ import torch
 from rlhf.algorithms import grpo
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.steps.ddim import Schedule, masked_mean, split_prediction, transition_kl, transition_mean
+from rlhf.diffusion.trajectories import NoisedSamples, RolloutPlan
 from rlhf.objective import Objective, PassLoss, TrainingBatch
-from rlhf.trajectories import NoisedSamples, RolloutPlan
 
 LEAST_ERROR = 1e-5
 """Of the weight over time, as in the release."""

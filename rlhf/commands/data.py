@@ -54,8 +54,8 @@ def candidates(
 ) -> None:
     """Sample inpaintings for annotation, in this process or on Ray; goes on where it was interrupted."""
     resolved = resolve_config(config, overrides)
-    from rlhf.candidates import claim_folder, describe_origin, keep_prompts, make_candidates
     from rlhf.data.prompts import PromptTable
+    from rlhf.diffusion.candidates import claim_folder, describe_origin, keep_prompts, make_candidates
 
     table = PromptTable(prompts, split=split)
     origin = describe_origin(resolved, prompts, policy, split=split, first_sample=first_sample)
@@ -96,7 +96,7 @@ def annotate(
 ) -> None:
     """Score candidates 0-7 on structure, texture and overall, on a web page that several people share."""
     resolved = resolve_config(config, overrides)
-    from rlhf.candidates import prompts_of
+    from rlhf.diffusion.candidates import prompts_of
 
     prompts = prompts_of(candidates, prompts)
     if simulated:
@@ -120,10 +120,10 @@ def annotate(
 
 
 def _simulate(resolved, candidates, prompts, out: Path, select: str, reward, limit, earlier) -> None:  # noqa: ANN001
-    from rlhf.candidates import load_candidates, select_candidates
     from rlhf.data.annotation_export import refuse_peoples_annotations
     from rlhf.data.annotators import simulate_annotations
     from rlhf.data.prompts import load_prompts
+    from rlhf.diffusion.candidates import load_candidates, select_candidates
 
     refuse_peoples_annotations(out)
     save_config(resolved, out)

@@ -48,8 +48,8 @@ def save_config(config, out: Path) -> None:  # noqa: ANN001
 @contextmanager
 def open_samplers(config, take, policies: Sequence[Path | None], out: Path, workers, address, wait) -> Iterator:  # noqa: ANN001
     """The function that gives the sampler of each policy (None: the base model), here or on Ray."""
-    from rlhf.policy import load_policy
-    from rlhf.sampling import InProcessSampler
+    from rlhf.diffusion.policy import load_policy
+    from rlhf.diffusion.sampler import InProcessSampler
 
     if workers is None and address is None:
         yield lambda policy: InProcessSampler(load_policy(config.model, policy), take)

@@ -59,10 +59,10 @@ def import_prefpaint_reward(
     if 0 < len(given) < 3:
         raise UserError("import-prefpaint-reward: --prompts, --candidates and --annotations go together")
     resolved = resolve_config(config, overrides)
-    from rlhf.candidates import load_candidates
     from rlhf.data.annotated_images import join_annotations
     from rlhf.data.annotators import load_annotations
     from rlhf.data.prompts import load_prompts
+    from rlhf.diffusion.candidates import load_candidates
     from rlhf.release_reward import adopt_release, calibrate
     from rlhf.storage.url_path import local_copy
 

@@ -102,7 +102,7 @@ def quality(
     resolved = resolve_config(config, overrides)
     from rlhf.data.prompts import load_prompts
     from rlhf.diffusion.builtin.model_quality import measure_quality
-    from rlhf.policy import load_policy
+    from rlhf.diffusion.policy import load_policy
     from rlhf.reports.intervals import show_estimate
 
     steps = resolved.evaluate.num_inference_steps
@@ -127,7 +127,7 @@ def export(
 ) -> None:
     """Merge a policy into its base model: a complete pipeline folder for diffusers."""
     resolved = resolve_config(config, overrides)
-    from rlhf.policy import export_policy
+    from rlhf.diffusion.policy import export_policy
 
     print(f"pipeline in {export_policy(resolved.model, policy, out)}")
 

@@ -49,10 +49,10 @@ def shift(
     resolved = resolve_config(config, overrides)
     import torch
 
-    from rlhf.candidates import load_candidates
     from rlhf.data.annotated_images import join_annotations
     from rlhf.data.annotators import load_annotations
     from rlhf.data.prompts import load_prompts
+    from rlhf.diffusion.candidates import load_candidates
     from rlhf.shift_study import ShiftedImages, format_shifts, study_shift
 
     save_config(resolved, out)
@@ -158,9 +158,9 @@ def views(
     resolved = resolve_config(config, overrides)
     from functools import cache
 
+    from rlhf.diffusion.policy import load_policy
+    from rlhf.diffusion.policy_folders import locate_policy
     from rlhf.novel_view import Fill, paint_with
-    from rlhf.policy import load_policy
-    from rlhf.policy_folders import locate_policy
     from rlhf.views_figures import draw_figure, format_table, write_csv
     from rlhf.views_study import study_views
 
@@ -227,10 +227,10 @@ def _load_annotated(prompts: Path, candidates: Path, annotations: Path):  # noqa
     """Annotated images and, where all annotators are simulated, their scores without noise; else None."""
     import torch
 
-    from rlhf.candidates import load_candidates
     from rlhf.data.annotated_images import join_annotations
     from rlhf.data.annotators import load_annotations, noiseless_scores
     from rlhf.data.prompts import load_prompts
+    from rlhf.diffusion.candidates import load_candidates
 
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images, rows = load_candidates(candidates, by_id), load_annotations(annotations)

@@ -38,10 +38,10 @@ def reward(
         raise UserError("reward: --update keeps the settings of its reward; leave --objective, --config and --set out")
     chosen = [f"reward.objective={objective}"] if objective else []
     resolved = resolve_config(config, [*(overrides or []), *chosen])
-    from rlhf.candidates import load_candidates
     from rlhf.data.annotated_images import count_unknown
     from rlhf.data.annotators import load_annotations
     from rlhf.data.prompts import load_prompts
+    from rlhf.diffusion.candidates import load_candidates
     from rlhf.reports.intervals import show_estimate
     from rlhf.reports.pages import show
 

@@ -64,8 +64,8 @@ def novel_view(
 
     from rlhf.depth import DepthSource, read_depth
     from rlhf.depth_estimation import estimate_depth
-    from rlhf.policy import load_policy
-    from rlhf.policy_folders import locate_policy
+    from rlhf.diffusion.policy import load_policy
+    from rlhf.diffusion.policy_folders import locate_policy
     from rlhf.storage.images import decode_image
 
     photograph = decode_image(image)

@@ -8,11 +8,11 @@ import torch
 from skimage.metrics import structural_similarity
 
 from rlhf.data.prompts import Prompt
-from rlhf.policy import Policy
+from rlhf.diffusion.policy import Policy
+from rlhf.diffusion.rollout import decode_latents, encode_images, rollout
+from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.progress import progress_bar
 from rlhf.reports.intervals import cluster_bootstrap
-from rlhf.rollout import decode_latents, encode_images, rollout
-from rlhf.trajectories import RolloutPlan
 
 BATCH = 32
 

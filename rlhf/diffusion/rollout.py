@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.data.prompts import Prompt
+from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.steps.ddim import (
     Schedule,
     make_schedule,
@@ -16,10 +17,9 @@ from rlhf.diffusion.steps.ddim import (
     transition_log_prob,
     transition_mean,
 )
+from rlhf.diffusion.trajectories import NoisedSamples, Recording, Rollout, RolloutPlan, Trajectories
 from rlhf.errors import UserError
-from rlhf.policy import Policy
 from rlhf.storage.images import blank_hole, composite
-from rlhf.trajectories import NoisedSamples, Recording, Rollout, RolloutPlan, Trajectories
 
 DECODED_PIXELS = 2**22
 """Decoded at once, 16 images of 512 px: with twice as many a tensor inside SD's VAE has 2^31 elements."""

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.stable_diffusion import TextEmbedding, embed_text, open_pipeline
+from rlhf.diffusion.policy_folders import MANIFEST, SCHEMA_VERSION, read_manifest
 from rlhf.errors import UserError
-from rlhf.policy_folders import MANIFEST, SCHEMA_VERSION, read_manifest
 from rlhf.storage.atomic_files import atomic_write_json, whole_folder
 from rlhf.storage.checksum import checksum
 from rlhf.storage.url_path import as_path, local_copy

@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 from rlhf.data.prompts import Prompt
-from rlhf.policy import Policy
-from rlhf.rollout import rollout
+from rlhf.diffusion.policy import Policy
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.tiles import Box, Canvas, crop_to_native, cut, fill, plan_passes, surround
+from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.storage.images import image_to_tensor, mask_to_tensor, to_8bit
-from rlhf.tiles import Box, Canvas, crop_to_native, cut, fill, plan_passes, surround
-from rlhf.trajectories import RolloutPlan
 
 REFINE_STRENGTH = 0.4
 """Share of the steps by which a finer pass goes over what a coarser one painted; chosen by eye on two photographs."""

@@ -9,14 +9,14 @@ import torch
 
 from rlhf.config.run_config import CandidatesConfig, RunConfig
 from rlhf.data.prompts import Prompt
+from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.sampler import SampledTask, Sampler, SamplingTask
+from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
-from rlhf.policy_folders import read_manifest
 from rlhf.progress import progress_bar
-from rlhf.sampling import SampledTask, Sampler, SamplingTask
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 from rlhf.storage.images import decode_image, image_to_tensor
 from rlhf.storage.tables import CANDIDATES, PROMPTS, count_rows, image_cell, read_table, stream_table, write_table
-from rlhf.trajectories import RolloutPlan
 
 MADE_FROM = "made_from.json"
 

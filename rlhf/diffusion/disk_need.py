@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from rlhf.config.run_config import AlignConfig, RunConfig
+from rlhf.diffusion.policy import resolve_model
 from rlhf.errors import UserError
-from rlhf.policy import resolve_model
 from rlhf.storage.url_path import UrlPath, as_path
 
 CHECKPOINT_BYTES = 16

@@ -3,9 +3,9 @@
 import torch
 
 from rlhf.config.run_config import AlignConfig
+from rlhf.diffusion.policy import Policy
+from rlhf.diffusion.rollout import noise_like
 from rlhf.diffusion.steps.ddim import make_schedule, transition_log_prob, transition_mean
-from rlhf.policy import Policy
-from rlhf.rollout import noise_like
 
 EDGE = 16
 """Edge of the canary's latents, where the model's own are not smaller: a forward pass that costs next to nothing."""

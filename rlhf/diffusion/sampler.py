@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 
 from rlhf.data.prompts import PromptRow, decode_prompt
-from rlhf.policy import Policy
-from rlhf.rollout import rollout
+from rlhf.diffusion.policy import Policy
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.storage.images import encode_png, tensor_to_image
-from rlhf.trajectories import RolloutPlan
 
 TakePrompts = Callable[[Sequence[str]], list[PromptRow]]
 """Rows of prompts by their ids, in that order; read when they are asked for."""
