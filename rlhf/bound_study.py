@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.bound import conformal_multiplier
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
-from rlhf.feature_training import describe_rows, with_descriptions
 from rlhf.reports.intervals import cluster_bootstrap, rank_correlation, show_estimate
 from rlhf.reports.pages import show
 from rlhf.resplits import average, run_resplits
-from rlhf.reward_model import RewardModel
-from rlhf.reward_training import features_of, fit_reward
+from rlhf.rewards.learned.bound import conformal_multiplier
+from rlhf.rewards.learned.feature_training import describe_rows, with_descriptions
+from rlhf.rewards.learned.reward_model import RewardModel
+from rlhf.rewards.learned.reward_training import features_of, fit_reward
 from rlhf.storage.atomic_files import atomic_write_json, finite
 
 KINDS = ("proper norm", "released norm", "ensemble", "dropout", "constant")

@@ -21,7 +21,7 @@ from rlhf.monitors import find_alarms, watch
 from rlhf.progress import progress_bar
 from rlhf.reports.grids import save_comparison_grid
 from rlhf.reports.intervals import cluster_bootstrap, wins
-from rlhf.reward_model import Reward
+from rlhf.rewards.learned.reward_model import Reward
 from rlhf.rewards.scores import RewardSource
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.images import blank_hole, decode_image, from_8bit

@@ -15,7 +15,7 @@ from rlhf.diffusion.sampler import InProcessSampler, Sampler
 from rlhf.errors import UserError
 from rlhf.evaluation import compare, judge_policy
 from rlhf.gate_verdict import Comparison, Verdict, timestamp
-from rlhf.reward_model import Reward, load_reward
+from rlhf.rewards.learned.reward_model import Reward, load_reward
 from rlhf.storage.checksum import folder_checksum
 from rlhf.storage.url_path import local_copy
 

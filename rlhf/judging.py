@@ -20,7 +20,7 @@ from rlhf.hole_measures import (
     seam_band,
     to_arrays,
 )
-from rlhf.reward_model import Reward
+from rlhf.rewards.learned.reward_model import Reward
 from rlhf.rewards.scores import RewardSource
 from rlhf.storage.images import encode_png, from_8bit
 

@@ -25,7 +25,7 @@ from rlhf.reports.pages import (
     show_hole,
     write_page,
 )
-from rlhf.reward_charts import reliability_charts
+from rlhf.rewards.learned.reward_charts import reliability_charts
 from rlhf.stages import read_stages
 from rlhf.storage.atomic_files import check_schema
 from rlhf.storage.images import decode_image, decode_mask

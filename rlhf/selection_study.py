@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from rlhf.bound import update_ridge
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
-from rlhf.feature_training import with_descriptions
 from rlhf.reports.intervals import show_estimate
 from rlhf.resplits import average, run_resplits
-from rlhf.reward_figures import pair_accuracy
-from rlhf.reward_memory import RewardMemory, described, no_prompts, rows_to_add
-from rlhf.reward_model import RewardModel
-from rlhf.reward_training import features_of, fit_reward
-from rlhf.selection import order_by_uncertainty, order_randomly, take_prompts
+from rlhf.rewards.learned.bound import update_ridge
+from rlhf.rewards.learned.feature_training import with_descriptions
+from rlhf.rewards.learned.prompt_choice import order_by_uncertainty, order_randomly, take_prompts
+from rlhf.rewards.learned.reward_figures import pair_accuracy
+from rlhf.rewards.learned.reward_memory import RewardMemory, described, no_prompts, rows_to_add
+from rlhf.rewards.learned.reward_model import RewardModel
+from rlhf.rewards.learned.reward_training import features_of, fit_reward
 from rlhf.selection_figure import draw_errors
 from rlhf.storage.atomic_files import atomic_write_json, finite
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
-from rlhf.feature_training import with_descriptions
 from rlhf.resplits import average, run_resplits
-from rlhf.reward_model import RewardModel
-from rlhf.reward_training import features_of, fit_reward
+from rlhf.rewards.learned.feature_training import with_descriptions
+from rlhf.rewards.learned.reward_model import RewardModel
+from rlhf.rewards.learned.reward_training import features_of, fit_reward
 from rlhf.storage.atomic_files import atomic_write_json
 
 SEVERITIES = (1, 2, 3, 4)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
 from rlhf.errors import UserError
-from rlhf.reward_model import Reward
+from rlhf.rewards.learned.reward_model import Reward
 from serve.jobs import Inpainted, Job, Partial
 from serve.policy_shelf import PolicyShelf
 from serve.running_batch import RunningJob, advance, estimate, finish, start_jobs

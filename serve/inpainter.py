@@ -6,7 +6,7 @@ import numpy as np
 from ray import serve as ray_serve
 
 from rlhf.catalogue import ServedPolicy
-from rlhf.reward_model import load_reward
+from rlhf.rewards.learned.reward_model import load_reward
 from serve.engine import Engine, warm_up
 from serve.jobs import Inpainted, Job, Partial, Served
 from serve.policy_shelf import PolicyShelf

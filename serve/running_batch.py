@@ -15,7 +15,7 @@ from rlhf.data.prompts import Prompt
 from rlhf.diffusion.families.stable_diffusion import TextEmbedding
 from rlhf.diffusion.rollout import decode_latents, encode_images, encode_prompts, noise_like
 from rlhf.diffusion.steps.ddim import Schedule, make_schedule, split_prediction, transition_mean
-from rlhf.reward_model import Reward
+from rlhf.rewards.learned.reward_model import Reward
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit
 from serve.jobs import Inpainted, Job, Partial
 from serve.policy_shelf import LoadedPolicy, PolicyShelf

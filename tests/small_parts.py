@@ -13,7 +13,6 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextModelWithProjection
 
-from rlhf.bound import RidgeHead
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
 from rlhf.data.holes import FAMILIES, draw_hole
 from rlhf.data.prompts import Prompt, PromptRow
@@ -25,7 +24,8 @@ from rlhf.diffusion.builtin.tiny_model import (
     build_vae,
 )
 from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
-from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
+from rlhf.rewards.learned.bound import RidgeHead
+from rlhf.rewards.learned.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
 from rlhf.storage.images import encode_png, image_to_tensor, mask_to_tensor
 from rlhf.storage.tables import PROMPTS, image_cell, write_table
 

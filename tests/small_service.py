@@ -74,8 +74,8 @@ def running_service(settings: dict[str, object], num_cpus: int = 2) -> Iterator[
 def _save_reward(folder: Path) -> None:
     import torch
 
-    from rlhf.bound import RidgeHead
-    from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
+    from rlhf.rewards.learned.bound import RidgeHead
+    from rlhf.rewards.learned.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
 
     folder.mkdir()
     fields = dict.fromkeys(Calibration.__dataclass_fields__, 1.0)

@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 
-from rlhf.bound import (
+from rlhf.errors import UserError
+from rlhf.rewards.learned.bound import (
     conformal_multiplier,
     discount_prompt_effects,
     effective_rank,
@@ -16,7 +17,6 @@ from rlhf.bound import (
     trust_weight,
     update_ridge,
 )
-from rlhf.errors import UserError
 
 RIDGE = 0.7
 

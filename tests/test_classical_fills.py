@@ -11,7 +11,7 @@ from rlhf.classical_fills import fill_with_opencv, open_classical
 from rlhf.contestants import judge_fill
 from rlhf.errors import UserError
 from rlhf.judging import Jury
-from rlhf.reward_model import load_reward
+from rlhf.rewards.learned.reward_model import load_reward
 
 
 @pytest.mark.skipif(find_spec("cv2") is not None, reason="OpenCV is installed")

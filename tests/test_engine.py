@@ -20,7 +20,7 @@ from rlhf.diffusion.rollout import noise_like, rollout
 from rlhf.diffusion.steps.ddim import make_schedule, split_prediction, transition_mean
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
-from rlhf.reward_model import load_reward
+from rlhf.rewards.learned.reward_model import load_reward
 from rlhf.storage.images import tensor_to_image
 from serve.engine import Engine, warm_up
 from serve.jobs import Inpainted, Job, Partial

@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.feature_distances import frechet_distance, kernel_distance, open_features, open_lpips
 from rlhf.hole_measures import seam_band
 from rlhf.judging import Jury, judge_images
-from rlhf.reward_model import load_reward
+from rlhf.rewards.learned.reward_model import load_reward
 from rlhf.storage.images import to_8bit
 
 

@@ -19,7 +19,7 @@ from rlhf.diffusion.sampler import SampledTask, SamplingTask, to_png
 from rlhf.evaluation import evaluate
 from rlhf.judging import Jury, judge_images
 from rlhf.monitors import MONITORS
-from rlhf.reward_model import ScoredImages
+from rlhf.rewards.learned.reward_model import ScoredImages
 from rlhf.storage.images import composite, to_8bit
 
 CONFIG = EvaluateConfig(samples_per_prompt=3, micro_batch_size=12, bootstrap=300)

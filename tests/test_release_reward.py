@@ -13,12 +13,12 @@ from PIL import Image
 from small_annotations import make_world
 from small_checkpoint import SMALL, release_state
 
-from rlhf.bound import effective_rank
 from rlhf.data.annotated_images import join_annotations
 from rlhf.errors import UserError
-from rlhf.release_reward import ReleasedReward, adopt_release, calibrate, read_inverse
 from rlhf.reports.intervals import rank_correlation
-from rlhf.reward_model import ScoredImages, load_reward
+from rlhf.rewards.learned.bound import effective_rank
+from rlhf.rewards.learned.prefpaint_reward import ReleasedReward, adopt_release, calibrate, read_inverse
+from rlhf.rewards.learned.reward_model import ScoredImages, load_reward
 from rlhf.storage.images import image_to_tensor
 
 Files = tuple[Path, Path]

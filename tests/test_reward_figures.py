@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf.reports.intervals import cluster_bootstrap, rank_correlation
-from rlhf.reward_figures import (
+from rlhf.rewards.learned.reward_figures import (
     ScoredAnnotations,
     calibration_curve,
     errors_by,
@@ -15,7 +15,7 @@ from rlhf.reward_figures import (
     pair_accuracy_interval,
     rank_by_trust,
 )
-from rlhf.uncertainty_figures import LEVELS, coverage_by_level, risk_coverage, selective_risks
+from rlhf.rewards.learned.uncertainty_figures import LEVELS, coverage_by_level, risk_coverage, selective_risks
 
 
 def scored(errors: list[float], uncertainty: list[float], **changed: object) -> ScoredAnnotations:

@@ -3,8 +3,8 @@
 import torch
 from small_annotations import bare_scores
 
-from rlhf.bound import fit_ridge
-from rlhf.reward_head import RIDGES, choose_ridge, correct_head, fit_first_head
+from rlhf.rewards.learned.bound import fit_ridge
+from rlhf.rewards.learned.reward_head import RIDGES, choose_ridge, correct_head, fit_first_head
 
 PROMPTS, SAMPLES, DIM = 90, 8, 5
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from rlhf.bound import effective_rank, fit_ridge
 from rlhf.errors import UserError
-from rlhf.reward_model import (
+from rlhf.rewards.learned.bound import effective_rank, fit_ridge
+from rlhf.rewards.learned.reward_model import (
     LINEAR_LENGTH,
     Calibration,
     ClipBackbone,

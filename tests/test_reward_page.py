@@ -17,9 +17,9 @@ from small_annotations import make_world
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, join_annotations
 from rlhf.errors import UserError
-from rlhf.reward_model import load_reward
-from rlhf.reward_page import write_reward_page
-from rlhf.reward_training import describe_doubts, train_reward
+from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_page import write_reward_page
+from rlhf.rewards.learned.reward_training import describe_doubts, train_reward
 
 MALICIOUS = '<script>alert("x")</script>'
 CONFIG = RewardConfig(feature_dim=12, epochs=4, decorrelation=1.0, ridge=30.0)

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from small_annotations import annotation, make_world
 
-from rlhf.bound import PromptEffects, discount_prompt_effects, fit_ridge, update_ridge
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.normalisation import load_normalisation, measure_normalisation
 from rlhf.errors import UserError
-from rlhf.reward_memory import DescribedAnnotations, load_memory, no_prompts, rows_to_add
-from rlhf.reward_model import load_reward
-from rlhf.reward_training import train_reward
-from rlhf.reward_update import update_reward
+from rlhf.rewards.learned.bound import PromptEffects, discount_prompt_effects, fit_ridge, update_ridge
+from rlhf.rewards.learned.reward_memory import DescribedAnnotations, load_memory, no_prompts, rows_to_add
+from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_training import train_reward
+from rlhf.rewards.learned.reward_update import update_reward
 
 CONFIG = RewardConfig(feature_dim=12, epochs=2, micro_batch_size=64, decorrelation=1.0)
 PROMPTS, COUNT, DIM = 9, 60, 4

@@ -12,7 +12,7 @@ from rlhf.data.annotation_items import load_items, order_prompts
 from rlhf.data.prompts import load_prompts
 from rlhf.diffusion.candidates import load_candidates, select_candidates
 from rlhf.errors import UserError
-from rlhf.selection import (
+from rlhf.rewards.learned.prompt_choice import (
     annotated_last,
     order_by_uncertainty,
     order_randomly,

@@ -10,16 +10,16 @@ from small_parts import save_small_reward, small_config, small_prompts
 from actors.coordinator import CONSTANT_TRUST, Coordinator, climbed_reward, weigh_trust
 from actors.dispatch import FinishedTask
 from rlhf.algorithms import algorithm_of
-from rlhf.bound import fit_ridge
 from rlhf.config.config_files import load_config
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import Trajectories
 from rlhf.errors import UserError
-from rlhf.reward_model import load_reward
 from rlhf.rewards.build import build_rewards
 from rlhf.rewards.combination import Scale, combine
+from rlhf.rewards.learned.bound import fit_ridge
+from rlhf.rewards.learned.reward_model import load_reward
 from rlhf.rewards.scores import Scores
 
 CPU = torch.device("cpu")

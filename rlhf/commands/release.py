@@ -63,7 +63,7 @@ def import_prefpaint_reward(
     from rlhf.data.annotators import load_annotations
     from rlhf.data.prompts import load_prompts
     from rlhf.diffusion.candidates import load_candidates
-    from rlhf.release_reward import adopt_release, calibrate
+    from rlhf.rewards.learned.prefpaint_reward import adopt_release, calibrate
     from rlhf.storage.url_path import local_copy
 
     with local_copy(checkpoint) as network, local_copy(v_inverse) as inverse:

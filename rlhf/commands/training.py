@@ -51,11 +51,11 @@ def reward(
     if 0 < unknown < len(rows):
         print(f"reward: {unknown} of {len(rows)} annotations are of unknown candidates; left out", file=sys.stderr)
     if update is not None:
-        from rlhf.reward_update import update_reward
+        from rlhf.rewards.learned.reward_update import update_reward
 
         figures = update_reward(update, by_id, images, rows, out)
     else:
-        from rlhf.reward_training import describe_doubts, train_reward
+        from rlhf.rewards.learned.reward_training import describe_doubts, train_reward
 
         save_config(resolved, out)
         command = shlex.join(["rlhf", *sys.argv[1:]])

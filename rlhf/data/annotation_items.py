@@ -122,7 +122,7 @@ def order_prompts(
     """
     import torch
 
-    from rlhf.selection import select_prompts
+    from rlhf.rewards.learned.prompt_choice import select_prompts
 
     def pictures(prompt_id: str) -> tuple[torch.Tensor, torch.Tensor]:
         samples = items.candidates[prompt_id].values()

@@ -168,7 +168,7 @@ def select_candidates(
     earlier: Sequence[Path] = (),
 ) -> dict[tuple[str, int], torch.Tensor]:
     """The candidates of the prompts that `select_prompts` chooses, in the order in which they are to be annotated."""
-    from rlhf.selection import select_prompts
+    from rlhf.rewards.learned.prompt_choice import select_prompts
 
     keys: dict[str, list[tuple[str, int]]] = {}
     for key in candidates:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from rlhf.errors import UserError
-from rlhf.reward_model import Reward
+from rlhf.rewards.learned.reward_model import Reward
 from rlhf.rewards.scores import Scores
 
 

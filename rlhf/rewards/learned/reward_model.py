@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rlhf.bound import PromptEffects, RidgeHead, trust_weight
-from rlhf.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.errors import UserError
-from rlhf.hole_statistics import COUNT, hole_statistics
-from rlhf.release_backbone import ReleaseBackbone, load_release
+from rlhf.rewards.learned.bound import PromptEffects, RidgeHead, trust_weight
+from rlhf.rewards.learned.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
+from rlhf.rewards.learned.hole_statistics import COUNT, hole_statistics
+from rlhf.rewards.learned.prefpaint_backbone import ReleaseBackbone, load_release
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json, check_schema
 from rlhf.storage.url_path import local_copy
 
@@ -249,7 +249,7 @@ def load_reward(folder: Path) -> Reward:
         record = json.loads((folder / "reward.json").read_text())
         if record.get("kind") == RELEASE_KIND:
             # Imported here, since its scores are this module's.
-            from rlhf.release_reward import load_released_reward
+            from rlhf.rewards.learned.prefpaint_reward import load_released_reward
 
             return load_released_reward(folder, record)
         check_schema(record["schema_version"], SCHEMA_VERSION, folder / "reward.json")

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.bound import can_calibrate, conformal_multiplier
 from rlhf.reports.intervals import cluster_bootstrap
-from rlhf.reward_figures import ScoredAnnotations
+from rlhf.rewards.learned.bound import can_calibrate, conformal_multiplier
+from rlhf.rewards.learned.reward_figures import ScoredAnnotations
 
 LEVELS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 """Nominal coverages, 0.5 to 0.95."""

@@ -2,14 +2,14 @@
 
 import torch
 
-from rlhf.bound import (
+from rlhf.data.annotated_images import AnnotatedImages, prompt_weights, split_photographs
+from rlhf.rewards.learned.bound import (
     PromptEffects,
     RidgeHead,
     discount_prompt_effects,
     fit_ridge,
     measure_prompt_effects,
 )
-from rlhf.data.annotated_images import AnnotatedImages, prompt_weights, split_photographs
 
 RIDGES = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """What lambda is chosen from."""

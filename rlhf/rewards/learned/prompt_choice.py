@@ -13,7 +13,7 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
-from rlhf.reward_model import load_reward
+from rlhf.rewards.learned.reward_model import load_reward
 from rlhf.storage.tables import ANNOTATIONS, read_table
 
 Pictures = Callable[[str], tuple[torch.Tensor, torch.Tensor]]

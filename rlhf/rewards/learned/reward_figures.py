@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.bound import RidgeHead
 from rlhf.data.prompts import Prompt
 from rlhf.reports.intervals import cluster_bootstrap, rank_correlation
-from rlhf.reward_memory import DescribedAnnotations
-from rlhf.reward_model import Calibration, RewardModel
+from rlhf.rewards.learned.bound import RidgeHead
+from rlhf.rewards.learned.reward_memory import DescribedAnnotations
+from rlhf.rewards.learned.reward_model import Calibration, RewardModel
 
 SIZE_GROUPS = 5
 CALIBRATION_GROUPS = 10

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from rlhf.bound import PromptEffects, update_ridge
 from rlhf.data.annotated_images import annotations_of, join_annotations
 from rlhf.data.normalisation import load_normalisation
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.reward_figures import bound_figures
-from rlhf.reward_memory import annotation_id, described, load_memory, rows_to_add
-from rlhf.reward_model import RewardModel, load_reward
-from rlhf.reward_training import features_of, fit_calibration, save_reward
+from rlhf.rewards.learned.bound import PromptEffects, update_ridge
+from rlhf.rewards.learned.reward_figures import bound_figures
+from rlhf.rewards.learned.reward_memory import annotation_id, described, load_memory, rows_to_add
+from rlhf.rewards.learned.reward_model import RewardModel, load_reward
+from rlhf.rewards.learned.reward_training import features_of, fit_calibration, save_reward
 from rlhf.storage.atomic_files import atomic_write_text
 
 KEPT = ("effective_rank", "spectrum", "feature_dim", "is_noise_measured")

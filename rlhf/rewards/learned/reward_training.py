@@ -7,15 +7,6 @@ from typing import Any
 
 import torch
 
-from rlhf.bound import (
-    PromptEffects,
-    RidgeHead,
-    conformal_multiplier,
-    effective_rank,
-    require_calibration,
-    spectrum,
-    theorem_multiplier,
-)
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import (
     AnnotatedImages,
@@ -29,14 +20,23 @@ from rlhf.data.annotated_images import (
 from rlhf.data.normalisation import Normalisation
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.feature_training import describe_rows, train_features
-from rlhf.reward_figures import rank_by_trust, report_figures, score_annotations
-from rlhf.reward_head import choose_ridge, correct_head, fit_first_head
-from rlhf.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts
-from rlhf.reward_model import Calibration, FeatureNetwork, RewardModel
-from rlhf.reward_page import write_reward_page
+from rlhf.rewards.learned.bound import (
+    PromptEffects,
+    RidgeHead,
+    conformal_multiplier,
+    effective_rank,
+    require_calibration,
+    spectrum,
+    theorem_multiplier,
+)
+from rlhf.rewards.learned.feature_training import describe_rows, train_features
+from rlhf.rewards.learned.reward_figures import rank_by_trust, report_figures, score_annotations
+from rlhf.rewards.learned.reward_head import choose_ridge, correct_head, fit_first_head
+from rlhf.rewards.learned.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts
+from rlhf.rewards.learned.reward_model import Calibration, FeatureNetwork, RewardModel
+from rlhf.rewards.learned.reward_page import write_reward_page
+from rlhf.rewards.learned.uncertainty_figures import coverage_by_level, risk_coverage
 from rlhf.storage.atomic_files import atomic_write_json, finite
-from rlhf.uncertainty_figures import coverage_by_level, risk_coverage
 
 MIN_EFFECTIVE_RANK = 4.0
 """Features below it have collapsed."""

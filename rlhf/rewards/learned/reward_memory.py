@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rlhf.bound import PromptEffects, discount_prompt_effects
 from rlhf.data.annotated_images import AnnotatedImages
 from rlhf.errors import UserError
+from rlhf.rewards.learned.bound import PromptEffects, discount_prompt_effects
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
 from rlhf.storage.url_path import local_copy
 

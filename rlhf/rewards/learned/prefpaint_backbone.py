@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from rlhf.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.errors import UserError
+from rlhf.rewards.learned.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection

@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf.data.annotated_images import AnnotatedImages
 from rlhf.reports.pages import MAX_PICTURE_PX, picture_uri, show_hole, write_page
-from rlhf.reward_charts import reward_charts
+from rlhf.rewards.learned.reward_charts import reward_charts
 from rlhf.storage.images import tensor_to_image
 
 

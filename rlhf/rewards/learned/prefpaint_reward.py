@@ -21,11 +21,11 @@ from zipfile import BadZipFile
 
 import torch
 
-from rlhf.bound import conformal_multiplier
 from rlhf.data.annotated_images import AnnotatedImages
 from rlhf.errors import UserError
-from rlhf.release_backbone import ReleaseBackbone, load_release
-from rlhf.reward_model import RELEASE_KIND, ScoredImages
+from rlhf.rewards.learned.bound import conformal_multiplier
+from rlhf.rewards.learned.prefpaint_backbone import ReleaseBackbone, load_release
+from rlhf.rewards.learned.reward_model import RELEASE_KIND, ScoredImages
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
 from rlhf.storage.url_path import local_copy
 
