@@ -14,7 +14,7 @@ from actors.flow import Flow
 from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
 from actors.put_aside import PutAside
-from rlhf.algorithms import algorithm_of
+from rlhf.alignment.algorithms import algorithm_of
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.data.prompts import PromptTable
 from rlhf.errors import UserError

@@ -23,7 +23,7 @@ from actors.overlapped_coordinator import OverlappedCoordinator
 from actors.placement import start_dispatcher
 from actors.rollout_replay import AnyCoordinator, DumpingCoordinator, ReplayCoordinator
 from actors.telemetry import Telemetry
-from rlhf.algorithms import algorithm_of
+from rlhf.alignment.algorithms import algorithm_of
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.policy import load_policy, save_policy

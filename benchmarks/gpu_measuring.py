@@ -14,7 +14,7 @@ from benchmarks.full_size_models import Architecture, build_policy
 from benchmarks.gpu_variants import Part, Scale, Variant
 from benchmarks.measure import Figures, spread
 from benchmarks.training_loops import plain_update
-from rlhf.algorithms import grpo
+from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import AlignConfig
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.policy import Policy, make_trainable

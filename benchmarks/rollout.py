@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.device_measures import PassClock
 from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, report_alone, spread
 from benchmarks.usual_serving import open_usual_pipeline
-from rlhf.algorithms import grpo
+from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import AlignConfig, ModelConfig
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.policy import TINY, Policy, load_policy, make_trainable

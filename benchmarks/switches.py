@@ -15,7 +15,7 @@ from torch._inductor.utils import fresh_cache
 from benchmarks.joined_steps import make_update
 from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, show, spread
 from benchmarks.rollout import ALIGN, KEY, PROMPTS, SAMPLES, SIDE, STEPS, make_prompts
-from rlhf.algorithms import grpo
+from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy import (
     Policy,

@@ -16,7 +16,7 @@ from benchmarks.device_measures import PassClock
 from benchmarks.measure import Figures, interleave, peak_megabytes, report_alone, spread
 from benchmarks.rollout import KEY, PROMPTS, SAMPLES, make_prompts
 from benchmarks.training_loops import plain_update, process_group
-from rlhf.algorithms import grpo
+from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import AlignConfig, ModelConfig
 from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.rollout import rollout

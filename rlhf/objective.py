@@ -67,7 +67,7 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """What a file of `rlhf.algorithms` chooses."""
+    """What a file of `rlhf.alignment.algorithms` chooses."""
 
     plan_rollout: Callable[[AlignConfig, int, int], RolloutPlan]
     """Which steps are run, random, and trained, by configuration, update and seed alone."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.algorithms import algorithm_of, grpo, mixgrpo, nft, prefpaint
+from rlhf.alignment.algorithms import algorithm_of, grpo, mixgrpo, nft, prefpaint
 from rlhf.config.run_config import AlignConfig
 
 UPDATES = range(60)

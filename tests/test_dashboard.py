@@ -16,7 +16,7 @@ from actors.align import align
 from actors.flow import Flow
 from actors.incidents import Incidents
 from actors.telemetry import gauge_name
-from rlhf.algorithms import algorithm_of
+from rlhf.alignment.algorithms import algorithm_of
 from rlhf.config.run_config import AlignConfig
 from rlhf.reports.metrics_log import read_metrics
 

@@ -15,7 +15,7 @@ from benchmarks.full_size_models import SD, TINY_SD, TINY_XL, XL, Architecture, 
 from benchmarks.gpu import format_table, open_results, run
 from benchmarks.gpu_variants import PARTS
 from benchmarks.training_loops import plain_update
-from rlhf.algorithms import grpo
+from rlhf.alignment.algorithms import grpo
 from rlhf.diffusion.policy import load_policy, trainable_state
 from rlhf.diffusion.rollout import rollout
 from rlhf.errors import UserError

@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_parts import small_config, small_prompts
 
-from rlhf.algorithms import algorithm_of
+from rlhf.alignment.algorithms import algorithm_of
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import (
     Policy,

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from rlhf.algorithms import nft
+from rlhf.alignment.algorithms import nft
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.steps.ddim import make_schedule, split_prediction, transition_kl, transition_mean

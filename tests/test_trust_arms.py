@@ -9,7 +9,7 @@ from small_parts import save_small_reward, small_config, small_prompts
 
 from actors.coordinator import CONSTANT_TRUST, Coordinator, climbed_reward, weigh_trust
 from actors.dispatch import FinishedTask
-from rlhf.algorithms import algorithm_of
+from rlhf.alignment.algorithms import algorithm_of
 from rlhf.config.config_files import load_config
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import load_policy

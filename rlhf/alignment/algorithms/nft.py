@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from rlhf.algorithms import grpo
+from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.steps.ddim import Schedule, masked_mean, split_prediction, transition_kl, transition_mean
 from rlhf.diffusion.trajectories import NoisedSamples, RolloutPlan

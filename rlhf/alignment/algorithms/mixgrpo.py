@@ -10,7 +10,7 @@ passes of one sample.
 
 from dataclasses import replace
 
-from rlhf.algorithms import grpo
+from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.trajectories import RolloutPlan
 

@@ -1,6 +1,6 @@
 """One short file per algorithm: which steps are random and trained, what counts as an advantage, and the loss."""
 
-from rlhf.algorithms import grpo, mixgrpo, nft, prefpaint
+from rlhf.alignment.algorithms import grpo, mixgrpo, nft, prefpaint
 from rlhf.config.run_config import AlignConfig
 from rlhf.objective import Algorithm
 
