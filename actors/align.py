@@ -17,6 +17,7 @@ from actors.crew import find_user_error
 from actors.learner_loop import learner_loop
 from actors.placement import ROLES, reserve, resources_of
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
+from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
@@ -26,7 +27,6 @@ from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
 from rlhf.reports.trackers import check_packages
 from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
-from rlhf.rollout_dump import RolloutDump
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read_json
 from rlhf.storage.url_path import UrlPath
 

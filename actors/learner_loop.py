@@ -24,17 +24,17 @@ from actors.placement import start_dispatcher
 from actors.rollout_replay import AnyCoordinator, DumpingCoordinator, ReplayCoordinator
 from actors.telemetry import Telemetry
 from rlhf.alignment.algorithms import algorithm_of
+from rlhf.alignment.learner import Learner
+from rlhf.alignment.objective import TrainingBatch
+from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.policy import load_policy, save_policy
 from rlhf.diffusion.policy_folders import drop_policies
 from rlhf.diffusion.probe import canary_log_prob
 from rlhf.errors import UserError
-from rlhf.learner import Learner
-from rlhf.objective import TrainingBatch
 from rlhf.reports.grids import save_rollout_grid
 from rlhf.reports.metrics_log import MetricsLog, read_metrics
-from rlhf.rollout_dump import RolloutDump
 from rlhf.storage.atomic_files import require_room, writing
 from rlhf.storage.images import from_8bit
 from rlhf.storage.url_path import explained

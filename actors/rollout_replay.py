@@ -12,8 +12,8 @@ import torch
 from actors.coordinator import share_out
 from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateWork
+from rlhf.alignment.rollout_dump import DumpedBatch, RolloutDump
 from rlhf.errors import UserError
-from rlhf.rollout_dump import DumpedBatch, RolloutDump
 from rlhf.storage.checksum import checksum
 
 OF_THE_RUN_ITSELF = (

@@ -11,11 +11,11 @@ from actors.incidents import Incidents
 from actors.placement import reserve, start_dispatcher
 from actors.rollout_replay import collect_into
 from actors.sampling import read_weights
+from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.policy import check_start
 from rlhf.progress import progress_bar
-from rlhf.rollout_dump import RolloutDump
 
 
 def roll_out(

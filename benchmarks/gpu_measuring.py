@@ -15,12 +15,12 @@ from benchmarks.gpu_variants import Part, Scale, Variant
 from benchmarks.measure import Figures, spread
 from benchmarks.training_loops import plain_update
 from rlhf.alignment.algorithms import grpo
+from rlhf.alignment.learner import Learner
+from rlhf.alignment.objective import TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.policy import Policy, make_trainable
 from rlhf.diffusion.rollout import rollout
-from rlhf.learner import Learner
-from rlhf.objective import TrainingBatch
 
 PLAIN = "plain PyTorch"
 

@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.measure import report_alone
 from benchmarks.update import make_config, plain, roll_out
+from rlhf.alignment.objective import TrainingBatch
 from rlhf.diffusion.trajectories import Trajectories
-from rlhf.objective import TrainingBatch
 
 
 @dataclass(frozen=True, kw_only=True)

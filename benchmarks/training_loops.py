@@ -9,11 +9,11 @@ from contextlib import nullcontext
 import torch
 import torch.distributed as dist
 
+from rlhf.alignment.objective import TrainingBatch
+from rlhf.alignment.policy_gradient import compute_loss
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import Policy, base_policy, make_trainable, predict_with
 from rlhf.diffusion.steps.ddim import make_schedule
-from rlhf.objective import TrainingBatch
-from rlhf.policy_gradient import compute_loss
 
 
 class process_group:  # noqa: N801 - a context, read as one

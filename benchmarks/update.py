@@ -17,11 +17,11 @@ from benchmarks.measure import Figures, interleave, peak_megabytes, report_alone
 from benchmarks.rollout import KEY, PROMPTS, SAMPLES, make_prompts
 from benchmarks.training_loops import plain_update, process_group
 from rlhf.alignment.algorithms import grpo
+from rlhf.alignment.learner import Learner
+from rlhf.alignment.objective import TrainingBatch
 from rlhf.config.run_config import AlignConfig, ModelConfig
 from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.rollout import rollout
-from rlhf.learner import Learner
-from rlhf.objective import TrainingBatch
 
 TRANSITIONS = 2 * PROMPTS * SAMPLES
 VARIANTS: Mapping[str, Mapping[str, Any]] = {

@@ -8,8 +8,8 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 from test_align import figures, policy_tensors, with_cluster
 
 from actors.align import align
+from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.diffusion.trajectories import NoisedSamples
-from rlhf.rollout_dump import RolloutDump
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]  # a minute and more each
 

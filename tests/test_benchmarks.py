@@ -14,6 +14,8 @@ from benchmarks.rollout import equal_work
 from benchmarks.switches import SWITCHES, Pair, Switch, format_table, measure_switch
 from benchmarks.update import make_config, roll_out
 from benchmarks.whole_step import summarise
+from rlhf.alignment.objective import TrainingBatch
+from rlhf.alignment.policy_gradient import compute_loss
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy import (
     Policy,
@@ -25,8 +27,6 @@ from rlhf.diffusion.policy import (
 )
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.ddim import make_schedule
-from rlhf.objective import TrainingBatch
-from rlhf.policy_gradient import compute_loss
 from serve.settings import EngineSettings
 
 

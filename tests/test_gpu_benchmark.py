@@ -16,11 +16,11 @@ from benchmarks.gpu import format_table, open_results, run
 from benchmarks.gpu_variants import PARTS
 from benchmarks.training_loops import plain_update
 from rlhf.alignment.algorithms import grpo
+from rlhf.alignment.learner import Learner
+from rlhf.alignment.objective import TrainingBatch
 from rlhf.diffusion.policy import load_policy, trainable_state
 from rlhf.diffusion.rollout import rollout
 from rlhf.errors import UserError
-from rlhf.learner import Learner
-from rlhf.objective import TrainingBatch
 
 CPU = torch.device("cpu")
 RUN = """

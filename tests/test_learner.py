@@ -6,6 +6,9 @@ import torch
 from small_parts import small_config, small_prompts
 
 from rlhf.alignment.algorithms import algorithm_of
+from rlhf.alignment.learner import Learner, RatioError
+from rlhf.alignment.objective import TrainingBatch
+from rlhf.alignment.policy_gradient import clipped_objective, replay_transition
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import (
     Policy,
@@ -20,9 +23,6 @@ from rlhf.diffusion.policy import (
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.ddim import Schedule, make_schedule
 from rlhf.errors import UserError
-from rlhf.learner import Learner, RatioError
-from rlhf.objective import TrainingBatch
-from rlhf.policy_gradient import clipped_objective, replay_transition
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

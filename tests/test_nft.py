@@ -8,11 +8,11 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from rlhf.alignment.algorithms import nft
+from rlhf.alignment.objective import TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.steps.ddim import make_schedule, split_prediction, transition_kl, transition_mean
 from rlhf.diffusion.trajectories import NoisedSamples
-from rlhf.objective import TrainingBatch
 
 BATCH = 6
 ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0], dtype=torch.float64)

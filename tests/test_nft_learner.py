@@ -6,12 +6,12 @@ import pytest
 import torch
 from test_learner import align_config, assert_an_update_equals_plain_torch, batches, sampler_policy, start
 
+from rlhf.alignment.learner import RatioError
+from rlhf.alignment.objective import TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.probe import canary_log_prob
 from rlhf.diffusion.steps.ddim import Schedule, split_prediction
-from rlhf.learner import RatioError
-from rlhf.objective import TrainingBatch
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

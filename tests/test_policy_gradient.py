@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from rlhf.alignment.policy_gradient import clipped_objective, replay_transition
 from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.steps.ddim import make_schedule, transition_log_prob, transition_mean
-from rlhf.policy_gradient import clipped_objective, replay_transition
 
 STEP = 4
 BATCH = 6

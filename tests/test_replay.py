@@ -11,9 +11,9 @@ from test_align import figures
 
 from actors.align import align
 from actors.rollouts_only import roll_out
+from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
-from rlhf.rollout_dump import RolloutDump
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

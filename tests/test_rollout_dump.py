@@ -6,10 +6,10 @@ import pytest
 import torch
 from small_parts import small_config
 
+from rlhf.alignment.rollout_dump import TENSORS, DumpedBatch, RolloutDump
 from rlhf.diffusion.trajectories import Trajectories
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
-from rlhf.rollout_dump import TENSORS, DumpedBatch, RolloutDump
 
 ABOUT = {"checksum": "abc", "metrics": {"reward": 0.1 + 0.2, "reward_std_in_group": float("nan")}}
 

@@ -1,8 +1,8 @@
 """One short file per algorithm: which steps are random and trained, what counts as an advantage, and the loss."""
 
 from rlhf.alignment.algorithms import grpo, mixgrpo, nft, prefpaint
+from rlhf.alignment.objective import Algorithm
 from rlhf.config.run_config import AlignConfig
-from rlhf.objective import Algorithm
 
 
 def algorithm_of(config: AlignConfig) -> Algorithm:

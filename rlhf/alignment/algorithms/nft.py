@@ -14,10 +14,10 @@ from dataclasses import replace
 import torch
 
 from rlhf.alignment.algorithms import grpo
+from rlhf.alignment.objective import Objective, PassLoss, TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.steps.ddim import Schedule, masked_mean, split_prediction, transition_kl, transition_mean
 from rlhf.diffusion.trajectories import NoisedSamples, RolloutPlan
-from rlhf.objective import Objective, PassLoss, TrainingBatch
 
 LEAST_ERROR = 1e-5
 """Of the weight over time, as in the release."""

@@ -8,10 +8,10 @@ release uses 10.
 import numpy as np
 import torch
 
+from rlhf.alignment.objective import Algorithm
+from rlhf.alignment.policy_gradient import POLICY_GRADIENT
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.trajectories import RolloutPlan
-from rlhf.objective import Algorithm
-from rlhf.policy_gradient import POLICY_GRADIENT
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:

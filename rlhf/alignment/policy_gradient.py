@@ -2,10 +2,10 @@
 
 import torch
 
+from rlhf.alignment.objective import Objective, PassLoss, TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.steps.ddim import Schedule, transition_kl, transition_log_prob, transition_mean
 from rlhf.diffusion.trajectories import Trajectories
-from rlhf.objective import Objective, PassLoss, TrainingBatch
 
 
 def compute_loss(

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from rlhf.alignment.algorithms import algorithm_of
+from rlhf.alignment.objective import PassLoss, TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import (
     Policy,
@@ -25,7 +26,6 @@ from rlhf.diffusion.policy import (
 )
 from rlhf.diffusion.steps.ddim import make_schedule
 from rlhf.errors import UserError
-from rlhf.objective import PassLoss, TrainingBatch
 
 
 class RatioError(UserError):
