@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from rlhf.data.gold_judge import gold_utility, sharpness
-from rlhf.growth import Band, band_hole
 from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.storage.images import image_to_tensor, mask_to_tensor
+from rlhf.views.growth import Band, band_hole
 
 CONTEXT_PX = 24
 """What of a band's neighbourhood the measures see; the widest blur of the gold judge reaches as far."""

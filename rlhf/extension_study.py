@@ -21,15 +21,15 @@ from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.policy_folders import locate_policy, read_manifest
 from rlhf.errors import UserError
-from rlhf.extension import LEAST_SIDE_PX, read_photograph, save_png
 from rlhf.extension_figures import draw_steps, save_sheet
 from rlhf.extension_measures import COLUMNS, measure_band, summarise_rows
-from rlhf.growth import Fill, Margins, fill_by_padding, fill_by_policy, grow, plan_bands
 from rlhf.progress import progress_bar
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read_json
 from rlhf.storage.images import list_photographs
 from rlhf.storage.tables import write_table
+from rlhf.views.extension import LEAST_SIDE_PX, read_photograph, save_png
+from rlhf.views.growth import Fill, Margins, fill_by_padding, fill_by_policy, grow, plan_bands
 
 SCHEMA_VERSION = 1
 """Of `extension_study.json`."""

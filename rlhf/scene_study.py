@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.cameras import camera_at_origin
-from rlhf.depth_filling import fill_with_nearest_background
-from rlhf.novel_view import Fill, Pose, complete
-from rlhf.point_cloud import completeness, fuse, thin
 from rlhf.synthetic_scene import Thing, make_scene, render, surface_distance
-from rlhf.warping import View, warp
+from rlhf.views.cameras import camera_at_origin
+from rlhf.views.depth_filling import fill_with_nearest_background
+from rlhf.views.novel_view import Fill, Pose, complete
+from rlhf.views.point_cloud import completeness, fuse, thin
+from rlhf.views.warping import View, warp
 
 SIZE_PX, FOCAL_PX = (192, 144), 170.0
 KEY_POSES = tuple(Pose(yaw_deg=yaw, pitch_deg=pitch) for yaw, pitch in ((17, 0), (-17, 0), (0, 8.5), (0, -8.5)))

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlhf.cameras import Camera, pixel_grid, project, unproject
-from rlhf.depth import disparity_to_depth, mend_depth
-from rlhf.depth_filling import fill_depth
-from rlhf.surfaces import sharpen_edges
-from rlhf.warping import View, Warped, warp, whole_view
+from rlhf.views.cameras import Camera, pixel_grid, project, unproject
+from rlhf.views.depth import disparity_to_depth, mend_depth
+from rlhf.views.depth_filling import fill_depth
+from rlhf.views.surfaces import sharpen_edges
+from rlhf.views.warping import View, Warped, warp, whole_view
 
 FOCAL_PX, CENTRE_PX = 994.978, (311.193, 254.877)
 BASELINE_MM, OFFSET_PX = 193.001, 31.086

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from rlhf.cameras import Camera, pixel_grid
-from rlhf.warping import View
+from rlhf.views.cameras import Camera, pixel_grid
+from rlhf.views.warping import View
 
 SUPERSAMPLING = 3
 """Rays per pixel, across and down, whose colours are averaged; depth is that of the pixel's centre."""

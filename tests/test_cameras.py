@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rlhf.cameras import camera_at_origin, orbit, pixel_grid, project, turn, unproject
 from rlhf.data.holes import disocclusion
+from rlhf.views.cameras import camera_at_origin, orbit, pixel_grid, project, turn, unproject
 
 
 def test_what_is_unprojected_projects_to_where_it_came_from():

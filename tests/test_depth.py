@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlhf.depth import DepthSource, depth_to_disparity, disparity_to_depth, read_depth
 from rlhf.errors import UserError
+from rlhf.views.depth import DepthSource, depth_to_disparity, disparity_to_depth, read_depth
 
 SIZE = (6, 4)
 PLAIN = DepthSource()
@@ -118,7 +118,7 @@ def save_small_estimator(folder: Path, *, with_weights: bool = True) -> Path:
 
 
 def test_an_estimator_of_transformers_gives_depth_of_the_pictures_size(tmp_path: Path):
-    from rlhf.depth_estimation import FARTHEST, NEAREST, estimate_depth
+    from rlhf.views.depth_estimation import FARTHEST, NEAREST, estimate_depth
 
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     depth = estimate_depth(picture, str(save_small_estimator(tmp_path / "dpt")), device="cpu")
@@ -129,7 +129,7 @@ def test_an_estimator_of_transformers_gives_depth_of_the_pictures_size(tmp_path:
 
 
 def test_an_estimator_without_weights_is_refused(tmp_path: Path):
-    from rlhf.depth_estimation import estimate_depth
+    from rlhf.views.depth_estimation import estimate_depth
 
     empty = save_small_estimator(tmp_path / "empty", with_weights=False)
     for name in (str(empty), str(tmp_path / "nowhere")):
@@ -140,7 +140,7 @@ def test_an_estimator_without_weights_is_refused(tmp_path: Path):
 def test_an_estimator_with_half_its_weights_is_refused(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
-    from rlhf.depth_estimation import estimate_depth
+    from rlhf.views.depth_estimation import estimate_depth
 
     folder = save_small_estimator(tmp_path / "half")
     tensors = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith("head")}

@@ -11,18 +11,18 @@ import pytest
 from PIL import Image
 from small_parts import save_moved_policy
 
-from rlhf.animation import write_gif, write_mp4
-from rlhf.cameras import camera_at_origin
 from rlhf.config.run_config import ModelConfig
-from rlhf.depth_filling import fill_with_nearest_background
 from rlhf.diffusion.policy import load_policy
 from rlhf.errors import UserError
-from rlhf.novel_view import PathSettings, Pose, check_pose, complete, make_novel_views, paint_with, path_shares
-from rlhf.point_cloud import read_ply
 from rlhf.scene_study import measure_scene
 from rlhf.stereo_pair import PARTS, judge_against_truth, load_motorcycle, psnr
 from rlhf.synthetic_scene import make_scene, render
-from rlhf.warping import Warped, warp, whole_view
+from rlhf.views.animation import write_gif, write_mp4
+from rlhf.views.cameras import camera_at_origin
+from rlhf.views.depth_filling import fill_with_nearest_background
+from rlhf.views.novel_view import PathSettings, Pose, check_pose, complete, make_novel_views, paint_with, path_shares
+from rlhf.views.point_cloud import read_ply
+from rlhf.views.warping import Warped, warp, whole_view
 
 
 def rlhf(*arguments: object, **options: object) -> subprocess.CompletedProcess:

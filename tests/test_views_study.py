@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf.depth_filling import fill_with_nearest_background
 from rlhf.errors import UserError
-from rlhf.novel_view import Fill
 from rlhf.stereo_pair import REGIONS
+from rlhf.views.depth_filling import fill_with_nearest_background
+from rlhf.views.novel_view import Fill
+from rlhf.views.warping import Warped
 from rlhf.views_figures import draw_figure, format_table, write_csv
 from rlhf.views_study import study_views, summarise_motorcycle, summarise_scenes
-from rlhf.warping import Warped
 
 COUNT = REGIONS[0] * REGIONS[1]
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlhf.cameras import Camera, camera_at_origin, orbit, pixel_grid, project, unproject
 from rlhf.classical_fills import fill_biharmonic
-from rlhf.depth_filling import fill_depth, fill_with_nearest_background, hide_near_side
 from rlhf.errors import UserError
-from rlhf.surfaces import find_joints, sharpen_edges
-from rlhf.warping import View, warp, whole_view
+from rlhf.views.cameras import Camera, camera_at_origin, orbit, pixel_grid, project, unproject
+from rlhf.views.depth_filling import fill_depth, fill_with_nearest_background, hide_near_side
+from rlhf.views.surfaces import find_joints, sharpen_edges
+from rlhf.views.warping import View, warp, whole_view
 
 FOCAL, DEPTH = 50.0, 4.0
 

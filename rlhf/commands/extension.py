@@ -31,8 +31,8 @@ def extend(
     """Extend a photograph step by step at its sides: a panorama, and a GIF of how it grew."""
     given = [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
     resolved = resolve_config(config, given)
-    from rlhf.extension import extend as run
-    from rlhf.growth import Margins
+    from rlhf.views.extension import extend as run
+    from rlhf.views.growth import Margins
 
     margins = Margins(left=left, right=right, top=top, bottom=bottom)
     pictures = run(image, margins, out, resolved, model=model, step_px=step, samples=samples)

@@ -160,7 +160,7 @@ def views(
 
     from rlhf.diffusion.policy import load_policy
     from rlhf.diffusion.policy_folders import locate_policy
-    from rlhf.novel_view import Fill, paint_with
+    from rlhf.views.novel_view import Fill, paint_with
     from rlhf.views_figures import draw_figure, format_table, write_csv
     from rlhf.views_study import study_views
 

@@ -56,17 +56,17 @@ def novel_view(
     for name, value in (("--focal-px", focal_px), ("--baseline", baseline)):
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{name}: {value:g}; it is a length, finite and above 0")
-    from rlhf.novel_view import PathSettings, Pose, check_pose, make_novel_views, paint_with
+    from rlhf.views.novel_view import PathSettings, Pose, check_pose, make_novel_views, paint_with
 
     pose = Pose(yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll, shift=shift)
     check_pose(pose)
     import numpy as np
 
-    from rlhf.depth import DepthSource, read_depth
-    from rlhf.depth_estimation import estimate_depth
     from rlhf.diffusion.policy import load_policy
     from rlhf.diffusion.policy_folders import locate_policy
     from rlhf.storage.images import decode_image
+    from rlhf.views.depth import DepthSource, read_depth
+    from rlhf.views.depth_estimation import estimate_depth
 
     photograph = decode_image(image)
     kind, focal = depth_kind or "depth", focal_px or float(photograph.width)

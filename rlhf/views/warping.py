@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from scipy.ndimage import binary_dilation, label
 
-from rlhf.cameras import Camera, pixel_grid, project, unproject
-from rlhf.surfaces import find_edges, find_joints, widen
+from rlhf.views.cameras import Camera, pixel_grid, project, unproject
+from rlhf.views.surfaces import find_edges, find_joints, widen
 
 SAME_SURFACE = 0.02
 """Relative difference of inverse depth within which pieces that fall together count as one surface."""

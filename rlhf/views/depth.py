@@ -70,10 +70,10 @@ def check_depth(depth: np.ndarray, label: str, kind: Kind = "depth") -> np.ndarr
 
 def mend_depth(depth: np.ndarray, label: str) -> np.ndarray:
     """Unknown values (not finite, or up to 0) from the far side of what lies around them; see `fill_depth`."""
-    from rlhf.cameras import camera_at_origin
-    from rlhf.depth_filling import fill_depth
-    from rlhf.surfaces import find_edges, find_joints
-    from rlhf.warping import Warped
+    from rlhf.views.cameras import camera_at_origin
+    from rlhf.views.depth_filling import fill_depth
+    from rlhf.views.surfaces import find_edges, find_joints
+    from rlhf.views.warping import Warped
 
     with np.errstate(invalid="ignore"):
         known = np.isfinite(depth) & (depth > 0)

@@ -9,8 +9,8 @@ from scipy.ndimage import binary_dilation, distance_transform_edt, label, unifor
 from scipy.sparse.linalg import spsolve
 
 from rlhf.errors import UserError
-from rlhf.surfaces import find_joints
-from rlhf.warping import Warped
+from rlhf.views.surfaces import find_joints
+from rlhf.views.warping import Warped
 
 NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
 NEARER = 0.1

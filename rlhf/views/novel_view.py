@@ -14,15 +14,15 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from rlhf.animation import write_gif, write_mp4
-from rlhf.cameras import Camera, camera_at_origin, orbit, pixel_grid, unproject
-from rlhf.depth_filling import fill_depth, fill_with_nearest_background, hide_near_side
 from rlhf.errors import UserError
-from rlhf.point_cloud import fuse, write_ply
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
 from rlhf.storage.images import encode_png
-from rlhf.warping import View, Warped, is_seen_through, warp, whole_view
+from rlhf.views.animation import write_gif, write_mp4
+from rlhf.views.cameras import Camera, camera_at_origin, orbit, pixel_grid, unproject
+from rlhf.views.depth_filling import fill_depth, fill_with_nearest_background, hide_near_side
+from rlhf.views.point_cloud import fuse, write_ply
+from rlhf.views.warping import View, Warped, is_seen_through, warp, whole_view
 
 SCHEMA_VERSION = 1
 """Of `novel_view.json`."""

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rlhf.depth import Kind, check_depth
 from rlhf.errors import UserError
-from rlhf.surfaces import sharpen_edges
+from rlhf.views.depth import Kind, check_depth
+from rlhf.views.surfaces import sharpen_edges
 
 PREDICTS: dict[str, Kind] = {
     "depth_pro": "depth",

@@ -13,11 +13,11 @@ from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.policy_folders import locate_policy
 from rlhf.diffusion.tiles import Box
 from rlhf.errors import UserError
-from rlhf.growth import Band, Margins, fill_by_policy, grow, plan_bands
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
 from rlhf.storage.images import MAX_PIXELS, decode_image, encode_png
 from rlhf.storage.url_path import local_copy
+from rlhf.views.growth import Band, Margins, fill_by_policy, grow, plan_bands
 
 SCHEMA_VERSION = 1
 """Of `extension.json`."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf.cameras import pixel_grid, unproject
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write
-from rlhf.warping import View
+from rlhf.views.cameras import pixel_grid, unproject
+from rlhf.views.warping import View
 
 VERTEX = np.dtype(
     [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")],
