@@ -13,7 +13,7 @@ from rlhf.diffusion.policy import check_weights, load_policy
 from rlhf.diffusion.policy_folders import read_manifest
 from rlhf.diffusion.sampler import InProcessSampler, Sampler
 from rlhf.errors import UserError
-from rlhf.evaluation import compare, judge_policy
+from rlhf.evaluation.evaluation import compare, judge_policy
 from rlhf.gate_verdict import Comparison, Verdict, timestamp
 from rlhf.rewards.learned.reward_model import Reward, load_reward
 from rlhf.storage.checksum import folder_checksum

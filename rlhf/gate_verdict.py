@@ -83,7 +83,7 @@ class Verdict(Record):
     judged: str
     """When it was painted, ISO 8601."""
     figures: dict[str, Any]
-    """Of `rlhf.evaluation.compare`: intervals at 95 %, from a bootstrap over photographs."""
+    """Of `rlhf.evaluation.evaluation.compare`: intervals at 95 %, from a bootstrap over photographs."""
     decided: str
     """When the limits were applied, ISO 8601."""
     limits: GateConfig

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.evaluation import SUMMARY_SCHEMA_VERSION
+from rlhf.evaluation.evaluation import SUMMARY_SCHEMA_VERSION
 from rlhf.reports.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, cluster_bootstrap, show_estimate, wins
 from rlhf.reports.metrics_log import read_metrics

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.classical_fills import fill_biharmonic, fill_with_opencv
+from rlhf.evaluation.classical_fills import fill_biharmonic, fill_with_opencv
 from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.resplits import average, run_resplits
 from rlhf.scene_study import measure_scene

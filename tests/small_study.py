@@ -9,7 +9,7 @@ from small_parts import small_prompts, write_prompts
 from rlhf.data.annotation_export import open_study
 from rlhf.data.annotation_items import AnnotationItems, load_items
 from rlhf.data.annotation_store import AnnotationStore, Assignment
-from rlhf.preferences import PAINTED
+from rlhf.evaluation.blind_choices import PAINTED
 from rlhf.storage.images import encode_png, tensor_to_image
 from rlhf.storage.tables import CANDIDATES, image_cell, write_table
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_study import start_command, start_server, write_evaluation, write_study
 
-from rlhf.preferences import PREFERENCES
+from rlhf.evaluation.blind_choices import PREFERENCES
 from rlhf.storage.tables import PAGE_ANNOTATIONS, read_table
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")

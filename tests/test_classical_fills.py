@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from small_parts import save_small_reward, small_prompts
 
-from rlhf.classical_fills import fill_with_opencv, open_classical
-from rlhf.contestants import judge_fill
 from rlhf.errors import UserError
-from rlhf.judging import Jury
+from rlhf.evaluation.classical_fills import fill_with_opencv, open_classical
+from rlhf.evaluation.contestants import judge_fill
+from rlhf.evaluation.judging import Jury
 from rlhf.rewards.learned.reward_model import load_reward
 
 

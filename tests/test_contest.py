@@ -14,11 +14,11 @@ from small_contest import contest_prompts, evaluate, prepare, write_images
 from small_parts import small_prompts, write_prompts
 
 from rlhf.commands import studies
-from rlhf.contest_page import MAX_PROMPTS, choose_prompts, compare_marks
-from rlhf.contest_tables import escape, figures_csv, show_p, to_latex
-from rlhf.contestants import parse_contestants
 from rlhf.errors import UserError
-from rlhf.judging import Judged
+from rlhf.evaluation.comparison_page import MAX_PROMPTS, choose_prompts, compare_marks
+from rlhf.evaluation.comparison_tables import escape, figures_csv, show_p, to_latex
+from rlhf.evaluation.contestants import parse_contestants
+from rlhf.evaluation.judging import Judged
 from rlhf.storage.tables import parquet_file
 
 JUDGES = "judges=[{kind: seam}, {kind: clip_score, name: clip, text: a photograph, path: nowhere}]"

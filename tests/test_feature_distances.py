@@ -10,11 +10,11 @@ from scipy.linalg import sqrtm
 from small_parts import save_small_reward, small_prompts
 
 from rlhf.config.run_config import EvaluateConfig
-from rlhf.contest import Entry, summarise_contest
 from rlhf.errors import UserError
-from rlhf.feature_distances import frechet_distance, kernel_distance, open_features, open_lpips
-from rlhf.hole_measures import seam_band
-from rlhf.judging import Jury, judge_images
+from rlhf.evaluation.comparison import Entry, summarise_contest
+from rlhf.evaluation.feature_distances import frechet_distance, kernel_distance, open_features, open_lpips
+from rlhf.evaluation.hole_measures import seam_band
+from rlhf.evaluation.judging import Jury, judge_images
 from rlhf.rewards.learned.reward_model import load_reward
 from rlhf.storage.images import to_8bit
 

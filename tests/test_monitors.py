@@ -11,14 +11,14 @@ import torch
 from small_parts import small_prompts
 
 from rlhf.config.run_config import EvaluateConfig
-from rlhf.contest import Entry, summarise_contest
 from rlhf.data.gold_judge import sharpness
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.rollout import noise_like
 from rlhf.diffusion.sampler import SampledTask, SamplingTask, to_png
-from rlhf.evaluation import evaluate
-from rlhf.judging import Jury, judge_images
-from rlhf.monitors import MONITORS
+from rlhf.evaluation.alarms import MONITORS
+from rlhf.evaluation.comparison import Entry, summarise_contest
+from rlhf.evaluation.evaluation import evaluate
+from rlhf.evaluation.judging import Jury, judge_images
 from rlhf.rewards.learned.reward_model import ScoredImages
 from rlhf.storage.images import composite, to_8bit
 

@@ -14,7 +14,7 @@ from small_study import GREY, start_command, write_evaluation
 from rlhf.data.annotation_export import open_study
 from rlhf.data.annotation_store import AnnotationStore, Assignment, Task
 from rlhf.errors import UserError
-from rlhf.preferences import PREFERENCES, Pairs, lay_out_pairs, read_choices, summarise_preferences
+from rlhf.evaluation.blind_choices import PREFERENCES, Pairs, lay_out_pairs, read_choices, summarise_preferences
 from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.storage.atomic_files import read_json
 from rlhf.storage.images import decode_image

@@ -25,7 +25,7 @@ from rlhf.config.gate_config import GateConfig
 from rlhf.config.run_config import EvaluateConfig, ModelConfig, RunConfig
 from rlhf.diffusion.policy import check_weights, load_policy, make_trainable, save_policy, trainable_state
 from rlhf.errors import UserError
-from rlhf.evaluation import evaluate
+from rlhf.evaluation.evaluation import evaluate
 from rlhf.gate import load_held_out
 from rlhf.gate_verdict import check_figures, read_verdict
 from rlhf.promotion import Outcome, Request, keep_policy, promote, put_behind_name

@@ -16,7 +16,7 @@ from rlhf.data.prompts import PromptTable, decode_prompt
 from rlhf.diffusion.candidates import make_candidates
 from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
 from rlhf.diffusion.sampler import InProcessSampler
-from rlhf.evaluation import evaluate
+from rlhf.evaluation.evaluation import evaluate
 from rlhf.rewards.learned.reward_model import load_reward
 from rlhf.storage.tables import CANDIDATES, read_table
 

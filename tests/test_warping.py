@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlhf.classical_fills import fill_biharmonic
 from rlhf.errors import UserError
+from rlhf.evaluation.classical_fills import fill_biharmonic
 from rlhf.views.cameras import Camera, camera_at_origin, orbit, pixel_grid, project, unproject
 from rlhf.views.depth_filling import fill_depth, fill_with_nearest_background, hide_near_side
 from rlhf.views.surfaces import find_joints, sharpen_edges

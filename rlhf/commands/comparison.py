@@ -30,7 +30,7 @@ def compare(
     from rlhf.data.annotation_export import open_study
     from rlhf.data.annotation_store import Assignment
     from rlhf.errors import UserError
-    from rlhf.preferences import format_preference, lay_out_pairs
+    from rlhf.evaluation.blind_choices import format_preference, lay_out_pairs
     from rlhf.storage.atomic_files import read_json
 
     pairs = lay_out_pairs(evaluation, first, second, prompts, out)

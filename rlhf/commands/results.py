@@ -51,10 +51,10 @@ def evaluate(
     """Compare models, classical fills and images on held-out prompts; a run is painted here or on Ray."""
     resolved = resolve_config(config, overrides)
     from rlhf.commands import studies
-    from rlhf.contest_run import ContestRequest, hold_contest
-    from rlhf.contest_tables import format_contest
-    from rlhf.contestants import parse_contestants
     from rlhf.errors import UserError
+    from rlhf.evaluation.comparison_run import ContestRequest, hold_contest
+    from rlhf.evaluation.comparison_tables import format_contest
+    from rlhf.evaluation.contestants import parse_contestants
     from rlhf.extension_study import ExtensionPlan, choose_photographs
     from rlhf.reports.intervals import show_estimate
 

@@ -14,13 +14,20 @@ import numpy as np
 import torch
 
 from rlhf.config.run_config import EvaluateConfig
-from rlhf.contest_measures import SET_MEASURES, SIZES, Measure, list_measures, measure_prompts, shares_noise
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.feature_distances import Features, measure_sets
-from rlhf.hole_measures import FIDELITY
-from rlhf.judging import LPIPS, Judged
-from rlhf.monitors import find_alarms, watch
+from rlhf.evaluation.alarms import find_alarms, watch
+from rlhf.evaluation.comparison_measures import (
+    SET_MEASURES,
+    SIZES,
+    Measure,
+    list_measures,
+    measure_prompts,
+    shares_noise,
+)
+from rlhf.evaluation.feature_distances import Features, measure_sets
+from rlhf.evaluation.hole_measures import FIDELITY
+from rlhf.evaluation.judging import LPIPS, Judged
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, Estimate, bootstrap_means, sign_flip_test, summarise_draws
 from rlhf.reports.paired_statistics import holm
 from rlhf.storage.images import from_8bit

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf.hole_measures import FIDELITY
-from rlhf.judging import JUDGE, LPIPS, LPIPS_SEAM, Judged
+from rlhf.evaluation.hole_measures import FIDELITY
+from rlhf.evaluation.judging import JUDGE, LPIPS, LPIPS_SEAM, Judged
 from rlhf.reports.intervals import best_of, wins
 
 SIZES = (1, 3, 10)

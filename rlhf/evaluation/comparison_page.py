@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.contest import ALL, Entry
-from rlhf.contest_measures import GROUPS, describe_judge, win_rate
-from rlhf.contest_tables import known_measures, show_figure, show_p
 from rlhf.data.prompts import Prompt
-from rlhf.judging import Judged
-from rlhf.monitors import MONITORS
+from rlhf.evaluation.alarms import MONITORS
+from rlhf.evaluation.comparison import ALL, Entry
+from rlhf.evaluation.comparison_measures import GROUPS, describe_judge, win_rate
+from rlhf.evaluation.comparison_tables import known_measures, show_figure, show_p
+from rlhf.evaluation.judging import Judged
 from rlhf.reports.charts import GOLD, REWARD, draw_forest, draw_lines
 from rlhf.reports.pages import MAX_PICTURE_PX, picture_uri, show_hole, write_page
 from rlhf.storage.images import from_8bit, tensor_to_image

@@ -13,7 +13,7 @@ import pyarrow as pa
 from rlhf.data.annotation_items import AnnotationItems, load_items
 from rlhf.data.annotation_store import AnnotationStore
 from rlhf.errors import UserError
-from rlhf.judged_store import CONTESTANTS, PAINTED
+from rlhf.evaluation.judged_store import CONTESTANTS, PAINTED
 from rlhf.reports.intervals import bootstrap_means, show_estimate, summarise_draws
 from rlhf.storage.atomic_files import atomic_write_json, finite
 from rlhf.storage.tables import CANDIDATES, read_table, write_table

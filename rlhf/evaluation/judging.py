@@ -10,8 +10,8 @@ from PIL import Image
 from rlhf.data.gold_judge import gold_utility
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.feature_distances import PictureDistance
-from rlhf.hole_measures import (
+from rlhf.evaluation.feature_distances import PictureDistance
+from rlhf.evaluation.hole_measures import (
     FIDELITY,
     LOOKS,
     measure_diversity,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.judging import JUDGE, Judged
+from rlhf.evaluation.judging import JUDGE, Judged
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, Estimate, bootstrap_means, summarise_draws
 
 LEVEL = 0.05

@@ -7,7 +7,7 @@ from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.feature_distances import Features, PictureDistance, open_features, open_lpips
+from rlhf.evaluation.feature_distances import Features, PictureDistance, open_features, open_lpips
 from rlhf.rewards.build import build_reward, check_captions
 from rlhf.rewards.scores import RewardSource
 

@@ -11,7 +11,7 @@ import torch
 
 from rlhf import __version__
 from rlhf.data.prompts import Prompt
-from rlhf.judging import Judged, Jury, encode_picture
+from rlhf.evaluation.judging import Judged, Jury, encode_picture
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.images import decode_image
 from rlhf.storage.tables import IMAGE, image_cell, read_table, write_table

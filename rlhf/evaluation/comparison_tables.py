@@ -5,8 +5,8 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf.contest import ALL
-from rlhf.contest_measures import GROUPS
+from rlhf.evaluation.comparison import ALL
+from rlhf.evaluation.comparison_measures import GROUPS
 from rlhf.reports.intervals import show_estimate
 from rlhf.storage.atomic_files import finite
 

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.run_config import RunConfig
-from rlhf.contest import ALIGNED, BASE, Entry, check_base, find_common, summarise_contest
-from rlhf.contest_page import write_contest_page
-from rlhf.contest_tables import comparisons_csv, figures_csv, to_latex
-from rlhf.contestants import IMAGES, Contestant, describe, of_model, open_contestant
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
 from rlhf.diffusion.policy_folders import list_policies
 from rlhf.diffusion.sampler import Sampler
 from rlhf.errors import UserError
-from rlhf.evaluation import evaluate
-from rlhf.judged_store import CONTESTANTS, JudgedStore
-from rlhf.judges import open_judges
-from rlhf.judging import Judged, Jury
+from rlhf.evaluation.comparison import ALIGNED, BASE, Entry, check_base, find_common, summarise_contest
+from rlhf.evaluation.comparison_page import write_contest_page
+from rlhf.evaluation.comparison_tables import comparisons_csv, figures_csv, to_latex
+from rlhf.evaluation.contestants import IMAGES, Contestant, describe, of_model, open_contestant
+from rlhf.evaluation.evaluation import evaluate
+from rlhf.evaluation.judged_store import CONTESTANTS, JudgedStore
+from rlhf.evaluation.judges import open_judges
+from rlhf.evaluation.judging import Judged, Jury
 from rlhf.rewards.learned.reward_model import load_reward
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 from rlhf.storage.checksum import folder_checksum

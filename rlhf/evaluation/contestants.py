@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rlhf.classical_fills import CLASSICAL, open_classical
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.policy_folders import locate_policy, read_manifest
 from rlhf.diffusion.sampler import InProcessSampler, TakePrompts
 from rlhf.errors import UserError
-from rlhf.evaluation import judge_policy
-from rlhf.judging import Judged, Jury, join_judged, judge_images
+from rlhf.evaluation.classical_fills import CLASSICAL, open_classical
+from rlhf.evaluation.evaluation import judge_policy
+from rlhf.evaluation.judging import Judged, Jury, join_judged, judge_images
 from rlhf.progress import progress_bar
 from rlhf.storage.checksum import folder_checksum
 from rlhf.storage.images import decode_image, to_8bit

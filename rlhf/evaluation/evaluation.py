@@ -15,9 +15,9 @@ from rlhf.diffusion.policy_folders import read_manifest
 from rlhf.diffusion.sampler import Sampler, SamplingTask
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
-from rlhf.feature_distances import PictureDistance
-from rlhf.judging import Judged, Jury, encode_picture, join_judged, judge_images
-from rlhf.monitors import find_alarms, watch
+from rlhf.evaluation.alarms import find_alarms, watch
+from rlhf.evaluation.feature_distances import PictureDistance
+from rlhf.evaluation.judging import Judged, Jury, encode_picture, join_judged, judge_images
 from rlhf.progress import progress_bar
 from rlhf.reports.grids import save_comparison_grid
 from rlhf.reports.intervals import cluster_bootstrap, wins
