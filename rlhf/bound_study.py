@@ -15,9 +15,9 @@ import torch
 
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
+from rlhf.evaluation.tasks.resplits import average, run_resplits
 from rlhf.reports.intervals import cluster_bootstrap, rank_correlation, show_estimate
 from rlhf.reports.pages import show
-from rlhf.resplits import average, run_resplits
 from rlhf.rewards.learned.bound import conformal_multiplier
 from rlhf.rewards.learned.feature_training import describe_rows, with_descriptions
 from rlhf.rewards.learned.reward_model import RewardModel

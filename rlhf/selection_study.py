@@ -16,8 +16,8 @@ import torch
 
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
+from rlhf.evaluation.tasks.resplits import average, run_resplits
 from rlhf.reports.intervals import show_estimate
-from rlhf.resplits import average, run_resplits
 from rlhf.rewards.learned.bound import update_ridge
 from rlhf.rewards.learned.feature_training import with_descriptions
 from rlhf.rewards.learned.prompt_choice import order_by_uncertainty, order_randomly, take_prompts

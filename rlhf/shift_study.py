@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
-from rlhf.resplits import average, run_resplits
+from rlhf.evaluation.tasks.resplits import average, run_resplits
 from rlhf.rewards.learned.feature_training import with_descriptions
 from rlhf.rewards.learned.reward_model import RewardModel
 from rlhf.rewards.learned.reward_training import features_of, fit_reward

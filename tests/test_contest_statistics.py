@@ -12,7 +12,7 @@ from rlhf.evaluation.comparison import note_weak_tests
 from rlhf.evaluation.comparison_measures import measure_prompts, rate_wins
 from rlhf.evaluation.hole_measures import measure_diversity, measure_fidelity, measure_looks, seam_band
 from rlhf.evaluation.judging import Judged
-from rlhf.extension_measures import measure_band
+from rlhf.evaluation.tasks.extension_measures import measure_band
 from rlhf.reports.intervals import best_of, bootstrap_means, cluster_bootstrap, sign_flip_test, summarise_draws
 from rlhf.storage.images import from_8bit
 from rlhf.views.growth import Margins, band_hole, plan_bands

@@ -15,7 +15,7 @@ from rlhf.cli import app
 from rlhf.config.run_config import EvaluateConfig, RunConfig
 from rlhf.diffusion.policy import load_policy
 from rlhf.errors import UserError
-from rlhf.extension_measures import MEASURES
+from rlhf.evaluation.tasks.extension_measures import MEASURES
 from rlhf.views.extension import MAX_STEPS, UNPAINTED, count_steps, extend, frame, save_gif
 from rlhf.views.growth import Band, Margins, band_hole, fill_by_padding, fill_by_policy, grow, plan_bands
 

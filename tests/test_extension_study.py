@@ -9,9 +9,9 @@ from PIL import Image
 from small_photographs import HEIGHT, WIDTH, picture, write_photographs
 
 from rlhf.errors import UserError
-from rlhf.extension_figures import format_table
-from rlhf.extension_measures import COLUMNS, measure_band, summarise_rows
-from rlhf.extension_study import ROWS, ExtensionPlan, study_extension, to_csv
+from rlhf.evaluation.tasks.extension_figures import format_table
+from rlhf.evaluation.tasks.extension_measures import COLUMNS, measure_band, summarise_rows
+from rlhf.evaluation.tasks.extension_study import ROWS, ExtensionPlan, study_extension, to_csv
 from rlhf.storage.tables import read_table
 from rlhf.views.growth import Band, Margins, fill_by_padding, plan_bands
 

@@ -14,9 +14,9 @@ from small_parts import save_moved_policy
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy import load_policy
 from rlhf.errors import UserError
-from rlhf.scene_study import measure_scene
-from rlhf.stereo_pair import PARTS, judge_against_truth, load_motorcycle, psnr
-from rlhf.synthetic_scene import make_scene, render
+from rlhf.evaluation.tasks.scene_study import measure_scene
+from rlhf.evaluation.tasks.stereo_pair import PARTS, judge_against_truth, load_motorcycle, psnr
+from rlhf.evaluation.tasks.synthetic_scene import make_scene, render
 from rlhf.views.animation import write_gif, write_mp4
 from rlhf.views.cameras import camera_at_origin
 from rlhf.views.depth_filling import fill_with_nearest_background

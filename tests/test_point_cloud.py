@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.synthetic_scene import LIGHT, Box, Sphere, Texture, make_scene, render, surface_distance
+from rlhf.evaluation.tasks.synthetic_scene import LIGHT, Box, Sphere, Texture, make_scene, render, surface_distance
 from rlhf.views.cameras import camera_at_origin, orbit, pixel_grid
 from rlhf.views.point_cloud import PointCloud, completeness, fuse, read_ply, thin, write_ply
 from rlhf.views.warping import is_seen_through, whole_view

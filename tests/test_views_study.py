@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.stereo_pair import REGIONS
+from rlhf.evaluation.tasks.stereo_pair import REGIONS
+from rlhf.evaluation.tasks.views_figures import draw_figure, format_table, write_csv
+from rlhf.evaluation.tasks.views_study import study_views, summarise_motorcycle, summarise_scenes
 from rlhf.views.depth_filling import fill_with_nearest_background
 from rlhf.views.novel_view import Fill
 from rlhf.views.warping import Warped
-from rlhf.views_figures import draw_figure, format_table, write_csv
-from rlhf.views_study import study_views, summarise_motorcycle, summarise_scenes
 
 COUNT = REGIONS[0] * REGIONS[1]
 

@@ -55,7 +55,7 @@ def evaluate(
     from rlhf.evaluation.comparison_run import ContestRequest, hold_contest
     from rlhf.evaluation.comparison_tables import format_contest
     from rlhf.evaluation.contestants import parse_contestants
-    from rlhf.extension_study import ExtensionPlan, choose_photographs
+    from rlhf.evaluation.tasks.extension_study import ExtensionPlan, choose_photographs
     from rlhf.reports.intervals import show_estimate
 
     if run is None and (workers is not None or address is not None):

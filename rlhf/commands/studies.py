@@ -127,8 +127,13 @@ def extension(
 ) -> None:
     """Extend centre strips of photographs to their true width, step by step: how far does it go well?"""
     resolved = resolve_config(config, overrides)
-    from rlhf.extension_figures import format_table
-    from rlhf.extension_study import ExtensionPlan, describe_contestants, open_contestants, study_extension
+    from rlhf.evaluation.tasks.extension_figures import format_table
+    from rlhf.evaluation.tasks.extension_study import (
+        ExtensionPlan,
+        describe_contestants,
+        open_contestants,
+        study_extension,
+    )
 
     plan = ExtensionPlan(
         images=images,
@@ -160,9 +165,9 @@ def views(
 
     from rlhf.diffusion.policy import load_policy
     from rlhf.diffusion.policy_folders import locate_policy
+    from rlhf.evaluation.tasks.views_figures import draw_figure, format_table, write_csv
+    from rlhf.evaluation.tasks.views_study import study_views
     from rlhf.views.novel_view import Fill, paint_with
-    from rlhf.views_figures import draw_figure, format_table, write_csv
-    from rlhf.views_study import study_views
 
     aligned_model, aligned = locate_policy(resolved.model, run)
     steps, seed = resolved.evaluate.num_inference_steps, resolved.seed

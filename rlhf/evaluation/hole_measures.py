@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from rlhf.data.gold_judge import sharpness
-from rlhf.extension_measures import SSIM_WINDOW_PX
+from rlhf.evaluation.tasks.extension_measures import SSIM_WINDOW_PX
 
 LUMINANCE = (0.299, 0.587, 0.114)
 LOOKS = ("brightness", "saturation", "contrast", "sharpness", "seam_energy")

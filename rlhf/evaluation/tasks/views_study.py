@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from rlhf.evaluation.classical_fills import fill_biharmonic, fill_with_opencv
+from rlhf.evaluation.tasks.resplits import average, run_resplits
+from rlhf.evaluation.tasks.scene_study import measure_scene
+from rlhf.evaluation.tasks.stereo_pair import REGIONS, StereoPair, judge_against_truth, load_motorcycle, psnr
+from rlhf.evaluation.tasks.views_sheets import draw_motorcycle, draw_scene
 from rlhf.reports.intervals import cluster_bootstrap
-from rlhf.resplits import average, run_resplits
-from rlhf.scene_study import measure_scene
-from rlhf.stereo_pair import REGIONS, StereoPair, judge_against_truth, load_motorcycle, psnr
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.views.depth_filling import fill_with_nearest_background
 from rlhf.views.novel_view import Fill, save_picture
 from rlhf.views.warping import Warped
-from rlhf.views_sheets import draw_motorcycle, draw_scene
 
 SHRINKS = (1, 2)
 """The pair at its own size, and at half of it with half the baseline in pixels."""

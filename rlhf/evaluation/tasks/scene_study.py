@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.synthetic_scene import Thing, make_scene, render, surface_distance
+from rlhf.evaluation.tasks.synthetic_scene import Thing, make_scene, render, surface_distance
 from rlhf.views.cameras import camera_at_origin
 from rlhf.views.depth_filling import fill_with_nearest_background
 from rlhf.views.novel_view import Fill, Pose, complete

@@ -21,8 +21,8 @@ from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.policy_folders import locate_policy, read_manifest
 from rlhf.errors import UserError
-from rlhf.extension_figures import draw_steps, save_sheet
-from rlhf.extension_measures import COLUMNS, measure_band, summarise_rows
+from rlhf.evaluation.tasks.extension_figures import draw_steps, save_sheet
+from rlhf.evaluation.tasks.extension_measures import COLUMNS, measure_band, summarise_rows
 from rlhf.progress import progress_bar
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read_json

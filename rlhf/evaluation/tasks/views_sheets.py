@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import uniform_filter
 
-from rlhf.stereo_pair import StereoPair
+from rlhf.evaluation.tasks.stereo_pair import StereoPair
 from rlhf.storage.atomic_files import atomic_write
 from rlhf.storage.images import encode_png
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
 
-from rlhf.extension_measures import MEASURES
+from rlhf.evaluation.tasks.extension_measures import MEASURES
 from rlhf.reports.charts import GOLD, GREY, REWARD
 from rlhf.reports.intervals import show_estimate
 from rlhf.storage.atomic_files import atomic_write
