@@ -33,10 +33,10 @@ from benchmarks.load import Outcome, closed_loop, open_loop  # noqa: E402
 from benchmarks.replica_processes import replica_memory, replica_pids  # noqa: E402
 from benchmarks.serving_figure import plot  # noqa: E402
 from benchmarks.usual_serving import UsualService, call_usual_pipeline, open_usual_pipeline  # noqa: E402
-from rlhf.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
 from rlhf.diffusion.policy import TINY  # noqa: E402
 from rlhf.diffusion.policy_folders import list_policies  # noqa: E402
 from rlhf.diffusion.tiles import crop_to_native, plan_passes, surround  # noqa: E402
+from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
 from rlhf.storage.atomic_files import atomic_write_json  # noqa: E402
 from serve.application import _bind, to_settings  # noqa: E402
 from serve.engine import Engine  # noqa: E402

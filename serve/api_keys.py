@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.catalogue import NAME_PATTERN
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import NAME_PATTERN
 from rlhf.storage.url_path import UrlPath
 from serve.api_errors import ApiError
 

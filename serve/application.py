@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.exceptions import RayError
 
-from rlhf.catalogue import read_catalogue
 from rlhf.config.devices import resolve_device
 from rlhf.diffusion.policy import resolve_model
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import read_catalogue
 from rlhf.storage.url_path import as_path
 from serve.annotation_server import is_loopback
 from serve.api_keys import VARIABLE, load_api_keys

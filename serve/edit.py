@@ -3,8 +3,8 @@
 import logging
 import random
 
-from rlhf.catalogue import ServedName, ServedPolicy
 from rlhf.diffusion.tiles import Box, Canvas, plan_passes, surround
+from rlhf.promotion.catalogue import ServedName, ServedPolicy
 from serve.api_errors import ApiError
 from serve.edit_request import EditRequest, ReceivedEdit
 from serve.jobs import Job, Served

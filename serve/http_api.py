@@ -16,8 +16,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.exceptions import HTTPException
 
-from rlhf.catalogue import Catalogue, ServedName, ServedPolicy
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy
 from serve.answers import Answers, to_event
 from serve.api_errors import (
     ApiError,

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 from ray import serve as ray_serve
 
-from rlhf.catalogue import ServedPolicy
+from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.rewards.learned.reward_model import load_reward
 from serve.engine import Engine, warm_up
 from serve.jobs import Inpainted, Job, Partial, Served

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlhf.catalogue import ServedPolicy
+from rlhf.promotion.catalogue import ServedPolicy
 
 MAX_IMAGES = 8
 """The most samples that one request can ask for."""

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from rlhf.catalogue import ServedPolicy, describe_policy
 from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.stable_diffusion import TextEmbedding, embed_text
 from rlhf.diffusion.policy import load_policy, open_unet, predict_with
 from rlhf.diffusion.policy_folders import read_manifest
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import ServedPolicy, describe_policy
 from rlhf.storage.url_path import local_copy
 from serve.settings import EngineSettings
 

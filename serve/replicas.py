@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
-from rlhf.catalogue import ServedPolicy
+from rlhf.promotion.catalogue import ServedPolicy
 from serve.api_errors import ApiError
 from serve.jobs import Inpainted, Job, Partial, Served
 from serve.request_metrics import RETRIED

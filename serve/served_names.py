@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from rlhf.catalogue import Catalogue, ServedName, ServedPolicy, read_catalogue
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, read_catalogue
 from serve.api_errors import ApiError
 
 REFRESH_S = 1.0

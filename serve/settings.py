@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from rlhf.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, read_catalogue
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy_folders import locate_policy
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, read_catalogue
 from rlhf.storage.url_path import as_path
 
 Place = Annotated[Path, BeforeValidator(as_path)]

@@ -13,7 +13,7 @@ import requests
 from PIL import Image
 from small_parts import save_moved_policy
 
-from rlhf.catalogue import Catalogue, write_catalogue
+from rlhf.promotion.catalogue import Catalogue, write_catalogue
 
 WIDTH, HEIGHT = 200, 130
 RNG = np.random.default_rng(0)

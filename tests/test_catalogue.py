@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlhf.catalogue import Catalogue, ServedName, ServedPolicy, read_catalogue, roll_back, write_catalogue
 from rlhf.cli import app
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, read_catalogue, roll_back, write_catalogue
 
 OLD, NEW = (
     ServedPolicy(folder=Path("/a"), version="10-aaaaaaaa"),
@@ -93,7 +93,7 @@ def test_a_rollback_and_a_list_read_no_weights(tmp_path: Path) -> None:
 PUT_NAMES = """
 import sys
 from pathlib import Path
-from rlhf.catalogue import ServedName, locked, read_or_new, write_catalogue
+from rlhf.promotion.catalogue import ServedName, locked, read_or_new, write_catalogue
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(int(sys.argv[3])):

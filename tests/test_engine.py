@@ -13,13 +13,13 @@ from PIL import Image
 from small_parts import SIZE_PX, save_moved_policy, save_small_reward, small_prompts
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from rlhf.catalogue import ServedPolicy, describe_policy
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.rollout import noise_like, rollout
 from rlhf.diffusion.steps.ddim import make_schedule, split_prediction, transition_mean
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import ServedPolicy, describe_policy
 from rlhf.rewards.learned.reward_model import load_reward
 from rlhf.storage.images import tensor_to_image
 from serve.engine import Engine, warm_up

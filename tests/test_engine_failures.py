@@ -7,8 +7,8 @@ import pytest
 from small_parts import save_moved_policy
 from test_engine import answer, job_of, new_engine
 
-from rlhf.catalogue import describe_policy
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import describe_policy
 from serve.jobs import Inpainted
 
 

@@ -11,7 +11,13 @@ from s3_server import run_s3_server
 from small_parts import save_small_reward, small_prompts, write_prompts
 from typer.testing import CliRunner
 
-from rlhf.catalogue import (
+from rlhf.cli import app
+from rlhf.config.gate_config import GateConfig
+from rlhf.config.run_config import EvaluateConfig, ModelConfig, RunConfig
+from rlhf.diffusion.policy import check_weights, load_policy, make_trainable, save_policy, trainable_state
+from rlhf.errors import UserError
+from rlhf.evaluation.evaluation import evaluate
+from rlhf.promotion.catalogue import (
     Catalogue,
     ServedName,
     ServedPolicy,
@@ -20,15 +26,9 @@ from rlhf.catalogue import (
     roll_back,
     write_catalogue,
 )
-from rlhf.cli import app
-from rlhf.config.gate_config import GateConfig
-from rlhf.config.run_config import EvaluateConfig, ModelConfig, RunConfig
-from rlhf.diffusion.policy import check_weights, load_policy, make_trainable, save_policy, trainable_state
-from rlhf.errors import UserError
-from rlhf.evaluation.evaluation import evaluate
-from rlhf.gate import load_held_out
-from rlhf.gate_verdict import check_figures, read_verdict
-from rlhf.promotion import Outcome, Request, keep_policy, promote, put_behind_name
+from rlhf.promotion.gate import load_held_out
+from rlhf.promotion.gate_verdict import check_figures, read_verdict
+from rlhf.promotion.promotion import Outcome, Request, keep_policy, promote, put_behind_name
 from rlhf.storage.url_path import as_path
 
 PAINTED = EvaluateConfig(samples_per_prompt=2, num_inference_steps=2, bootstrap=50)

@@ -27,7 +27,7 @@ from small_service import (
     save_models,
 )
 
-from rlhf.catalogue import Catalogue, ServedName, describe_policy, write_catalogue
+from rlhf.promotion.catalogue import Catalogue, ServedName, describe_policy, write_catalogue
 
 pytestmark = pytest.mark.ray
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.catalogue import Catalogue, ServedName, ServedPolicy, write_catalogue
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, write_catalogue
 from serve import served_names
 from serve.api_errors import ApiError
 from serve.served_names import ServedNames

@@ -9,9 +9,9 @@ import typer
 from rlhf.commands.options import Config, Overrides, PromptsFolder, RewardFolder, resolve_config
 
 if TYPE_CHECKING:
-    from rlhf.catalogue import ServedName
-    from rlhf.gate_verdict import Check
-    from rlhf.promotion import Outcome, Request
+    from rlhf.promotion.catalogue import ServedName
+    from rlhf.promotion.gate_verdict import Check
+    from rlhf.promotion.promotion import Outcome, Request
 
 CatalogueFile = Annotated[Path, typer.Option("--catalogue", help="JSON file that the service reads, local or a URL.")]
 SHOWN = {
@@ -95,7 +95,7 @@ def promote(
     """Put a policy behind a name if it beats what answers now on held-out prompts; exit code 1 if refused."""
     limit = [] if min_win_rate is None else [f"gate.min_win_rate={min_win_rate}"]
     resolved = resolve_config(config, [*(overrides or ()), *limit])
-    from rlhf import promotion
+    from rlhf.promotion.promotion import promotion
 
     request = promotion.Request(
         policy=policy,
@@ -174,14 +174,14 @@ def rollback(
     catalogue: CatalogueFile,
 ) -> None:
     """Drop a name's canary, else bring its previous policy back; at once, no weights are read."""
-    from rlhf.catalogue import roll_back
+    from rlhf.promotion.catalogue import roll_back
 
     _print_change(name, *roll_back(catalogue, name))
 
 
 def models(catalogue: CatalogueFile) -> None:
     """List the names of a catalogue: which versions answer which share, and where their folders are."""
-    from rlhf.catalogue import read_catalogue
+    from rlhf.promotion.catalogue import read_catalogue
 
     rows = [("name", "base", "role", "version", "share", "folder")]
     for name, served in sorted(read_catalogue(catalogue).models.items()):

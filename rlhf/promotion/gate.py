@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import __version__
-from rlhf.catalogue import ServedPolicy
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
 from rlhf.diffusion.policy import check_weights, load_policy
@@ -14,7 +13,8 @@ from rlhf.diffusion.policy_folders import read_manifest
 from rlhf.diffusion.sampler import InProcessSampler, Sampler
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import compare, judge_policy
-from rlhf.gate_verdict import Comparison, Verdict, timestamp
+from rlhf.promotion.catalogue import ServedPolicy
+from rlhf.promotion.gate_verdict import Comparison, Verdict, timestamp
 from rlhf.rewards.learned.reward_model import Reward, load_reward
 from rlhf.storage.checksum import folder_checksum
 from rlhf.storage.url_path import local_copy

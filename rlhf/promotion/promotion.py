@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rlhf.catalogue import (
+from rlhf.config.run_config import RunConfig
+from rlhf.diffusion.policy import check_weights
+from rlhf.diffusion.policy_folders import MANIFEST, locate_policy, read_manifest
+from rlhf.errors import UserError
+from rlhf.promotion.catalogue import (
     NAME_PATTERN,
     ServedName,
     ServedPolicy,
@@ -15,12 +19,8 @@ from rlhf.catalogue import (
     read_or_new,
     write_catalogue,
 )
-from rlhf.config.run_config import RunConfig
-from rlhf.diffusion.policy import check_weights
-from rlhf.diffusion.policy_folders import MANIFEST, locate_policy, read_manifest
-from rlhf.errors import UserError
-from rlhf.gate import HeldOut, judge, load_held_out, plan_comparison
-from rlhf.gate_verdict import Verdict, read_verdict, verdict_file, write_verdict
+from rlhf.promotion.gate import HeldOut, judge, load_held_out, plan_comparison
+from rlhf.promotion.gate_verdict import Verdict, read_verdict, verdict_file, write_verdict
 from rlhf.storage.atomic_files import atomic_write
 from rlhf.storage.url_path import as_path, local_copy
 

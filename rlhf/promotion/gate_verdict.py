@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rlhf.catalogue import ServedPolicy
 from rlhf.config.gate_config import GateConfig
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.storage.atomic_files import atomic_write_json, check_schema, read_json
 
 SCHEMA_VERSION = 1
