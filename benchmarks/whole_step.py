@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.measure import Figures, spread
 from rlhf.config.config_files import load_config
-from rlhf.demo import find_run_file
 from rlhf.reports.metrics_log import read_metrics
+from rlhf.workflows.demo import find_run_file
 
 WARM_UP = 3
 """Updates that are not counted: processes are still starting."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rlhf.config.config_files import dump_config
 from rlhf.config.run_config import RunConfig
-from rlhf.stages import Stage, read_stages, run_stages
 from rlhf.storage.atomic_files import atomic_write_text
+from rlhf.workflows.stages import Stage, read_stages, run_stages
 
 CONTROL = "none"
 """The arm that all others are compared with."""

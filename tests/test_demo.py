@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlhf.demo import find_run_file, lay_out_photographs, run_demo, stage_commands
 from rlhf.errors import UserError
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
-from rlhf.stages import read_stages
 from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.workflows.demo import find_run_file, lay_out_photographs, run_demo, stage_commands
+from rlhf.workflows.stages import read_stages
 
 FIRST_STAGE_ONLY = ("candidates.samples_per_prompt=0",)
 

@@ -10,10 +10,17 @@ import pytest
 from PIL import Image
 
 from rlhf.errors import UserError
-from rlhf.report import FEW_PHOTOGRAPHS, GALLERY_PROMPTS, choose_spread, pair_samples, summarise, write_report
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.images import encode_png
 from rlhf.storage.tables import EVALUATION, PROMPTS, image_cell, write_table
+from rlhf.workflows.run_report import (
+    FEW_PHOTOGRAPHS,
+    GALLERY_PROMPTS,
+    choose_spread,
+    pair_samples,
+    summarise,
+    write_report,
+)
 
 FAMILIES = ("boundary_square", "boundary_band", "box", "brush", "warp")
 MALICIOUS = '<script>alert("x")</script>'

@@ -10,7 +10,8 @@ from PIL import Image
 from small_parts import FAST
 
 from rlhf.config.run_config import RunConfig
-from rlhf.rounds import (
+from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, image_cell, read_table, write_table
+from rlhf.workflows.rounds import (
     RoundsPlan,
     annotate_arguments,
     candidate_stages,
@@ -19,8 +20,7 @@ from rlhf.rounds import (
     prompt_stages,
     run_rounds,
 )
-from rlhf.stages import Stage, read_stages
-from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, image_cell, read_table, write_table
+from rlhf.workflows.stages import Stage, read_stages
 
 TINY = {
     "prompts": {"size_px": 32, "crops_per_photograph": 2},

@@ -12,8 +12,8 @@ from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.diffusion.policy_folders import read_manifest
 from rlhf.errors import UserError
-from rlhf.report import write_report
 from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.workflows.run_report import write_report
 
 
 def test_a_table_says_its_version_and_a_newer_one_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import psutil
 
 PARENT = """
 import os, sys
-from rlhf.stages import run_command
+from rlhf.workflows.stages import run_command
 run_command([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"], dict(os.environ))
 """
 

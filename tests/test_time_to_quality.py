@@ -22,8 +22,8 @@ from benchmarks.time_to_quality import (
     stages_of,
     summarise,
 )
-from rlhf.demo import find_run_file
 from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.workflows.demo import find_run_file
 
 LINE = {
     "sampler_forward_images": 50,

@@ -23,7 +23,7 @@ def rounds(
     overrides: Overrides = None,
 ) -> None:
     """Annotate, learn the reward, align, evaluate; again from the aligned policy. Goes on where it was interrupted."""
-    from rlhf.rounds import run_rounds
+    from rlhf.workflows.rounds import run_rounds
 
     run_rounds(
         out,

@@ -114,7 +114,7 @@ def quality(
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a whole run, such as runs/demo.")]) -> None:
     """Write the run's self-contained HTML report again."""
-    from rlhf.report import write_report
+    from rlhf.workflows.run_report import write_report
 
     print(f"report in {write_report(run)}")
 
@@ -142,6 +142,6 @@ def demo(
     overrides: Overrides = None,
 ) -> None:
     """Everything, from photographs to an aligned model and a report; goes on where it was interrupted."""
-    from rlhf.demo import run_demo
+    from rlhf.workflows.demo import run_demo
 
     run_demo(out, images, eval_images, config, tuple(overrides or ()))

@@ -210,11 +210,11 @@ def trust(
     overrides: Overrides = None,
 ) -> None:
     """Does trust pay? Alignments that over-optimise a reward of few annotations; goes on arm by arm."""
-    from rlhf.demo import choose_photographs, find_run_file
     from rlhf.storage.atomic_files import atomic_write_json
     from rlhf.trust_figures import draw_figure, format_table, write_csv
     from rlhf.trust_study import TrustPlan, run_trust_study
     from rlhf.trust_summary import summarise
+    from rlhf.workflows.demo import choose_photographs, find_run_file
 
     if not report:
         resolved = resolve_config(config or find_run_file("trust_study"), overrides)

@@ -8,11 +8,11 @@ from typing import Any
 
 from rlhf.config.config_files import load_config
 from rlhf.config.run_config import RunConfig
-from rlhf.demo import find_run_file
 from rlhf.reports.intervals import show_estimate
-from rlhf.stages import Stage, run_stages
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, read_table, stream_table, write_table
+from rlhf.workflows.demo import find_run_file
+from rlhf.workflows.stages import Stage, run_stages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rlhf.config.config_files import load_config
 from rlhf.errors import UserError
-from rlhf.stages import Stage, run_stages
 from rlhf.storage.atomic_files import atomic_write
+from rlhf.workflows.stages import Stage, run_stages
 
 PHOTOGRAPHS = (
     ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg"),
@@ -60,7 +60,7 @@ def run_demo(
         for name, arguments in stage_commands(out, images, eval_images)
     ]
     run_stages(out, stages, program="demo")
-    from rlhf.report import summarise, write_report
+    from rlhf.workflows.run_report import summarise, write_report
 
     report = write_report(out)
     print("\n".join(summarise(out, report, time.perf_counter() - started)))

@@ -26,10 +26,10 @@ from rlhf.reports.pages import (
     write_page,
 )
 from rlhf.rewards.learned.reward_charts import reliability_charts
-from rlhf.stages import read_stages
 from rlhf.storage.atomic_files import check_schema
 from rlhf.storage.images import decode_image, decode_mask
 from rlhf.storage.tables import EVALUATION, PROMPTS, read_table
+from rlhf.workflows.stages import read_stages
 
 GALLERY_PROMPTS = 20
 
