@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from benchmarks.studies import commands as studies
 from rlhf.commands import (
     cluster,
     comparison,
@@ -15,7 +16,6 @@ from rlhf.commands import (
     results,
     rewards,
     serving,
-    studies,
     training,
     views,
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_annotations import make_world
 
-from rlhf.bound_study import KINDS, format_table, judge, risk_coverage_area, study_bound
+from benchmarks.studies.bound import KINDS, format_table, judge, risk_coverage_area, study_bound
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import join_annotations
 from rlhf.errors import UserError

@@ -13,7 +13,7 @@ from PIL import Image
 from small_contest import contest_prompts, evaluate, prepare, write_images
 from small_parts import small_prompts, write_prompts
 
-from rlhf.commands import studies
+from benchmarks.studies import commands as studies
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison_page import MAX_PROMPTS, choose_prompts, compare_marks
 from rlhf.evaluation.comparison_tables import escape, figures_csv, show_p, to_latex

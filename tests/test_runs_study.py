@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from test_cli import rlhf
 
+from benchmarks.studies.runs import format_study, study_runs
 from rlhf.errors import UserError
-from rlhf.runs_study import format_study, study_runs
 from rlhf.storage.tables import EVALUATION, image_cell, write_table
 
 PROMPTS, SAMPLES = 12, 2

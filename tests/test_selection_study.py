@@ -8,10 +8,7 @@ import torch
 from small_annotations import make_world, write_world
 from test_cli import rlhf
 
-from rlhf.config.run_config import RewardConfig
-from rlhf.data.annotated_images import AnnotatedImages, join_annotations
-from rlhf.errors import UserError
-from rlhf.selection_study import (
+from benchmarks.studies.selection import (
     LEARNING,
     SELECTIONS,
     format_table,
@@ -22,6 +19,9 @@ from rlhf.selection_study import (
     summarise,
     take_in,
 )
+from rlhf.config.run_config import RewardConfig
+from rlhf.data.annotated_images import AnnotatedImages, join_annotations
+from rlhf.errors import UserError
 
 CONFIG = RewardConfig(feature_dim=12, epochs=2, micro_batch_size=64, decorrelation=1.0)
 PHOTOGRAPHS = 60

@@ -8,9 +8,9 @@ from small_annotations import make_world
 from small_parts import small_prompts
 from test_bound_study import CONFIG
 
+from benchmarks.studies.shift import CORRUPTIONS, SEVERITIES, ShiftedImages, format_shifts, study_shift
 from rlhf.data.annotated_images import join_annotations
 from rlhf.errors import UserError
-from rlhf.shift_study import CORRUPTIONS, SEVERITIES, ShiftedImages, format_shifts, study_shift
 
 
 def run_small_study(out: Path, resplits: int = 1) -> dict:

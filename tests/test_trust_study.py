@@ -13,15 +13,15 @@ import yaml
 from test_rounds import TINY as TINY_ROUNDS
 from test_rounds import photographs
 
+from benchmarks.studies.trust import ARMS, arm_folder, queue
+from benchmarks.studies.trust_curves import ArmCurve, Onset, find_onset, mean_by_photograph, read_arm, updates_to_reach
+from benchmarks.studies.trust_figures import draw_figure, format_table, list_rows, pair_with_control, write_csv
+from benchmarks.studies.trust_summary import summarise, summarise_runs
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
 from rlhf.reports.paired_statistics import estimate_paired
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.tables import CURVE, write_table
-from rlhf.trust_curves import ArmCurve, Onset, find_onset, mean_by_photograph, read_arm, updates_to_reach
-from rlhf.trust_figures import draw_figure, format_table, list_rows, pair_with_control, write_csv
-from rlhf.trust_study import ARMS, arm_folder, queue
-from rlhf.trust_summary import summarise, summarise_runs
 
 PHOTOGRAPHS = tuple(f"photo{i // 2}" for i in range(40))
 VERSIONS = [0, 10, 20, 30]

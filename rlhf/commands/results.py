@@ -50,7 +50,7 @@ def evaluate(
 ) -> None:
     """Compare models, classical fills and images on held-out prompts; a run is painted here or on Ray."""
     resolved = resolve_config(config, overrides)
-    from rlhf.commands import studies
+    from benchmarks.studies import commands as studies
     from rlhf.errors import UserError
     from rlhf.evaluation.comparison_run import ContestRequest, hold_contest
     from rlhf.evaluation.comparison_tables import format_contest

@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.studies.trust import CONTROL
 from rlhf.reports.intervals import show_estimate
 from rlhf.reports.pages import show
 from rlhf.storage.atomic_files import atomic_write, atomic_write_text
-from rlhf.trust_study import CONTROL
 
 COLOURS = {
     "none": "#8a8f98",

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.studies.trust import ARMS, CONTROL, arm_folder, is_finished, queue
+from benchmarks.studies.trust_curves import ArmCurve, find_onset, read_arm, updates_to_reach
 from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.reports.paired_statistics import estimate_paired, holm
-from rlhf.trust_curves import ArmCurve, find_onset, read_arm, updates_to_reach
-from rlhf.trust_study import ARMS, CONTROL, arm_folder, is_finished, queue
 
 COMPARISONS = (
     ("proper", "none"),

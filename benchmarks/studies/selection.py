@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.studies.selection_figure import draw_errors
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.evaluation.tasks.resplits import average, run_resplits
@@ -25,7 +26,6 @@ from rlhf.rewards.learned.reward_figures import pair_accuracy
 from rlhf.rewards.learned.reward_memory import RewardMemory, described, no_prompts, rows_to_add
 from rlhf.rewards.learned.reward_model import RewardModel
 from rlhf.rewards.learned.reward_training import features_of, fit_reward
-from rlhf.selection_figure import draw_errors
 from rlhf.storage.atomic_files import atomic_write_json, finite
 
 SELECTIONS = ("uncertain", "random")

@@ -24,7 +24,7 @@ def bound(
 ) -> None:
     """Compare kinds of uncertainty on the same splits: coverage, width, and what they know of errors."""
     resolved = resolve_config(config, overrides)
-    from rlhf.bound_study import format_table, study_bound
+    from benchmarks.studies.bound import format_table, study_bound
 
     save_config(resolved, out)
     data, truth = _load_annotated(prompts, candidates, annotations)
@@ -49,11 +49,11 @@ def shift(
     resolved = resolve_config(config, overrides)
     import torch
 
+    from benchmarks.studies.shift import ShiftedImages, format_shifts, study_shift
     from rlhf.data.annotated_images import join_annotations
     from rlhf.data.annotators import load_annotations
     from rlhf.data.prompts import load_prompts
     from rlhf.diffusion.candidates import load_candidates
-    from rlhf.shift_study import ShiftedImages, format_shifts, study_shift
 
     save_config(resolved, out)
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
@@ -83,7 +83,7 @@ def selection(
 ) -> None:
     """Does active choice pay? Rewards of equally many annotations, chosen by uncertainty or at random."""
     resolved = resolve_config(config, overrides)
-    from rlhf.selection_study import format_table, study_selection
+    from benchmarks.studies.selection import format_table, study_selection
 
     save_config(resolved, out)
     data, truth = _load_annotated(prompts, candidates, annotations)
@@ -100,7 +100,7 @@ def runs(
     out: Out,
 ) -> None:
     """Compare the last policies of finished runs, the first over the others: WinRate and gain by the gold judge."""
-    from rlhf.runs_study import format_study, study_runs
+    from benchmarks.studies.runs import format_study, study_runs
 
     named = []
     for entry in folders:
@@ -210,10 +210,10 @@ def trust(
     overrides: Overrides = None,
 ) -> None:
     """Does trust pay? Alignments that over-optimise a reward of few annotations; goes on arm by arm."""
+    from benchmarks.studies.trust import TrustPlan, run_trust_study
+    from benchmarks.studies.trust_figures import draw_figure, format_table, write_csv
+    from benchmarks.studies.trust_summary import summarise
     from rlhf.storage.atomic_files import atomic_write_json
-    from rlhf.trust_figures import draw_figure, format_table, write_csv
-    from rlhf.trust_study import TrustPlan, run_trust_study
-    from rlhf.trust_summary import summarise
     from rlhf.workflows.demo import choose_photographs, find_run_file
 
     if not report:
