@@ -8,7 +8,7 @@ from PIL import Image
 from small_parts import save_moved_policy, save_small_reward, small_prompts, write_prompts
 from typer.testing import CliRunner
 
-from rlhf.cli import app
+from rlhf.commands.cli import app
 from rlhf.data.prompts import Prompt
 from rlhf.storage.images import tensor_to_image
 

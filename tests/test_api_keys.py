@@ -12,7 +12,7 @@ from fastapi import Request
 from small_study import Clock
 from typer.testing import CliRunner
 
-from rlhf.cli import app
+from rlhf.commands.cli import app
 from rlhf.errors import UserError
 from serve.api_errors import ApiError, answer_api_error
 from serve.api_keys import VARIABLE, ApiKeys, load_api_keys, new_key, parse_keys

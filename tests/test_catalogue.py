@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlhf.cli import app
+from rlhf.commands.cli import app
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, read_catalogue, roll_back, write_catalogue
 
@@ -58,7 +58,7 @@ def test_a_damaged_catalogue_is_refused_by_name(tmp_path: Path, record: object, 
 
 RUN_AND_TELL = """
 import sys
-from rlhf.cli import app
+from rlhf.commands.cli import app
 try:
     app(sys.argv[1:])
 except SystemExit as end:

@@ -12,7 +12,7 @@ def rlhf(*arguments: object, **options: object) -> subprocess.CompletedProcess:
 
 
 def test_help_names_every_stage_and_imports_nothing_heavy() -> None:
-    script = "import sys\ntry:\n    import rlhf.cli\n    rlhf.cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
+    script = "import sys\ntry:\n    import rlhf.commands.cli\n    rlhf.commands.cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
     script += "print({'torch', 'ray', 'diffusers', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("set()")

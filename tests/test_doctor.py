@@ -74,7 +74,9 @@ def test_a_storage_that_cannot_be_written_and_closed_ports_are_wrong_but_being_o
 
 
 def test_help_answers_without_ray() -> None:
-    script = "import sys, rlhf.cli\ntry:\n    rlhf.cli.app(['doctor', '--help'])\nexcept SystemExit:\n"
+    script = (
+        "import sys, rlhf.commands.cli\ntry:\n    rlhf.commands.cli.app(['doctor', '--help'])\nexcept SystemExit:\n"
+    )
     script += "    print({'torch', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "--storage" in done.stdout

@@ -11,7 +11,7 @@ from small_photographs import picture, write_photographs
 from test_cli import rlhf
 from typer.testing import CliRunner
 
-from rlhf.cli import app
+from rlhf.commands.cli import app
 from rlhf.config.run_config import EvaluateConfig, RunConfig
 from rlhf.diffusion.policy import load_policy
 from rlhf.errors import UserError

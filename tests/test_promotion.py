@@ -11,7 +11,7 @@ from s3_server import run_s3_server
 from small_parts import save_small_reward, small_prompts, write_prompts
 from typer.testing import CliRunner
 
-from rlhf.cli import app
+from rlhf.commands.cli import app
 from rlhf.config.gate_config import GateConfig
 from rlhf.config.run_config import EvaluateConfig, ModelConfig, RunConfig
 from rlhf.diffusion.policy import check_weights, load_policy, make_trainable, save_policy, trainable_state

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from small_annotations import annotation, make_world, write_annotations, write_world
 
-from rlhf.cli import app
+from rlhf.commands.cli import app
 from rlhf.data.annotated_images import join_annotations
 from rlhf.data.annotators import load_annotations
 from rlhf.errors import UserError

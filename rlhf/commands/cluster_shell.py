@@ -48,7 +48,7 @@ def _rlhf_problems(arguments: list[str], root: Path) -> list[str]:
     """The command, its options, the run file and the keys in --set."""
     from typer.main import get_command
 
-    from rlhf.cli import app
+    from rlhf.commands.cli import app
 
     arguments = [a for a in arguments if a not in (">", "/dev/null")]
     if arguments == ["--help"]:

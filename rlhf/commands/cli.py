@@ -6,19 +6,14 @@ import sys
 import typer
 
 from benchmarks.studies import commands as studies
-from rlhf.commands import (
-    cluster,
-    comparison,
-    data,
-    extension,
-    refinement,
-    release,
-    results,
-    rewards,
-    serving,
-    training,
-    views,
-)
+from rlhf.commands import cluster, data, serving, training
+from rlhf.commands import compare as comparison
+from rlhf.commands import evaluating as results
+from rlhf.commands import extend as extension
+from rlhf.commands import novel_view as views
+from rlhf.commands import prefpaint as release
+from rlhf.commands import reward_server as rewards
+from rlhf.commands import rounds as refinement
 from rlhf.commands.options import take_urls
 from rlhf.errors import UserError
 
