@@ -13,10 +13,10 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from actors.crew import find_user_error
 from actors.learner_loop import learner_loop
 from actors.placement import ROLES, reserve, resources_of
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
+from actors.worker_pool import find_user_error
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig

@@ -10,10 +10,10 @@ import ray
 import torch
 
 from actors.dispatch import Dispatcher, FinishedTask, PoisonPrompt
-from actors.flow import Flow
 from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
-from actors.put_aside import PutAside
+from actors.quarantine import PutAside
+from actors.queue_times import Flow
 from rlhf.alignment.algorithms import algorithm_of
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.data.prompts import PromptTable

@@ -11,9 +11,9 @@ from typing import Any
 import ray
 import torch
 
-from actors.crew import Crew, Outcome
-from actors.flow import Flow
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
+from actors.queue_times import Flow
+from actors.worker_pool import Crew, Outcome
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 

@@ -9,8 +9,8 @@ from actors.align import check_inputs, prepare_run_folder, start_ray
 from actors.coordinator import Coordinator
 from actors.incidents import Incidents
 from actors.placement import reserve, start_dispatcher
+from actors.remote_sampler import read_weights
 from actors.rollout_replay import collect_into
-from actors.sampling import read_weights
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable

@@ -7,7 +7,7 @@ import torch
 
 from actors.coordinator import prompts_of_update, share_out
 from actors.messages import BatchShare
-from actors.put_aside import PutAside
+from actors.quarantine import PutAside
 from rlhf.errors import UserError
 
 IDS = [f"p{i}" for i in range(10)]

@@ -13,8 +13,8 @@ import ray
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.align import align
-from actors.flow import Flow
 from actors.incidents import Incidents
+from actors.queue_times import Flow
 from actors.telemetry import gauge_name
 from rlhf.alignment.algorithms import algorithm_of
 from rlhf.config.run_config import AlignConfig

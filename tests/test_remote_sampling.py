@@ -10,7 +10,7 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 from test_healing import find_process, wait_for
 
 from actors.incidents import read_incidents
-from actors.sampling import remote_samplers
+from actors.remote_sampler import remote_samplers
 from rlhf.config.run_config import CandidatesConfig, EvaluateConfig, RunConfig
 from rlhf.data.prompts import PromptTable, decode_prompt
 from rlhf.diffusion.candidates import make_candidates

@@ -54,7 +54,7 @@ def open_samplers(config, take, policies: Sequence[Path | None], out: Path, work
     if workers is None and address is None:
         yield lambda policy: InProcessSampler(load_policy(config.model, policy), take)
         return
-    from actors.sampling import remote_samplers
+    from actors.remote_sampler import remote_samplers
 
     with remote_samplers(config, take, policies, out, workers=workers, address=address, wait=wait) as open_policy:
         yield open_policy

@@ -16,7 +16,7 @@ from actors.dispatch import Dispatcher, PoisonPrompt
 from actors.incidents import Incidents
 from actors.messages import RolloutTask, WeightsNotice
 from actors.placement import reserve, start_painters
-from actors.put_aside import PutAside
+from actors.quarantine import PutAside
 from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import adapter_settings, load_policy, make_trainable, read_trainable_state, trainable_state
 from rlhf.diffusion.policy_folders import read_manifest
