@@ -10,9 +10,8 @@ import ray
 from ray.cluster_utils import Cluster
 from s3_server import run_s3_server
 
-from actors import node_checks
-from actors.doctor import check_learners, check_storage, examine
-from actors.verdicts import (
+from actors.doctor.examination import check_learners, check_storage, examine, node_checks
+from actors.doctor.findings import (
     Finding,
     judge_gpus,
     judge_hub,

@@ -51,8 +51,8 @@ def doctor(
     import ray
 
     from actors.align import start_ray
-    from actors.doctor import examine
-    from actors.verdicts import render
+    from actors.doctor.examination import examine
+    from actors.doctor.findings import render
 
     start_ray(resolved or RunConfig(), address)
     try:

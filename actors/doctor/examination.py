@@ -10,9 +10,10 @@ import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from actors import node_checks, verdicts
+from actors.doctor.examination import findings as verdicts
+from actors.doctor.examination import node_checks
+from actors.doctor.findings import Finding
 from actors.placement import bundles_of, find_shortage, resources_of
-from actors.verdicts import Finding
 from rlhf.config.cluster_config import ClusterConfig
 
 ray.cloudpickle.register_pickle_by_value(node_checks)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.node_checks import Gpu
+from actors.doctor.node_checks import Gpu
 
 HUB_NOTE = "models must be folders, in the hub's cache, or the built-in one"
 
