@@ -18,7 +18,7 @@ from rlhf.diffusion.policy import resolve_model
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import read_catalogue
 from rlhf.storage.url_path import as_path
-from serve.annotation_server import is_loopback
+from serve.annotation.annotation_server import is_loopback
 from serve.api_keys import VARIABLE, load_api_keys
 from serve.http_api import Api
 from serve.inpainter import Inpainter

@@ -43,8 +43,8 @@ def compare(
         if not count:
             raise UserError(f"{store.database.name}: nobody has chosen yet; start the page without --export")
     else:
-        from serve.annotation_page import Page
-        from serve.annotation_server import run
+        from serve.annotation.annotation_page import Page
+        from serve.annotation.annotation_server import run
 
         run(store, pairs.items, out, host, port, Page("compare.html", "preferences.parquet", pairs.export))
     if (out / "preference.json").is_file():

@@ -110,7 +110,7 @@ def annotate(
     if export:
         print(f"{export_by_hand(items, out, database)} judgements in {out / 'annotations.parquet'}")
         return
-    from serve.annotation_server import run
+    from serve.annotation.annotation_server import run
 
     order = order_prompts(items, select, reward, seed=resolved.seed, limit=limit, earlier=tuple(earlier or ()))
     assignment = Assignment(order=order, overlap=overlap, repeat=repeat, lease_s=60 * lease_minutes, seed=resolved.seed)

@@ -12,7 +12,7 @@ import uvicorn
 from rlhf.data.annotation_items import AnnotationItems
 from rlhf.data.annotation_store import AnnotationStore
 from rlhf.errors import UserError
-from serve.annotation_page import SCORES, Page, build_page
+from serve.annotation.annotation_page import SCORES, Page, build_page
 
 TOKEN_VARIABLE = "PREFPAINT_TOKEN"
 
