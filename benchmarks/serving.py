@@ -39,10 +39,10 @@ from rlhf.diffusion.tiles import crop_to_native, plan_passes, surround  # noqa: 
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
 from rlhf.storage.atomic_files import atomic_write_json  # noqa: E402
 from serve.application import _bind, to_settings  # noqa: E402
-from serve.engine import Engine  # noqa: E402
-from serve.jobs import Job  # noqa: E402
-from serve.policy_shelf import PolicyShelf  # noqa: E402
-from serve.running_batch import advance, finish, start_jobs  # noqa: E402
+from serve.engine.engine import Engine  # noqa: E402
+from serve.engine.jobs import Job  # noqa: E402
+from serve.engine.policy_cache import PolicyShelf  # noqa: E402
+from serve.engine.running_batch import advance, finish, start_jobs  # noqa: E402
 from serve.uploads import read_upload  # noqa: E402
 
 PORT = 8765

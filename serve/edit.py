@@ -7,7 +7,7 @@ from rlhf.diffusion.tiles import Box, Canvas, plan_passes, surround
 from rlhf.promotion.catalogue import ServedName, ServedPolicy
 from serve.api_errors import ApiError
 from serve.edit_request import EditRequest, ReceivedEdit
-from serve.jobs import Job, Served
+from serve.engine.jobs import Job, Served
 from serve.painting import Painted
 from serve.uploads import read_upload
 

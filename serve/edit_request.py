@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from rlhf.config.run_config import EvaluateConfig
 from serve.api_errors import ApiError
-from serve.jobs import MAX_IMAGES
+from serve.engine.jobs import MAX_IMAGES
 
 MAX_PROMPT = 32_000
 """Characters, as in OpenAI's interface."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from rlhf.diffusion.tile_painting import REFINE_STRENGTH, Square, Turn, go_on, take_turns
 from rlhf.diffusion.tiles import Box, Canvas
-from serve.jobs import Inpainted, Job, Partial
+from serve.engine.jobs import Inpainted, Job, Partial
 
 Send = Callable[[Job], AsyncIterator[Partial | Inpainted]]
 """Paints a job somewhere: estimates as they come, and at last the answer."""

@@ -9,7 +9,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from rlhf.promotion.catalogue import ServedPolicy
 from serve.api_errors import ApiError
-from serve.jobs import Inpainted, Job, Partial, Served
+from serve.engine.jobs import Inpainted, Job, Partial, Served
 from serve.request_metrics import RETRIED
 
 ATTEMPTS = 4

@@ -22,9 +22,9 @@ from rlhf.errors import UserError
 from rlhf.promotion.catalogue import ServedPolicy, describe_policy
 from rlhf.rewards.learned.reward_model import load_reward
 from rlhf.storage.images import tensor_to_image
-from serve.engine import Engine, warm_up
-from serve.jobs import Inpainted, Job, Partial
-from serve.policy_shelf import PolicyShelf
+from serve.engine.engine import Engine, warm_up
+from serve.engine.jobs import Inpainted, Job, Partial
+from serve.engine.policy_cache import PolicyShelf
 from serve.settings import EngineSettings
 
 ROUNDING = 1

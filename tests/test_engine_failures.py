@@ -9,7 +9,7 @@ from test_engine import answer, job_of, new_engine
 
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import describe_policy
-from serve.jobs import Inpainted
+from serve.engine.jobs import Inpainted
 
 
 def test_truncated_adapter_weights_are_named(small_pipeline: Path, tmp_path: Path):
@@ -27,7 +27,7 @@ def test_a_step_that_fails_fails_its_batch_and_the_engine_goes_on(
 
     async def fail_then_work() -> tuple[object, Inpainted]:
         with monkeypatch.context() as patch:
-            patch.setattr("serve.engine.advance", lambda shelf, running: 1 / 0)
+            patch.setattr("serve.engine.engine.advance", lambda shelf, running: 1 / 0)
             failed = (await asyncio.gather(answer(engine, job_of()), return_exceptions=True))[0]
         return failed, await answer(engine, job_of())
 

@@ -17,8 +17,8 @@ from rlhf.diffusion.rollout import decode_latents, encode_images, encode_prompts
 from rlhf.diffusion.steps.ddim import Schedule, make_schedule, split_prediction, transition_mean
 from rlhf.rewards.learned.reward_model import Reward
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit
-from serve.jobs import Inpainted, Job, Partial
-from serve.policy_shelf import LoadedPolicy, PolicyShelf
+from serve.engine.jobs import Inpainted, Job, Partial
+from serve.engine.policy_cache import LoadedPolicy, PolicyShelf
 
 
 @dataclass(kw_only=True, eq=False)

@@ -7,9 +7,9 @@ from ray import serve as ray_serve
 
 from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.rewards.learned.reward_model import load_reward
-from serve.engine import Engine, warm_up
-from serve.jobs import Inpainted, Job, Partial, Served
-from serve.policy_shelf import PolicyShelf
+from serve.engine.engine import Engine, warm_up
+from serve.engine.jobs import Inpainted, Job, Partial, Served
+from serve.engine.policy_cache import PolicyShelf
 from serve.settings import EngineSettings
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from rlhf.errors import UserError
 from rlhf.rewards.learned.reward_model import Reward
-from serve.jobs import Inpainted, Job, Partial
-from serve.policy_shelf import PolicyShelf
-from serve.running_batch import RunningJob, advance, estimate, finish, start_jobs
+from serve.engine.jobs import Inpainted, Job, Partial
+from serve.engine.policy_cache import PolicyShelf
+from serve.engine.running_batch import RunningJob, advance, estimate, finish, start_jobs
 from serve.settings import EngineSettings
 
 Event = Partial | Inpainted | BaseException
