@@ -38,12 +38,12 @@ from rlhf.diffusion.policy_folders import list_policies  # noqa: E402
 from rlhf.diffusion.tiles import crop_to_native, plan_passes, surround  # noqa: E402
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
 from rlhf.storage.atomic_files import atomic_write_json  # noqa: E402
+from serve.api.uploads import read_upload  # noqa: E402
 from serve.application import _bind, to_settings  # noqa: E402
 from serve.engine.engine import Engine  # noqa: E402
 from serve.engine.jobs import Job  # noqa: E402
 from serve.engine.policy_cache import PolicyShelf  # noqa: E402
 from serve.engine.running_batch import advance, finish, start_jobs  # noqa: E402
-from serve.uploads import read_upload  # noqa: E402
 
 PORT = 8765
 STEPS = 20

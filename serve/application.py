@@ -19,9 +19,9 @@ from rlhf.errors import UserError
 from rlhf.promotion.catalogue import read_catalogue
 from rlhf.storage.url_path import as_path
 from serve.annotation.annotation_server import is_loopback
-from serve.api_keys import VARIABLE, load_api_keys
+from serve.api.api_keys import VARIABLE, load_api_keys
+from serve.api.http_api import Api
 from serve.engine.inpainter import Inpainter
-from serve.http_api import Api
 from serve.settings import ServiceSettings, base_name, name_models
 
 APPLICATION = "prefpaint"

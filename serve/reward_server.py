@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 from rlhf.rewards.build import build_reward
 from rlhf.rewards.scores import RewardSource
 from rlhf.rewards.wire import MAX_IMAGES, RewardReply, RewardRequest, decode_request
-from serve.api_errors import (
+from serve.api.api_errors import (
     ApiError,
     BodyLimit,
     answer_api_error,

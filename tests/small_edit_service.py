@@ -17,10 +17,10 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
 from rlhf.diffusion.tiles import Canvas
-from serve.api_errors import ApiError, answer_api_error, answer_invalid_form
-from serve.edit_page import add_page
-from serve.edit_request import EditRequest, receive_edit
-from serve.uploads import read_upload
+from serve.api.api_errors import ApiError, answer_api_error, answer_invalid_form
+from serve.api.edit_page import add_page
+from serve.api.edit_request import EditRequest, receive_edit
+from serve.api.uploads import read_upload
 
 BASE = {"id": "tiny", "object": "model", "created": 0, "owned_by": "prefpaint-ray", "base": None}
 ALIGNED = BASE | {"id": "aligned", "base": "tiny", "policy_version": "30-9f86d081", "has_reward": True}

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from rlhf.commands.cli import app
 from rlhf.errors import UserError
-from serve.api_errors import ApiError, answer_api_error
-from serve.api_keys import VARIABLE, ApiKeys, load_api_keys, new_key, parse_keys
+from serve.api.api_errors import ApiError, answer_api_error
+from serve.api.api_keys import VARIABLE, ApiKeys, load_api_keys, new_key, parse_keys
 
 HASH = hashlib.sha256(b"pp-one").hexdigest()
 OTHER = hashlib.sha256(b"pp-two").hexdigest()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from serve.api_errors import ApiError
-from serve.edit_request import EditRequest
+from serve.api.api_errors import ApiError
+from serve.api.edit_request import EditRequest
 
 
 def test_answers_are_as_large_as_the_photograph_or_of_its_shape() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from serve.api_errors import ApiError
-from serve.api_keys import ApiKeys, parse_keys
-from serve.gate_keeper import GateKeeper
+from serve.api.admission import GateKeeper
+from serve.api.api_errors import ApiError
+from serve.api.api_keys import ApiKeys, parse_keys
 
 KEY = "pp-of-a-test"
 KEYS = ApiKeys(parse_keys(f"alice:{hashlib.sha256(KEY.encode()).hexdigest()}:2", "test"))

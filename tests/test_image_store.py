@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import UserError
-from serve.image_store import KEPT_S, NAME, ImageStore
+from serve.api.image_store import KEPT_S, NAME, ImageStore
 
 
 def test_an_image_is_found_by_its_name_alone(tmp_path: Path):

@@ -17,7 +17,7 @@ from rlhf.diffusion.tiles import (
     put_back,
     surround,
 )
-from serve.uploads import read_upload
+from serve.api.uploads import read_upload
 
 NATIVE = 64
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from small_uploads import hole_in, mask_png, png
 
-from serve.api_errors import ApiError
-from serve.uploads import count_pixels, read_upload
+from serve.api.api_errors import ApiError
+from serve.api.uploads import count_pixels, read_upload
 
 
 def test_alpha_below_128_is_the_hole():

@@ -7,9 +7,9 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, write_catalogue
-from serve import served_names
-from serve.api_errors import ApiError
-from serve.served_names import ServedNames
+from serve.api import served_names
+from serve.api.api_errors import ApiError
+from serve.api.served_names import ServedNames
 
 OLD = ServedPolicy(folder=Path("/old"), version="1-aaaaaaaa")
 NEW = ServedPolicy(folder=Path("/new"), version="2-bbbbbbbb")

@@ -205,7 +205,7 @@ def api_key(
     per_minute: Annotated[int, typer.Option(min=1, help="Requests per minute that it allows.")] = 60,
 ) -> None:
     """Make a random API key: the key itself goes to stderr, the line by which a service knows it to stdout."""
-    from serve.api_keys import new_key
+    from serve.api.api_keys import new_key
 
     key, line = new_key(name, per_minute)
     typer.echo(f"The key of {name}, shown this once and kept nowhere:\n{key}", err=True)

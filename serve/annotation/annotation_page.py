@@ -21,7 +21,7 @@ from rlhf.data.annotation_export import export_annotations
 from rlhf.data.annotation_items import AnnotationItems
 from rlhf.data.annotation_store import AnnotationStore, Task, TaskRefused
 from rlhf.errors import UserError
-from serve.api_errors import ApiError, BodyLimit, answer_api_error, answer_http_error, answer_invalid_form
+from serve.api.api_errors import ApiError, BodyLimit, answer_api_error, answer_http_error, answer_invalid_form
 
 COOKIE = "prefpaint_token"
 MAX_BODY_BYTES = 1_000_000

@@ -5,7 +5,7 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.painting import Painted
+from serve.api.painting import Painted
 
 REGISTRY = CollectorRegistry()
 """Of this process; with several ingress replicas each tells its own."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, read_catalogue
-from serve.api_errors import ApiError
+from serve.api.api_errors import ApiError
 
 REFRESH_S = 1.0
 """How old what is known of the catalogue may be."""

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from rlhf.config.run_config import EvaluateConfig
-from serve.api_errors import ApiError
+from serve.api.api_errors import ApiError
 from serve.engine.jobs import MAX_IMAGES
 
 MAX_PROMPT = 32_000

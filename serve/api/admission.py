@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 from fastapi import Request
 
 from serve.annotation.annotation_server import is_loopback
-from serve.api_errors import ApiError
-from serve.api_keys import ApiKeys
-from serve.request_metrics import REFUSED, WAITING
+from serve.api.api_errors import ApiError
+from serve.api.api_keys import ApiKeys
+from serve.api.request_metrics import REFUSED, WAITING
 
 UPLOADS_PER_PLACE = 4
 STOPPING_S = 10.0

@@ -8,9 +8,9 @@ from typing import Any
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from rlhf.promotion.catalogue import ServedPolicy
-from serve.api_errors import ApiError
+from serve.api.api_errors import ApiError
+from serve.api.request_metrics import RETRIED
 from serve.engine.jobs import Inpainted, Job, Partial, Served
-from serve.request_metrics import RETRIED
 
 ATTEMPTS = 4
 """How often a job is tried; its seed makes it the same each time."""

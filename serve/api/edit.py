@@ -5,11 +5,11 @@ import random
 
 from rlhf.diffusion.tiles import Box, Canvas, plan_passes, surround
 from rlhf.promotion.catalogue import ServedName, ServedPolicy
-from serve.api_errors import ApiError
-from serve.edit_request import EditRequest, ReceivedEdit
+from serve.api.api_errors import ApiError
+from serve.api.edit_request import EditRequest, ReceivedEdit
+from serve.api.painting import Painted
+from serve.api.uploads import read_upload
 from serve.engine.jobs import Job, Served
-from serve.painting import Painted
-from serve.uploads import read_upload
 
 logger = logging.getLogger("ray.serve")
 Chosen = tuple[str, ServedName, ServedPolicy]

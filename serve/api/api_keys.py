@@ -18,7 +18,7 @@ from pathlib import Path
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import NAME_PATTERN
 from rlhf.storage.url_path import UrlPath
-from serve.api_errors import ApiError
+from serve.api.api_errors import ApiError
 
 VARIABLE = "PREFPAINT_API_KEYS"
 PREFIX = "pp-"

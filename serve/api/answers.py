@@ -12,9 +12,9 @@ from PIL import Image
 
 from rlhf.diffusion.tiles import Box, Canvas, put_back
 from rlhf.storage.images import encode_png
-from serve.edit_request import EditRequest
-from serve.image_store import ImageStore
-from serve.painting import Estimate, Painted
+from serve.api.edit_request import EditRequest
+from serve.api.image_store import ImageStore
+from serve.api.painting import Estimate, Painted
 
 Record = dict[str, Any]
 NO_TOKENS = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}

@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 from rlhf.diffusion.tiles import Canvas
 from rlhf.errors import UserError
 from rlhf.storage.images import MAX_PIXELS, decode_image
-from serve.api_errors import ApiError
-from serve.file_ends import hides_another_file
+from serve.api.api_errors import ApiError
+from serve.api.file_ends import hides_another_file
 
 MAX_UPLOAD_BYTES = 25_000_000
 """Size of an uploaded file, as it comes."""

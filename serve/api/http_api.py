@@ -18,8 +18,9 @@ from starlette.exceptions import HTTPException
 
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy
-from serve.answers import Answers, to_event
-from serve.api_errors import (
+from serve.api.admission import GateKeeper
+from serve.api.answers import Answers, to_event
+from serve.api.api_errors import (
     ApiError,
     BodyLimit,
     answer_api_error,
@@ -29,18 +30,17 @@ from serve.api_errors import (
     answer_user_error,
     to_api_error,
 )
-from serve.api_keys import load_api_keys
-from serve.edit import Edit, log_answer, read_edit, refuse_unsafe, to_timing
-from serve.edit_page import add_page
-from serve.edit_request import describe_body, receive_edit
-from serve.gate_keeper import GateKeeper
-from serve.image_store import ImageStore
-from serve.painting import Estimate, Painted, paint
-from serve.replicas import Replicas
-from serve.request_metrics import Measured, observe, render
-from serve.served_names import ServedNames
+from serve.api.api_keys import load_api_keys
+from serve.api.edit import Edit, log_answer, read_edit, refuse_unsafe, to_timing
+from serve.api.edit_page import add_page
+from serve.api.edit_request import describe_body, receive_edit
+from serve.api.image_store import ImageStore
+from serve.api.painting import Estimate, Painted, paint
+from serve.api.replicas import Replicas
+from serve.api.request_metrics import Measured, observe, render
+from serve.api.served_names import ServedNames
+from serve.api.uploads import MAX_UPLOAD_BYTES, count_pixels
 from serve.settings import ServiceSettings, base_name
-from serve.uploads import MAX_UPLOAD_BYTES, count_pixels
 
 HEALTH_TIMEOUT_S = 10.0
 

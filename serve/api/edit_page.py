@@ -9,8 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
 from rlhf.storage.images import MAX_PIXELS
-from serve.edit_request import MAX_EXPAND_PX
-from serve.uploads import MAX_UPLOAD_BYTES
+from serve.api.edit_request import MAX_EXPAND_PX
+from serve.api.uploads import MAX_UPLOAD_BYTES
 
 STATIC = Path(__file__).parent / "static"
 CONTENT_POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; frame-ancestors 'none'"
