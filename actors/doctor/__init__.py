@@ -1,0 +1,1 @@
+"""`rlhf doctor`: checks of a cluster before a run."""

@@ -10,8 +10,8 @@ import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from actors.doctor.examination import findings as verdicts
-from actors.doctor.examination import node_checks
+from actors.doctor import findings as verdicts
+from actors.doctor import node_checks
 from actors.doctor.findings import Finding
 from actors.placement import bundles_of, find_shortage, resources_of
 from rlhf.config.cluster_config import ClusterConfig

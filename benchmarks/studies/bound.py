@@ -8,11 +8,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 
+from benchmarks.studies.annotated import load_annotated
+from benchmarks.studies.command_line import run_as_program
+from rlhf.commands.options import Config, Out, Overrides, resolve_config, save_config
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.evaluation.tasks.resplits import average, run_resplits
@@ -175,3 +179,24 @@ def format_table(summary: dict[str, Any]) -> str:
     ceiling = show_estimate(summary["ceiling"], ".3f")
     note = f"means over {summary['resplits']} splits; an uncertainty that knew each true error: rho noisy {ceiling}"
     return "\n".join([*lines, note])
+
+
+def main(
+    prompts: Annotated[Path, typer.Argument(help="Folder of prompts.")],
+    candidates: Annotated[Path, typer.Argument(help="Folder of candidates.")],
+    annotations: Annotated[Path, typer.Argument(help="Folder of annotations.")],
+    out: Out,
+    resplits: Annotated[int, typer.Option(min=1, help="Splits of the photographs.")] = 20,
+    ensemble: Annotated[int, typer.Option(min=2, help="Networks of the deep ensemble.")] = 5,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Compare kinds of uncertainty on the same splits: coverage, width, and what they know of errors."""
+    resolved = resolve_config(config, overrides)
+    save_config(resolved, out)
+    data, truth = load_annotated(prompts, candidates, annotations)
+    print(format_table(study_bound(data, truth, resolved.reward, out, resplits=resplits, ensemble=ensemble)))
+
+
+if __name__ == "__main__":
+    run_as_program(main)

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
+from benchmarks.studies.command_line import run_as_program
+from rlhf.commands.options import Out
 from rlhf.errors import UserError
 from rlhf.reports.intervals import cluster_bootstrap, show_estimate, wins
 from rlhf.storage.atomic_files import atomic_write_json, finite, read_json
 from rlhf.storage.tables import EVALUATION, stream_table
+from rlhf.storage.url_path import as_path
 
 SAME = 1e-4
 """Gold utilities of the base model that differ by less are of the same noise; other noise moves them by 1e-2."""
@@ -151,3 +155,25 @@ def format_study(summary: dict[str, Any]) -> str:
 def _describe(figures: dict[str, Any]) -> str:
     rate, gain = show_estimate(figures["win_rate"], ".1%"), show_estimate(figures["gold_gain"], "+.4f")
     return f"WinRate {rate}, gain {gain}"
+
+
+def main(
+    folders: Annotated[
+        list[str],
+        typer.Argument(help="Folders of `rlhf rounds` or `evaluate`, or NAME=FOLDER: one per seed of each name."),
+    ],
+    out: Out,
+) -> None:
+    """Compare the last policies of finished runs, the first over the others: WinRate and gain by the gold judge."""
+
+    named = []
+    for entry in folders:
+        name, _, folder = entry.partition("=")
+        if not folder or "/" in name:  # of a path or URL that holds "="
+            name, folder = as_path(entry).name, entry
+        named.append((name, as_path(folder)))
+    print(format_study(study_runs(named, out)))
+
+
+if __name__ == "__main__":
+    run_as_program(main)

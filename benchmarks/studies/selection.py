@@ -10,11 +10,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
+from benchmarks.studies.annotated import load_annotated
+from benchmarks.studies.command_line import run_as_program
 from benchmarks.studies.selection_figure import draw_errors
+from rlhf.commands.options import Config, Out, Overrides, resolve_config, save_config
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.evaluation.tasks.resplits import average, run_resplits
@@ -211,3 +215,25 @@ def format_table(summary: Mapping[str, Any]) -> str:
     before = summary["curves"]["refit random"][0]
     note = f"means over {summary['seeds']} splits; before, with {before['annotations']:.0f} annotations: "
     return "\n".join([*lines, note + f"squared error {before['squared_error']['value']:.4f}"])
+
+
+def main(
+    prompts: Annotated[Path, typer.Argument(help="Folder of prompts.")],
+    candidates: Annotated[Path, typer.Argument(help="Folder of candidates.")],
+    annotations: Annotated[Path, typer.Argument(help="Folder of annotations.")],
+    out: Out,
+    seeds: Annotated[int, typer.Option(min=1, help="Splits of the photographs.")] = 10,
+    portion: Annotated[float, typer.Option(min=0.01, max=0.33, help="Share annotated in each of three rounds.")] = 0.2,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Does active choice pay? Rewards of equally many annotations, chosen by uncertainty or at random."""
+    resolved = resolve_config(config, overrides)
+    save_config(resolved, out)
+    data, truth = load_annotated(prompts, candidates, annotations)
+    summary = study_selection(data, truth, resolved.reward, out, seeds=seeds, portion=portion)
+    print(format_table(summary) + ("" if truth is None else "; all annotators simulated"))
+
+
+if __name__ == "__main__":
+    run_as_program(main)

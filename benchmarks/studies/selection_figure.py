@@ -1,4 +1,4 @@
-"""The figure of `rlhf study selection`: held-out error against the number of annotations."""
+"""The figure of `python -m benchmarks.studies.selection`: held-out error against the number of annotations."""
 
 from pathlib import Path
 from typing import Any

@@ -7,13 +7,19 @@ in them. All uncertainties are relative to those of clean fills of part D, which
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+import typer
 
+from benchmarks.studies.command_line import run_as_program
+from rlhf.commands.options import Config, Out, Overrides, resolve_config, save_config
 from rlhf.config.run_config import RewardConfig
-from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
+from rlhf.data.annotated_images import AnnotatedImages, distinct_images, join_annotations, split_photographs
+from rlhf.data.annotators import load_annotations
+from rlhf.data.prompts import load_prompts
+from rlhf.diffusion.candidates import load_candidates
 from rlhf.evaluation.tasks.resplits import average, run_resplits
 from rlhf.rewards.learned.feature_training import with_descriptions
 from rlhf.rewards.learned.reward_model import RewardModel
@@ -189,3 +195,38 @@ def format_shifts(summary: dict[str, Any]) -> str:
         ]
         lines.append(f"{shift:<22}" + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
     return "\n".join(lines)
+
+
+def main(
+    prompts: Annotated[Path, typer.Argument(help="Folder of prompts.")],
+    candidates: Annotated[Path, typer.Argument(help="Folder of candidates.")],
+    annotations: Annotated[Path, typer.Argument(help="Folder of annotations.")],
+    out: Out,
+    other: Annotated[
+        list[Path] | None,
+        typer.Option(help="Candidates of another source, with their prompts/ beside them; may be repeated."),
+    ] = None,
+    resplits: Annotated[int, typer.Option(min=1, help="Splits of the photographs.")] = 6,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Ask for what was never annotated: corrupted fills, other hole families, other sources. Does uncertainty rise?"""
+    resolved = resolve_config(config, overrides)
+
+    save_config(resolved, out)
+    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
+    data = join_annotations(by_id, load_candidates(candidates, by_id), load_annotations(annotations))
+    families = [by_id[prompt_id].hole for prompt_id, _ in data.keys]
+    others = {}
+    for folder in other or []:
+        own = {p.prompt_id: p for p in load_prompts(folder / "prompts")}
+        images = load_candidates(folder, own)
+        masks = torch.stack([own[prompt_id].mask for prompt_id, _ in images])
+        others[folder.parent.name or folder.name] = ShiftedImages(
+            images=torch.stack(list(images.values())), masks=masks
+        )
+    print(format_shifts(study_shift(data, families, others, resolved.reward, out, resplits=resplits)))
+
+
+if __name__ == "__main__":
+    run_as_program(main)

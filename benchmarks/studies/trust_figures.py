@@ -1,4 +1,4 @@
-"""What `rlhf study trust` found so far: a table for the terminal, CSV, and a figure."""
+"""What `python -m benchmarks.studies.trust` found so far: a table for the terminal, CSV, and a figure."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.studies.trust import CONTROL
+from benchmarks.studies.trust_arms import CONTROL
 from rlhf.reports.intervals import show_estimate
 from rlhf.reports.pages import show
 from rlhf.storage.atomic_files import atomic_write, atomic_write_text

@@ -1,4 +1,4 @@
-"""What the finished arms of `rlhf study trust` show: arms, paired comparisons, and the paper's claims.
+"""What the finished arms of the trust study show: arms, paired comparisons, and the paper's claims.
 
 Rises are those over the base model, of the same seed's reward model and noise. Pairs are the runs of one seed.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.studies.trust import ARMS, CONTROL, arm_folder, is_finished, queue
+from benchmarks.studies.trust_arms import ARMS, CONTROL, arm_folder, is_finished, queue
 from benchmarks.studies.trust_curves import ArmCurve, find_onset, read_arm, updates_to_reach
 from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.reports.paired_statistics import estimate_paired, holm

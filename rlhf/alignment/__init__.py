@@ -1,0 +1,1 @@
+"""The regularised policy gradient: algorithms, losses, and one learner rank."""

@@ -5,15 +5,21 @@ import sys
 
 import typer
 
-from benchmarks.studies import commands as studies
-from rlhf.commands import cluster, data, serving, training
-from rlhf.commands import compare as comparison
-from rlhf.commands import evaluating as results
-from rlhf.commands import extend as extension
-from rlhf.commands import novel_view as views
-from rlhf.commands import prefpaint as release
-from rlhf.commands import reward_server as rewards
-from rlhf.commands import rounds as refinement
+from rlhf.commands import (
+    cluster,
+    compare,
+    data,
+    demo,
+    evaluate,
+    extend,
+    novel_view,
+    prefpaint,
+    promotion,
+    reward_server,
+    rounds,
+    serve,
+    training,
+)
 from rlhf.commands.options import take_urls
 from rlhf.errors import UserError
 
@@ -30,36 +36,33 @@ COMMANDS = (
     data.prompts,
     data.candidates,
     data.annotate,
-    release.import_prefpaint,
-    release.export_prefpaint,
+    prefpaint.import_prefpaint,
+    prefpaint.export_prefpaint,
     training.reward,
-    release.import_prefpaint_reward,
+    prefpaint.import_prefpaint_reward,
     training.align,
-    results.evaluate,
-    comparison.compare,
-    results.report,
-    results.export,
-    serving.serve,
-    serving.promote,
-    serving.rollback,
-    serving.models,
-    serving.api_key,
-    rewards.reward_server,
-    results.quality,
-    extension.extend,
-    views.novel_view,
+    evaluate.evaluate,
+    compare.compare,
+    demo.report,
+    promotion.export,
+    serve.serve,
+    promotion.promote,
+    promotion.rollback,
+    promotion.models,
+    serve.api_key,
+    reward_server.reward_server,
+    evaluate.quality,
+    extend.extend,
+    novel_view.novel_view,
     training.pretrain,
-    results.demo,
+    demo.demo,
     cluster.check_cluster,
     cluster.doctor,
-    refinement.rounds,
+    rounds.rounds,
 )
 for command in COMMANDS:
     take_urls(command)
     app.command()(command)
-for entry in studies.study.registered_commands:
-    take_urls(entry.callback)
-app.add_typer(studies.study, name="study")
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "DEEPSPEED_LOG_LEVEL": "error"}
 """Libraries whose notes say nothing to a user of this command."""

@@ -24,4 +24,4 @@ class GateConfig(Section):
     min_diversity_ratio: Ratio = 0.8
     """Difference between a prompt's samples against the policy in place; must be exceeded."""
     min_photographs: Annotated[int, Field(ge=6)] = 6
-    """Photographs that the intervals rest on; of fewer than 6 (`rlhf.reports.intervals.LEAST_PHOTOGRAPHS`) there is none."""
+    """Photographs that the intervals rest on; fewer than 6 have no interval."""

@@ -1,0 +1,1 @@
+"""Photographs to prompts, prompts to annotations; the gold judge; data of other projects."""

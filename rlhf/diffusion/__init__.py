@@ -1,0 +1,1 @@
+"""The policy: a diffusion pipeline that inpaints, its rollouts and its weights."""

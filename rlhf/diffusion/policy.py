@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # diffusers and peft take 4 s to import, which half of this module's users need not wait for.
 
-TINY = Path(__file__).parent / "models" / "tiny"
+TINY = Path(__file__).parent / "builtin" / "tiny"
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,1 @@
+"""Judges, measures and comparisons of models on held-out prompts."""

@@ -1,0 +1,1 @@
+"""Which policy answers under which name, and the gate before it."""

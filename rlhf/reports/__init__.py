@@ -1,0 +1,1 @@
+"""Numbers for people: intervals, tests, charts, pages, run logs, trackers."""

@@ -27,11 +27,11 @@ MAX_PICTURE_PX = 256
 
 
 def write_page(template: str, path: Path, **context: Any) -> Path:
-    """Fill a template of `rlhf/templates`, whole or not at all; returns `path`.
+    """Fill a template of `rlhf/reports/templates`, whole or not at all; returns `path`.
 
     Templates also see `written` (the date), `machine`, `few`, `too_few`, and the filters `show` and `duration`.
     """
-    environment = Environment(loader=PackageLoader("rlhf"), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("rlhf.reports"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"show": lambda v, spec: show(v, spec).replace("-", "−"), "duration": show_duration}
     common = {"written": date.today(), "machine": describe_machine()}
     common |= {"few": FEW_PHOTOGRAPHS, "too_few": LEAST_PHOTOGRAPHS}

@@ -1,0 +1,1 @@
+"""Where bytes lie: URLs, atomic files, tables, images, checksums."""

@@ -1,0 +1,1 @@
+"""Photographs from elsewhere (new views) and wider ones (extension)."""

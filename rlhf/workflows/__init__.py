@@ -1,0 +1,1 @@
+"""Commands in a row: the demo, rounds of feedback, the report of a run."""

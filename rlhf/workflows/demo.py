@@ -11,6 +11,7 @@ from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write
 from rlhf.workflows.stages import Stage, run_stages
 
+PACKAGE = Path(__file__).parents[1]
 PHOTOGRAPHS = (
     ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg"),
     ("brick.png", "grass.png", "gravel.png"),
@@ -86,7 +87,7 @@ def stage_commands(out: Path, images: Path, eval_images: Path) -> list[tuple[str
 
 def find_run_file(name: str) -> Path:
     """A run configuration that ships with the package, or lies in `cluster/runs` of a checkout."""
-    for folder in (Path(__file__).parent / "runs", Path(__file__).parent.parent / "cluster" / "runs"):
+    for folder in (PACKAGE / "runs", PACKAGE.parent / "cluster" / "runs"):
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     raise UserError(f"no run configuration {name!r} in this installation; name one with --config")

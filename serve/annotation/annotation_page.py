@@ -25,7 +25,7 @@ from serve.api.api_errors import ApiError, BodyLimit, answer_api_error, answer_h
 
 COOKIE = "prefpaint_token"
 MAX_BODY_BYTES = 1_000_000
-STATIC = FilePath(__file__).parent / "static"
+STATIC = FilePath(__file__).parents[1] / "static"
 
 Mark = Annotated[float, Field(ge=0, le=7, multiple_of=0.5, allow_inf_nan=False, strict=True)]
 Key = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]

@@ -12,7 +12,7 @@ from rlhf.storage.images import MAX_PIXELS
 from serve.api.edit_request import MAX_EXPAND_PX
 from serve.api.uploads import MAX_UPLOAD_BYTES
 
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parents[1] / "static"
 CONTENT_POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; frame-ancestors 'none'"
 """Scripts and styles from this service alone, none of them inline; pictures also from the page's own memory."""
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}

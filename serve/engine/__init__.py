@@ -1,0 +1,1 @@
+"""What paints inside one replica."""

@@ -1,0 +1,1 @@
+"""Families of models: what is true of one kind of pipeline only."""

@@ -1,0 +1,1 @@
+"""Step rules: how one denoising step leads to the next, with its log-prob."""

@@ -1,0 +1,1 @@
+"""Image extension and new views, judged against the truth."""

@@ -1,4 +1,4 @@
-"""What `rlhf study extension` shows: curves by step, a sheet of pictures, and the table of the terminal."""
+"""Curves by step, a sheet of pictures, and the table of the terminal for judged extensions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

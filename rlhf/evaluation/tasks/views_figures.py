@@ -1,4 +1,4 @@
-"""What `rlhf study views` found: a table for the terminal, CSV, and a figure."""
+"""What `python -m benchmarks.studies.views` found: a table for the terminal, CSV, and a figure."""
 
 import csv
 import io

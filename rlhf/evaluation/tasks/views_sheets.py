@@ -1,4 +1,4 @@
-"""Sheets of pictures of `rlhf study views`: what each filler made of the same holes, beside the truth."""
+"""Sheets of pictures of new views: what each filler made of the same holes, beside the truth."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,0 +1,1 @@
+"""The reward model learned from annotations, and the bound on its error."""

@@ -1,0 +1,73 @@
+"""Serve a policy, and say who may ask: `rlhf serve` and `rlhf api-key`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CatalogueFile = Annotated[Path, typer.Option("--catalogue", help="JSON file that the service reads, local or a URL.")]
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Run folders, policy folders, pipeline folders or hub names, as PLACE or NAME=PLACE."),
+    ] = None,
+    catalogue: Annotated[
+        str | None, typer.Option(help="File of names that `rlhf promote` writes; changes are taken up while serving.")
+    ] = None,
+    reward: Annotated[str | None, typer.Option(help="Reward folder, for bounds; default: the first run's own.")] = None,
+    host: Annotated[str, typer.Option(help="Address to bind; others than this machine's own need keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 8000,
+    api_keys: Annotated[Path | None, typer.Option(help="File of hashed keys, made by `rlhf api-key`.")] = None,
+    store: Annotated[str | None, typer.Option(help="Folder or URL for answers as URLs (response_format=url).")] = None,
+    public_url: Annotated[str | None, typer.Option(help="Address that stands in such URLs.")] = None,
+    replicas: Annotated[int, typer.Option(help="Copies of each base model.")] = 1,
+    max_replicas: Annotated[int | None, typer.Option(help="Start more copies up to this number under load.")] = None,
+    num_cpus: Annotated[float | None, typer.Option(help="CPUs and threads of a copy.")] = None,
+    num_gpus: Annotated[float | None, typer.Option(help="GPUs of a copy; default: 1 where there is one.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    attention: Annotated[str, typer.Option(help="auto, sdpa or xformers.")] = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the UNet.")] = False,
+    warmup: Annotated[bool, typer.Option("--warmup", help="Paint batches of all sizes before being ready.")] = False,
+    batching: Annotated[str, typer.Option(help="continuous or whole.")] = "continuous",
+    max_batch_images: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    max_policies: Annotated[int, typer.Option(help="Policies that a copy keeps loaded.")] = 8,
+    max_waiting: Annotated[int, typer.Option(help="Requests in work, beyond which more get 429.")] = 64,
+    request_timeout_s: Annotated[float, typer.Option(help="Seconds for a request, once it has arrived.")] = 120.0,
+    upload_timeout_s: Annotated[float, typer.Option(help="Seconds for a request to arrive.")] = 30.0,
+) -> None:
+    """Serve models over HTTP with Ray Serve: a page at /, and POST /v1/images/edits."""
+    given = dict(locals())
+    from serve.application import run, to_settings
+
+    own = [as_run(place) / "reward" for place in models or ()]
+    if reward is None:
+        given["reward"] = next((folder for folder in own if (folder / "reward.json").is_file()), None)
+    run(
+        to_settings({**{k: v for k, v in given.items() if k not in ("host", "port")}, "models": models or ()}),
+        host,
+        port,
+    )
+
+
+def as_run(model: str) -> Path:
+    """The folder in PLACE or NAME=PLACE."""
+    from rlhf.storage.url_path import as_path
+
+    name, equals, place = model.partition("=")
+    return as_path(place if equals and "/" not in name else model)
+
+
+def api_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is, as logs call them.")],
+    per_minute: Annotated[int, typer.Option(min=1, help="Requests per minute that it allows.")] = 60,
+) -> None:
+    """Make a random API key: the key itself goes to stderr, the line by which a service knows it to stdout."""
+    from serve.api.api_keys import new_key
+
+    key, line = new_key(name, per_minute)
+    typer.echo(f"The key of {name}, shown this once and kept nowhere:\n{key}", err=True)
+    typer.echo("Its line for the file of --api-keys (append with >>), or for PREFPAINT_API_KEYS:", err=True)
+    print(line)

@@ -1,0 +1,70 @@
+"""The run files load, and the sums in their comments are those of their numbers."""
+
+from pathlib import Path
+
+import pytest
+
+import rlhf
+from rlhf.config.config_files import load_config
+from rlhf.errors import UserError
+
+RUNS = Path(rlhf.__file__).parents[1] / "cluster" / "runs"
+# File: images and micro-batches an update, micro-batches per sampler and per learner, GPUs.
+SUMS = {
+    "demo": (128, 8, 4, 8, 0),
+    "laptop": (64, 4, 2, 4, 0),
+    "one_node_8gpu": (320, 20, 4, 10, 8),
+    "multi_node_64gpu": (320, 80, 2, 5, 64),
+    "spot": (320, 20, 2, 10, 13),
+    "prefpaint_paper": (64, 4, 1, 2, 7),
+    "trust_study": (64, 4, 2, 4, 0),
+}
+
+
+def test_every_run_file_is_checked_here() -> None:
+    assert {path.stem for path in RUNS.glob("*.yaml")} == set(SUMS)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_run_file_loads_and_its_sums_are_right(name: str) -> None:
+    config = load_config(RUNS / f"{name}.yaml")
+    align, cluster = config.align, config.cluster
+    images = align.prompts_per_update * align.samples_per_prompt
+    chunks = images // align.micro_batch_size
+    gpus = (cluster.samplers + cluster.scorers + cluster.learners) * cluster.gpus_per_actor
+    assert (images, chunks, chunks / cluster.samplers, chunks / cluster.learners, gpus) == SUMS[name]
+
+
+def test_the_papers_constants_are_the_papers() -> None:
+    config = load_config(RUNS / "prefpaint_paper.yaml")
+    align, reward = config.align, config.reward
+    assert (align.algorithm, align.num_inference_steps, align.trained_steps, align.eta) == ("prefpaint", 50, 5, 1.0)
+    assert (align.learning_rate, align.weight_decay, align.clip_range) == (2e-6, 0.01, 1e-4)
+    assert (align.advantage_clip, align.trainable, align.kl_weight) == (10.0, "full", 0.0)
+    assert (reward.trust_k, reward.trust_b, reward.frozen_share, reward.feature_dim) == (0.05, 0.7, 0.7, 256)
+    assert (reward.learning_rate, reward.micro_batch_size, config.candidates.samples_per_prompt) == (1e-5, 5, 3)
+
+
+def test_sdxl_on_one_node_as_its_comment_says() -> None:
+    text = (RUNS / "one_node_8gpu.yaml").read_text().replace("\n# ", " ")
+    words = text.split("SDXL inpainting on the same node", 1)[1].split(";", 1)[0].split()
+    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    config = load_config(RUNS / "one_node_8gpu.yaml", tuple(overrides))
+    assert (config.model.path, config.prompts.size_px) == ("diffusers/stable-diffusion-xl-1.0-inpainting-0.1", 1024)
+    assert config.align.prompts_per_update * config.align.samples_per_prompt // config.align.micro_batch_size == 20
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("samplers:", "smaplers:", r"run\.yaml: cluster\.smaplers: unknown key; did you mean cluster\.samplers\?"),
+        ("learners: 2", "learners: two", r"run\.yaml: cluster\.learners: .*integer"),
+        ("learners: 2", "learners: 3", "20 micro-batches, which 3 learners cannot share evenly"),
+    ],
+)
+def test_a_mistake_in_a_run_file_is_told(right: str, wrong: str, message: str, tmp_path: Path) -> None:
+    text = (RUNS / "one_node_8gpu.yaml").read_text()
+    assert right in text
+    (tmp_path / "run.yaml").write_text(text.replace(right, wrong))
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "run.yaml")

@@ -1,0 +1,36 @@
+"""Helpers that several tests share, of align_runs."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from rlhf.config.run_config import RunConfig
+from rlhf.reports.metrics_log import read_metrics
+
+TIMINGS = {
+    "rollout_s",
+    "images_per_s",
+    "sampler_idle_share",
+    "scorer_idle_share",
+    "tasks_repeated",
+    "train_s",
+    "update_s",
+    "weights_sync_s",
+    "queue_to_sample",
+    "queue_to_score",
+}
+
+
+def figures(run: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run)]
+
+
+def policy_tensors(run: Path, version: int) -> torch.Tensor:
+    """The trained half of the adapters (B starts at 0, so all of it is learnt), as one vector."""
+    state = load_file(next((run / f"policy-{version:06d}").glob("*.safetensors")))
+    return torch.cat([state[name].flatten() for name in sorted(state) if "lora_B" in name])
+
+
+def with_cluster(config: RunConfig, **cluster: object) -> RunConfig:
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update=cluster)})

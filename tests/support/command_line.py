@@ -1,0 +1,15 @@
+"""Helpers that several tests share, of command_line."""
+
+import subprocess
+import sys
+
+
+def rlhf(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "rlhf", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def study(name: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a study as its user does."""
+    command = [sys.executable, "-m", f"benchmarks.studies.{name}", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)

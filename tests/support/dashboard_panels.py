@@ -1,0 +1,17 @@
+"""Helpers that several tests share, of dashboard_panels."""
+
+import json
+import re
+from pathlib import Path
+
+import rlhf
+
+DASHBOARD = json.loads((Path(rlhf.__file__).parents[1] / "cluster" / "grafana.json").read_text())
+
+EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+def missing_from(published: set[str]) -> list[str]:
+    """Metrics of the dashboard, some of them patterns, that are not among those published."""
+    names = {name for expression in EXPRESSIONS for name in re.findall(r"ray_rlhf_[\w.+]+", expression)}
+    return [name for name in sorted(names) if not any(re.fullmatch(name, found) for found in published)]

@@ -1,0 +1,75 @@
+"""Helpers that several tests share, of small_learner."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from small_parts import small_config, small_prompts
+
+from rlhf.alignment.algorithms import algorithm_of
+from rlhf.alignment.learner import Learner
+from rlhf.alignment.objective import TrainingBatch
+from rlhf.config.run_config import AlignConfig
+from rlhf.diffusion.policy import (
+    Policy,
+    load_policy,
+    load_trainable_state,
+    make_trainable,
+    trainable_state,
+)
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.steps.ddim import Schedule, make_schedule
+
+
+def align_config(pipeline: Path, **changes: object) -> AlignConfig:
+    return small_config(pipeline, **changes).align
+
+
+def start(pipeline: Path, config: AlignConfig, begin: Path | None = None) -> Learner:
+    passes = algorithm_of(config).passes_per_batch(config)
+    policy = load_policy(small_config(pipeline).model)
+    return Learner(policy, config, micro_batches=2 * passes, seed=0, start=begin)
+
+
+def sampler_policy(pipeline: Path, config: AlignConfig, weights: dict[str, torch.Tensor]) -> Policy:
+    """What a sampler's process holds: its own pipeline with the published weights."""
+    policy = load_policy(small_config(pipeline).model)
+    make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=99)
+    load_trainable_state(policy.unet, weights)
+    return policy
+
+
+def batches(policy: Policy, config: AlignConfig, update: int = 0) -> list[TrainingBatch]:
+    plan = algorithm_of(config).plan_rollout(config, update, 0)
+    prompts = small_prompts(4)
+    result = []
+    for start_index in (0, 2):
+        chosen = prompts[start_index : start_index + 2]
+        kept = rollout(policy, chosen, plan, sample_indices=range(4), seed_key=(0, update)).trajectories
+        generator = torch.Generator().manual_seed(update)
+        advantages = torch.randn(8, generator=generator)
+        trust = torch.rand(8, generator=generator) + 0.5
+        result.append(TrainingBatch(trajectories=kept, advantages=advantages, trust_weights=trust))
+    return result
+
+
+def assert_an_update_equals_plain_torch(
+    pipeline: Path, config: AlignConfig, losses_of: Callable[[Policy, Schedule, TrainingBatch], list[torch.Tensor]]
+) -> None:
+    """Slow reference: AdamW on the mean of all passes' losses, with autograd, without DeepSpeed."""
+    learner = start(pipeline, config)
+    weights = learner.weights()
+    rolled = batches(sampler_policy(pipeline, config, weights), config)
+    learner.train(rolled)
+
+    plain = sampler_policy(pipeline, config, weights)
+    trained = [p for p in plain.unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = make_schedule(plain.scheduler, config.num_inference_steps)
+    torch.stack([loss for batch in rolled for loss in losses_of(plain, schedule, batch)]).mean().backward()
+    torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+    optimizer.step()
+    expected, got = trainable_state(plain.unet), learner.weights()
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], atol=2e-5, rtol=0)
+    assert any(not torch.equal(weights[n], got[n]) for n in got)
