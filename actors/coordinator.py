@@ -14,7 +14,7 @@ from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
 from actors.quarantine import PutAside
 from actors.queue_times import Flow
-from rlhf.alignment.algorithms import algorithm_of
+from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.data.prompts import PromptTable
 from rlhf.errors import UserError

@@ -23,7 +23,7 @@ from actors.overlapped_coordinator import OverlappedCoordinator
 from actors.placement import start_dispatcher
 from actors.rollout_replay import AnyCoordinator, DumpingCoordinator, ReplayCoordinator
 from actors.telemetry import Telemetry
-from rlhf.alignment.algorithms import algorithm_of
+from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.learner import Learner
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.rollout_dump import RolloutDump

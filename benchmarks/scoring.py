@@ -6,7 +6,8 @@ import torch
 
 from benchmarks.measure import Figures, interleave, spread
 from rlhf.data.prompts import load_prompts
-from rlhf.rewards.learned.reward_model import RewardModel, load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.learned.reward_model import RewardModel
 from rlhf.storage.images import decode_image, encode_png, image_to_tensor, tensor_to_image
 
 IMAGES = 64

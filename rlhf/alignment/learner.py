@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from rlhf.alignment.algorithms import algorithm_of
+from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.objective import PassLoss, TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import (

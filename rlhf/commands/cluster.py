@@ -9,6 +9,7 @@ from rlhf.errors import UserError
 
 
 def check_cluster(
+    context: typer.Context,
     files: Annotated[
         list[Path],
         typer.Argument(help="Files for `ray up`, Kubernetes manifests, run files, runtime environments, sbatch."),
@@ -19,11 +20,13 @@ def check_cluster(
 ) -> None:
     """Find mistakes in cluster files: unknown keys, bounds, commands, run files and their keys."""
     from rlhf.commands.cluster_files import file_problems
+    from rlhf.commands.cluster_shell import Checkout
 
+    checkout = Checkout(root=Path.cwd(), rlhf=context.find_root().command)
     problems = []
     for file in files:
         try:
-            problems += [f"{file}: {problem}" for problem in file_problems(file, Path.cwd(), crds)]
+            problems += [f"{file}: {problem}" for problem in file_problems(file, checkout, crds)]
         except UserError as error:  # The other files may have mistakes of their own.
             problems.append(str(error))
     if problems:

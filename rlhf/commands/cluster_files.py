@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from rlhf.commands.cluster_shell import command_problems
+from rlhf.commands.cluster_shell import Checkout, command_problems
 from rlhf.config.config_files import load_config
 from rlhf.errors import UserError
 
@@ -37,14 +37,14 @@ NODE_KEYS = {
 }
 
 
-def file_problems(path: Path, root: Path, crds: Path | None = None) -> list[str]:
+def file_problems(path: Path, checkout: Checkout, crds: Path | None = None) -> list[str]:
     """What is wrong with a `ray up` file, Kubernetes manifests, a run file, a Serve config, and so on.
 
     `crds` is a folder of KubeRay's own definitions (rayclusters.yaml and so on, also .gz); without it
     the custom resources are checked for what they run only. Raises UserError for a file that is no YAML.
     """
     if path.suffix == ".sbatch":
-        return script_problems(path, root)
+        return script_problems(path, checkout)
     try:
         records = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -56,9 +56,9 @@ def file_problems(path: Path, root: Path, crds: Path | None = None) -> list[str]
         if not isinstance(record, dict):
             problems.append("must hold keys such as `cluster_name:` or `kind:`")
         elif "kind" in record:
-            problems += manifest_problems(record, root, crds)
+            problems += manifest_problems(record, checkout, crds)
         elif "cluster_name" in record or "provider" in record:
-            problems += ray_up_problems(record, root)
+            problems += ray_up_problems(record, checkout)
         elif "applications" in record:
             problems += serve_problems(yaml.safe_dump(record), "Serve config")
         elif record.keys() <= RuntimeEnv.known_fields:
@@ -68,7 +68,7 @@ def file_problems(path: Path, root: Path, crds: Path | None = None) -> list[str]
     return problems
 
 
-def script_problems(path: Path, root: Path) -> list[str]:
+def script_problems(path: Path, checkout: Checkout) -> list[str]:
     """What is wrong with the commands of a shell script; UserError where it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -76,10 +76,10 @@ def script_problems(path: Path, root: Path) -> list[str]:
         raise UserError(f"{path}: not readable ({error})") from error
     lines = text.replace("\\\n", " ").splitlines()
     commands = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    return [problem for line in commands for problem in command_problems(line, root)]
+    return [problem for line in commands for problem in command_problems(line, checkout)]
 
 
-def ray_up_problems(record: dict[str, Any], root: Path) -> list[str]:
+def ray_up_problems(record: dict[str, Any], checkout: Checkout) -> list[str]:
     """Ray's own validation, and what it lets pass."""
     import click
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -102,9 +102,9 @@ def ray_up_problems(record: dict[str, Any], root: Path) -> list[str]:
     for name, node in nodes.items():
         problems += _node_problems(name, node, kind, config)
     for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
-        problems += [p for line in record.get(key, []) for p in command_problems(line, root)]
+        problems += [p for line in record.get(key, []) for p in command_problems(line, checkout)]
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        problems += [p for line in config[key] for p in command_problems(line, root)]
+        problems += [p for line in config[key] for p in command_problems(line, checkout)]
     return problems
 
 
@@ -150,7 +150,7 @@ def _unknown(where: str, record: Any, known: set[str]) -> list[str]:
     ]
 
 
-def manifest_problems(record: dict[str, Any], root: Path, crds: Path | None) -> list[str]:
+def manifest_problems(record: dict[str, Any], checkout: Checkout, crds: Path | None) -> list[str]:
     """A Kubernetes object; of Ray's kinds also the schema, the job's command and Serve's configuration."""
     kind = str(record["kind"])
     metadata, spec = record.get("metadata"), record.get("spec", {})
@@ -162,14 +162,14 @@ def manifest_problems(record: dict[str, Any], root: Path, crds: Path | None) -> 
         problems += _schema_problems(record, crds / f"{kind.lower()}s.yaml")
     # What is of another type than the schema says cannot be read further.
     if kind in RAY_KINDS and not problems:
-        problems = _content_problems(kind, spec, root)
+        problems = _content_problems(kind, spec, checkout)
     return [f"{name}: {p}" for p in problems]
 
 
-def _content_problems(kind: str, spec: dict[str, Any], root: Path) -> list[str]:
+def _content_problems(kind: str, spec: dict[str, Any], checkout: Checkout) -> list[str]:
     problems: list[str] = []
     if kind == "RayJob":
-        problems += command_problems(str(spec.get("entrypoint", "")), root)
+        problems += command_problems(str(spec.get("entrypoint", "")), checkout)
         problems += _runtime_env_problems(str(spec.get("runtimeEnvYAML", "")))
     if kind == "RayService":
         problems += serve_problems(str(spec.get("serveConfigV2", "")))

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,20 @@ IMAGE_FOLDER = "/app/"
 SEPARATORS = {";", "&&", "||", "|", "&"}
 
 
-def command_problems(line: str, root: Path) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Checkout:
+    """What commands in cluster files are checked against."""
+
+    root: Path
+    """Folder of the repository."""
+    rlhf: Any
+    """The click command `rlhf`."""
+
+
+def command_problems(line: str, checkout: Checkout) -> list[str]:
     """What is wrong with a line of shell; programs other than `rlhf` and `ray` are let pass.
 
-    Files that the line names are sought below `root`, the repository.
+    Files that the line names are sought in the checkout.
     """
     try:
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -29,36 +40,32 @@ def command_problems(line: str, root: Path) -> list[str]:
         if token not in SEPARATORS:
             command.append(token)
             continue
-        problems += _simple_command_problems(command, root)
+        problems += _simple_command_problems(command, checkout)
         command = []
     return problems
 
 
-def _simple_command_problems(tokens: list[str], root: Path) -> list[str]:
+def _simple_command_problems(tokens: list[str], checkout: Checkout) -> list[str]:
     while tokens and re.match(r"\w+=", tokens[0]):
         tokens = tokens[1:]
     if tokens[:3] in (["python", "-m", "rlhf"], ["python3", "-m", "rlhf"]):
         tokens = tokens[2:]
     if not tokens or tokens[0] not in ("rlhf", "ray"):
         return []
-    return _rlhf_problems(tokens[1:], root) if tokens[0] == "rlhf" else _ray_problems(tokens[1:], root)
+    return _rlhf_problems(tokens[1:], checkout) if tokens[0] == "rlhf" else _ray_problems(tokens[1:], checkout)
 
 
-def _rlhf_problems(arguments: list[str], root: Path) -> list[str]:
+def _rlhf_problems(arguments: list[str], checkout: Checkout) -> list[str]:
     """The command, its options, the run file and the keys in --set."""
-    from typer.main import get_command
-
-    from rlhf.commands.cli import app
-
     arguments = [a for a in arguments if a not in (">", "/dev/null")]
     if arguments == ["--help"]:
         return []
-    problems, values = _parse(get_command(app), arguments, "rlhf")
+    problems, values = _parse(checkout.rlhf, arguments, "rlhf")
     if problems:
         return problems
     file = values.get("config")
     if file is not None:
-        file = root / str(file).removeprefix(IMAGE_FOLDER)
+        file = checkout.root / str(file).removeprefix(IMAGE_FOLDER)
         if not file.is_file():
             return [f"rlhf {arguments[0]}: --config {values['config']} does not exist"]
     try:
@@ -68,7 +75,7 @@ def _rlhf_problems(arguments: list[str], root: Path) -> list[str]:
     return []
 
 
-def _ray_problems(arguments: list[str], root: Path) -> list[str]:
+def _ray_problems(arguments: list[str], checkout: Checkout) -> list[str]:
     """Ray's command and its options; what `job submit` and `symmetric-run` start is checked as well."""
     from ray.scripts.scripts import cli
 
@@ -84,9 +91,9 @@ def _ray_problems(arguments: list[str], root: Path) -> list[str]:
     problems += [
         f"ray {' '.join(own[:2])}: {values[name]} does not exist"
         for name in ("cluster_config_file", "runtime_env", "working_dir")
-        if values.get(name) and not (root / values[name]).exists()
+        if values.get(name) and not (checkout.root / values[name]).exists()
     ]
-    return problems + (_simple_command_problems(entrypoint, root) if entrypoint else [])
+    return problems + (_simple_command_problems(entrypoint, checkout) if entrypoint else [])
 
 
 def _parse(command: Any, arguments: list[str], name: str) -> tuple[list[str], dict[str, Any]]:

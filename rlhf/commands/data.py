@@ -103,8 +103,9 @@ def annotate(
         _simulate(resolved, candidates, prompts, out, select, reward, limit, tuple(earlier or ()))
         return
     from rlhf.data.annotation_export import export_by_hand, open_study
-    from rlhf.data.annotation_items import load_items, order_prompts
+    from rlhf.data.annotation_items import load_items
     from rlhf.data.annotation_store import Assignment
+    from rlhf.rewards.learned.prompt_choice import order_prompts
 
     items = load_items(candidates, prompts)
     if export:
@@ -123,7 +124,8 @@ def _simulate(resolved, candidates, prompts, out: Path, select: str, reward, lim
     from rlhf.data.annotation_export import refuse_peoples_annotations
     from rlhf.data.annotators import simulate_annotations
     from rlhf.data.prompts import load_prompts
-    from rlhf.diffusion.candidates import load_candidates, select_candidates
+    from rlhf.diffusion.candidates import load_candidates
+    from rlhf.rewards.learned.prompt_choice import select_candidates
 
     refuse_peoples_annotations(out)
     save_config(resolved, out)

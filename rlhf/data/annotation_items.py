@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,31 +102,3 @@ def _load_masked(
 
 def _blank(image: Image.Image, mask: np.ndarray) -> Image.Image:
     return tensor_to_image(blank_hole(image_to_tensor(image), mask_to_tensor(mask)))
-
-
-def order_prompts(
-    items: AnnotationItems,
-    select: str,
-    reward: Path | None,
-    *,
-    seed: int,
-    limit: int | None = None,
-    earlier: Sequence[Path] = (),
-) -> tuple[str, ...]:
-    """Prompts in the order of annotation, `random` or `uncertain`; no more than have `limit` candidates together.
-
-    Those that folders of `earlier` annotations hold come last.
-
-    Raises UserError where `uncertain` comes without a reward folder, or it is incomplete.
-    """
-    import torch
-
-    from rlhf.rewards.learned.prompt_choice import select_prompts
-
-    def pictures(prompt_id: str) -> tuple[torch.Tensor, torch.Tensor]:
-        samples = items.candidates[prompt_id].values()
-        images = torch.stack([image_to_tensor(decode_image(data)) for data in samples])
-        return images, mask_to_tensor(items.masks[prompt_id]).expand(len(images), -1, -1, -1)
-
-    counts = {name: len(samples) for name, samples in items.candidates.items()}
-    return tuple(select_prompts(counts, pictures, select, reward, seed=seed, limit=limit, earlier=earlier))

@@ -157,32 +157,6 @@ def load_candidates(folder: Path, prompts: dict[str, Prompt]) -> dict[tuple[str,
     return images
 
 
-def select_candidates(
-    prompts: dict[str, Prompt],
-    candidates: dict[tuple[str, int], torch.Tensor],
-    select: str,
-    reward: Path | None,
-    *,
-    seed: int,
-    limit: int | None,
-    earlier: Sequence[Path] = (),
-) -> dict[tuple[str, int], torch.Tensor]:
-    """The candidates of the prompts that `select_prompts` chooses, in the order in which they are to be annotated."""
-    from rlhf.rewards.learned.prompt_choice import select_prompts
-
-    keys: dict[str, list[tuple[str, int]]] = {}
-    for key in candidates:
-        keys.setdefault(key[0], []).append(key)
-
-    def pictures(prompt_id: str) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.stack([candidates[key] for key in keys[prompt_id]])
-        return images, prompts[prompt_id].mask.expand(len(images), -1, -1, -1)
-
-    counts = {name: len(samples) for name, samples in keys.items()}
-    chosen = select_prompts(counts, pictures, select, reward, seed=seed, limit=limit, earlier=earlier)
-    return {key: candidates[key] for name in chosen for key in keys[name]}
-
-
 def keep_prompts(prompts: Path, candidates: Path) -> None:
     """Copy the prompts beside the candidates made from them, where `prompts_of` looks."""
     write_table(stream_table(prompts, PROMPTS), PROMPTS, candidates / "prompts" / "prompts.parquet")

@@ -20,7 +20,7 @@ from rlhf.evaluation.evaluation import evaluate
 from rlhf.evaluation.judged_store import CONTESTANTS, JudgedStore
 from rlhf.evaluation.judges import open_judges
 from rlhf.evaluation.judging import Judged, Jury
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 from rlhf.storage.checksum import folder_checksum
 from rlhf.storage.url_path import local_copy

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from rlhf.data.gold_judge import sharpness
-from rlhf.evaluation.tasks.extension_measures import SSIM_WINDOW_PX
 
+SSIM_WINDOW_PX = 7
 LUMINANCE = (0.299, 0.587, 0.114)
 LOOKS = ("brightness", "saturation", "contrast", "sharpness", "seam_energy")
 """What `measure_looks` returns."""

@@ -15,7 +15,8 @@ from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import compare, judge_policy
 from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.promotion.gate_verdict import Comparison, Verdict, timestamp
-from rlhf.rewards.learned.reward_model import Reward, load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.learned.reward_model import Reward
 from rlhf.storage.checksum import folder_checksum
 from rlhf.storage.url_path import local_copy
 

@@ -7,7 +7,7 @@ import torch
 
 from rlhf.config.reward_entry import TEXT_KINDS, RewardEntry
 from rlhf.errors import UserError
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.scores import RewardSource
 from rlhf.rewards.trained_model import TrainedModel
 from rlhf.storage.url_path import as_path

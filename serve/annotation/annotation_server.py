@@ -1,6 +1,5 @@
 """Starting the annotation page: its address, its token, and its end."""
 
-import ipaddress
 import os
 import secrets
 import signal
@@ -13,6 +12,7 @@ from rlhf.data.annotation_items import AnnotationItems
 from rlhf.data.annotation_store import AnnotationStore
 from rlhf.errors import UserError
 from serve.annotation.annotation_page import SCORES, Page, build_page
+from serve.api.addresses import is_loopback
 
 TOKEN_VARIABLE = "PREFPAINT_TOKEN"
 
@@ -45,16 +45,6 @@ def choose_token(host: str) -> str | None:
     if given:
         return given
     return None if is_loopback(host) else secrets.token_urlsafe(16)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 
-from serve.annotation.annotation_server import is_loopback
+from serve.api.addresses import is_loopback
 from serve.api.api_errors import ApiError
 from serve.api.api_keys import ApiKeys
 from serve.api.request_metrics import REFUSED, WAITING

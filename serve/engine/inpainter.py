@@ -6,7 +6,7 @@ import numpy as np
 from ray import serve as ray_serve
 
 from rlhf.promotion.catalogue import ServedPolicy
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from serve.engine.engine import Engine, warm_up
 from serve.engine.jobs import Inpainted, Job, Partial, Served
 from serve.engine.policy_cache import PolicyShelf

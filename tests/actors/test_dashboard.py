@@ -16,7 +16,7 @@ from actors.align import align
 from actors.incidents import Incidents
 from actors.queue_times import Flow
 from actors.telemetry import gauge_name
-from rlhf.alignment.algorithms import algorithm_of
+from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import AlignConfig
 from rlhf.reports.metrics_log import read_metrics
 

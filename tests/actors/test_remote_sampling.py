@@ -17,7 +17,7 @@ from rlhf.diffusion.candidates import make_candidates
 from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
 from rlhf.diffusion.sampler import InProcessSampler
 from rlhf.evaluation.evaluation import evaluate
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.tables import CANDIDATES, read_table
 
 pytestmark = pytest.mark.ray

@@ -9,7 +9,7 @@ from small_parts import save_small_reward, small_config, small_prompts
 
 from actors.coordinator import CONSTANT_TRUST, Coordinator, climbed_reward, weigh_trust
 from actors.dispatch import FinishedTask
-from rlhf.alignment.algorithms import algorithm_of
+from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.config_files import load_config
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import load_policy
@@ -19,7 +19,7 @@ from rlhf.errors import UserError
 from rlhf.rewards.build import build_rewards
 from rlhf.rewards.combination import Scale, combine
 from rlhf.rewards.learned.bound import fit_ridge
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.scores import Scores
 
 CPU = torch.device("cpu")

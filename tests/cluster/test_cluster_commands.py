@@ -5,11 +5,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import rlhf
-from rlhf.commands.cluster_shell import command_problems
+from rlhf.commands.cli import app
+from rlhf.commands.cluster_shell import Checkout, command_problems
 
 ROOT = Path(rlhf.__file__).parents[1]
+CHECKOUT = Checkout(root=ROOT, rlhf=get_command(app))
 CLUSTER = ROOT / "cluster"
 
 
@@ -36,10 +39,10 @@ def test_the_slurm_job_starts_what_ray_and_rlhf_understand(tmp_path: Path) -> No
     assert arguments[:2] == ["--nodes=2", "--ntasks=2"]
     line = " ".join(arguments[2:])
     assert line.startswith("ray symmetric-run --address n1:6379 --min-nodes 2 --num-cpus 96 --num-gpus 8 -- python")
-    assert command_problems(line, ROOT) == []
+    assert command_problems(line, CHECKOUT) == []
     assert "secret" not in done.stdout + done.stderr
-    assert "No such option" in command_problems(line.replace("--num-cpus", "--nmu-cpus"), ROOT)[0]
-    assert "does not exist" in command_problems(line.replace("64gpu", "65gpu"), ROOT)[0]
+    assert "No such option" in command_problems(line.replace("--num-cpus", "--nmu-cpus"), CHECKOUT)[0]
+    assert "does not exist" in command_problems(line.replace("64gpu", "65gpu"), CHECKOUT)[0]
 
 
 def readme_commands() -> list[str]:
@@ -52,7 +55,7 @@ def readme_commands() -> list[str]:
 def test_the_commands_of_the_readme_are_understood() -> None:
     lines = [line for line in readme_commands() if line.split()[0] in ("ray", "rlhf", "python")]
     assert len(lines) >= 4
-    assert [p for line in lines for p in command_problems(line.split(" #")[0], ROOT)] == []
+    assert [p for line in lines for p in command_problems(line.split(" #")[0], CHECKOUT)] == []
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_the_commands_of_the_readme_are_understood() -> None:
     ],
 )
 def test_a_file_that_a_command_names_must_exist(line: str) -> None:
-    assert [problem for problem in command_problems(line, ROOT) if "absent.yaml does not exist" in problem]
+    assert [problem for problem in command_problems(line, CHECKOUT) if "absent.yaml does not exist" in problem]
 
 
 def test_the_readme_lists_every_file_of_the_folder() -> None:

@@ -9,12 +9,16 @@ import pytest
 import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from typer.main import get_command
 
 import rlhf
+from rlhf.commands.cli import app
 from rlhf.commands.cluster_files import file_problems, manifest_problems, ray_up_problems
+from rlhf.commands.cluster_shell import Checkout
 from rlhf.errors import UserError
 
 ROOT = Path(rlhf.__file__).parents[1]
+CHECKOUT = Checkout(root=ROOT, rlhf=get_command(app))
 CLUSTER = ROOT / "cluster"
 RAY_UP = ("aws", "gcp", "azure", "on_premises")
 MANIFESTS = sorted(path.name for path in (CLUSTER / "kubernetes").glob("*.yaml"))
@@ -41,7 +45,7 @@ def crds(test_data: Path) -> Path:
 @pytest.mark.parametrize("name", RAY_UP)
 def test_ray_itself_and_our_checks_take_each_file(name: str) -> None:
     validate_config(prepare_config(ray_up(name)))
-    assert file_problems(CLUSTER / f"{name}.yaml", ROOT) == []
+    assert file_problems(CLUSTER / f"{name}.yaml", CHECKOUT) == []
 
 
 @pytest.mark.parametrize("name", RAY_UP[:3])
@@ -89,22 +93,22 @@ AWS_MISTAKES = [
 def test_a_mistake_in_a_ray_up_file_is_told(change: Callable, value: object, message: str) -> None:
     record = ray_up("aws")
     change(record, value)
-    problems = ray_up_problems(record, ROOT)
+    problems = ray_up_problems(record, CHECKOUT)
     assert any(re.search(message, problem) for problem in problems), problems
 
 
 def test_mistakes_that_only_azure_and_ones_own_machines_have_are_told() -> None:
     azure = ray_up("azure")
     azure["available_node_types"]["scorer"]["node_config"]["azure_arm_parameters"]["vmSzie"] = "x"
-    assert "vmSzie: unknown key" in ray_up_problems(azure, ROOT)[0]
+    assert "vmSzie: unknown key" in ray_up_problems(azure, CHECKOUT)[0]
     own = ray_up("on_premises")
     del own["provider"]["head_ip"]
-    assert ray_up_problems(own, ROOT)
+    assert ray_up_problems(own, CHECKOUT)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_manifests_fit_kuberays_own_definitions(name: str, crds: Path) -> None:
-    assert file_problems(CLUSTER / "kubernetes" / name, ROOT, crds) == []
+    assert file_problems(CLUSTER / "kubernetes" / name, CHECKOUT, crds) == []
 
 
 SCHEMA_MISTAKES = [
@@ -124,7 +128,7 @@ def test_a_key_that_kuberay_does_not_know_is_told(
 ) -> None:
     record = copy.deepcopy(manifest(name))
     change(record, value)
-    assert any(message in problem for problem in manifest_problems(record, ROOT, crds))
+    assert any(message in problem for problem in manifest_problems(record, CHECKOUT, crds))
 
 
 JOB = "python -m rlhf align --address auto --prompts p --out o"
@@ -146,7 +150,7 @@ CONTENT_MISTAKES = [
 def test_a_mistake_inside_a_manifest_is_told(name: str, change: Callable, value: object, message: str) -> None:
     record = copy.deepcopy(manifest(name))
     change(record, value)
-    problems = manifest_problems(record, ROOT, None)
+    problems = manifest_problems(record, CHECKOUT, None)
     assert any(re.search(message, problem) for problem in problems), problems
 
 
@@ -166,16 +170,16 @@ def test_a_misspelt_key_of_serve_or_of_our_builder_is_told(right: str, wrong: st
     text = record["spec"]["serveConfigV2"]
     assert right in text
     record["spec"]["serveConfigV2"] = text.replace(right, wrong)
-    problems = manifest_problems(record, ROOT, None)
+    problems = manifest_problems(record, CHECKOUT, None)
     assert any(message in problem for problem in problems), problems
 
 
 def test_a_serve_config_is_checked_like_the_one_in_a_manifest(tmp_path: Path) -> None:
     text = (CLUSTER / "serve.yaml").read_text()
-    assert file_problems(CLUSTER / "serve.yaml", ROOT) == []
+    assert file_problems(CLUSTER / "serve.yaml", CHECKOUT) == []
     for right, wrong in (("models:", "modles:"), ("route_prefix:", "route_prefx:"), ("replicas: 1", "replicas: no")):
         (tmp_path / "serve.yaml").write_text(text.replace(right, wrong, 1))
-        (problem,) = file_problems(tmp_path / "serve.yaml", ROOT)
+        (problem,) = file_problems(tmp_path / "serve.yaml", CHECKOUT)
         assert wrong.split(":")[0] in problem
 
 
@@ -239,15 +243,15 @@ def secret_names(record: object) -> list[str]:
 def test_what_is_no_yaml_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(UserError, match=r"broken\.yaml: not a readable YAML file"):
-        file_problems(tmp_path / "broken.yaml", ROOT)
+        file_problems(tmp_path / "broken.yaml", CHECKOUT)
     (tmp_path / "list.yaml").write_text("- a\n")
     (tmp_path / "run.yaml").write_text("align: {udpates: 3}\n")
     with pytest.raises(UserError, match=r"align\.udpates: unknown key; did you mean align\.updates\?"):
-        file_problems(tmp_path / "run.yaml", ROOT)
+        file_problems(tmp_path / "run.yaml", CHECKOUT)
     (tmp_path / "empty.yaml").write_text("")
-    assert file_problems(tmp_path / "empty.yaml", ROOT) == ["is empty"]
-    assert file_problems(CLUSTER / "runtime_env.yaml", ROOT) == []
+    assert file_problems(tmp_path / "empty.yaml", CHECKOUT) == ["is empty"]
+    assert file_problems(CLUSTER / "runtime_env.yaml", CHECKOUT) == []
     (tmp_path / "job.sbatch").write_text("#!/bin/bash\nrlhf align --promts p\n")
-    assert any("--promts" in problem for problem in file_problems(tmp_path / "job.sbatch", ROOT))
-    assert file_problems(CLUSTER / "slurm.sbatch", ROOT) == []
-    assert file_problems(tmp_path / "list.yaml", ROOT) == ["must hold keys such as `cluster_name:` or `kind:`"]
+    assert any("--promts" in problem for problem in file_problems(tmp_path / "job.sbatch", CHECKOUT))
+    assert file_problems(CLUSTER / "slurm.sbatch", CHECKOUT) == []
+    assert file_problems(tmp_path / "list.yaml", CHECKOUT) == ["must hold keys such as `cluster_name:` or `kind:`"]

@@ -20,7 +20,8 @@ from small_study import Clock, open_small_study, start_server, write_study
 from rlhf.data.annotators import load_annotations
 from rlhf.errors import UserError
 from serve.annotation.annotation_page import build_page
-from serve.annotation.annotation_server import choose_token, is_loopback, listen, page_address
+from serve.annotation.annotation_server import choose_token, listen, page_address
+from serve.api.addresses import is_loopback
 
 PERSON = {"annotator": "ann"}
 MARKS = {"structure": 4, "texture": 3.5, "overall": 6}

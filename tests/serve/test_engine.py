@@ -21,7 +21,7 @@ from rlhf.diffusion.steps.ddim import make_schedule, split_prediction, transitio
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import ServedPolicy, describe_policy
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.images import tensor_to_image
 from serve.engine.engine import Engine, warm_up
 from serve.engine.jobs import Inpainted, Job, Partial

@@ -9,7 +9,7 @@ def rlhf(*arguments: object, **options: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-def study(name: str, *words: object) -> subprocess.CompletedProcess[str]:
+def run_study(name: str, *words: object) -> subprocess.CompletedProcess[str]:
     """Run a study as its user does."""
     command = [sys.executable, "-m", f"benchmarks.studies.{name}", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

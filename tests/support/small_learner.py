@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from small_parts import small_config, small_prompts
 
-from rlhf.alignment.algorithms import algorithm_of
+from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.learner import Learner
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.config.run_config import AlignConfig

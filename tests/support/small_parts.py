@@ -25,7 +25,8 @@ from rlhf.diffusion.builtin.tiny_model import (
 )
 from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
 from rlhf.rewards.learned.bound import RidgeHead
-from rlhf.rewards.learned.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
+from rlhf.rewards.learned.feature_network import FeatureNetwork, SmallBackbone
+from rlhf.rewards.learned.reward_model import Calibration, RewardModel
 from rlhf.storage.images import encode_png, image_to_tensor, mask_to_tensor
 from rlhf.storage.tables import PROMPTS, image_cell, write_table
 

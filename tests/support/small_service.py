@@ -75,7 +75,8 @@ def _save_reward(folder: Path) -> None:
     import torch
 
     from rlhf.rewards.learned.bound import RidgeHead
-    from rlhf.rewards.learned.reward_model import Calibration, FeatureNetwork, RewardModel, SmallBackbone
+    from rlhf.rewards.learned.feature_network import FeatureNetwork, SmallBackbone
+    from rlhf.rewards.learned.reward_model import Calibration, RewardModel
 
     folder.mkdir()
     fields = dict.fromkeys(Calibration.__dataclass_fields__, 1.0)

@@ -1,11 +1,1 @@
 """One short file per algorithm: which steps are random and trained, what counts as an advantage, and the loss."""
-
-from rlhf.alignment.algorithms import grpo, mixgrpo, nft, prefpaint
-from rlhf.alignment.objective import Algorithm
-from rlhf.config.run_config import AlignConfig
-
-
-def algorithm_of(config: AlignConfig) -> Algorithm:
-    """The one that the configuration names."""
-    modules = {"grpo": grpo, "mixgrpo": mixgrpo, "nft": nft, "prefpaint": prefpaint}
-    return modules[config.algorithm].ALGORITHM

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from rlhf.data.gold_judge import gold_utility, sharpness
+from rlhf.evaluation.hole_measures import SSIM_WINDOW_PX
 from rlhf.reports.intervals import cluster_bootstrap
 from rlhf.storage.images import image_to_tensor, mask_to_tensor
 from rlhf.views.growth import Band, band_hole
 
 CONTEXT_PX = 24
 """What of a band's neighbourhood the measures see; the widest blur of the gold judge reaches as far."""
-SSIM_WINDOW_PX = 7
 Row = Mapping[str, Any]
 """`photograph`, `contestant`, `step`, `side`, and the figures of `measure_band`; None where one cannot be computed."""
 

@@ -20,7 +20,7 @@ from rlhf.data.annotated_images import (
 )
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
-from rlhf.rewards.learned.reward_model import FeatureNetwork, build_backbone, describe, whiten
+from rlhf.rewards.learned.feature_network import FeatureNetwork, build_backbone, describe, whiten
 from rlhf.storage.atomic_files import atomic_torch_save, atomic_write_text
 from rlhf.storage.url_path import local_copy
 

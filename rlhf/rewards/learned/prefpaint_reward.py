@@ -24,8 +24,9 @@ import torch
 from rlhf.data.annotated_images import AnnotatedImages
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import conformal_multiplier
+from rlhf.rewards.learned.feature_network import RELEASE_KIND
 from rlhf.rewards.learned.prefpaint_backbone import ReleaseBackbone, load_release
-from rlhf.rewards.learned.reward_model import RELEASE_KIND, ScoredImages
+from rlhf.rewards.learned.reward_model import ScoredImages
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
 from rlhf.storage.url_path import local_copy
 

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import torch
 
+from rlhf.data.annotation_items import AnnotationItems
+from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.storage.images import decode_image, image_to_tensor, mask_to_tensor
 from rlhf.storage.tables import ANNOTATIONS, read_table
 
 Pictures = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
@@ -46,6 +49,55 @@ def select_prompts(
     names = progress_bar(list(counts), stage="uncertainty")
     order = order_by_uncertainty({name: model.score(*pictures(name)).uncertainty for name in names})
     return take_prompts(annotated_last(order, earlier), counts, limit)
+
+
+def select_candidates(
+    prompts: dict[str, Prompt],
+    candidates: dict[tuple[str, int], torch.Tensor],
+    select: str,
+    reward: Path | None,
+    *,
+    seed: int,
+    limit: int | None,
+    earlier: Sequence[Path] = (),
+) -> dict[tuple[str, int], torch.Tensor]:
+    """The candidates of the prompts that `select_prompts` chooses, in the order in which they are to be annotated."""
+    keys: dict[str, list[tuple[str, int]]] = {}
+    for key in candidates:
+        keys.setdefault(key[0], []).append(key)
+
+    def pictures(prompt_id: str) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.stack([candidates[key] for key in keys[prompt_id]])
+        return images, prompts[prompt_id].mask.expand(len(images), -1, -1, -1)
+
+    counts = {name: len(samples) for name, samples in keys.items()}
+    chosen = select_prompts(counts, pictures, select, reward, seed=seed, limit=limit, earlier=earlier)
+    return {key: candidates[key] for name in chosen for key in keys[name]}
+
+
+def order_prompts(
+    items: AnnotationItems,
+    select: str,
+    reward: Path | None,
+    *,
+    seed: int,
+    limit: int | None = None,
+    earlier: Sequence[Path] = (),
+) -> tuple[str, ...]:
+    """Prompts in the order of annotation, `random` or `uncertain`; no more than have `limit` candidates together.
+
+    Those that folders of `earlier` annotations hold come last.
+
+    Raises UserError where `uncertain` comes without a reward folder, or it is incomplete.
+    """
+
+    def pictures(prompt_id: str) -> tuple[torch.Tensor, torch.Tensor]:
+        samples = items.candidates[prompt_id].values()
+        images = torch.stack([image_to_tensor(decode_image(data)) for data in samples])
+        return images, mask_to_tensor(items.masks[prompt_id]).expand(len(images), -1, -1, -1)
+
+    counts = {name: len(samples) for name, samples in items.candidates.items()}
+    return tuple(select_prompts(counts, pictures, select, reward, seed=seed, limit=limit, earlier=earlier))
 
 
 def annotated_last(order: list[str], earlier: Sequence[Path]) -> list[str]:

@@ -29,11 +29,12 @@ from rlhf.rewards.learned.bound import (
     spectrum,
     theorem_multiplier,
 )
+from rlhf.rewards.learned.feature_network import FeatureNetwork
 from rlhf.rewards.learned.feature_training import describe_rows, train_features
 from rlhf.rewards.learned.reward_figures import rank_by_trust, report_figures, score_annotations
 from rlhf.rewards.learned.reward_head import choose_ridge, correct_head, fit_first_head
 from rlhf.rewards.learned.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts
-from rlhf.rewards.learned.reward_model import Calibration, FeatureNetwork, RewardModel
+from rlhf.rewards.learned.reward_model import Calibration, RewardModel
 from rlhf.rewards.learned.reward_page import write_reward_page
 from rlhf.rewards.learned.uncertainty_figures import coverage_by_level, risk_coverage
 from rlhf.storage.atomic_files import atomic_write_json, finite

@@ -13,8 +13,9 @@ from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import PromptEffects, update_ridge
 from rlhf.rewards.learned.reward_figures import bound_figures
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.learned.reward_memory import annotation_id, described, load_memory, rows_to_add
-from rlhf.rewards.learned.reward_model import RewardModel, load_reward
+from rlhf.rewards.learned.reward_model import RewardModel
 from rlhf.rewards.learned.reward_training import features_of, fit_calibration, save_reward
 from rlhf.storage.atomic_files import atomic_write_text
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import study
+from command_line import run_study
 
 from benchmarks.studies.runs import format_study, study_runs
 from rlhf.errors import UserError
@@ -91,7 +91,7 @@ def test_other_noise_an_unfinished_round_and_a_missing_partner_are_refused(tmp_p
 
 def test_the_command_takes_folders_with_names_and_without(tmp_path: Path) -> None:
     a, b = write_rounds(tmp_path / "a", 0.2), write_rounds(tmp_path / "b", 0.1)
-    done = study("runs", a, f"less={b}", "--out", tmp_path / "out")
+    done = run_study("runs", a, f"less={b}", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "a over less: WinRate 75.0% [75.0%, 75.0%], gain +0.0500" in done.stdout
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import study
+from command_line import run_study
 from small_annotations import make_world, write_world
 
 from benchmarks.studies.selection import (
@@ -107,6 +107,6 @@ def test_the_command_says_that_annotators_are_simulated(tmp_path: Path) -> None:
     folders = write_world(tmp_path, *make_world(40))
     words = [f"reward.{name}={value}" for name, value in CONFIG.model_dump(exclude_defaults=True).items()]
     options = [word for setting in words for word in ("--set", setting)]
-    done = study("selection", *folders, "--out", tmp_path / "out", "--seeds", 1, "--portion", 0.33, *options)
+    done = run_study("selection", *folders, "--out", tmp_path / "out", "--seeds", 1, "--portion", 0.33, *options)
     assert done.returncode == 0, done.stderr
     assert "all annotators simulated" in done.stdout

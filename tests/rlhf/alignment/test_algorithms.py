@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rlhf.alignment.algorithms import algorithm_of, grpo, mixgrpo, nft, prefpaint
+from rlhf.alignment.algorithms import grpo, mixgrpo, nft, prefpaint
+from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import AlignConfig
 
 UPDATES = range(60)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from small_parts import small_config, small_prompts
 
-from rlhf.alignment.algorithms import algorithm_of
 from rlhf.alignment.algorithms.nft import plan_rollout
+from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import CandidatesConfig
 from rlhf.diffusion.candidates import sample_plan
 from rlhf.diffusion.policy import Policy, load_policy

@@ -11,7 +11,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.classical_fills import fill_with_opencv, open_classical
 from rlhf.evaluation.contestants import judge_fill
 from rlhf.evaluation.judging import Jury
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 
 
 @pytest.mark.skipif(find_spec("cv2") is not None, reason="OpenCV is installed")

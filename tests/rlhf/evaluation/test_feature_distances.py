@@ -15,7 +15,7 @@ from rlhf.evaluation.comparison import Entry, summarise_contest
 from rlhf.evaluation.feature_distances import frechet_distance, kernel_distance, open_features, open_lpips
 from rlhf.evaluation.hole_measures import seam_band
 from rlhf.evaluation.judging import Jury, judge_images
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.images import to_8bit
 
 

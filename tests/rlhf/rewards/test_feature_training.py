@@ -10,6 +10,7 @@ from small_annotations import make_world
 
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, join_annotations
+from rlhf.rewards.learned.feature_network import FeatureNetwork, SmallBackbone
 from rlhf.rewards.learned.feature_training import (
     FeatureTraining,
     covariance_penalty,
@@ -17,7 +18,6 @@ from rlhf.rewards.learned.feature_training import (
     train_features,
     with_descriptions,
 )
-from rlhf.rewards.learned.reward_model import FeatureNetwork, SmallBackbone
 from rlhf.rewards.learned.reward_training import features_of
 
 CONFIG = RewardConfig(feature_dim=12, epochs=6, micro_batch_size=64, decorrelation=1.0)

@@ -18,7 +18,8 @@ from rlhf.errors import UserError
 from rlhf.reports.intervals import rank_correlation
 from rlhf.rewards.learned.bound import effective_rank
 from rlhf.rewards.learned.prefpaint_reward import ReleasedReward, adopt_release, calibrate, read_inverse
-from rlhf.rewards.learned.reward_model import ScoredImages, load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.learned.reward_model import ScoredImages
 from rlhf.storage.images import image_to_tensor
 
 Files = tuple[Path, Path]

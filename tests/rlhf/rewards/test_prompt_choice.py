@@ -8,14 +8,16 @@ from small_annotations import annotation, write_annotations
 from small_parts import save_small_reward
 from small_study import write_study
 
-from rlhf.data.annotation_items import load_items, order_prompts
+from rlhf.data.annotation_items import load_items
 from rlhf.data.prompts import load_prompts
-from rlhf.diffusion.candidates import load_candidates, select_candidates
+from rlhf.diffusion.candidates import load_candidates
 from rlhf.errors import UserError
 from rlhf.rewards.learned.prompt_choice import (
     annotated_last,
     order_by_uncertainty,
+    order_prompts,
     order_randomly,
+    select_candidates,
     select_prompts,
     take_prompts,
 )

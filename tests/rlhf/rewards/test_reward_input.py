@@ -12,7 +12,7 @@ from rlhf.commands.cli import app
 from rlhf.data.annotated_images import join_annotations
 from rlhf.data.annotators import load_annotations
 from rlhf.errors import UserError
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 
 QUICK = ("reward.feature_dim=12", "reward.epochs=2", "reward.decorrelation=1.0", "reward.ridge=30")
 

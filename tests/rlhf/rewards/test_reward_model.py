@@ -11,18 +11,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import effective_rank, fit_ridge
-from rlhf.rewards.learned.reward_model import (
-    LINEAR_LENGTH,
-    Calibration,
-    ClipBackbone,
-    FeatureNetwork,
-    RewardModel,
-    ScoredImages,
-    SmallBackbone,
-    build_backbone,
-    load_reward,
-    whiten,
-)
+from rlhf.rewards.learned.feature_network import LINEAR_LENGTH, FeatureNetwork, SmallBackbone, build_backbone, whiten
+from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.learned.reward_model import Calibration, ClipBackbone, RewardModel, ScoredImages
 
 CALIBRATION = Calibration(
     coverage=0.9,

@@ -17,7 +17,7 @@ from small_annotations import make_world
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, join_annotations
 from rlhf.errors import UserError
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.learned.reward_page import write_reward_page
 from rlhf.rewards.learned.reward_training import describe_doubts, train_reward
 

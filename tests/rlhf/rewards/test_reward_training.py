@@ -13,7 +13,8 @@ from small_annotations import make_world
 from rlhf.config.run_config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.rewards.learned.reward_figures import pair_accuracy, reliability
-from rlhf.rewards.learned.reward_model import Calibration, ScoredImages, load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.learned.reward_model import Calibration, ScoredImages
 from rlhf.rewards.learned.reward_training import train_reward
 
 CONFIG = RewardConfig(feature_dim=12, epochs=30, micro_batch_size=64, decorrelation=1.0)

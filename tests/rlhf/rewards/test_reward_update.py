@@ -13,8 +13,8 @@ from rlhf.config.run_config import RewardConfig
 from rlhf.data.normalisation import load_normalisation, measure_normalisation
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import PromptEffects, discount_prompt_effects, fit_ridge, update_ridge
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.learned.reward_memory import DescribedAnnotations, load_memory, no_prompts, rows_to_add
-from rlhf.rewards.learned.reward_model import load_reward
 from rlhf.rewards.learned.reward_training import train_reward
 from rlhf.rewards.learned.reward_update import update_reward
 

@@ -10,7 +10,7 @@ from rlhf.config.config_files import dump_config, load_config, parse_reward
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.build import build_reward, build_rewards, check_captions, with_absolute_paths
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.scores import Scores
 
 CPU = torch.device("cpu")

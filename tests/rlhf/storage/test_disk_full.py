@@ -15,7 +15,7 @@ from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trai
 from rlhf.diffusion.policy_folders import list_policies
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import MetricsLog, read_metrics
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.atomic_files import atomic_torch_save, require_room, whole_folder
 
 

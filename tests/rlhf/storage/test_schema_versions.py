@@ -12,7 +12,7 @@ from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.diffusion.policy_folders import read_manifest
 from rlhf.errors import UserError
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.workflows.run_report import write_report
 
 

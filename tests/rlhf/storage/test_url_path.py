@@ -17,7 +17,7 @@ from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trai
 from rlhf.diffusion.policy_folders import drop_policies, list_policies
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import MetricsLog, read_metrics
-from rlhf.rewards.learned.reward_model import load_reward
+from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.atomic_files import atomic_path, atomic_write_text, remove_folder
 from rlhf.storage.tables import PROMPTS, stream_table
 from rlhf.storage.url_path import UrlPath, as_path, local_copy

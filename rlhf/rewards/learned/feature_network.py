@@ -1,0 +1,125 @@
+"""Features of an inpainting: a backbone, and the network that makes whitened features z of what it says."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rlhf.errors import UserError
+from rlhf.rewards.learned.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
+from rlhf.rewards.learned.hole_statistics import COUNT, hole_statistics
+from rlhf.rewards.learned.prefpaint_backbone import ReleaseBackbone, load_release
+
+
+class SmallBackbone(nn.Module):
+    """Fixed statistics of the hole against its surroundings; what they are worth is learned from scratch."""
+
+    output_dim = COUNT
+
+    def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] and [B, 1, H, W] to [B, output_dim]."""
+        return hole_statistics(images, masks)
+
+
+Backbone = SmallBackbone | ClipBackbone | ReleaseBackbone
+
+
+RELEASE_KIND = "prefpaint-release"
+"""`kind` in the reward.json of a folder that holds PrefPaint's released checkpoint."""
+
+
+RELEASE_PREFIX = f"{RELEASE_KIND}:"
+
+
+def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backbone:
+    """`small`, `prefpaint-release:CHECKPOINT`, or the CLIP vision model in a folder or hub repository of that name."""
+    if name == "small":
+        return SmallBackbone()
+    if name.startswith(RELEASE_PREFIX):
+        return load_release(Path(name.removeprefix(RELEASE_PREFIX)), frozen_share)[0]
+    from transformers import CLIPVisionModel
+
+    try:
+        return ClipBackbone(CLIPVisionModel.from_pretrained(name), frozen_share)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"reward.backbone: {name!r} is neither `small`, `{RELEASE_PREFIX}FILE` nor a CLIP vision model ({reason})"
+        ) from error
+
+
+LINEAR_LENGTH = 1.5
+"""Length beyond which features grow as its logarithm, in units of the root of the whitened features' mean square."""
+
+
+BATCH = 256
+"""Images that a backbone describes at once."""
+
+
+class FeatureNetwork(nn.Module):
+    """Backbone, then a linear and a non-linear head to whitened features z of compressed length plus a constant 1."""
+
+    whitening: torch.Tensor
+
+    def __init__(self, backbone: Backbone, feature_dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.standardise = nn.BatchNorm1d(backbone.output_dim, affine=False)
+        self.head = nn.Sequential(
+            nn.Dropout(0.1),
+            nn.Linear(backbone.output_dim, 128),
+            nn.SiLU(),
+            nn.Dropout(0.1),
+            nn.Linear(128, feature_dim),
+        )
+        self.shortcut = nn.Linear(backbone.output_dim, feature_dim)
+        self.centre = nn.BatchNorm1d(feature_dim, affine=False)
+        self.register_buffer("whitening", torch.eye(feature_dim))
+        # Predicts structure, texture, overall and total while the features are trained; then ridge takes over.
+        self.linear = nn.Linear(feature_dim + 1, 4, bias=False)
+
+    def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] in [-1, 1], masks [B, 1, H, W], 1 = repainted; returns z [B, feature_dim + 1].
+
+        The features are whitened, and longer than LINEAR_LENGTH sqrt(feature_dim) only by the logarithm, so that
+        what is far from all that was annotated is less certain, but not rewarded without measure; the constant
+        comes last.
+        """
+        return self.features_of(self.backbone(images, masks))
+
+    def features_of(self, described: torch.Tensor) -> torch.Tensor:
+        """The same from what the backbone says of the images, [B, output_dim]."""
+        z = self.centred_features(described) @ self.whitening
+        excess = (z.norm(dim=1, keepdim=True) / (LINEAR_LENGTH * z.shape[1] ** 0.5)).clamp(min=1.0)
+        z = z * (1 + excess.log()) / excess
+        return torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
+
+    def centred_features(self, described: torch.Tensor) -> torch.Tensor:
+        """Features before the whitening, [B, feature_dim]."""
+        pooled = self.standardise(described)
+        return self.centre(self.head(pooled) + self.shortcut(pooled))
+
+
+@torch.no_grad()
+def describe(network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """What the backbone says of any number of images: [N, output_dim]."""
+    parts = zip(images.split(BATCH), masks.split(BATCH), strict=True)
+    return torch.cat([network.backbone(i, m) for i, m in parts])
+
+
+@torch.no_grad()
+def whiten(network: FeatureNetwork, described: torch.Tensor, shrinkage: float = 0.05) -> None:
+    """Set the whitening so that the features of these images, [N, output_dim], are all but uncorrelated.
+
+    The inverse square root of their covariance, shrunk towards its mean eigenvalue. Without it a few
+    directions carry everything, and V measures distance in those alone.
+    """
+    network.eval()
+    z = network.centred_features(described)
+    eigenvalues, vectors = torch.linalg.eigh(torch.cov(z.T.double()))
+    shrunk = (1 - shrinkage) * eigenvalues + shrinkage * eigenvalues.mean()
+    network.whitening.copy_((vectors * shrunk.rsqrt()) @ vectors.T)
+    mean, variance = network.centre.running_mean, network.centre.running_var
+    assert mean is not None
+    assert variance is not None
+    mean += z.mean(0) * (variance + network.centre.eps).sqrt()

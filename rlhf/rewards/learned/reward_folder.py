@@ -1,0 +1,64 @@
+"""A reward model on disk: opening a reward folder, and what makes it unusable."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from rlhf.errors import UserError
+from rlhf.rewards.learned.bound import RidgeHead
+from rlhf.rewards.learned.feature_network import RELEASE_KIND, FeatureNetwork, build_backbone
+from rlhf.rewards.learned.prefpaint_reward import load_released_reward
+from rlhf.rewards.learned.reward_model import SCHEMA_VERSION, Calibration, Reward, RewardModel
+from rlhf.storage.atomic_files import check_schema
+from rlhf.storage.url_path import local_copy
+
+
+def load_reward(folder: Path) -> Reward:
+    """Open a reward folder; UserError where it is incomplete or of another architecture."""
+    try:
+        record = json.loads((folder / "reward.json").read_text())
+        if record.get("kind") == RELEASE_KIND:
+            return load_released_reward(folder, record)
+        check_schema(record["schema_version"], SCHEMA_VERSION, folder / "reward.json")
+        if record["schema_version"] != SCHEMA_VERSION:
+            raise UserError(
+                f"{folder}: schema {record['schema_version']}, but this version reads {SCHEMA_VERSION}; "
+                "run `rlhf reward` again"
+            )
+        network = FeatureNetwork(build_backbone(record["backbone"]), record["feature_dim"])
+        with local_copy(folder) as local:
+            network.load_state_dict(load_file(local / "model.safetensors"))
+            head = load_file(local / "head.safetensors")
+        calibration = Calibration(**record["calibration"])
+        check_shapes(head, record["feature_dim"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: not a complete reward folder ({error}); run `rlhf reward` again") from error
+    ridge_head = RidgeHead(weight=head["weight"], cholesky=head["cholesky"], ridge=calibration.ridge)
+    check_finite(folder, network, ridge_head)
+    return RewardModel(
+        network=network.eval(),
+        head=ridge_head,
+        calibration=calibration,
+        backbone=record["backbone"],
+        feature_dim=record["feature_dim"],
+    )
+
+
+def check_shapes(head: dict[str, torch.Tensor], feature_dim: int) -> None:
+    """ValueError where the tensors of a ridge head are not those of so many features and a constant."""
+    size = feature_dim + 1
+    for name, shape in (("weight", (size,)), ("cholesky", (size, size))):
+        if head[name].shape != shape:
+            raise ValueError(f"head.safetensors: {name} is {tuple(head[name].shape)}, not {shape}")
+
+
+def check_finite(folder: Path, network: torch.nn.Module, head: RidgeHead) -> None:
+    """UserError where a loaded reward would give no numbers: NaN in it, or a V that is not positive definite."""
+    if not all(tensor.isfinite().all() for tensor in (*network.state_dict().values(), head.weight)):
+        raise UserError(f"{folder}: holds values that are not finite; run `rlhf reward` again")
+    # Whatever its sign, L L' is positive definite where L is finite and has no 0 on its diagonal.
+    if not head.cholesky.isfinite().all() or not head.cholesky.diagonal().all():
+        raise UserError(f"{folder}: V in head.safetensors is not positive definite; run `rlhf reward` again")
