@@ -34,6 +34,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Both halves at once, since tests of Ray and of pages mostly wait; each shows its output when it has ended.
 test: lint

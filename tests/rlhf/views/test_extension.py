@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import rlhf
+from command_line import rlhf, run_study
 from PIL import Image, ImageSequence
 from small_parts import save_moved_policy, small_config
 from small_photographs import picture, write_photographs
@@ -102,8 +102,9 @@ def test_the_commands_extend_and_judge_a_policy(small_pipeline: Path, photograph
     settings = ["--set", "evaluate.num_inference_steps=2", "--set", "evaluate.bootstrap=50"]
     model = ["--set", f"model.path={small_pipeline}", *settings]
     sizes = ["--photographs", 6, "--steps-per-side", 1]
-    done = run("study", "extension", "--images", photographs, "--run", policy, "--out", tmp_path / "s", *model, *sizes)
-    assert all(word in done for word in ("base", "aligned", "mirror", *(m.label for m in MEASURES.values())))
+    judged = run_study("extension", "--images", photographs, "--run", policy, "--out", tmp_path / "s", *model, *sizes)
+    assert judged.returncode == 0, judged.stderr
+    assert all(word in judged.stdout for word in ("base", "aligned", "mirror", *(m.label for m in MEASURES.values())))
     summary = json.loads((tmp_path / "s" / "extension_study.json").read_text())
     assert (summary["known_pixels_differ"], summary["aligned"][:24]) == (0, "policy-000002, version 2")
     out = tmp_path / "extended"
