@@ -22,7 +22,7 @@ from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.disk_need import describe_disk_need
-from rlhf.diffusion.policy import check_start
+from rlhf.diffusion.policy_weights import check_start
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
 from rlhf.reports.trackers import check_packages

@@ -29,9 +29,10 @@ from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
-from rlhf.diffusion.policy import load_policy, save_policy
+from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.policy_folders import drop_policies
-from rlhf.diffusion.probe import canary_log_prob
+from rlhf.diffusion.policy_weights import save_policy
+from rlhf.diffusion.probe import probe_log_prob
 from rlhf.errors import UserError
 from rlhf.reports.grids import save_rollout_grid
 from rlhf.reports.metrics_log import MetricsLog, read_metrics
@@ -77,7 +78,7 @@ def train(setup: dict[str, Any]) -> None:
         weights = learner.acting_weights()
         is_canary = (update - first) % config.cluster.canary_every == 0
         with learner.acting() as policy:
-            canary = canary_log_prob(policy, align) if is_canary else None
+            canary = probe_log_prob(policy, align) if is_canary else None
         collect = None if coordinator is None else partial(coordinator.collect, update, weights, canary)
         work, batches = receive(rank, collect)
         train_started = time.perf_counter()
@@ -189,7 +190,7 @@ def _all_have(is_there: bool) -> bool:
 def _write_results(learner: Learner, config: RunConfig, out: Path, version: int, work: UpdateWork) -> None:
     """The averaged policy, as users load it, and pictures of the last rollout."""
     save_policy(
-        learner.policy,
+        learner.policy.family,
         learner.averaged,
         out / f"policy-{version:06d}",
         version=version,

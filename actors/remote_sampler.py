@@ -18,9 +18,11 @@ from actors.messages import RolloutTask, WeightsNotice
 from actors.placement import reserve, start_painters
 from actors.quarantine import PutAside
 from rlhf.config.run_config import RunConfig
-from rlhf.diffusion.policy import adapter_settings, load_policy, make_trainable, read_trainable_state, trainable_state
+from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.policy_weights import adapter_settings, read_trainable_state
 from rlhf.diffusion.sampler import SampledTask, SamplingTask, TakePrompts
+from rlhf.diffusion.trained_weights import trainable_state
 
 
 @contextmanager
@@ -68,8 +70,8 @@ def read_weights(config: RunConfig, policy: Path | None) -> dict[str, torch.Tens
     base = load_policy(config.model.model_copy(update={"device": "cpu"}))
     make_trainable(base, align.trainable, rank=align.lora_rank, targets=align.lora_targets, seed=config.seed)
     if policy is None:
-        return trainable_state(base.unet)
-    return read_trainable_state(policy, base.unet, align.trainable)
+        return trainable_state(base.network)
+    return read_trainable_state(policy, base.family, align.trainable)
 
 
 class RemoteSampler:

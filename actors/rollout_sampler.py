@@ -8,10 +8,11 @@ import torch
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import decode_prompt
-from rlhf.diffusion.policy import load_policy, load_trainable_state, make_trainable, trainable_state, update_merged
-from rlhf.diffusion.probe import canary_log_prob
+from rlhf.diffusion.policy import load_policy, make_trainable, update_merged
+from rlhf.diffusion.probe import probe_log_prob
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.sampler import to_png
+from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state
 from rlhf.diffusion.trajectories import Recording, Rollout
 from rlhf.storage.checksum import checksum
 from rlhf.storage.images import to_8bit
@@ -38,11 +39,11 @@ class RolloutSampler:
     def load_weights(self, notice: WeightsNotice) -> WeightsAck:
         """Take over the published weights, and prove what the UNet then holds."""
         arrays = ray.get(notice.weights[0])
-        load_trainable_state(self.policy.unet, {name: torch.tensor(array) for name, array in arrays.items()})
+        load_trainable_state(self.policy.network, {name: torch.tensor(array) for name, array in arrays.items()})
         update_merged(self.policy)
         self._version = notice.version
-        self._checksum = checksum(trainable_state(self.policy.unet))
-        canary = None if notice.canary is None else canary_log_prob(self.policy, self._align)
+        self._checksum = checksum(trainable_state(self.policy.network))
+        canary = None if notice.canary is None else probe_log_prob(self.policy, self._align)
         return WeightsAck(version=self._version, checksum=self._checksum, canary=canary)
 
     def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, torch.Tensor, Recording]:

@@ -14,7 +14,7 @@ from actors.rollout_replay import collect_into
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
-from rlhf.diffusion.policy import check_start
+from rlhf.diffusion.policy_weights import check_start
 from rlhf.progress import progress_bar
 
 

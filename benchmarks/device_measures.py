@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.full_size_models import Architecture, build_unet, random_text
+from benchmarks.full_size_models import Architecture, build_policy
 from benchmarks.measure import Figures, describe_machine
 from rlhf.config.run_config import AlignConfig
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
@@ -109,7 +109,8 @@ def count_flops(architecture: Architecture, px: int, trainable: str, *, backward
     `trainable` is none, lora (unmerged) or full. Activations that checkpointing computes again are not counted.
     """
     meta = torch.device("meta")
-    unet, text = build_unet(architecture, meta), random_text(architecture, meta)
+    policy = build_policy(architecture, meta, "fp32")
+    family, unet = policy.family, policy.network
     if trainable == "lora":
         from peft import LoraConfig
 
@@ -117,10 +118,10 @@ def count_flops(architecture: Architecture, px: int, trainable: str, *, backward
         unet.add_adapter(LoraConfig(r=defaults.lora_rank, target_modules=list(defaults.lora_targets)))
     elif trainable == "full":
         unet.requires_grad_(True)
-    side = px // text.vae_scale_factor
+    side = px // family.pipeline.vae_scale_factor
     latents, timestep = torch.empty(1, 9, side, side, device=meta), torch.zeros(1, dtype=torch.long, device=meta)
     with torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
-        output = unet(latents, timestep, **text.unet_inputs(latents[:, :4]), return_dict=False)[0]
+        output = unet(latents, timestep, **family.text_inputs(policy.text, latents[:, :4]), return_dict=False)[0]
         if backward:
             output.sum().backward()
     return counter.get_total_flops()

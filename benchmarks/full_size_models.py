@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-from rlhf.diffusion.families.stable_diffusion import TextEmbedding
+from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.stable_diffusion import StableDiffusion
 from rlhf.diffusion.policy import Policy
 
 
@@ -117,7 +118,6 @@ def random_text(architecture: Architecture, device: torch.device) -> TextEmbeddi
     return TextEmbedding(
         embedding=torch.randn(1, WORDS, architecture.unet["cross_attention_dim"], device=device),
         pooled=None if pooled is None else torch.randn(1, pooled, device=device),
-        vae_scale_factor=2 ** (len(architecture.vae["block_out_channels"]) - 1),
     )
 
 
@@ -127,10 +127,7 @@ def build_policy(architecture: Architecture, device: torch.device, precision: st
     text, unet = random_text(architecture, device), build_unet(architecture, device)
     with torch.device(device):
         vae = AutoencoderKL.from_config(dict(architecture.vae)).requires_grad_(False).eval()
-    return Policy(
-        pipeline=SimpleNamespace(unet=unet, vae=vae, vae_scale_factor=text.vae_scale_factor),
-        scheduler=DDIMScheduler.from_config(SCHEDULE),
-        text=text,
-        device=device,
-        precision=precision,
-    )
+    factor = 2 ** (len(architecture.vae["block_out_channels"]) - 1)
+    pipeline = SimpleNamespace(unet=unet, vae=vae, vae_scale_factor=factor)
+    family = StableDiffusion(pipeline, DDIMScheduler.from_config(SCHEDULE))
+    return Policy(family=family, text=text, device=device, precision=precision)

@@ -95,19 +95,19 @@ def open_policy(job: Job) -> Policy:
     variant = job.variant
     policy = build_policy(job.architecture, job.device, variant.precision)
     if variant.attention == "xformers":
-        policy.unet.enable_xformers_memory_efficient_attention()
+        policy.network.enable_xformers_memory_efficient_attention()
     if variant.is_compiled:
         # Sizes, LoRA on or off, gradients or none make versions of one block; beyond 8 it would run uncompiled.
         torch._dynamo.config.recompile_limit = 64
         # At tiny size it only shows that blocks can be traced: to generate code for them takes a CPU minutes.
-        policy.unet.compile_repeated_blocks(dynamic=True, **({"backend": "eager"} if job.scale.is_tiny else {}))
+        policy.network.compile_repeated_blocks(dynamic=True, **({"backend": "eager"} if job.scale.is_tiny else {}))
     return policy
 
 
 def reorder_weights(policy: Policy, variant: Variant) -> None:
     """To the variant's memory format, if it names one."""
     if variant.memory_format:
-        for unet in (policy.unet, policy.merged):
+        for unet in (policy.network, policy.merged):
             if unet is not None:
                 unet.to(memory_format=getattr(torch, variant.memory_format))
 
@@ -125,7 +125,7 @@ def measure_rollout(job: Job) -> Figures:
             keeps_merged=job.variant.is_merged,
         )
     reorder_weights(policy, job.variant)
-    for unet in (policy.unet, policy.merged):
+    for unet in (policy.network, policy.merged):
         if unet is not None:
             clock.watch(unet.to(torch.bfloat16) if job.variant.has_bf16_weights else unet)
     plan = replace(grpo.plan_rollout(config, 0, 0), shares_initial_noise=job.variant.shares_prefix)
@@ -150,7 +150,7 @@ def measure_rollout(job: Job) -> Figures:
 def measure_training(job: Job) -> Figures:
     """An update: all its micro-batches, the optimizer's step and the averaging of weights (not without DeepSpeed)."""
     config, policy, clock = make_config(job), open_policy(job), PassClock(job.device)
-    clock.watch(policy.unet)
+    clock.watch(policy.network)
     plan, samples = grpo.plan_rollout(config, 0, 0), range(job.scale.samples)
     done = rollout(policy, make_prompts(job.variant.prompts, job.px), plan, sample_indices=samples, seed_key=("b",))
     advantages, trust = torch.randn(config.micro_batch_size), torch.ones(config.micro_batch_size)

@@ -26,6 +26,8 @@ from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.storage.images import image_to_tensor
 
+CHANNELS = 4
+"""Channels of the latents."""
 STEPS, PROMPTS, SAMPLES, SIDE = 10, 2, 8, 64
 ALIGN = AlignConfig(num_inference_steps=STEPS, samples_per_prompt=SAMPLES, micro_batch_size=PROMPTS * SAMPLES)
 PRODUCT_SIDE = 1536
@@ -58,7 +60,7 @@ def equal_work() -> tuple[list[Prompt], RolloutPlan, range]:
 def ours_equal() -> Run:
     """Ours without what it saves."""
     policy, (prompts, plan, samples) = load_policy(ModelConfig()), equal_work()
-    policy.unet.to(memory_format=torch.contiguous_format)
+    policy.network.to(memory_format=torch.contiguous_format)
     return lambda: rollout(policy, prompts, plan, sample_indices=samples, seed_key=KEY)
 
 
@@ -150,9 +152,9 @@ ALTERNATIVES: Mapping[str, Callable[[], Run]] = {
 def model_shares(rounds: int) -> list[float]:
     """Shares of the time of calls with the defaults, at every place of the window, that are spent in UNet and VAE."""
     policy, clock = open_trained(), PassClock(torch.device("cpu"))
-    vae = policy.pipeline.vae
+    vae = policy.family.pipeline.vae
     assert policy.merged is not None
-    for part in [policy.unet, policy.merged, vae.encoder, vae.decoder, vae.quant_conv, vae.post_quant_conv]:
+    for part in [policy.network, policy.merged, vae.encoder, vae.decoder, vae.quant_conv, vae.post_quant_conv]:
         clock.watch(part)
     run, shares = ours(policy), []
     for _ in range(rounds):
@@ -164,8 +166,8 @@ def model_shares(rounds: int) -> list[float]:
 
 def unet_rate(policy: Policy, rounds: int) -> Figures:
     """FLOP/s of the UNet's forward pass on 16 images, and as a share of the machine's matrix-product rate."""
-    sample = torch.randn(PROMPTS * SAMPLES, policy.latent_channels, SIDE // 4, SIDE // 4)
-    condition = torch.randn(len(sample), policy.latent_channels + 1, *sample.shape[-2:])
+    sample = torch.randn(PROMPTS * SAMPLES, CHANNELS, SIDE // 4, SIDE // 4)
+    condition = torch.randn(len(sample), CHANNELS + 1, *sample.shape[-2:])
     timestep = torch.full((len(sample),), 500)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         policy.predict(sample, timestep, condition)

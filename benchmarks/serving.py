@@ -42,7 +42,7 @@ from serve.api.uploads import read_upload  # noqa: E402
 from serve.application import _bind, to_settings  # noqa: E402
 from serve.engine.engine import Engine  # noqa: E402
 from serve.engine.jobs import Job  # noqa: E402
-from serve.engine.policy_cache import PolicyShelf  # noqa: E402
+from serve.engine.policy_cache import PolicyCache  # noqa: E402
 from serve.engine.running_batch import advance, finish, start_jobs  # noqa: E402
 
 PORT = 8765
@@ -129,7 +129,7 @@ def measure_overhead(args: argparse.Namespace) -> Figures:
     """One request over HTTP against the same denoising without HTTP and Serve, in turn."""
     torch.set_num_threads(1)
     settings = to_settings({}).engine()
-    engine = Engine(PolicyShelf(str(TINY), settings), None, settings)
+    engine = Engine(PolicyCache(str(TINY), settings), None, settings)
     upload = read_upload(FILES["image"], FILES["mask"])
     box = surround([b for boxes in plan_passes(upload.hole, SIDE) for b in boxes])
     ours = deploy("ours")
@@ -166,11 +166,11 @@ def _bare_seconds(engine: Any, upload: Any, box: Any) -> float:
     image, hole = crop_to_native(upload, box, SIDE)
     job = Job(image=image, hole=hole, sample_indices=(0,), seed=0, num_inference_steps=STEPS)
     started = time.perf_counter()
-    shelf = engine._shelf
-    running = start_jobs(shelf, [shelf.take(ServedPolicy(), [])], [job])
+    cache = engine._cache
+    running = start_jobs(cache, [cache.take(ServedPolicy(), [])], [job])
     while not running[0].is_done:
-        advance(shelf, running)
-    finish(shelf, None, running)
+        advance(cache, running)
+    finish(cache, None, running)
     return time.perf_counter() - started
 
 

@@ -17,17 +17,13 @@ from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, show
 from benchmarks.rollout import ALIGN, KEY, PROMPTS, SAMPLES, SIDE, STEPS, make_prompts
 from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.policy import (
-    Policy,
-    load_policy,
-    load_trainable_state,
-    make_trainable,
-    trainable_state,
-    update_merged,
-)
-from rlhf.diffusion.rollout import decode_latents, encode_prompts, rollout
+from rlhf.diffusion.policy import Policy, load_policy, make_trainable, update_merged
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state
 from rlhf.diffusion.trajectories import RolloutPlan
 
+CHANNELS = 4
+"""Channels of the latents."""
 IMAGES = PROMPTS * SAMPLES
 FURTHER = {
     "differs_by": "differs by {:.0e}",
@@ -65,14 +61,14 @@ class Switch:
 
 def make_latents(policy: Policy, channels: int) -> torch.Tensor:
     """Normal noise [16, channels, h, w], always the same."""
-    edge = SIDE // policy.pipeline.vae_scale_factor
+    edge = SIDE // policy.family.pipeline.vae_scale_factor
     return torch.randn(IMAGES, channels, edge, edge, generator=torch.Generator().manual_seed(0)).to(policy.device)
 
 
 def forward(policy: Policy, *, is_merged: bool = False) -> Prediction:
     """One forward pass of the UNet."""
-    latents = make_latents(policy, policy.latent_channels)
-    condition = make_latents(policy, policy.latent_channels + 1)
+    latents = make_latents(policy, CHANNELS)
+    condition = make_latents(policy, CHANNELS + 1)
     timestep = torch.full((IMAGES,), 500, device=policy.device)
     predict = policy.predict_untrained if is_merged else policy.predict
     return torch.no_grad()(lambda: predict(latents, timestep, condition))
@@ -93,7 +89,7 @@ def use_bf16() -> Pair:
 def order_unet() -> Pair:
     """The UNet's weights with channels last."""
     off = load_policy(ModelConfig())
-    off.unet.to(memory_format=torch.contiguous_format)
+    off.network.to(memory_format=torch.contiguous_format)
     return compare(forward(load_policy(ModelConfig())), forward(off))
 
 
@@ -102,9 +98,9 @@ def order_vae() -> Pair:
 
     def decode(memory_format: torch.memory_format) -> Prediction:
         policy = load_policy(ModelConfig())
-        latents = make_latents(policy, policy.latent_channels).to(memory_format=memory_format)
-        policy.pipeline.vae.to(memory_format=memory_format)
-        return torch.no_grad()(lambda: policy.pipeline.vae.decode(latents).sample)
+        latents = make_latents(policy, CHANNELS).to(memory_format=memory_format)
+        policy.family.pipeline.vae.to(memory_format=memory_format)
+        return torch.no_grad()(lambda: policy.family.pipeline.vae.decode(latents).sample)
 
     return compare(decode(torch.channels_last), decode(torch.contiguous_format))
 
@@ -112,7 +108,7 @@ def order_vae() -> Pair:
 def compile_blocks() -> Pair:
     """The UNet's transformer blocks compiled, as `rlhf serve --compile` does, with nothing in the compiler's cache."""
     compiled = load_policy(ModelConfig())
-    compiled.unet.compile_repeated_blocks(dynamic=True)
+    compiled.network.compile_repeated_blocks(dynamic=True)
     on, started = forward(compiled), time.perf_counter()
     with fresh_cache():
         on()
@@ -123,7 +119,7 @@ def merge_adapters() -> Pair:
     """The forward pass of the UNet that has the LoRA merged into its weights, and of the one with adapter layers."""
     policy = load_policy(ModelConfig())
     make_trainable(policy, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0, keeps_merged=True)
-    load_trainable_state(policy.unet, {name: t + 0.01 for name, t in trainable_state(policy.unet).items()})
+    load_trainable_state(policy.network, {name: t + 0.01 for name, t in trainable_state(policy.network).items()})
     update_merged(policy)
     return compare(forward(policy, is_merged=True), forward(policy))
 
@@ -131,10 +127,10 @@ def merge_adapters() -> Pair:
 def decode_at_once() -> Pair:
     """All latents in one batch, and one after the other."""
     policy = load_policy(ModelConfig())
-    latents = make_latents(policy, policy.latent_channels)
+    latents = make_latents(policy, CHANNELS)
     return Pair(
-        on=lambda: decode_latents(policy, latents),
-        off=lambda: [decode_latents(policy, one) for one in latents.split(1)],
+        on=lambda: policy.family.decode(latents),
+        off=lambda: [policy.family.decode(one) for one in latents.split(1)],
     )
 
 
@@ -142,7 +138,7 @@ def encode_once() -> Pair:
     """Masked images once per prompt, and once per sample."""
     policy, prompts = load_policy(ModelConfig()), make_prompts()
     repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
-    return Pair(on=lambda: encode_prompts(policy, prompts), off=lambda: encode_prompts(policy, repeated))
+    return Pair(on=lambda: policy.family.encode_prompts(prompts), off=lambda: policy.family.encode_prompts(repeated))
 
 
 def keep_trained() -> Pair:
@@ -176,11 +172,11 @@ def pin_transfers() -> Pair:
     """Micro-batches to the GPU and through the UNet: pinned and copied beside the computation, and not."""
     policy = load_policy(ModelConfig(device="cuda"))
     timestep = torch.full((IMAGES,), 500, device=policy.device)
-    batches = [make_latents(policy, 2 * policy.latent_channels + 1).cpu() for _ in range(8)]
+    batches = [make_latents(policy, 2 * CHANNELS + 1).cpu() for _ in range(8)]
     copying, computing = torch.cuda.Stream(), torch.cuda.current_stream()
 
     def predict(moved: torch.Tensor) -> None:
-        policy.predict(moved[:, : policy.latent_channels], timestep, moved[:, policy.latent_channels :])
+        policy.predict(moved[:, :CHANNELS], timestep, moved[:, CHANNELS:])
 
     @torch.no_grad()
     def pinned() -> None:

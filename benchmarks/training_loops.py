@@ -12,8 +12,8 @@ import torch.distributed as dist
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.policy_gradient import compute_loss
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.policy import Policy, base_policy, make_trainable, predict_with
-from rlhf.diffusion.steps.ddim import make_schedule
+from rlhf.diffusion.policy import Policy, make_trainable
+from rlhf.diffusion.trained_weights import without_adapters
 
 
 class process_group:  # noqa: N801 - a context, read as one
@@ -43,23 +43,23 @@ def plain_update(
     make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=0)
     is_lora = config.trainable == "lora"
     if config.gradient_checkpointing:
-        policy.unet.enable_gradient_checkpointing()
-    base = policy.unet if is_lora or not config.kl_weight else copy.deepcopy(policy.unet).requires_grad_(False)
-    trained = [p for p in policy.unet.parameters() if p.requires_grad]
+        policy.network.enable_gradient_checkpointing()
+    base = policy.network if is_lora or not config.kl_weight else copy.deepcopy(policy.network).requires_grad_(False)
+    trained = [p for p in policy.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = make_schedule(policy.scheduler, config.num_inference_steps)
+    schedule = policy.family.schedule(config.num_inference_steps)
     passes = [(batch, k) for batch in batches for k in range(len(batch.trajectories.latents))]
 
     def update() -> None:
         for batch, k in passes:
             t, device = batch.trajectories, policy.device
             timestep = schedule.timesteps[t.steps_at(k)].to(device)
-            inputs = (t.latents[k].to(device), timestep, t.condition.to(device), policy.text, policy.precision)
+            inputs = (t.latents[k].to(device), timestep, t.condition.to(device))
             base_output = None
             if config.kl_weight:
-                with torch.no_grad(), base_policy(base) if is_lora else nullcontext():
-                    base_output = predict_with(base, *inputs)
-            output = predict_with(policy.unet, *inputs)
+                with torch.no_grad(), without_adapters(base) if is_lora else nullcontext():
+                    base_output = policy.predict_with(base, *inputs)
+            output = policy.predict(*inputs)
             backward(compute_loss(output, base_output, batch, k, schedule, config).loss / len(passes))
         torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
         optimizer.step()

@@ -76,7 +76,7 @@ def share_in_model(rounds: int) -> dict[str, float]:
     config, batch = make_config(), roll_out(make_config())
     learner = Learner(load_policy(ModelConfig()), config, micro_batches=config.window_size, seed=0)
     clock = PassClock(torch.device("cpu"))
-    clock.watch(learner.policy.unet)
+    clock.watch(learner.policy.network)
     learner.engine.backward = clock.timed(learner.engine.backward)
     shares = []
     for _ in range(rounds + 1):

@@ -12,8 +12,9 @@ from actors.messages import WeightsNotice  # noqa: E402
 from actors.rollout_sampler import RolloutSampler  # noqa: E402
 from benchmarks.measure import Figures, interleave, spread  # noqa: E402
 from rlhf.config.run_config import AlignConfig, RunConfig  # noqa: E402
-from rlhf.diffusion.policy import load_policy, make_trainable, trainable_state  # noqa: E402
-from rlhf.diffusion.probe import canary_log_prob  # noqa: E402
+from rlhf.diffusion.policy import load_policy, make_trainable  # noqa: E402
+from rlhf.diffusion.probe import probe_log_prob  # noqa: E402
+from rlhf.diffusion.trained_weights import trainable_state  # noqa: E402
 
 SAMPLERS = 2
 KINDS = ("lora", "full")
@@ -40,7 +41,7 @@ def open_published(trainable: str) -> tuple[Callable[[], object], float]:
     samplers = [ray.remote(num_cpus=share)(RolloutSampler).remote(config) for _ in range(SAMPLERS)]
     policy, align, versions = load_policy(config.model), config.align, iter(range(10**9))
     make_trainable(policy, trainable, rank=align.lora_rank, targets=align.lora_targets, seed=0)
-    weights, canary = trainable_state(policy.unet), canary_log_prob(policy, align)
+    weights, canary = trainable_state(policy.network), probe_log_prob(policy, align)
 
     def publish() -> None:
         notice = WeightsNotice.publish(weights, next(versions), canary)

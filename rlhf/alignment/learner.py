@@ -1,4 +1,4 @@
-"""One rank of the learner: DeepSpeed around the UNet, replay of trajectories, averaged weights, checkpoints."""
+"""One rank of the learner: DeepSpeed around the network, replay of trajectories, averaged weights, checkpoints."""
 
 import copy
 import os
@@ -15,16 +15,9 @@ import torch.distributed as dist
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.objective import PassLoss, TrainingBatch
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.policy import (
-    Policy,
-    base_policy,
-    load_trainable_state,
-    make_trainable,
-    predict_with,
-    read_trainable_state,
-    trainable_state,
-)
-from rlhf.diffusion.steps.ddim import make_schedule
+from rlhf.diffusion.policy import Policy, make_trainable
+from rlhf.diffusion.policy_weights import read_trainable_state
+from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state, without_adapters
 from rlhf.errors import UserError
 
 
@@ -33,7 +26,7 @@ class RatioError(UserError):
 
 
 class Learner:
-    """Holds the trained UNet; every rank calls the same methods in the same order."""
+    """Holds the trained network; every rank calls the same methods in the same order."""
 
     def __init__(
         self,
@@ -45,7 +38,7 @@ class Learner:
         start: Path | None = None,
         is_resized: bool = False,
     ) -> None:
-        """Wrap the policy's UNet; `micro_batches` is this rank's forward passes per optimizer step.
+        """Wrap the policy's network; `micro_batches` is this rank's forward passes per optimizer step.
 
         Training starts from the weights in the policy folder `start`, if any; the KL is to the base policy
         still. `is_resized` says that a checkpoint of another number of ranks will be loaded.
@@ -53,18 +46,18 @@ class Learner:
         self.policy, self.config, self._objective = policy, config, algorithm_of(config).objective
         make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=seed)
         if config.gradient_checkpointing:
-            policy.unet.enable_gradient_checkpointing()
-        self._base = copy.deepcopy(policy.unet).requires_grad_(False) if self._needs_base_copy else None
+            policy.network.enable_gradient_checkpointing()
+        self._base = copy.deepcopy(policy.network).requires_grad_(False) if self._needs_base_copy else None
         if start is not None:
-            load_trainable_state(policy.unet, read_trainable_state(start, policy.unet, config.trainable))
-        parameters = [p for p in policy.unet.parameters() if p.requires_grad]
+            load_trainable_state(policy.network, read_trainable_state(start, policy.family, config.trainable))
+        parameters = [p for p in policy.network.parameters() if p.requires_grad]
         self._is_resized = is_resized
         self.engine = start_deepspeed(policy, parameters, config, micro_batches, is_resized=is_resized)
         self.averaged = self.weights()
         self.updates = 0
         is_lagging = self._objective.old_policy_decay(config, 0) is not None
         self._old = self.weights() if is_lagging else None
-        self._schedule = make_schedule(policy.scheduler, config.num_inference_steps)
+        self._schedule = policy.family.schedule(config.num_inference_steps)
 
     @property
     def _needs_base_copy(self) -> bool:
@@ -73,11 +66,11 @@ class Learner:
     def weights(self) -> dict[str, torch.Tensor]:
         """The current trained tensors, gathered where ZeRO-3 has split them."""
         if self.config.zero_stage < 3:
-            return trainable_state(self.policy.unet)
+            return trainable_state(self.policy.network)
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters([p for p in self.policy.unet.parameters() if p.requires_grad]):
-            return trainable_state(self.policy.unet)
+        with deepspeed.zero.GatheredParameters([p for p in self.policy.network.parameters() if p.requires_grad]):
+            return trainable_state(self.policy.network)
 
     def acting_weights(self) -> dict[str, torch.Tensor]:
         """What samplers shall act with: the trained weights, or those of the old policy that lags behind them."""
@@ -86,14 +79,14 @@ class Learner:
     @contextmanager
     def acting(self) -> Iterator[Policy]:
         """Within the block the policy holds `acting_weights`."""
-        trained = None if self._old is None else trainable_state(self.policy.unet)
+        trained = None if self._old is None else trainable_state(self.policy.network)
         if self._old is not None:
-            load_trainable_state(self.policy.unet, self._old)
+            load_trainable_state(self.policy.network, self._old)
         try:
             yield self.policy
         finally:
             if trained is not None:
-                load_trainable_state(self.policy.unet, trained)
+                load_trainable_state(self.policy.network, trained)
 
     def train(self, batches: list[TrainingBatch], *, is_on_policy: bool = True) -> dict[str, float]:
         """`epochs_per_update` optimizer steps over this rank's share of a rollout; returns metrics.
@@ -127,23 +120,23 @@ class Learner:
         """One pass of a micro-batch through the engine, and through the base policy."""
         inputs = self._inputs(batch, k)
         base_output = self._base_output(inputs)
-        output = predict_with(self.engine, *inputs)
+        output = self.policy.predict_with(self.engine, *inputs)
         return self._objective.compute_loss(output, base_output, batch, k, self._schedule, self.config)
 
     @torch.no_grad()
     def _measure_lag(self, batch: TrainingBatch) -> float:
         """How far the old policy is from the one that sampled, by the first pass of a micro-batch."""
         with self.acting():
-            output = predict_with(self.policy.unet, *self._inputs(batch, 0))
+            output = self.policy.predict(*self._inputs(batch, 0))
         return self._objective.compute_loss(output, None, batch, 0, self._schedule, self.config).disagreement
 
     def _inputs(self, batch: TrainingBatch, k: int) -> tuple:
         t, device = batch.trajectories, self.policy.device
         timestep = self._schedule.timesteps[t.steps_at(k)].to(device)
-        return t.latents[k].to(device), timestep, t.condition.to(device), self.policy.text, self.policy.precision
+        return t.latents[k].to(device), timestep, t.condition.to(device)
 
     def _count(self, batches: list[TrainingBatch], *, is_lagging: bool) -> dict[str, float]:
-        """Images through the UNet in one `train`, of all ranks: each has as many micro-batches, of the same size."""
+        """Images through the network in one `train`, of all ranks: each has as many micro-batches, of the same size."""
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         images = sum(len(b.trajectories.latents) * len(b.advantages) for b in batches) * self.config.epochs_per_update
         lag = len(batches[0].advantages) if is_lagging else 0
@@ -158,9 +151,9 @@ class Learner:
         if self.config.kl_weight == 0:
             return None
         if self._base is not None:
-            return predict_with(self._base, *inputs)
-        with base_policy(self.policy.unet):
-            return predict_with(self.policy.unet, *inputs)
+            return self.policy.predict_with(self._base, *inputs)
+        with without_adapters(self.policy.network):
+            return self.policy.predict(*inputs)
 
     def _check(self, worst: float, loss: torch.Tensor, *, is_first: bool) -> None:
         """All ranks agree to go on, or all raise."""
@@ -220,7 +213,7 @@ def _make_universal(checkpoint: Path, out: Path) -> Path:
 def start_deepspeed(  # noqa: ANN201
     policy: Policy, parameters: list, config: AlignConfig, micro_batches: int, *, is_resized: bool = False
 ):
-    """A DeepSpeed engine around the UNet, on GPU or CPU.
+    """A DeepSpeed engine around the network, on GPU or CPU.
 
     The optimizer is PyTorch's own AdamW, since DeepSpeed would compile its own (a minute or two).
     """
@@ -234,7 +227,7 @@ def start_deepspeed(  # noqa: ANN201
     os.environ.setdefault("LOCAL_RANK", "0")
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     engine, *_ = deepspeed.initialize(
-        model=policy.unet,
+        model=policy.network,
         model_parameters=parameters,
         optimizer=optimizer,
         config={
@@ -242,7 +235,7 @@ def start_deepspeed(  # noqa: ANN201
             "gradient_accumulation_steps": micro_batches,
             "gradient_clipping": config.max_grad_norm,
             "zero_optimization": {"stage": config.zero_stage},
-            # On a GPU the engine overrules `predict_with`'s autocast by its own. No modules are named, since gradients
+            # On a GPU the engine overrules the family's autocast by its own. No modules are named, since gradients
             # of those would be averaged in bfloat16.
             "torch_autocast": {
                 "enabled": policy.precision == "bf16",

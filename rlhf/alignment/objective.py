@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.steps.ddim import Schedule
+from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.diffusion.trajectories import Recording, RolloutPlan
 
 
@@ -26,7 +26,7 @@ class TrainingBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class PassLoss:
-    """What came of one pass of a micro-batch through the UNet."""
+    """The outcome of one pass of a micro-batch through the network."""
 
     loss: torch.Tensor
     """Scalar, with the gradient."""
@@ -48,9 +48,9 @@ class LossFunction(Protocol):
         schedule: Schedule,
         config: AlignConfig,
     ) -> PassLoss:
-        """Loss of the k-th pass, of which the UNet's output is `output` and the base model's `base_output`.
+        """Loss of the k-th pass, from the network's `output` and the base model's `base_output`, both [B, C, h, w].
 
-        Both [B, 4, h, w]; without `base_output` the KL is 0.
+        Without `base_output` the KL is 0.
         """
 
 
@@ -76,5 +76,5 @@ class Algorithm:
     compares_within_prompts: bool
     """Whether advantages compare the samples of a prompt, or the whole batch."""
     passes_per_batch: Callable[[AlignConfig], int]
-    """How often each micro-batch goes through the UNet in training."""
+    """Number of passes of each micro-batch through the network in training."""
     objective: Objective

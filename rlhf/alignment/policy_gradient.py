@@ -4,7 +4,7 @@ import torch
 
 from rlhf.alignment.objective import Objective, PassLoss, TrainingBatch
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.steps.ddim import Schedule, transition_kl, transition_log_prob, transition_mean
+from rlhf.diffusion.steps.step_rule import Schedule, transition_kl, transition_log_prob
 from rlhf.diffusion.trajectories import Trajectories
 
 
@@ -75,12 +75,12 @@ def replay_transition(
     Shapes: model_output, base_output, latents, next_latents [B, 4, h, w]; index int64 [B], on the CPU, positions in
     the schedule; latent_mask [B, 1, h, w]. Without `base_output` the KL is 0.
     """
-    mean, std_dev_t = transition_mean(model_output, latents, index, schedule, eta)
-    log_prob = transition_log_prob(mean, std_dev_t, next_latents, latent_mask)
+    transition = schedule.transition(model_output, latents, index, eta)
+    log_prob = transition_log_prob(transition, next_latents, latent_mask)
     if base_output is None:
         return log_prob, torch.zeros_like(log_prob)
-    base_mean, _ = transition_mean(base_output, latents, index, schedule, eta)
-    return log_prob, transition_kl(mean, base_mean, std_dev_t, latent_mask)
+    base = schedule.transition(base_output, latents, index, eta)
+    return log_prob, transition_kl(transition, base.mean, latent_mask)
 
 
 # The disagreement is the largest distance of a ratio from 1.

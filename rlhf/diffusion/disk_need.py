@@ -1,13 +1,12 @@
 """How much disk an alignment will take, told before it starts."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rlhf.config.run_config import AlignConfig, RunConfig
+from rlhf.diffusion.families.stable_diffusion import network_on_meta
 from rlhf.diffusion.policy import resolve_model
 from rlhf.errors import UserError
 from rlhf.storage.url_path import UrlPath, as_path
@@ -40,28 +39,18 @@ def describe_disk_need(config: RunConfig, out: Path) -> str:
 
 
 def count_trained(model: str, align: AlignConfig) -> int:
-    """How many numbers are trained, by the UNet's configuration alone."""
-    from diffusers import UNet2DConditionModel
+    """Number of trained numbers, by the network's configuration alone."""
     from peft import LoraConfig
 
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_read_unet_config(model))
-        if align.trainable == "lora":
-            unet.add_adapter(LoraConfig(r=align.lora_rank, target_modules=list(align.lora_targets)))
-    return sum(p.numel() for p in unet.parameters() if p.requires_grad)
-
-
-def _read_unet_config(model: str) -> dict[str, Any]:
-    from diffusers import UNet2DConditionModel
-
-    place = as_path(resolve_model(model))
     try:
-        if isinstance(place, UrlPath):
-            return json.loads((place / "unet" / "config.json").read_text())
-        return UNet2DConditionModel.load_config(str(place), subfolder="unet")
+        network = network_on_meta(as_path(resolve_model(model)))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{model}: no configuration of a UNet there ({reason}); check model.path") from error
+    if align.trainable == "lora":
+        with torch.device("meta"):
+            network.add_adapter(LoraConfig(r=align.lora_rank, target_modules=list(align.lora_targets)))
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def show_bytes(count: float) -> str:

@@ -1,31 +1,37 @@
-"""One transition whose log-prob tells whether two processes hold the same policy, and compute alike."""
+"""A probe: one transition whose log-prob tells whether two processes hold the same policy and compute alike."""
 
 import torch
 
 from rlhf.config.run_config import AlignConfig
+from rlhf.diffusion.denoising import denoise
+from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.policy import Policy
-from rlhf.diffusion.rollout import noise_like
-from rlhf.diffusion.steps.ddim import make_schedule, transition_log_prob, transition_mean
+from rlhf.diffusion.steps.step_rule import transition_log_prob
 
 EDGE = 16
-"""Edge of the canary's latents, where the model's own are not smaller: a forward pass that costs next to nothing."""
+"""Edge of the probe's latents in cells, unless the model's own is smaller: such a pass costs next to nothing."""
 
 
 @torch.no_grad()
-def canary_log_prob(policy: Policy, config: AlignConfig) -> float:
+def probe_log_prob(policy: Policy, config: AlignConfig) -> float:
     """Log-prob, in nats per latent element, of a fixed transition between fixed latents, half-way down the schedule.
 
-    A checksum proves that the tensors are those of the learner; this proves that the same comes of them:
+    A checksum proves that the tensors are those of the learner; the probe proves that they give the same results:
     other kernels, another precision or adapters that are switched off change it.
     """
-    edge = min(EDGE, int(policy.unet.config.sample_size))
-    schedule, step = make_schedule(policy.scheduler, config.num_inference_steps), config.num_inference_steps // 2
-    shape = (1, policy.latent_channels, edge, edge)
+    family, edge = policy.family, min(EDGE, policy.family.native_cells)
+    shape = (1, *family.latent_shape(edge, edge))
     latents, masked, next_latents = (
         noise_like(shape, "canary", name).to(policy.device) for name in ("latents", "masked image", "next latents")
     )
-    index, mask = torch.full((1,), step), torch.ones_like(latents[:, :1])
-    timestep = schedule.timesteps[index].to(policy.device)
-    output = policy.predict(latents, timestep, torch.cat([mask, masked], dim=1))
-    mean, std_dev_t = transition_mean(output, latents, index, schedule, config.eta)
-    return float(transition_log_prob(mean, std_dev_t, next_latents, mask))
+    mask = torch.ones_like(latents[:, :1])
+    condition = family.join_condition(mask, masked)
+    schedule, step = family.schedule(config.num_inference_steps), config.num_inference_steps // 2
+    transition = denoise(
+        lambda x, timestep: policy.predict(x, timestep, condition),
+        latents,
+        torch.full((1,), step),
+        schedule,
+        config.eta,
+    )
+    return float(transition_log_prob(transition, next_latents, mask))

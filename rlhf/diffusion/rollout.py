@@ -1,75 +1,17 @@
-"""The denoising loop of candidates, training rollouts and evaluation; serving takes the same steps, bit for bit."""
+"""The denoising loop of candidates, training rollouts and evaluation."""
 
-import hashlib
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from rlhf.data.prompts import Prompt
+from rlhf.diffusion.denoising import denoise
+from rlhf.diffusion.noise import generator_of, noise_like
 from rlhf.diffusion.policy import Policy
-from rlhf.diffusion.steps.ddim import (
-    Schedule,
-    make_schedule,
-    second_order_latents,
-    skip_to,
-    split_prediction,
-    transition_log_prob,
-    transition_mean,
-)
+from rlhf.diffusion.steps.step_rule import Schedule, Transition, transition_log_prob
 from rlhf.diffusion.trajectories import NoisedSamples, Recording, Rollout, RolloutPlan, Trajectories
-from rlhf.errors import UserError
-from rlhf.storage.images import blank_hole, composite
-
-DECODED_PIXELS = 2**22
-"""Decoded at once, 16 images of 512 px: with twice as many a tensor inside SD's VAE has 2^31 elements."""
-
-
-def noise_like(shape: Sequence[int], *key: object) -> torch.Tensor:
-    """Standard normal noise that depends on `key` alone, not on who draws it, or when."""
-    return torch.randn(tuple(shape), generator=_generator_of(key))
-
-
-def _generator_of(key: tuple[object, ...]) -> torch.Generator:
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-@torch.no_grad()
-def encode_prompts(policy: Policy, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Condition [P, 5, h, w] and latent hole mask [P, 1, h, w], once per prompt.
-
-    The condition's mask is sampled as diffusers' pipeline does (nearest), so that the model folder
-    works there; the hole mask of log-probs holds every cell that touches the hole.
-    """
-    height, width, factor = *prompts[0].mask.shape[-2:], policy.pipeline.vae_scale_factor
-    if height % factor or width % factor:
-        raise UserError(
-            f"prompts of {width}x{height} px: this model paints multiples of {factor} px; "
-            "cut others with --set prompts.size_px, or name another model"
-        )
-    images = torch.stack([p.image for p in prompts]).to(policy.device)
-    masks = torch.stack([p.mask for p in prompts]).to(policy.device)
-    masked_image_latents = encode_images(policy, blank_hole(images, masks))
-    size = masked_image_latents.shape[-2:]
-    condition = torch.cat([F.interpolate(masks, size=size), masked_image_latents], dim=1)
-    return condition, F.adaptive_max_pool2d(masks, size)
-
-
-@torch.no_grad()
-def encode_images(policy: Policy, images: torch.Tensor) -> torch.Tensor:
-    """Images [B, 3, H, W] in [-1, 1] to scaled latents [B, 4, h, w]: the posterior's mode."""
-    vae = policy.pipeline.vae
-    return vae.encode(images.to(policy.device)).latent_dist.mode() * vae.config.scaling_factor
-
-
-@torch.no_grad()
-def decode_latents(policy: Policy, latents: torch.Tensor) -> torch.Tensor:
-    """Latents [B, 4, h, w] to images [B, 3, H, W] in about [-1, 1]."""
-    vae = policy.pipeline.vae
-    pixels = latents.shape[-2] * latents.shape[-1] * policy.pipeline.vae_scale_factor**2
-    parts = (latents / vae.config.scaling_factor).split(max(1, DECODED_PIXELS // pixels))
-    return torch.cat([vae.decode(part).sample.float() for part in parts])
+from rlhf.storage.images import composite
 
 
 @torch.no_grad()
@@ -83,37 +25,36 @@ def rollout(
 ) -> Rollout:
     """Inpaint every prompt once per entry of `sample_indices`.
 
-    All noise is drawn by (seed_key, prompt_id, sample index, step), so the result does not depend
-    on which process runs it or how often it was retried.
+    All noise is drawn by (seed_key, prompt_id, sample index, step), so the result does not depend on the process
+    that runs it, or on the number of retries.
     """
-    schedule = skip_to(make_schedule(policy.scheduler, plan.num_inference_steps), plan.steps)
-    condition, latent_mask = encode_prompts(policy, prompts)
-    denoiser = _Denoiser(policy, plan, schedule)
+    samples = len(sample_indices)
+    condition, latent_mask = policy.family.encode_prompts(prompts)
+    denoiser = _Denoiser(policy, plan)
     latents, first = _run_shared_prefix(denoiser, prompts, condition, sample_indices, seed_key)
-    condition = condition.repeat_interleave(len(sample_indices), dim=0)
+    condition = condition.repeat_interleave(samples, dim=0)
     latent_mask = torch.ones_like(latent_mask) if plan.log_prob_over == "all" else latent_mask
-    latent_mask = latent_mask.repeat_interleave(len(sample_indices), dim=0)
+    latent_mask = latent_mask.repeat_interleave(samples, dim=0)
     keys = [(*seed_key, p.prompt_id, i) for p in prompts for i in sample_indices]
     kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for step in [step for step in plan.steps if step >= first]:
-        eta = plan.eta if step in plan.stochastic_steps else 0.0
-        mean, std_dev_t = denoiser.denoise(latents, step, condition, eta)
-        next_latents = mean
-        if eta > 0:
+        is_random = step in plan.stochastic_steps and plan.eta > 0
+        transition = denoiser.step(latents, step, condition, plan.eta if is_random else 0.0)
+        next_latents = transition.mean
+        if is_random:
             noise = torch.stack([noise_like(latents.shape[1:], *key, step) for key in keys])
-            next_latents = mean + std_dev_t * noise.to(mean)
+            next_latents = next_latents + transition.std_dev_t * noise.to(next_latents)
         if step in plan.trained_steps:
-            log_prob = transition_log_prob(mean, std_dev_t, next_latents, latent_mask)
-            kept.append((latents, next_latents, log_prob))
+            kept.append((latents, next_latents, transition_log_prob(transition, next_latents, latent_mask)))
         latents = next_latents
-    images = torch.stack([p.image for p in prompts]).repeat_interleave(len(sample_indices), dim=0)
-    masks = torch.stack([p.mask for p in prompts]).repeat_interleave(len(sample_indices), dim=0)
-    recording: Recording = (
-        _noise_again(denoiser, latents, condition, latent_mask, keys)
-        if plan.noised_steps
-        else _record(kept, latents, condition, latent_mask, plan)
+    if plan.noised_steps:
+        recording: Recording = _noise_again(denoiser, latents, condition, latent_mask, keys)
+    else:
+        recording = _record(kept, latents, condition, latent_mask, plan)
+    images, masks = (
+        torch.stack([getattr(p, part) for p in prompts]).repeat_interleave(samples, dim=0) for part in ("image", "mask")
     )
-    painted = composite(decode_latents(policy, latents).cpu(), images, masks)
+    painted = composite(policy.family.decode(latents).cpu(), images, masks)
     return Rollout(images=painted, trajectories=recording, forward_images=denoiser.forward_images)
 
 
@@ -137,36 +78,34 @@ def _record(
 
 
 class _Denoiser:
-    """Takes the steps of a plan one by one; remembers the last prediction, and counts what it asks of the UNet."""
+    """Takes the steps of a plan one by one; remembers the last prediction, and counts images through the network."""
 
-    def __init__(self, policy: Policy, plan: RolloutPlan, schedule: Schedule) -> None:
-        self.policy, self.plan, self.schedule = policy, plan, schedule
+    def __init__(self, policy: Policy, plan: RolloutPlan) -> None:
+        self.policy, self.plan = policy, plan
+        self.schedule: Schedule = policy.family.schedule(plan.num_inference_steps).skip_to(plan.steps)
         self.forward_images = 0
         self._previous: tuple[int, torch.Tensor] | None = None
 
     def predict(
-        self, latents: torch.Tensor, index: torch.Tensor, condition: torch.Tensor, *, is_trained: bool
+        self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor, *, is_trained: bool
     ) -> torch.Tensor:
-        """The UNet's output for latents at positions `index` [B] of the schedule."""
+        """The network's output for latents [B, C, h, w] at times [B]."""
         self.forward_images += len(latents)
         run = self.policy.predict if is_trained else self.policy.predict_untrained
-        return run(latents, self.schedule.timesteps[index].to(self.policy.device), condition)
+        return run(latents, timestep, condition)
 
-    def denoise(
-        self, latents: torch.Tensor, step: int, condition: torch.Tensor, eta: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation of the next latents, as `transition_mean` has them."""
+    def step(self, latents: torch.Tensor, step: int, condition: torch.Tensor, eta: float) -> Transition:
+        """The transition from latents at position `step`; of second order if the plan says so."""
         index = torch.full((len(latents),), step)
-        output = self.predict(latents, index, condition, is_trained=step in self.plan.trained_steps)
-        mean, std_dev_t = transition_mean(output, latents, index, self.schedule, eta)
-        if self.plan.second_order_steps:
-            clean, _ = split_prediction(output, latents, index, self.schedule)
-            if step in self.plan.second_order_steps:
-                assert self._previous is not None, "a plan's first step is of first order"
-                before, previous_clean = self._previous
-                mean = second_order_latents(clean, previous_clean, latents, step, before, self.schedule)
-            self._previous = (step, clean)
-        return mean, std_dev_t
+        predict = partial(self.predict, condition=condition, is_trained=step in self.plan.trained_steps)
+        transition = denoise(predict, latents, index, self.schedule, eta)
+        if step in self.plan.second_order_steps:
+            assert self._previous is not None, "a plan's first step is of first order"
+            before, previous_clean = self._previous
+            mean = self.schedule.second_order(transition.clean, previous_clean, latents, step, before)
+            transition = Transition(mean=mean, std_dev_t=transition.std_dev_t, clean=transition.clean)
+        self._previous = (step, transition.clean)
+        return transition
 
 
 def _noise_again(
@@ -176,16 +115,16 @@ def _noise_again(
     latent_mask: torch.Tensor,
     keys: list[tuple[object, ...]],
 ) -> NoisedSamples:
-    """Finished latents [B, 4, h, w], each noised at steps of its own, and what the UNet says of them."""
+    """Finished latents [B, C, h, w], each noised at steps of its own, with the network's predictions for them."""
     plan, schedule = denoiser.plan, denoiser.schedule
-    order = [torch.randperm(plan.num_inference_steps, generator=_generator_of((*key, "steps"))) for key in keys]
+    order = [torch.randperm(plan.num_inference_steps, generator=generator_of(*key, "steps")) for key in keys]
     steps = torch.stack(order, dim=1)[: plan.noised_steps]
     latents, predictions = [], []
     for k, index in enumerate(steps):
         noise = torch.stack([noise_like(clean.shape[1:], *key, "noised", k) for key in keys]).to(clean)
-        alpha = schedule.alphas_cumprod[index].view(-1, 1, 1, 1).to(clean)
-        latents.append(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise)
-        predictions.append(denoiser.predict(latents[-1], index, condition, is_trained=True))
+        latents.append(schedule.add_noise(clean, noise, index))
+        timestep = schedule.timesteps[index].to(clean.device)
+        predictions.append(denoiser.predict(latents[-1], timestep, condition, is_trained=True))
     return NoisedSamples(
         condition=condition.cpu(),
         latent_mask=latent_mask.cpu(),
@@ -205,22 +144,26 @@ def _run_shared_prefix(
 ) -> tuple[torch.Tensor, int]:
     """Initial latents of all samples, and the first step still to be run.
 
-    Where a group shares its initial noise its samples are identical until the first random step,
-    so that prefix is computed once per prompt.
+    Samples of a group that shares its initial noise are identical until the first random step, so those steps are
+    run once per prompt.
     """
     policy, plan = denoiser.policy, denoiser.plan
-    shape = (policy.latent_channels, *condition.shape[-2:])
+    shape = policy.family.latent_shape(*condition.shape[-2:])
     if not plan.shares_initial_noise:
         draws = [noise_like(shape, *seed_key, p.prompt_id, i, "start") for p in prompts for i in sample_indices]
         noise = torch.stack(draws).to(policy.device)
         if plan.first_step == 0:
             return noise, 0
-        clean = encode_images(policy, torch.stack([p.image for p in prompts]))
+        clean = policy.family.encode_images(torch.stack([p.image for p in prompts]))
         clean = clean.repeat_interleave(len(sample_indices), dim=0)
-        alpha = denoiser.schedule.alphas_cumprod[plan.first_step]
-        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, plan.first_step
+        return start_from_images(denoiser.schedule, clean, noise, plan.first_step), plan.first_step
     latents = torch.stack([noise_like(shape, *seed_key, p.prompt_id, "start") for p in prompts]).to(policy.device)
     first = min(plan.stochastic_steps, default=plan.num_inference_steps)
     for step in [step for step in plan.steps if step < first]:
-        latents, _ = denoiser.denoise(latents, step, condition, 0.0)
+        latents = denoiser.step(latents, step, condition, 0.0).mean
     return latents.repeat_interleave(len(sample_indices), dim=0), first
+
+
+def start_from_images(schedule: Schedule, clean: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
+    """Initial latents [B, C, h, w] at position `step`, from images instead of noise (SDEdit, arXiv:2108.01073)."""
+    return schedule.add_noise(clean, noise, torch.full((len(noise),), step))

@@ -1,4 +1,4 @@
-"""The records of a rollout; importing them imports no torch, so that whoever only passes them on starts at once."""
+"""The records of a rollout. Importing them imports no torch, so that processes that only pass them on start fast."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ class RolloutPlan:
 
     num_inference_steps: int
     eta: float
-    """DDIM's eta at the stochastic steps; all others are deterministic."""
+    """Noise level of the stochastic steps, as the step rule defines it; all others are deterministic."""
     stochastic_steps: frozenset[int]
     trained_steps: tuple[int, ...] = ()
     """Ascending; a subset of the stochastic ones."""
@@ -22,14 +22,13 @@ class RolloutPlan:
     log_prob_over: str = "hole"
     """`hole`, or `all` latent elements."""
     visited_steps: tuple[int, ...] | None = None
-    """Positions in the schedule at which the UNet is asked, ascending; each step leads to the next one's noise level.
-    None: all."""
+    """Positions in the schedule that are run, ascending; each step leads to the next one's noise level. None: all."""
     second_order_steps: frozenset[int] = frozenset()
-    """Deterministic steps that DPM-Solver++(2M) takes, with the prediction of the one before; all others are DDIM's."""
+    """Deterministic steps of second order, which use the prediction of the step before; others are of first order."""
     noised_steps: int = 0
-    """Finished samples are noised again, each at so many positions in the schedule, drawn without replacement."""
+    """Number of positions in the schedule at which each finished sample is noised again, drawn without replacement."""
     first_step: int = 0
-    """Above 0 the sample starts there, from the noised original (SDEdit, arXiv:2108.01073): for candidates."""
+    """Above 0, the sample starts there from the noised original (SDEdit, arXiv:2108.01073): for candidates."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -39,16 +38,16 @@ class RolloutPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectories:
-    """What training needs of some prompts' samples, prompt by prompt: B = prompts x samples_per_prompt."""
+    """Transitions of some prompts' samples to train on, prompt by prompt: B = prompts x samples_per_prompt."""
 
     condition: "torch.Tensor"
-    """float32 [B, 5, h, w]: the UNet's mask and masked-image latents."""
+    """float32 [B, K, h, w]: hole and masked image, as the network reads them."""
     latent_mask: "torch.Tensor"
-    """float32 [B, 1, h, w]: 1 where log-probs and KL look: in cells that touch the hole, or in all."""
+    """float32 [B, 1, h, w]: 1 in the cells that log-probs and KL count: those that touch the hole, or all."""
     latents: "torch.Tensor"
-    """float32 [K, B, 4, h, w]: before each trained step."""
+    """float32 [K, B, C, h, w]: before each trained step."""
     next_latents: "torch.Tensor"
-    """float32 [K, B, 4, h, w]: after it."""
+    """float32 [K, B, C, h, w]: after it."""
     old_log_prob: "torch.Tensor"
     """float32 [K, B], nats per latent element, under the weights that sampled."""
     step_indices: tuple[int, ...]
@@ -63,20 +62,20 @@ class Trajectories:
 
 @dataclass(frozen=True, kw_only=True)
 class NoisedSamples:
-    """What training by the forward process needs: finished samples, noised again; B as in `Trajectories`."""
+    """Finished samples, noised again, to train by the forward process; B as in `Trajectories`."""
 
     condition: "torch.Tensor"
-    """float32 [B, 5, h, w]: the UNet's mask and masked-image latents."""
+    """float32 [B, K, h, w]: hole and masked image, as the network reads them."""
     latent_mask: "torch.Tensor"
-    """float32 [B, 1, h, w]: 1 where errors and KL look."""
+    """float32 [B, 1, h, w]: 1 in the cells that errors and KL count."""
     clean_latents: "torch.Tensor"
-    """float32 [B, 4, h, w]: the samples."""
+    """float32 [B, C, h, w]: the samples."""
     latents: "torch.Tensor"
-    """float32 [K, B, 4, h, w]: the samples, noised."""
+    """float32 [K, B, C, h, w]: the samples, noised."""
     steps: "torch.Tensor"
     """int64 [K, B]: positions in the schedule, whose noise level they have."""
     old_prediction: "torch.Tensor"
-    """float32 [K, B, 4, h, w]: what the UNet said of them, with the weights that sampled."""
+    """float32 [K, B, C, h, w]: the network's predictions for them, with the weights that sampled."""
 
     def steps_at(self, k: int) -> "torch.Tensor":
         """int64 [B], on the CPU: positions in the schedule of the k-th noising."""
@@ -84,7 +83,7 @@ class NoisedSamples:
 
 
 Recording = Trajectories | NoisedSamples
-"""What is kept of a rollout to be trained on: K passes over B samples."""
+"""The part of a rollout that is trained on: K passes over B samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,4 +94,4 @@ class Rollout:
     """float32 [B, 3, H, W], composited: known pixels are those of the prompt."""
     trajectories: Recording
     forward_images: int
-    """Images that went through the UNet for it, over all steps."""
+    """Number of images that passed through the network, over all steps."""

@@ -8,8 +8,9 @@ from typing import Any
 from rlhf import __version__
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
-from rlhf.diffusion.policy import check_weights, load_policy
+from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.policy_weights import check_weights
 from rlhf.diffusion.sampler import InProcessSampler, Sampler
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import compare, judge_policy

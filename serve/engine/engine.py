@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from rlhf.errors import UserError
 from rlhf.rewards.learned.reward_model import Reward
 from serve.engine.jobs import Inpainted, Job, Partial
-from serve.engine.policy_cache import PolicyShelf
+from serve.engine.policy_cache import PolicyCache
 from serve.engine.running_batch import RunningJob, advance, estimate, finish, start_jobs
 from serve.settings import EngineSettings
 
@@ -37,8 +37,8 @@ class Engine:
     All else happens on the event loop, so that no state is shared with the thread while it works.
     """
 
-    def __init__(self, shelf: PolicyShelf, reward: Reward | None, settings: EngineSettings) -> None:
-        self._shelf, self._reward, self._settings = shelf, reward, settings
+    def __init__(self, cache: PolicyCache, reward: Reward | None, settings: EngineSettings) -> None:
+        self._cache, self._reward, self._settings = cache, reward, settings
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._driver: asyncio.Task[None] | None = None
@@ -110,13 +110,13 @@ class Engine:
         active = [(t, t.running) for t in tickets if t.running is not None]
         if not active:
             return events
-        advance(self._shelf, [running for _, running in active])
+        advance(self._cache, [running for _, running in active])
         due = [(t, running) for t, running in active if running.partial_index is not None]
         if due:
-            events += zip([t for t, _ in due], estimate(self._shelf, [r for _, r in due]), strict=True)
+            events += zip([t for t, _ in due], estimate(self._cache, [r for _, r in due]), strict=True)
         done = [(t, running) for t, running in active if running.is_done]
         if done:
-            answers = finish(self._shelf, self._reward, [r for _, r in done])
+            answers = finish(self._cache, self._reward, [r for _, r in done])
             now = time.perf_counter()
             for (ticket, _), answer in zip(done, answers, strict=True):
                 queued_s, denoised_s = ticket.started - ticket.came, now - ticket.started
@@ -130,21 +130,21 @@ class Engine:
         for ticket in joining:
             ticket.started = now
             try:
-                in_use.append(self._shelf.take(ticket.job.policy, in_use))
+                in_use.append(self._cache.take(ticket.job.policy, in_use))
                 able.append(ticket)
             except UserError as error:
                 events.append((ticket, error))
         if able:
-            started = start_jobs(self._shelf, in_use[-len(able) :], [t.job for t in able])
+            started = start_jobs(self._cache, in_use[-len(able) :], [t.job for t in able])
             for ticket, running in zip(able, started, strict=True):
                 ticket.running = running
 
 
-def warm_up(shelf: PolicyShelf, reward: Reward | None, settings: EngineSettings, make: Callable[[int], Job]) -> None:
+def warm_up(cache: PolicyCache, reward: Reward | None, settings: EngineSettings, make: Callable[[int], Job]) -> None:
     """Paint batches of all sizes once, so that the first clients do not wait for what is done once."""
-    base = shelf.take(make(1).policy, [])
+    base = cache.take(make(1).policy, [])
     for size in range(1, settings.max_batch_images + 1):
-        running = start_jobs(shelf, [base], [make(size)])
+        running = start_jobs(cache, [base], [make(size)])
         while not running[0].is_done:
-            advance(shelf, running)
-        finish(shelf, reward, running)
+            advance(cache, running)
+        finish(cache, reward, running)

@@ -9,7 +9,7 @@ from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.rewards.learned.reward_folder import load_reward
 from serve.engine.engine import Engine, warm_up
 from serve.engine.jobs import Inpainted, Job, Partial, Served
-from serve.engine.policy_cache import PolicyShelf
+from serve.engine.policy_cache import PolicyCache
 from serve.settings import EngineSettings
 
 
@@ -19,11 +19,11 @@ class Inpainter:
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
         reward = load_reward(settings.reward) if settings.reward is not None else None
-        shelf = PolicyShelf(model, settings)
+        cache = PolicyCache(model, settings)
         if settings.warmup:
-            warm_up(shelf, reward, settings, lambda size: _blank_job(shelf.base.native_px, size))
-        self.served = Served(native_px=shelf.base.native_px, has_reward=reward is not None)
-        self.engine = Engine(shelf, reward, settings)
+            warm_up(cache, reward, settings, lambda size: _blank_job(cache.base.native_px, size))
+        self.served = Served(native_px=cache.base.native_px, has_reward=reward is not None)
+        self.engine = Engine(cache, reward, settings)
 
     async def describe(self) -> Served:
         """What is served; an answer means that the model is loaded."""

@@ -14,8 +14,10 @@ from actors.remote_sampler import remote_samplers
 from rlhf.config.run_config import CandidatesConfig, EvaluateConfig, RunConfig
 from rlhf.data.prompts import PromptTable, decode_prompt
 from rlhf.diffusion.candidates import make_candidates
-from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
+from rlhf.diffusion.policy import load_policy, make_trainable
+from rlhf.diffusion.policy_weights import save_policy
 from rlhf.diffusion.sampler import InProcessSampler
+from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.evaluation.evaluation import evaluate
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.tables import CANDIDATES, read_table
@@ -41,8 +43,8 @@ def policy(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     opened, folder = load_policy(config.model), tmp_path_factory.mktemp("policy") / "policy-000007"
     make_trainable(opened, "lora", rank=3, targets=("to_q", "conv1"), seed=1)
     torch.manual_seed(5)
-    state = {name: tensor + 0.3 * torch.randn_like(tensor) for name, tensor in trainable_state(opened.unet).items()}
-    save_policy(opened, state, folder, version=7, trainable="lora", base=config.model.path)
+    state = {name: tensor + 0.3 * torch.randn_like(tensor) for name, tensor in trainable_state(opened.network).items()}
+    save_policy(opened.family, state, folder, version=7, trainable="lora", base=config.model.path)
     return folder
 
 

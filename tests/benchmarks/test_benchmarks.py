@@ -17,16 +17,9 @@ from benchmarks.whole_step import summarise
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.policy_gradient import compute_loss
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.policy import (
-    Policy,
-    base_policy,
-    load_policy,
-    load_trainable_state,
-    make_trainable,
-    trainable_state,
-)
+from rlhf.diffusion.policy import Policy, load_policy, make_trainable
 from rlhf.diffusion.rollout import rollout
-from rlhf.diffusion.steps.ddim import make_schedule
+from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state, without_adapters
 from serve.settings import EngineSettings
 
 
@@ -89,14 +82,14 @@ def test_the_table_says_what_pays_and_what_was_not_measured() -> None:
 def gradients(policy: Policy, batch: TrainingBatch) -> dict[str, torch.Tensor]:
     """Of the mean loss over all passes of a micro-batch."""
     config, t = make_config(), batch.trajectories
-    schedule = make_schedule(policy.scheduler, config.num_inference_steps)
+    schedule = policy.family.schedule(config.num_inference_steps)
     for k in range(len(t.latents)):
         inputs = t.latents[k], schedule.timesteps[t.steps_at(k)], t.condition
-        with torch.no_grad(), base_policy(policy.unet):
+        with torch.no_grad(), without_adapters(policy.network):
             base = policy.predict(*inputs)
         (compute_loss(policy.predict(*inputs), base, batch, k, schedule, config).loss / len(t.latents)).backward()
-    found = {name: p.grad.clone() for name, p in policy.unet.named_parameters() if p.grad is not None}
-    policy.unet.zero_grad()
+    found = {name: p.grad.clone() for name, p in policy.network.named_parameters() if p.grad is not None}
+    policy.network.zero_grad()
     return found
 
 
@@ -105,9 +98,9 @@ def test_steps_trained_in_one_pass_have_the_gradient_of_one_after_the_other() ->
     make_trainable(policy, "lora", rank=make_config().lora_rank, targets=make_config().lora_targets, seed=0)
     moved = {
         n: t + 1e-4 * torch.randn(t.shape, generator=torch.Generator().manual_seed(1))
-        for n, t in trainable_state(policy.unet).items()
+        for n, t in trainable_state(policy.network).items()
     }
-    load_trainable_state(policy.unet, moved)
+    load_trainable_state(policy.network, moved)
     joined = join_steps(batch)
     assert len(joined.trajectories.latents) == 1
     apart, together = gradients(policy, batch), gradients(policy, joined)
@@ -148,7 +141,7 @@ def test_the_defaults_are_what_the_table_says() -> None:
     assert SWITCHES["compiled blocks, UNet forward"].is_kept == serving.compile
     policy = load_policy(ModelConfig(device="cpu"))
     make_trainable(policy, "lora", rank=align.lora_rank, targets=align.lora_targets, seed=0, keeps_merged=True)
-    for name, part in (("UNet forward", policy.merged), ("VAE decoder", policy.pipeline.vae)):
+    for name, part in (("UNet forward", policy.merged), ("VAE decoder", policy.family.pipeline.vae)):
         weight = next(p for p in part.parameters() if p.ndim == 4 and p.shape[-1] > 1)
         assert SWITCHES[f"channels_last, {name}"].is_kept == weight.is_contiguous(memory_format=torch.channels_last)
 

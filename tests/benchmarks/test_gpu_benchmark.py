@@ -18,8 +18,9 @@ from benchmarks.training_loops import plain_update
 from rlhf.alignment.algorithms import grpo
 from rlhf.alignment.learner import Learner
 from rlhf.alignment.objective import TrainingBatch
-from rlhf.diffusion.policy import load_policy, trainable_state
+from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def test_frozen_weights_save_part_of_a_backward_pass() -> None:
 
 def test_the_tiny_vae_is_reached_at_the_scale_of_the_full_one() -> None:
     policy = build_policy(TINY_XL, CPU, "fp32")
-    assert policy.text.vae_scale_factor == 8
+    assert policy.family.pipeline.vae_scale_factor == 8
     assert policy.text.pooled is not None
 
 
@@ -156,7 +157,7 @@ def test_plain_pytorch_trains_as_the_learner_does(process_group: None, small_pip
     for _ in range(2):
         learner.train(batches, is_on_policy=False)
         update()
-    plain = trainable_state(policies[1].unet)
+    plain = trainable_state(policies[1].network)
     for name, tensor in learner.weights().items():
         torch.testing.assert_close(plain[name], tensor, atol=1e-5, rtol=1e-4)
     assert any(not torch.equal(before[name], tensor) for name, tensor in plain.items())

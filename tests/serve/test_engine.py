@@ -15,9 +15,9 @@ from small_parts import SIZE_PX, save_moved_policy, save_small_reward, small_pro
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from rlhf.config.run_config import ModelConfig
+from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.policy import load_policy
-from rlhf.diffusion.rollout import noise_like, rollout
-from rlhf.diffusion.steps.ddim import make_schedule, split_prediction, transition_mean
+from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import ServedPolicy, describe_policy
@@ -25,7 +25,7 @@ from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.images import tensor_to_image
 from serve.engine.engine import Engine, warm_up
 from serve.engine.jobs import Inpainted, Job, Partial
-from serve.engine.policy_cache import PolicyShelf
+from serve.engine.policy_cache import PolicyCache
 from serve.settings import EngineSettings
 
 ROUNDING = 1
@@ -146,12 +146,13 @@ def test_estimates_come_before_the_answer_and_keep_known_pixels(small_pipeline: 
 
 def test_clean_and_noise_mix_to_the_latents_that_they_were_split_from(small_pipeline: Path):
     policy = load_policy(ModelConfig(path=str(small_pipeline)))
-    schedule = make_schedule(policy.scheduler, 4)
+    schedule = policy.family.schedule(4)
     latents, output, index = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.arange(4)
-    clean, noise = split_prediction(output, latents, index, schedule)
+    clean, noise = schedule._split(output, latents, schedule.alphas_cumprod.view(-1, 1, 1, 1))
+    assert torch.equal(clean, schedule.predicted_clean(output, latents, index))
     alpha = schedule.alphas_cumprod.view(-1, 1, 1, 1)
     torch.testing.assert_close(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, latents, atol=1e-4, rtol=1e-4)
-    mean, _ = transition_mean(output, latents, index, schedule, 0.0)
+    mean = schedule.transition(output, latents, index, 0.0).mean
     after = schedule.next_alphas_cumprod.view(-1, 1, 1, 1)
     torch.testing.assert_close(after.sqrt() * clean + (1 - after).sqrt() * noise, mean, atol=1e-5, rtol=1e-5)
 
@@ -215,13 +216,13 @@ def test_policies_beyond_the_limit_are_dropped_but_not_while_they_paint(
     for job in (*jobs, jobs[0]):
         (done,) = run_together(engine, job)
         assert levels_apart(done.images, reference(small_pipeline, job)) <= ROUNDING
-    assert list(engine._shelf._loaded) == [policies[0].version]
+    assert list(engine._cache._loaded) == [policies[0].version]
 
 
 def test_rewards_and_bounds_are_those_of_the_reward_model(small_pipeline: Path, tmp_path: Path):
     reward = load_reward(save_small_reward(tmp_path / "reward"))
     settings = EngineSettings(device="cpu")
-    engine = Engine(PolicyShelf(str(small_pipeline), settings), reward, settings)
+    engine = Engine(PolicyCache(str(small_pipeline), settings), reward, settings)
     job = job_of()
     (done,) = run_together(engine, job)
     images = torch.from_numpy(done.images).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -239,7 +240,7 @@ def test_warm_up_paints_every_size_of_batch(small_pipeline: Path):
         sizes.append(size)
         return job_of(sample_indices=tuple(range(size)), num_inference_steps=1)
 
-    warm_up(PolicyShelf(str(small_pipeline), settings), None, settings, make)
+    warm_up(PolicyCache(str(small_pipeline), settings), None, settings, make)
     assert sorted(set(sizes)) == [1, 2, 3]
 
 

@@ -8,7 +8,7 @@ from small_parts import small_prompts
 from rlhf.storage.images import tensor_to_image
 from serve.engine.engine import Engine
 from serve.engine.jobs import Inpainted, Job
-from serve.engine.policy_cache import PolicyShelf
+from serve.engine.policy_cache import PolicyCache
 from serve.settings import EngineSettings
 
 
@@ -21,7 +21,7 @@ def job_of(index: int = 0, **fields: object) -> Job:
 
 def new_engine(small_pipeline: Path, **settings: object) -> Engine:
     settings = EngineSettings(**{"device": "cpu", **settings})
-    return Engine(PolicyShelf(str(small_pipeline), settings), None, settings)
+    return Engine(PolicyCache(str(small_pipeline), settings), None, settings)
 
 
 async def answer(engine: Engine, job: Job) -> Inpainted:

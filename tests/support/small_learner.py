@@ -10,15 +10,10 @@ from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.learner import Learner
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.policy import (
-    Policy,
-    load_policy,
-    load_trainable_state,
-    make_trainable,
-    trainable_state,
-)
+from rlhf.diffusion.policy import Policy, load_policy, make_trainable
 from rlhf.diffusion.rollout import rollout
-from rlhf.diffusion.steps.ddim import Schedule, make_schedule
+from rlhf.diffusion.steps.step_rule import Schedule
+from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state
 
 
 def align_config(pipeline: Path, **changes: object) -> AlignConfig:
@@ -35,7 +30,7 @@ def sampler_policy(pipeline: Path, config: AlignConfig, weights: dict[str, torch
     """What a sampler's process holds: its own pipeline with the published weights."""
     policy = load_policy(small_config(pipeline).model)
     make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=99)
-    load_trainable_state(policy.unet, weights)
+    load_trainable_state(policy.network, weights)
     return policy
 
 
@@ -63,13 +58,13 @@ def assert_an_update_equals_plain_torch(
     learner.train(rolled)
 
     plain = sampler_policy(pipeline, config, weights)
-    trained = [p for p in plain.unet.parameters() if p.requires_grad]
+    trained = [p for p in plain.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = make_schedule(plain.scheduler, config.num_inference_steps)
+    schedule = plain.family.schedule(config.num_inference_steps)
     torch.stack([loss for batch in rolled for loss in losses_of(plain, schedule, batch)]).mean().backward()
     torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
     optimizer.step()
-    expected, got = trainable_state(plain.unet), learner.weights()
+    expected, got = trainable_state(plain.network), learner.weights()
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], atol=2e-5, rtol=0)
     assert any(not torch.equal(weights[n], got[n]) for n in got)

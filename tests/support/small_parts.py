@@ -23,7 +23,9 @@ from rlhf.diffusion.builtin.tiny_model import (
     build_unet,
     build_vae,
 )
-from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
+from rlhf.diffusion.policy import load_policy, make_trainable
+from rlhf.diffusion.policy_weights import save_policy
+from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.rewards.learned.bound import RidgeHead
 from rlhf.rewards.learned.feature_network import FeatureNetwork, SmallBackbone
 from rlhf.rewards.learned.reward_model import Calibration, RewardModel
@@ -97,8 +99,8 @@ def save_moved_policy(pipeline: Path, folder: Path, *, version: int, trainable: 
     policy = load_policy(ModelConfig(path=str(pipeline)))
     targets = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
     make_trainable(policy, trainable, rank=4, targets=targets, seed=version)
-    state = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in trainable_state(policy.unet).items()}
-    save_policy(policy, state, folder, version=version, trainable=trainable, base=str(pipeline))
+    state = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in trainable_state(policy.network).items()}
+    save_policy(policy.family, state, folder, version=version, trainable=trainable, base=str(pipeline))
     return folder
 
 

@@ -16,7 +16,7 @@ import torch
 from rlhf.alignment.algorithms import grpo
 from rlhf.alignment.objective import Objective, PassLoss, TrainingBatch
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.steps.ddim import Schedule, masked_mean, split_prediction, transition_kl, transition_mean
+from rlhf.diffusion.steps.step_rule import Schedule, masked_mean, transition_kl
 from rlhf.diffusion.trajectories import NoisedSamples, RolloutPlan
 
 LEAST_ERROR = 1e-5
@@ -56,8 +56,7 @@ def compute_loss(
     t, device, steps = batch.trajectories, output.device, batch.trajectories.steps_at(k)
     assert isinstance(t, NoisedSamples)
     latents, mask, old_output = t.latents[k].to(device), t.latent_mask.to(device), t.old_prediction[k].to(device)
-    clean, _ = split_prediction(output, latents, steps, schedule)
-    old, _ = split_prediction(old_output, latents, steps, schedule)
+    clean, old = (schedule.predicted_clean(said, latents, steps) for said in (output, old_output))
     advantages = batch.advantages.to(device) / config.advantage_clip
     losses = contrast(clean, old, t.clean_latents.to(device), advantages, config.nft_beta, mask)
     kl = kl_of(output, base_output, latents, steps, schedule, config.eta, mask)
@@ -108,15 +107,11 @@ def kl_of(
     eta: float,
     mask: torch.Tensor,
 ) -> torch.Tensor:
-    """KL [B] of DDIM's transitions under two predictions, in nats per latent element; 0 without the other.
-
-    A step that ends without noise has no density, and counts as 0.
-    """
+    """KL [B] of the transitions under two predictions, in nats per latent element; 0 without the other."""
     if other_output is None:
         return torch.zeros(len(output), device=output.device)
-    mean, std_dev_t = transition_mean(output, latents, steps, schedule, eta)
-    other_mean, _ = transition_mean(other_output, latents, steps, schedule, eta)
-    return transition_kl(mean, other_mean, std_dev_t.masked_fill(std_dev_t == 0, torch.inf), mask)
+    transition = schedule.transition(output, latents, steps, eta)
+    return transition_kl(transition, schedule.transition(other_output, latents, steps, eta).mean, mask)
 
 
 ALGORITHM = replace(

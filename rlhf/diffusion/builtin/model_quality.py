@@ -9,7 +9,7 @@ from skimage.metrics import structural_similarity
 
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.policy import Policy
-from rlhf.diffusion.rollout import decode_latents, encode_images, rollout
+from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.progress import progress_bar
 from rlhf.reports.intervals import cluster_bootstrap
@@ -28,7 +28,7 @@ def measure_quality(policy: Policy, prompts: list[Prompt], *, num_inference_step
         batch = prompts[start : start + BATCH]
         originals = torch.stack([p.image for p in batch])
         filled = rollout(policy, batch, plan, sample_indices=[0], seed_key=(seed, "quality")).images
-        reconstructed = decode_latents(policy, encode_images(policy, originals)).cpu()
+        reconstructed = policy.family.decode(policy.family.encode_images(originals)).cpu()
         vae_psnr += [psnr(a, b) for a, b in zip(reconstructed, originals, strict=True)]
         for image, prompt in zip(filled, batch, strict=True):
             hole = prompt.mask[0] > 0.5

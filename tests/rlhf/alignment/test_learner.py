@@ -9,14 +9,9 @@ from rlhf.alignment.learner import Learner, RatioError
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.policy_gradient import clipped_objective, replay_transition
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.policy import (
-    Policy,
-    check_start,
-    load_policy,
-    predict_with,
-    save_policy,
-)
-from rlhf.diffusion.steps.ddim import Schedule
+from rlhf.diffusion.policy import Policy, load_policy
+from rlhf.diffusion.policy_weights import check_start, save_policy
+from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -147,7 +142,7 @@ def test_every_zero_stage_takes_the_same_step(small_pipeline: Path, stage: int) 
 
 def save_trained(learner: Learner, config: AlignConfig, folder: Path) -> Path:
     save_policy(
-        learner.policy, learner.weights(), folder, version=1, trainable=config.trainable, base=str(folder.parent)
+        learner.policy.family, learner.weights(), folder, version=1, trainable=config.trainable, base=str(folder.parent)
     )
     return folder
 
@@ -158,7 +153,7 @@ def test_activations_computed_again_give_the_same_step(small_pipeline: Path, tra
     for is_on in (False, True):
         config = align_config(small_pipeline, trainable=trainable, gradient_checkpointing=is_on)
         learner = start(small_pipeline, config)
-        block = learner.policy.unet.down_blocks[0].resnets[0]
+        block = learner.policy.network.down_blocks[0].resnets[0]
         passes: list[object] = []
         block.register_forward_pre_hook(lambda *_, passes=passes: passes.append(None))
         metrics = learner.train(batches(sampler_policy(small_pipeline, config, learner.weights()), config))
@@ -203,12 +198,13 @@ def test_a_policy_that_does_not_fit_is_no_start(small_pipeline: Path, tmp_path: 
 def test_bf16_is_bf16_in_the_engine_too_where_deepspeed_sees_autocast(small_pipeline: Path) -> None:
     policy = load_policy(small_config(small_pipeline).model.model_copy(update={"precision": "bf16"}))
     learner = Learner(policy, align_config(small_pipeline), micro_batches=2, seed=0)
-    inputs = (torch.randn(2, 4, 8, 8), torch.tensor([5, 500]), torch.randn(2, 5, 8, 8), policy.text)
+    inputs = (torch.randn(2, 4, 8, 8), torch.tensor([5, 500]), torch.randn(2, 5, 8, 8))
     torch.set_autocast_enabled("cuda", True)  # the flag that DeepSpeed looks at, as it is on a GPU
     try:
-        outputs = [predict_with(net, *inputs, "bf16") for net in (learner.engine, policy.unet)]
+        outputs = [policy.predict_with(net, *inputs) for net in (learner.engine, policy.network)]
     finally:
         torch.set_autocast_enabled("cuda", False)
     assert torch.equal(*outputs)
-    assert not torch.equal(outputs[1], predict_with(policy.unet, *inputs, "fp32"))
-    assert not any(hasattr(p, "comm_dtype") for p in policy.unet.parameters()), "gradients are averaged in float32"
+    policy.precision = "fp32"
+    assert not torch.equal(outputs[1], policy.predict(*inputs))
+    assert not any(hasattr(p, "comm_dtype") for p in policy.network.parameters()), "gradients are averaged in float32"

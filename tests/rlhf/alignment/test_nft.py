@@ -11,7 +11,8 @@ from rlhf.alignment.algorithms import nft
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.builtin.tiny_model import build_scheduler
-from rlhf.diffusion.steps.ddim import make_schedule, split_prediction, transition_kl, transition_mean
+from rlhf.diffusion.steps.ddim import make_schedule
+from rlhf.diffusion.steps.step_rule import transition_kl
 from rlhf.diffusion.trajectories import NoisedSamples
 
 BATCH = 6
@@ -79,7 +80,7 @@ def test_the_loss_is_the_papers_written_out_for_every_kind_of_prediction(predict
         total = 0.0
         for share, sign in ((r, 1), (1 - r, -1)):
             mixed = (1 - sign * beta) * t.old_prediction[0, b] + sign * beta * output[b]
-            clean, _ = split_prediction(mixed[None], t.latents[0, b][None], t.steps[0, b][None], schedule)
+            clean = schedule.predicted_clean(mixed[None], t.latents[0, b][None], t.steps[0, b][None])
             error = (clean[0] - t.clean_latents[b])[:, hole]
             total += share * float((error**2).mean() / error.abs().mean()) / beta
         expected.append(float(TRUST[b]) * clip * total)
@@ -97,8 +98,7 @@ def test_gradient_equals_finite_differences() -> None:
 
     def errors() -> list[torch.Tensor]:
         clean, old = (
-            split_prediction(o, t.latents[0], t.steps[0], schedule)[0]
-            for o in (network(t.latents[0]), t.old_prediction[0])
+            schedule.predicted_clean(o, t.latents[0], t.steps[0]) for o in (network(t.latents[0]), t.old_prediction[0])
         )
         hole = t.latent_mask.expand_as(clean)
         return [(old + s * 0.7 * (clean - old) - t.clean_latents)[hole > 0].view(BATCH, -1) for s in (1, -1)]
@@ -109,9 +109,9 @@ def test_gradient_equals_finite_differences() -> None:
         r = 0.5 + 0.5 * ADVANTAGES / config.advantage_clip
         parts = [(e**2).mean(1) / w for e, w in zip(errors(), weights, strict=True)]
         objective = config.advantage_clip * (TRUST * (r * parts[0] + (1 - r) * parts[1]) / 0.7).mean()
-        mean, std = transition_mean(network(t.latents[0]), t.latents[0], t.steps[0], schedule, 1.0)
-        other, _ = transition_mean(base, t.latents[0], t.steps[0], schedule, 1.0)
-        return objective + 0.3 * transition_kl(mean, other, std, t.latent_mask).mean()
+        step = schedule.transition(network(t.latents[0]), t.latents[0], t.steps[0], 1.0)
+        other = schedule.transition(base, t.latents[0], t.steps[0], 1.0).mean
+        return objective + 0.3 * transition_kl(step, other, t.latent_mask).mean()
 
     found = loss_of(network, batch, base, nft_beta=0.7)
     assert float(found.loss.detach()) == pytest.approx(float(loss().detach()), rel=1e-9)
@@ -181,7 +181,7 @@ def test_one_step_brings_predictions_nearer_to_good_samples_and_off_poor_ones() 
 
     def errors() -> torch.Tensor:
         with torch.no_grad():
-            clean, _ = split_prediction(network(t.latents[0]), t.latents[0], t.steps[0], schedule)
+            clean = schedule.predicted_clean(network(t.latents[0]), t.latents[0], t.steps[0])
         return (((clean - t.clean_latents) ** 2) * t.latent_mask).flatten(1).sum(1)
 
     before = errors()

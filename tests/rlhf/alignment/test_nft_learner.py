@@ -10,8 +10,8 @@ from rlhf.alignment.learner import RatioError
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import Policy
-from rlhf.diffusion.probe import canary_log_prob
-from rlhf.diffusion.steps.ddim import Schedule, split_prediction
+from rlhf.diffusion.probe import probe_log_prob
+from rlhf.diffusion.steps.step_rule import Schedule
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -68,7 +68,7 @@ def test_an_update_equals_plain_torch(small_pipeline: Path) -> None:
             output = plain.predict(t.latents[k], schedule.timesteps[steps], t.condition)
             for share, sign in ((r, 1), (1 - r, -1)):
                 mixed = (1 - sign * 0.5) * t.old_prediction[k] + sign * 0.5 * output
-                error = (split_prediction(mixed, t.latents[k], steps, schedule)[0] - t.clean_latents) * hole
+                error = (schedule.predicted_clean(mixed, t.latents[k], steps) - t.clean_latents) * hole
                 count = hole.flatten(1).sum(1)
                 size = error.abs().flatten(1).sum(1).detach() / count
                 squared = error.square().flatten(1).sum(1) / count / size
@@ -85,7 +85,7 @@ def test_the_old_policy_is_the_stated_average_and_samplers_and_canary_have_it(sm
     for update, decay in enumerate((0.2, 0.3)):
         sampler = sampler_policy(small_pipeline, config, learner.acting_weights())
         with learner.acting() as policy:
-            assert canary_log_prob(policy, config) == canary_log_prob(sampler, config)
+            assert probe_log_prob(policy, config) == probe_log_prob(sampler, config)
         metrics = learner.train(batches(sampler, config, update))
         assert metrics["prediction_error"] <= 1e-6
         trained = learner.weights()
@@ -132,7 +132,7 @@ def test_images_through_the_learners_unet_are_those_of_the_closed_form(
         nonlocal asked
         asked += len(inputs[0])
 
-    learner.policy.unet.register_forward_hook(count)
+    learner.policy.network.register_forward_hook(count)
     for update in range(2):
         rolled = batches(sampler_policy(small_pipeline, config, learner.acting_weights()), config, update)
         asked = 0

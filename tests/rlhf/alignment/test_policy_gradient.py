@@ -6,7 +6,8 @@ from torch import nn
 
 from rlhf.alignment.policy_gradient import clipped_objective, replay_transition
 from rlhf.diffusion.builtin.tiny_model import build_scheduler
-from rlhf.diffusion.steps.ddim import make_schedule, transition_log_prob, transition_mean
+from rlhf.diffusion.steps.ddim import make_schedule
+from rlhf.diffusion.steps.step_rule import transition_log_prob
 
 STEP = 4
 BATCH = 6
@@ -32,9 +33,9 @@ def sample(network: nn.Module, case: dict[str, torch.Tensor]) -> tuple[torch.Ten
     schedule = make_schedule(build_scheduler(), 10)
     with torch.no_grad():
         output, index = network(case["latents"]), torch.full((BATCH,), STEP)
-        mean, std_dev_t = transition_mean(output, case["latents"], index, schedule, 1.0)
-        next_latents = mean + std_dev_t * case["noise"]
-        return next_latents, transition_log_prob(mean, std_dev_t, next_latents, case["mask"])
+        transition = schedule.transition(output, case["latents"], index, 1.0)
+        next_latents = transition.mean + transition.std_dev_t * case["noise"]
+        return next_latents, transition_log_prob(transition, next_latents, case["mask"])
 
 
 def replay(

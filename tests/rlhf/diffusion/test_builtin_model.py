@@ -27,7 +27,7 @@ def test_plain_diffusers_opens_the_built_in_model_offline() -> None:
 def test_the_vae_keeps_real_photographs(test_data: Path) -> None:
     from rlhf.storage.images import decode_image, image_to_tensor, list_photographs, square_crop
 
-    vae = load_policy(ModelConfig()).pipeline.vae
+    vae = load_policy(ModelConfig()).family.pipeline.vae
     rng = np.random.default_rng(0)
     photographs = list_photographs(test_data / "bsds300" / "val")[:20]
     crops = [square_crop(decode_image(p), rng, size=64, scale=(0.4, 1.0)) for p in photographs]
@@ -65,5 +65,5 @@ def test_pretraining_from_photographs_leaves_a_pipeline(tmp_path: Path) -> None:
         Image.fromarray((rng.random((80, 90, 3)) * 255).astype(np.uint8)).save(tmp_path / f"{i}.png")
     sizes = {"vae_updates": 2, "unet_updates": 2, "micro_batch_size": 8, "pool_size": 100}
     folder = pretrain(PretrainConfig(images=tmp_path, out=tmp_path / "out", **sizes))
-    assert load_policy(ModelConfig(path=str(folder))).unet.config.in_channels == 9
+    assert load_policy(ModelConfig(path=str(folder))).network.config.in_channels == 9
     assert not list(folder.glob("*.pt"))

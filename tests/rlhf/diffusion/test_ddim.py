@@ -6,16 +6,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch.distributions import Normal, kl_divergence
 
 from rlhf.diffusion.builtin.tiny_model import build_scheduler
-from rlhf.diffusion.steps.ddim import (
-    make_schedule,
-    masked_mean,
-    second_order_latents,
-    skip_to,
-    split_prediction,
-    transition_kl,
-    transition_log_prob,
-    transition_mean,
-)
+from rlhf.diffusion.steps.ddim import make_schedule
+from rlhf.diffusion.steps.step_rule import Transition, masked_mean, transition_kl, transition_log_prob
 
 SHAPE = (2, 4, 5, 6)
 
@@ -46,47 +38,50 @@ def test_mean_and_deviation_equal_diffusers_at_every_step(
     assert len(schedule.timesteps) == num_inference_steps
     output, latents, ones = draw(0), draw(1), torch.ones(SHAPE)
     for step, timestep in enumerate(scheduler.timesteps):
-        mean, std_dev_t = transition_mean(output, latents, torch.full((2,), step), schedule, eta)
+        transition = schedule.transition(output, latents, torch.full((2,), step), eta)
         expected = scheduler.step(output, timestep, latents, eta=eta, variance_noise=torch.zeros(SHAPE)).prev_sample
         shifted = scheduler.step(output, timestep, latents, eta=eta, variance_noise=ones).prev_sample
-        torch.testing.assert_close(mean, expected, rtol=1e-5, atol=2e-5)
-        torch.testing.assert_close(mean + std_dev_t * ones, shifted, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(transition.mean, expected, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(transition.mean + transition.std_dev_t * ones, shifted, rtol=1e-5, atol=2e-5)
         assert int(schedule.timesteps[step]) == int(timestep)
 
 
 def test_samples_of_a_batch_may_be_at_different_steps() -> None:
     schedule = make_schedule(scheduler_of("v_prediction"), 10)
     output, latents = draw(0), draw(1)
-    mean, std_dev_t = transition_mean(output, latents, torch.tensor([2, 7]), schedule, 1.0)
+    transition = schedule.transition(output, latents, torch.tensor([2, 7]), 1.0)
     for row, step in enumerate((2, 7)):
         one = slice(row, row + 1)
-        alone, std_alone = transition_mean(output[one], latents[one], torch.tensor([step]), schedule, 1.0)
-        torch.testing.assert_close(mean[one], alone)
-        torch.testing.assert_close(std_dev_t[one], std_alone)
+        alone = schedule.transition(output[one], latents[one], torch.tensor([step]), 1.0)
+        torch.testing.assert_close(transition.mean[one], alone.mean)
+        torch.testing.assert_close(transition.std_dev_t[one], alone.std_dev_t)
 
 
 def test_log_prob_is_the_normal_density_averaged_over_the_hole() -> None:
     mean, next_latents, mask = draw(0), draw(1), half_mask()
     std_dev_t = torch.tensor([0.3, 1.7]).view(2, 1, 1, 1)
+    transition = Transition(mean=mean, std_dev_t=std_dev_t, clean=mean)
     density = Normal(mean, std_dev_t.expand(SHAPE)).log_prob(next_latents)
     expected = torch.stack([density[b][mask[b].expand(4, -1, -1) > 0].mean() for b in range(2)])
-    torch.testing.assert_close(transition_log_prob(mean, std_dev_t, next_latents, mask), expected)
+    torch.testing.assert_close(transition_log_prob(transition, next_latents, mask), expected)
 
 
 def test_log_prob_ignores_what_is_outside_the_hole() -> None:
     mean, next_latents, mask = draw(0), draw(1), half_mask()
     std_dev_t = torch.full((2, 1, 1, 1), 0.5)
+    transition = Transition(mean=mean, std_dev_t=std_dev_t, clean=mean)
     elsewhere = next_latents + 100 * (1 - mask)
-    expected = transition_log_prob(mean, std_dev_t, next_latents, mask)
-    torch.testing.assert_close(transition_log_prob(mean, std_dev_t, elsewhere, mask), expected)
+    expected = transition_log_prob(transition, next_latents, mask)
+    torch.testing.assert_close(transition_log_prob(transition, elsewhere, mask), expected)
 
 
 def test_kl_is_that_of_two_normals_averaged_over_the_hole() -> None:
     mean, base_mean, mask = draw(0), draw(1), half_mask()
     std_dev_t = torch.tensor([0.3, 1.7]).view(2, 1, 1, 1)
+    transition = Transition(mean=mean, std_dev_t=std_dev_t, clean=mean)
     scale = std_dev_t.expand(SHAPE)
     expected = masked_mean(kl_divergence(Normal(mean, scale), Normal(base_mean, scale)), mask)
-    torch.testing.assert_close(transition_kl(mean, base_mean, std_dev_t, mask), expected)
+    torch.testing.assert_close(transition_kl(transition, base_mean, mask), expected)
 
 
 def test_masked_mean_of_a_constant_is_the_constant_for_any_hole() -> None:
@@ -95,17 +90,17 @@ def test_masked_mean_of_a_constant_is_the_constant_for_any_hole() -> None:
 
 def test_a_deterministic_step_has_no_log_prob() -> None:
     schedule = make_schedule(build_scheduler(), 10)
-    mean, std_dev_t = transition_mean(draw(0), draw(1), torch.tensor([3, 3]), schedule, 0.0)
-    assert (std_dev_t == 0).all()
+    transition = schedule.transition(draw(0), draw(1), torch.tensor([3, 3]), 0.0)
+    assert (transition.std_dev_t == 0).all()
     with pytest.raises(ValueError, match="eta"):
-        transition_log_prob(mean, std_dev_t, draw(2), half_mask())
+        transition_log_prob(transition, draw(2), half_mask())
 
 
 @pytest.mark.parametrize("num_inference_steps", [5, 10, 20, 50])
 def test_the_last_step_of_the_built_in_scheduler_is_still_random(num_inference_steps: int) -> None:
     schedule = make_schedule(build_scheduler(), num_inference_steps)
     index = torch.full((2,), num_inference_steps - 1)
-    _, std_dev_t = transition_mean(draw(0), draw(1), index, schedule, 1.0)
+    std_dev_t = schedule.transition(draw(0), draw(1), index, 1.0).std_dev_t
     assert (std_dev_t > 1e-3).all()
 
 
@@ -116,7 +111,7 @@ def test_a_compressed_grid_of_second_order_equals_diffusers_multistep_solver(
 ) -> None:
     """First and last step of first order, those between of second, with a prediction that depends on the latents."""
     scheduler = scheduler_of(prediction_type)
-    schedule = skip_to(make_schedule(scheduler, 10), visited)
+    schedule = make_schedule(scheduler, 10).skip_to(visited)
     solver = DPMSolverMultistepScheduler.from_config(
         scheduler.config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="sigma_min"
     )
@@ -126,11 +121,11 @@ def test_a_compressed_grid_of_second_order_equals_diffusers_multistep_solver(
     for step, timestep in zip(visited, solver.timesteps, strict=True):
         index = torch.full((2,), step)
         output = 0.7 * ours.roll(1, dims=-1).tanh() + 0.1 * draw(0)
-        clean, _ = split_prediction(output, ours, index, schedule)
+        clean = schedule.predicted_clean(output, ours, index)
         if previous is None or step == visited[-1]:
-            ours = transition_mean(output, ours, index, schedule, 0.0)[0]
+            ours = schedule.transition(output, ours, index, 0.0).mean
         else:
-            ours = second_order_latents(clean, previous[1], ours, step, previous[0], schedule)
+            ours = schedule.second_order(clean, previous[1], ours, step, previous[0])
         previous = (step, clean)
         expected = 0.7 * theirs.roll(1, dims=-1).tanh() + 0.1 * draw(0)
         theirs = solver.step(expected, timestep, theirs).prev_sample
@@ -139,8 +134,8 @@ def test_a_compressed_grid_of_second_order_equals_diffusers_multistep_solver(
 
 def test_skipping_nothing_changes_nothing_and_skipping_leads_to_the_next_visited_level() -> None:
     schedule = make_schedule(build_scheduler(), 10)
-    assert torch.equal(skip_to(schedule, range(10)).next_alphas_cumprod, schedule.next_alphas_cumprod)
-    after = skip_to(schedule, (0, 1, 5)).next_alphas_cumprod
+    assert torch.equal(schedule.skip_to(range(10)).next_alphas_cumprod, schedule.next_alphas_cumprod)
+    after = schedule.skip_to((0, 1, 5)).next_alphas_cumprod
     levels = schedule.alphas_cumprod
     assert [float(after[i]) for i in (0, 1, 5)] == [
         float(levels[1]),

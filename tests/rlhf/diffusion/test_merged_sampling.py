@@ -8,15 +8,9 @@ from small_learner import align_config, batches, start
 from small_parts import small_config, small_prompts
 
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.policy import (
-    Policy,
-    load_policy,
-    load_trainable_state,
-    make_trainable,
-    trainable_state,
-    update_merged,
-)
+from rlhf.diffusion.policy import Policy, load_policy, make_trainable, update_merged
 from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state
 from rlhf.diffusion.trajectories import RolloutPlan
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -29,7 +23,7 @@ def merged_policy(pipeline: Path, config: AlignConfig) -> Policy:
 
 
 def take(policy: Policy, weights: dict[str, torch.Tensor]) -> Policy:
-    load_trainable_state(policy.unet, weights)
+    load_trainable_state(policy.network, weights)
     update_merged(policy)
     return policy
 
@@ -48,19 +42,19 @@ def outputs_of(policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_merged_weights_predict_what_the_adapters_predict_and_do_not_drift(small_pipeline: Path) -> None:
     policy = merged_policy(small_pipeline, align_config(small_pipeline))
-    fresh = trainable_state(policy.unet)
+    fresh = trainable_state(policy.network)
     for size in (0.05, 0.2, 0.05):
         exact, merged = outputs_of(take(policy, moved(fresh, size)))
         assert (merged - exact).abs().max() <= 1e-4 * exact.abs().max()
     merged = take(policy, fresh).merged.state_dict()
-    for name, weight in load_policy(small_config(small_pipeline).model).unet.state_dict().items():
+    for name, weight in load_policy(small_config(small_pipeline).model).network.state_dict().items():
         assert torch.equal(merged[name], weight), "fresh adapters add nothing"
 
 
 def test_only_trained_steps_run_with_adapter_layers(small_pipeline: Path) -> None:
     policy = merged_policy(small_pipeline, align_config(small_pipeline))
     counts = {"adapters": 0, "merged": 0}
-    for name, unet in (("adapters", policy.unet), ("merged", policy.merged)):
+    for name, unet in (("adapters", policy.network), ("merged", policy.merged)):
         unet.register_forward_hook(lambda *_, name=name: counts.update({name: counts[name] + 1}))
     plan = RolloutPlan(num_inference_steps=5, eta=1.0, stochastic_steps=frozenset((1, 2)), trained_steps=(2,))
     rollout(policy, small_prompts(1), plan, sample_indices=range(2), seed_key=(0,))

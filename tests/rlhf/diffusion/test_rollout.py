@@ -9,9 +9,9 @@ from rlhf.alignment.algorithms.nft import plan_rollout
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import CandidatesConfig
 from rlhf.diffusion.candidates import sample_plan
+from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.policy import Policy, load_policy
-from rlhf.diffusion.rollout import decode_latents, noise_like, rollout
-from rlhf.diffusion.steps.ddim import make_schedule
+from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.storage.images import decode_image, encode_png, image_to_tensor, tensor_to_image
@@ -31,7 +31,7 @@ def policy(small_pipeline: Path) -> Policy:
 
 
 def test_prompts_of_a_size_that_the_model_cannot_paint_are_refused(policy: Policy) -> None:
-    factor = policy.pipeline.vae_scale_factor
+    factor = policy.family.pipeline.vae_scale_factor
     (prompt,) = small_prompts(1)
     cut = replace(prompt, image=prompt.image[:, 1:], mask=prompt.mask[:, 1:])
     with pytest.raises(UserError, match=f"prompts of 32x31 px: this model paints multiples of {factor} px"):
@@ -109,7 +109,7 @@ def test_algorithms_of_transitions_keep_what_they_train(policy: Policy, small_pi
 
 def test_a_sample_that_starts_late_stays_near_the_original(policy: Policy) -> None:
     prompts = small_prompts(4)
-    vae = policy.pipeline.vae
+    vae = policy.family.pipeline.vae
     originals = torch.stack([p.image for p in prompts])
     with torch.no_grad():
         clean = vae.encode(originals).latent_dist.mode() * vae.config.scaling_factor
@@ -159,7 +159,7 @@ def test_images_through_the_unet_are_those_of_the_closed_form(policy: Policy, sm
         nonlocal asked
         asked += len(inputs[0])
 
-    hook = policy.unet.register_forward_hook(count)
+    hook = policy.network.register_forward_hook(count)
     for update in range(3):
         plan = algorithm_of(align).plan_rollout(align, update, 0)
         begin = min(plan.trained_steps, default=0)  # shared by a prompt's samples
@@ -184,8 +184,8 @@ def test_samples_of_nft_are_noised_at_steps_and_with_noise_of_their_own(policy: 
     assert kept.latents.shape == kept.old_prediction.shape == (3, *kept.clean_latents.shape)
     assert all(len(set(own.tolist())) == 3 for own in kept.steps.T), "a sample's steps differ from one another"
     assert len({tuple(own.tolist()) for own in kept.steps.T}) > 4, "and from those of other samples"
-    schedule, hole = make_schedule(policy.scheduler, 6), torch.stack([p.mask for p in prompts]).repeat_interleave(2, 0)
-    decoded = decode_latents(policy, kept.clean_latents)
+    schedule, hole = policy.family.schedule(6), torch.stack([p.mask for p in prompts]).repeat_interleave(2, 0)
+    decoded = policy.family.decode(kept.clean_latents)
     torch.testing.assert_close((decoded.clamp(-1, 1) * hole), done.images * hole, atol=2 / 255, rtol=0)
     noises = []
     for k, steps in enumerate(kept.steps):

@@ -75,8 +75,8 @@ def test_later_squares_see_what_earlier_ones_painted_and_finer_passes_start_from
 def test_a_refinement_runs_its_share_of_the_steps(small_pipeline: Path):
     policy = load_policy(ModelConfig(path=str(small_pipeline)))
     calls: list[int] = []
-    forward = policy.unet.forward
-    policy.unet.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
+    forward = policy.network.forward
+    policy.network.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
     canvas = photograph(200, 200, slice(20, 160), slice(20, 180))
     paint(policy, canvas, num_inference_steps=10, seed_key=("test",))
     coarse, *finer = plan_passes(canvas.hole, SIZE_PX)

@@ -13,7 +13,7 @@ from small_parts import small_prompts
 from rlhf.config.run_config import EvaluateConfig
 from rlhf.data.gold_judge import sharpness
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.rollout import noise_like
+from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.sampler import SampledTask, SamplingTask, to_png
 from rlhf.evaluation.alarms import MONITORS
 from rlhf.evaluation.comparison import Entry, summarise_contest

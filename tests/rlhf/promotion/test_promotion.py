@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from rlhf.commands.cli import app
 from rlhf.config.gate_config import GateConfig
 from rlhf.config.run_config import EvaluateConfig, ModelConfig, RunConfig
-from rlhf.diffusion.policy import check_weights, load_policy, make_trainable, save_policy, trainable_state
+from rlhf.diffusion.policy import load_policy, make_trainable
+from rlhf.diffusion.policy_weights import check_weights, save_policy
+from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import evaluate
 from rlhf.promotion.catalogue import (
@@ -41,8 +43,8 @@ def save_moved_policy(pipeline: Path, folder: Path, version: int, trainable: str
     policy = load_policy(ModelConfig(path=str(pipeline)))
     make_trainable(policy, trainable, rank=2, targets=("to_q", "conv1"), seed=version)
     torch.manual_seed(version)
-    state = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in trainable_state(policy.unet).items()}
-    save_policy(policy, state, folder, version=version, trainable=trainable, base=str(pipeline))
+    state = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in trainable_state(policy.network).items()}
+    save_policy(policy.family, state, folder, version=version, trainable=trainable, base=str(pipeline))
     return folder
 
 

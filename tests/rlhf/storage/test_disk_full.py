@@ -11,8 +11,10 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 
 from rlhf.data.prompts import load_prompts
 from rlhf.diffusion.disk_need import count_trained, describe_disk_need
-from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
+from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.policy_folders import list_policies
+from rlhf.diffusion.policy_weights import save_policy
+from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import MetricsLog, read_metrics
 from rlhf.rewards.learned.reward_folder import load_reward
@@ -50,11 +52,11 @@ def test_a_policy_that_does_not_fit_leaves_the_earlier_ones(disk: Path, small_pi
     config = small_config(small_pipeline).model
     policy = load_policy(config)
     make_trainable(policy, "lora", rank=4, targets=("to_q", "to_k", "conv1", "conv2"), seed=0)
-    state = trainable_state(policy.unet)
-    save_policy(policy, state, disk / "policy-000001", version=1, trainable="lora", base=config.path)
+    state = trainable_state(policy.network)
+    save_policy(policy.family, state, disk / "policy-000001", version=1, trainable="lora", base=config.path)
     fill(disk, leave_bytes=8192)
     with pytest.raises(UserError, match=r"policy-000002: cannot be written \(.*(StorageFull|No space).*free space"):
-        save_policy(policy, state, disk / "policy-000002", version=2, trainable="lora", base=config.path)
+        save_policy(policy.family, state, disk / "policy-000002", version=2, trainable="lora", base=config.path)
     assert [path.name for path in list_policies(disk)] == ["policy-000001"]
     assert load_policy(config, disk / "policy-000001").version == 1
 
@@ -103,7 +105,7 @@ def test_the_need_is_told_from_the_configuration_alone(small_pipeline: Path, tmp
     config = small_config(small_pipeline, trainable=trainable, keep_last=2, updates=3)
     policy = load_policy(config.model)
     make_trainable(policy, trainable, rank=4, targets=config.align.lora_targets, seed=0)
-    trained = sum(tensor.numel() for tensor in trainable_state(policy.unet).values())
+    trained = sum(tensor.numel() for tensor in trainable_state(policy.network).values())
     assert count_trained(str(small_pipeline), config.align) == trained
     line = describe_disk_need(config, tmp_path)
     assert "3 checkpoints" in line

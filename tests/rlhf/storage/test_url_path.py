@@ -13,8 +13,10 @@ from small_parts import save_small_reward, small_prompts, write_prompts
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.data.prompts import load_prompts
-from rlhf.diffusion.policy import load_policy, make_trainable, save_policy, trainable_state
+from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.policy_folders import drop_policies, list_policies
+from rlhf.diffusion.policy_weights import save_policy
+from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import MetricsLog, read_metrics
 from rlhf.rewards.learned.reward_folder import load_reward
@@ -118,10 +120,10 @@ def test_policies_at_a_url_load_and_older_ones_are_dropped(folder: Path, small_p
     config = ModelConfig(path=str(small_pipeline))
     policy = load_policy(config)
     make_trainable(policy, "lora", rank=2, targets=("to_q",), seed=0)
-    state = {name: tensor + 0.1 for name, tensor in trainable_state(policy.unet).items()}
+    state = {name: tensor + 0.1 for name, tensor in trainable_state(policy.network).items()}
     for version in (1, 2, 3):
         place = folder / f"policy-{version:06d}"
-        save_policy(policy, state, place, version=version, trainable="lora", base=config.path)
+        save_policy(policy.family, state, place, version=version, trainable="lora", base=config.path)
     drop_policies(folder, None)
     assert len(list_policies(folder)) == 3
     drop_policies(folder, 1)

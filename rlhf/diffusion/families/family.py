@@ -1,0 +1,101 @@
+"""The seam for models: everything that is true of one kind of model only lies behind `ModelFamily`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from rlhf.diffusion.steps.step_rule import Schedule
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from rlhf.data.prompts import Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEmbedding:
+    """A text as a network reads it: one for all images, or one for each image."""
+
+    embedding: torch.Tensor
+    """float32 [1 or B, length, width]."""
+    pooled: torch.Tensor | None
+    """float32 [1 or B, width], for networks that read a pooled embedding; else None."""
+
+    @classmethod
+    def join(cls, texts: "Sequence[TextEmbedding]") -> "TextEmbedding":
+        """The embeddings of several images, one image after another."""
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        return cls(
+            embedding=torch.cat([text.embedding for text in texts]), pooled=torch.cat(pooled) if pooled else None
+        )
+
+
+class ModelFamily(Protocol):
+    """A pipeline of one kind: how prompts enter its network, what the network predicts, and how latents become images.
+
+    Latents are [B, C, h, w] and images [B, 3, H, W] in [-1, 1] for every family; what the network reads beside
+    the latents (mask, masked image) is the condition, whose layout only the family knows.
+    """
+
+    pipeline: Any
+    """The diffusers pipeline."""
+    network_name: str
+    """Name of the trained network in the pipeline, in its folder, and in LoRA files."""
+    network: Any
+    """The module that predicts, a diffusers model; another of the same kind may take its place."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+
+    @property
+    def native_px(self) -> int:
+        """Side of the square images that the network was made for."""
+
+    @property
+    def native_cells(self) -> int:
+        """The same side in latent cells."""
+
+    def embed(self, text: str) -> TextEmbedding:
+        """A text as the pipeline itself embeds a prompt; text beyond the encoder's length is cut off."""
+
+    def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+        """The condition of P prompts, [P, K, h, w], and the hole in latent cells, [P, 1, h, w]: 1 where one touches it.
+
+        Raises UserError if the family cannot paint images of this size.
+        """
+
+    def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
+        """The condition [B, K, h, w] of a hole in latent cells, [B, 1, h, w], and the latents of the masked image."""
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Images to clean latents, deterministically."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Clean latents to images."""
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of an image of height x width latent cells."""
+
+    def schedule(self, num_inference_steps: int) -> Schedule:
+        """The noise levels of this many denoising steps, with their step rule."""
+
+    def predict(
+        self,
+        network: torch.nn.Module,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: torch.Tensor,
+        text: TextEmbedding,
+        precision: str,
+    ) -> torch.Tensor:
+        """One forward pass of `network` (the family's own, a copy, or an engine around it).
+
+        Rollout, training, evaluation and serving all call it. Shapes: timestep int64 [B]; condition [B, K, h, w].
+        `precision` is `fp32` or `bf16`, of the matrix products. Returns float32 [B, C, h, w].
+        """
+
+    def find_unsafe(self, pixels: "np.ndarray") -> list[bool]:
+        """Verdicts of the pipeline's own safety checker on images, uint8 [B, H, W, 3]; empty if it has none."""
