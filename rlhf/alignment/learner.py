@@ -22,7 +22,7 @@ from rlhf.errors import UserError
 
 
 class RatioError(UserError):
-    """Samplers and learner disagree about the policy: the update is refused."""
+    """Samplers and learner disagree about the policy; the update is refused."""
 
 
 class Learner:
@@ -40,8 +40,8 @@ class Learner:
     ) -> None:
         """Wrap the policy's network; `micro_batches` is this rank's forward passes per optimizer step.
 
-        Training starts from the weights in the policy folder `start`, if any; the KL is to the base policy
-        still. `is_resized` says that a checkpoint of another number of ranks will be loaded.
+        Training starts from the weights in the policy folder `start`, if any; the KL stays relative to the base policy.
+        `is_resized` announces a checkpoint of another number of ranks.
         """
         self.policy, self.config, self._objective = policy, config, algorithm_of(config).objective
         make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=seed)
@@ -64,7 +64,7 @@ class Learner:
         return self.config.kl_weight > 0 and self.config.trainable == "full"
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The current trained tensors, gathered where ZeRO-3 has split them."""
+        """The current trained tensors, gathered if ZeRO-3 has split them."""
         if self.config.zero_stage < 3:
             return trainable_state(self.policy.network)
         import deepspeed
@@ -73,12 +73,12 @@ class Learner:
             return trainable_state(self.policy.network)
 
     def acting_weights(self) -> dict[str, torch.Tensor]:
-        """What samplers shall act with: the trained weights, or those of the old policy that lags behind them."""
+        """The weights for samplers: the trained ones, or those of the old policy, which follows them slowly."""
         return self.weights() if self._old is None else {name: t.clone() for name, t in self._old.items()}
 
     @contextmanager
     def acting(self) -> Iterator[Policy]:
-        """Within the block the policy holds `acting_weights`."""
+        """Put `acting_weights` into the policy within the block."""
         trained = None if self._old is None else trainable_state(self.policy.network)
         if self._old is not None:
             load_trainable_state(self.policy.network, self._old)
@@ -89,13 +89,13 @@ class Learner:
                 load_trainable_state(self.policy.network, trained)
 
     def train(self, batches: list[TrainingBatch], *, is_on_policy: bool = True) -> dict[str, float]:
-        """`epochs_per_update` optimizer steps over this rank's share of a rollout; returns metrics.
+        """Take `epochs_per_update` optimizer steps over this rank's share of a rollout; returns metrics.
 
-        Raises RatioError, before any weight has changed, where the learner's policy is not the one that sampled
-        although the rollout `is_on_policy`, and UserError where the loss is not finite.
+        Raises RatioError, before any weight has changed, if the rollout `is_on_policy` but another policy than the
+        learner's sampled it. Raises UserError if the loss is not finite.
         """
         records: list[dict[str, float]] = []
-        # Where the old policy lags behind, the passes of training cannot tell whether it was the one that sampled.
+        # The training passes see the trained policy, so an old policy that lags behind is checked by a pass of its own.
         lag = self._measure_lag(batches[0]) if is_on_policy and self._old is not None and self.updates else None
         for epoch in range(self.config.epochs_per_update):
             worst = 0.0
@@ -117,7 +117,7 @@ class Learner:
         return figures | self._count(batches, is_lagging=lag is not None)
 
     def _pass(self, batch: TrainingBatch, k: int) -> PassLoss:
-        """One pass of a micro-batch through the engine, and through the base policy."""
+        """Pass a micro-batch through the engine and through the base policy."""
         inputs = self._inputs(batch, k)
         base_output = self._base_output(inputs)
         output = self.policy.predict_with(self.engine, *inputs)
@@ -125,7 +125,7 @@ class Learner:
 
     @torch.no_grad()
     def _measure_lag(self, batch: TrainingBatch) -> float:
-        """How far the old policy is from the one that sampled, by the first pass of a micro-batch."""
+        """Distance of the old policy from the one that sampled, on the first pass of a micro-batch."""
         with self.acting():
             output = self.policy.predict(*self._inputs(batch, 0))
         return self._objective.compute_loss(output, None, batch, 0, self._schedule, self.config).disagreement
@@ -136,7 +136,7 @@ class Learner:
         return t.latents[k].to(device), timestep, t.condition.to(device)
 
     def _count(self, batches: list[TrainingBatch], *, is_lagging: bool) -> dict[str, float]:
-        """Images through the network in one `train`, of all ranks: each has as many micro-batches, of the same size."""
+        """Number of images through the network in one `train`, over all ranks, which hold equal numbers of batches."""
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         images = sum(len(b.trajectories.latents) * len(b.advantages) for b in batches) * self.config.epochs_per_update
         lag = len(batches[0].advantages) if is_lagging else 0
@@ -156,7 +156,7 @@ class Learner:
             return self.policy.predict(*inputs)
 
     def _check(self, worst: float, loss: torch.Tensor, *, is_first: bool) -> None:
-        """All ranks agree to go on, or all raise."""
+        """Let all ranks go on, or all raise."""
         values = torch.tensor([worst, 0.0 if torch.isfinite(loss) else 1.0])
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(values, op=dist.ReduceOp.MAX)
@@ -185,7 +185,7 @@ class Learner:
         )
 
     def load(self, folder: Path) -> int:
-        """Go on from a checkpoint; returns the number of updates done. All ranks call it."""
+        """Load a checkpoint; returns the number of updates done. All ranks call it."""
         with tempfile.TemporaryDirectory() as temporary:
             source, tag = (
                 (_make_universal(folder, Path(temporary)), "universal") if self._is_resized else (folder, "learner")
@@ -198,7 +198,7 @@ class Learner:
 
 
 def _make_universal(checkpoint: Path, out: Path) -> Path:
-    """A copy of a ZeRO checkpoint that any number of ranks can load, in `out`; each rank makes its own."""
+    """Convert a ZeRO checkpoint, in `out`, for any number of ranks; each rank makes its own copy."""
     source, target = checkpoint / "learner", out / "universal"
     words = ["--input_folder", str(source), "--output_folder", str(target), "--inject_missing_state"]
     words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
@@ -213,9 +213,9 @@ def _make_universal(checkpoint: Path, out: Path) -> Path:
 def start_deepspeed(  # noqa: ANN201
     policy: Policy, parameters: list, config: AlignConfig, micro_batches: int, *, is_resized: bool = False
 ):
-    """A DeepSpeed engine around the network, on GPU or CPU.
+    """Wrap the network in a DeepSpeed engine, on GPU or CPU.
 
-    The optimizer is PyTorch's own AdamW, since DeepSpeed would compile its own (a minute or two).
+    The optimizer is PyTorch's AdamW, since DeepSpeed would compile its own (a minute or two).
     """
     import deepspeed
 
@@ -235,8 +235,8 @@ def start_deepspeed(  # noqa: ANN201
             "gradient_accumulation_steps": micro_batches,
             "gradient_clipping": config.max_grad_norm,
             "zero_optimization": {"stage": config.zero_stage},
-            # On a GPU the engine overrules the family's autocast by its own. No modules are named, since gradients
-            # of those would be averaged in bfloat16.
+            # On a GPU the engine's autocast replaces the family's. No modules are named, since gradients of named
+            # modules would be averaged in bfloat16.
             "torch_autocast": {
                 "enabled": policy.precision == "bf16",
                 "dtype": "bfloat16",

@@ -1,4 +1,4 @@
-"""What an algorithm is asked for, and what it is given and gives in training."""
+"""The interface of an algorithm: its plan of a rollout, its advantages, and its loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class TrainingBatch:
 
     trajectories: Recording
     advantages: torch.Tensor
-    """float32 [B]."""
+    """float32 [B], from the rewards."""
     trust_weights: torch.Tensor
     """float32 [B], divided by the mean over the whole update."""
     weight: float = 1.0
-    """Of this micro-batch in the mean over all; 0 where it only fills up a rank."""
+    """Weight of this micro-batch in the mean over all; 0 for a filler on a rank that has fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class PassLoss:
     loss: torch.Tensor
     """Scalar, with the gradient."""
     disagreement: float
-    """Largest over the samples: 0 where learner and samplers have the same policy and compute alike."""
+    """Largest disagreement over the samples; 0 if learner and samplers hold the same policy and compute alike."""
     figures: dict[str, float]
-    """Means over the samples, for the metrics; `kl_to_base` among them."""
+    """Means over the samples for the metrics, `kl_to_base` among them."""
 
 
 class LossFunction(Protocol):
@@ -56,23 +56,23 @@ class LossFunction(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What training minimises."""
+    """The quantity that training minimises."""
 
     compute_loss: LossFunction
     disagreement: str
     """Name of `PassLoss.disagreement` in the metrics."""
     old_policy_decay: Callable[[AlignConfig, int], float | None]
-    """Share of the old policy in itself after so many updates; None where samplers act with the trained weights."""
+    """EMA decay of the sampling ("old") policy after update n; None if samplers use the current weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """What a file of `rlhf.alignment.algorithms` chooses."""
+    """The choices that a file of `rlhf.alignment.algorithms` makes."""
 
     plan_rollout: Callable[[AlignConfig, int, int], RolloutPlan]
-    """Which steps are run, random, and trained, by configuration, update and seed alone."""
+    """Plans the steps to run, to randomise and to train, from configuration, update and seed alone."""
     compute_advantages: Callable[[torch.Tensor, AlignConfig], torch.Tensor]
-    """Rewards [P, S] of P prompts to advantages [P, S]."""
+    """Turns rewards [P, S] of P prompts into advantages [P, S]."""
     compares_within_prompts: bool
     """Whether advantages compare the samples of a prompt, or the whole batch."""
     passes_per_batch: Callable[[AlignConfig], int]

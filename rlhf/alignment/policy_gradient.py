@@ -1,4 +1,4 @@
-"""The regularised policy-gradient loss: clipped ratio, weighed by trust."""
+"""The regularised policy-gradient loss: a clipped ratio, weighed by trust, and a KL to the base policy."""
 
 import torch
 
@@ -16,7 +16,7 @@ def compute_loss(
     schedule: Schedule,
     config: AlignConfig,
 ) -> PassLoss:
-    """Of the k-th stored transition of a micro-batch, as `LossFunction`."""
+    """Loss of the k-th stored transition of a micro-batch; see `LossFunction`."""
     t, device = batch.trajectories, output.device
     assert isinstance(t, Trajectories)
     latents, next_latents, mask = t.latents[k].to(device), t.next_latents[k].to(device), t.latent_mask.to(device)
@@ -40,7 +40,7 @@ def compute_loss(
 
 
 def old_policy_decay(config: AlignConfig, update: int) -> None:
-    """None: ratios are those to the weights that sampled, which are the trained ones before the update."""
+    """None: samplers use the current weights, so ratios are 1 before the update."""
 
 
 def clipped_objective(
@@ -50,7 +50,7 @@ def clipped_objective(
     trust_weights: torch.Tensor,
     clip_range: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """PPO's clipped loss (arXiv:1707.06347, eq. 7), each sample times its trust weight (PrefPaint eq. 11).
+    """PPO's clipped loss (arXiv:1707.06347, eq. 7), with each sample weighed by its trust weight (PrefPaint eq. 11).
 
     All shapes [B]. Returns the mean loss and the ratio [B].
     """
@@ -72,8 +72,8 @@ def replay_transition(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-prob of stored transitions under new weights, and their KL to the base policy; both [B].
 
-    Shapes: model_output, base_output, latents, next_latents [B, 4, h, w]; index int64 [B], on the CPU, positions in
-    the schedule; latent_mask [B, 1, h, w]. Without `base_output` the KL is 0.
+    Shapes: model_output, base_output, latents, next_latents [B, C, h, w]; index int64 [B], on the CPU, positions in
+    the schedule; latent_mask [B, 1, h, w]. The KL is 0 without `base_output`.
     """
     transition = schedule.transition(model_output, latents, index, eta)
     log_prob = transition_log_prob(transition, next_latents, latent_mask)

@@ -1,6 +1,6 @@
-"""Rollouts on disk: what an update trained on, to be looked at, and to be trained on again without samplers.
+"""Rollouts on disk: the batches of every update, to look at, or to train on again without samplers.
 
-config.yaml                           of the run that made them
+config.yaml                           configuration of the run
 update-000001/batch-00000.safetensors one micro-batch: trajectories, advantages, trust weights, scores
 update-000001/update.json             written last: metrics, weights, and the checksum of every batch
 """
@@ -45,17 +45,17 @@ class DumpedBatch:
     trust_weights: torch.Tensor
     """float32 [B], divided by the mean over the whole update."""
     scores: dict[str, Scores]
-    """By reward."""
+    """Scores by reward."""
 
 
 class RolloutDump:
-    """A folder of dumped updates, numbered here from 0 and on disk, as in `metrics.jsonl`, from 1."""
+    """A folder of dumped updates, numbered from 0 in code and from 1 on disk, as in `metrics.jsonl`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def begin(self, config: RunConfig, *, resume: bool) -> None:
-        """Make it the dump of a run; UserError where it holds one already that is not to be gone on with."""
+        """Make the folder the dump of a run; raises UserError if it holds another one, or one that is not resumed."""
         if next(self._folder.glob("update-*/update.json"), None) is not None:
             if not resume:
                 raise UserError(f"{self._folder}: holds rollouts already; add --resume, or choose another folder")
@@ -63,7 +63,7 @@ class RolloutDump:
         atomic_write_text(self._folder / "config.yaml", dump_config(config))
 
     def check(self, config: RunConfig) -> None:
-        """UserError where it is the dump of another configuration, or of none."""
+        """Raises UserError if the folder is the dump of another configuration, or of none."""
         path = self._folder / "config.yaml"
         if not path.is_file():
             raise UserError(f"{path}: not there, so not a folder of dumped rollouts; write one with --dump-rollouts")
@@ -73,7 +73,7 @@ class RolloutDump:
             raise UserError(f"{path}: these rollouts are of another `{'`, `'.join(other)}`; use the same configuration")
 
     def check_whole(self, config: RunConfig) -> None:
-        """`check`, and UserError naming the file where one of the configuration's updates is missing."""
+        """Like `check`; also raises UserError with the file name if one of the configuration's updates is missing."""
         self.check(config)
         for update in range(config.align.updates):
             for entry in self._about(update)["batches"]:
@@ -82,11 +82,11 @@ class RolloutDump:
                     raise UserError(f"{path}: missing; dump the rollouts again")
 
     def has(self, update: int) -> bool:
-        """Whether an update is there, whole."""
+        """Whether a whole update is there."""
         return self._record(update).is_file()
 
     def write(self, update: int, batches: Iterable[DumpedBatch], about: dict[str, Any]) -> None:
-        """Write an update, whole or not at all, with what is to be said about it; one batch is in memory."""
+        """Write an update, whole or not at all, with facts `about` it; one batch is in memory at a time."""
         self._record(update).unlink(missing_ok=True)
         entries = []
         for number, batch in enumerate(batches):
@@ -103,7 +103,7 @@ class RolloutDump:
         atomic_write_json(self._record(update), about | {"batches": entries})
 
     def read(self, update: int) -> tuple[list[DumpedBatch], dict[str, Any]]:
-        """An update, and what was said about it; UserError naming the file that is missing or damaged."""
+        """An update and the facts about it; raises UserError with the name of a missing or damaged file."""
         about, folder = self._about(update), self._record(update).parent
         about["metrics"] = {name: math.nan if v is None else v for name, v in about["metrics"].items()}
         return [_read_batch(folder / entry["file"], entry) for entry in about.pop("batches")], about
@@ -133,7 +133,7 @@ def _tensors(batch: DumpedBatch) -> dict[str, torch.Tensor]:
     for reward, scores in batch.scores.items():
         columns = {field.name: getattr(scores, field.name) for field in fields(Scores)}
         tensors |= {f"scores/{reward}/{name}": column for name, column in columns.items() if column is not None}
-    # Clones: safetensors refuses tensors that share memory, as parts of one update's advantages do.
+    # Clones, since safetensors refuses tensors that share memory, and slices of one update's advantages do.
     return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
 
 

@@ -1,4 +1,4 @@
-"""Samples of a policy for people (or simulated annotators) to score."""
+"""Paints candidates: samples of a policy that people or simulated annotators will score."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -30,12 +30,12 @@ def make_candidates(
     seed: int,
     first_sample: int = 0,
 ) -> int:
-    """Inpaint every prompt `samples_per_prompt` times into `out/part-00000.parquet` and on; returns all images there.
+    """Inpaint every prompt `samples_per_prompt` times into `out/part-*.parquet`; returns the number of images there.
 
     Sample i uses entry i of `num_inference_steps`, `eta` and `strength` (modulo their lengths), so that
-    annotators see good and poor samples alike. They are numbered from `first_sample`, and their noise
-    depends on the number, so candidates of several policies can be told apart. A part is one task, written
-    when it is done: only tasks without a part are done, so a run that was killed goes on where it was.
+    annotators see good and poor samples alike. Samples are numbered from `first_sample`, and their noise depends on the
+    number, so candidates of several policies have distinct keys. A part holds one finished task; a run that was killed
+    goes on with the tasks that have no part.
     """
     tasks = plan_candidates(prompt_ids, config, seed=seed, first_sample=first_sample)
     parts = {task.number: out / f"part-{task.number:05d}.parquet" for task in tasks}
@@ -54,7 +54,7 @@ def make_candidates(
 def plan_candidates(
     prompt_ids: Sequence[str], config: CandidatesConfig, *, seed: int, first_sample: int
 ) -> list[SamplingTask]:
-    """The tasks of a stage: one sample of so many prompts as are denoised at once, all prompts before the next."""
+    """The tasks of the stage: one sample of each prompt in a micro-batch; all prompts before the next sample."""
     size = config.micro_batch_size
     batches = [tuple(prompt_ids[i : i + size]) for i in range(0, len(prompt_ids), size)]
     samples = range(first_sample, first_sample + config.samples_per_prompt)
@@ -71,10 +71,9 @@ def plan_candidates(
 
 
 def claim_folder(out: Path, made_from: dict[str, Any], *, overwrite: bool = False) -> None:
-    """Note in `out/made_from.json` what its candidates are made from.
+    """Write the origin of the candidates into `out/made_from.json`.
 
-    Raises UserError where there are candidates made from something else, unless they may be overwritten:
-    then they are removed.
+    Raises UserError if `out` holds candidates of another origin; with `overwrite` they are removed instead.
     """
     path, parts = out / MADE_FROM, sorted(out.glob("*.parquet"))
     before = read_json(path, "remove the folder, or choose another --out") if path.is_file() else {}
@@ -91,7 +90,7 @@ def claim_folder(out: Path, made_from: dict[str, Any], *, overwrite: bool = Fals
 def describe_origin(
     config: RunConfig, prompts: Path, policy: Path | None, *, split: str, first_sample: int
 ) -> dict[str, Any]:
-    """All that candidates depend on, by name."""
+    """Everything that candidates depend on, by name."""
     digest = hashlib.sha256()
     for row in stream_table(prompts, PROMPTS):
         if row["split"] == split:
@@ -108,7 +107,7 @@ def describe_origin(
 
 
 def sample_plan(config: CandidatesConfig, sample_index: int) -> RolloutPlan:
-    """How sample `sample_index` of every prompt is denoised."""
+    """The rollout plan of sample `sample_index` of every prompt."""
     steps = config.num_inference_steps[sample_index % len(config.num_inference_steps)]
     eta = config.eta[sample_index % len(config.eta)]
     strength = config.strength[sample_index % len(config.strength)]
@@ -138,7 +137,7 @@ def _rows(done: SampledTask, version: int, seed: int) -> Iterator[dict[str, Any]
 def load_candidates(folder: Path, prompts: dict[str, Prompt]) -> dict[tuple[str, int], torch.Tensor]:
     """Candidate images by (prompt_id, sample_index), for the given prompts only.
 
-    Raises UserError naming the candidate whose image is unreadable or of another size.
+    Raises UserError with the name of a candidate whose image is unreadable or of another size.
     """
     images = {}
     for row in read_table(folder, CANDIDATES):
@@ -158,14 +157,14 @@ def load_candidates(folder: Path, prompts: dict[str, Prompt]) -> dict[tuple[str,
 
 
 def keep_prompts(prompts: Path, candidates: Path) -> None:
-    """Copy the prompts beside the candidates made from them, where `prompts_of` looks."""
+    """Copy the prompts beside their candidates, into the folder that `prompts_of` reads."""
     write_table(stream_table(prompts, PROMPTS), PROMPTS, candidates / "prompts" / "prompts.parquet")
 
 
 def prompts_of(candidates: Path, given: Path | None) -> Path:
-    """Where the prompts of these candidates are: the folder that was given, else their own copy.
+    """The folder of these candidates' prompts: the given one, else their own copy.
 
-    Raises UserError where the candidates folder does not exist or holds no copy.
+    Raises UserError if the candidates folder does not exist or holds no copy.
     """
     if given is not None:
         return given

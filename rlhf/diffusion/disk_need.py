@@ -1,4 +1,4 @@
-"""How much disk an alignment will take, told before it starts."""
+"""Estimates the disk space of an alignment before it starts."""
 
 import shutil
 from pathlib import Path
@@ -12,14 +12,14 @@ from rlhf.errors import UserError
 from rlhf.storage.url_path import UrlPath, as_path
 
 CHECKPOINT_BYTES = 16
-"""Per trained number: itself, Adam's two moments and the average, each float32."""
+"""Bytes per trained number: the number, Adam's two moments and the average, each float32."""
 POLICY_BYTES = 4
 
 
 def describe_disk_need(config: RunConfig, out: Path) -> str:
-    """One line: what `out` will hold at most, and what is free there; with a warning where that is less.
+    """One line for the user: the most that `out` will hold, the free space there, and a warning if that is less.
 
-    Left out are pictures, metrics and events, which are small. Raises UserError where model.path is no pipeline.
+    Pictures, metrics and events are small and left out. Raises UserError if model.path is no pipeline.
     """
     align = config.align
     trained = count_trained(config.model.path, align)
@@ -46,7 +46,7 @@ def count_trained(model: str, align: AlignConfig) -> int:
         network = network_on_meta(as_path(resolve_model(model)))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{model}: no configuration of a UNet there ({reason}); check model.path") from error
+        raise UserError(f"{model}: no configuration of a network there ({reason}); check model.path") from error
     if align.trainable == "lora":
         with torch.device("meta"):
             network.add_adapter(LoraConfig(r=align.lora_rank, target_modules=list(align.lora_targets)))

@@ -1,4 +1,4 @@
-"""Folders of policies: what says that one is complete, which a run has, what a user means by a folder."""
+"""Policy folders: the manifest that marks a complete one, the policies of a run, and the model that a path names."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ MANIFEST_KEYS = ("policy_version", "trainable", "base_model", "checksum")
 
 
 def read_manifest(folder: Path) -> dict:
-    """A policy folder's manifest; UserError where there is none, which means it is incomplete."""
+    """Reads a policy folder's manifest; raises UserError if there is none, since the folder is then incomplete."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -22,12 +22,12 @@ def read_manifest(folder: Path) -> dict:
     check_schema(record.get("schema_version"), SCHEMA_VERSION, folder / MANIFEST)
     missing = [key for key in MANIFEST_KEYS if key not in record]
     if missing:
-        raise UserError(f"{folder / MANIFEST}: says nothing of {', '.join(missing)}; write the policy again")
+        raise UserError(f"{folder / MANIFEST}: lacks {', '.join(missing)}; write the policy again")
     return manifest
 
 
 def list_policies(run: Path) -> list[Path]:
-    """The complete policy folders of a run, oldest first; UserError where there is none."""
+    """The complete policy folders of a run, oldest first; raises UserError if there is none."""
     folders = sorted(f for f in run.glob("policy-*") if (f / MANIFEST).is_file())
     if not folders:
         raise UserError(f"{run}: no complete policy-* folder there; run `rlhf align` first")
@@ -42,7 +42,7 @@ def drop_policies(run: Path, keep: int | None) -> None:
 
 
 def locate_policy(config: ModelConfig, model: Path | None) -> tuple[ModelConfig, Path | None]:
-    """What a user means by a folder: a run (its last policy), a policy, or a whole pipeline."""
+    """The model that a folder names: a run's last policy, a policy, or a whole pipeline."""
     if model is None:
         return config, None
     if (model / "model_index.json").is_file():

@@ -10,7 +10,7 @@ from rlhf.diffusion.denoising import denoise
 from rlhf.diffusion.noise import generator_of, noise_like
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.steps.step_rule import Schedule, Transition, transition_log_prob
-from rlhf.diffusion.trajectories import NoisedSamples, Recording, Rollout, RolloutPlan, Trajectories
+from rlhf.diffusion.trajectories import NoisedSamples, Rollout, RolloutPlan, Trajectories
 from rlhf.storage.images import composite
 
 
@@ -47,10 +47,8 @@ def rollout(
         if step in plan.trained_steps:
             kept.append((latents, next_latents, transition_log_prob(transition, next_latents, latent_mask)))
         latents = next_latents
-    if plan.noised_steps:
-        recording: Recording = _noise_again(denoiser, latents, condition, latent_mask, keys)
-    else:
-        recording = _record(kept, latents, condition, latent_mask, plan)
+    finished = (latents, condition, latent_mask)
+    recording = _noise_again(denoiser, *finished, keys) if plan.noised_steps else _record(kept, *finished, plan)
     images, masks = (
         torch.stack([getattr(p, part) for p in prompts]).repeat_interleave(samples, dim=0) for part in ("image", "mask")
     )

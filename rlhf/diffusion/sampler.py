@@ -1,4 +1,4 @@
-"""Images of a policy for other stages, task by task: by whom they are painted, they need not know."""
+"""Samples images from a policy. Callers see one interface whether sampling runs in this process or on Ray."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,40 +13,40 @@ from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.storage.images import encode_png, tensor_to_image
 
 TakePrompts = Callable[[Sequence[str]], list[PromptRow]]
-"""Rows of prompts by their ids, in that order; read when they are asked for."""
+"""Reads the rows of prompts by id, in that order, when called."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingTask:
-    """Samples that are denoised together, so that their bits depend on the task alone."""
+    """Samples that are denoised together: their bits depend on the task alone."""
 
     number: int
-    """Place among the tasks of the stage."""
+    """Position among the tasks of the stage."""
     prompt_ids: tuple[str, ...]
     sample_indices: range
-    """Of every prompt."""
+    """Numbers of the samples of every prompt."""
     plan: RolloutPlan
     seed_key: tuple[object, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampledTask:
-    """A task that is done."""
+    """A finished task."""
 
     task: SamplingTask
-    """Without the prompts that had to be put aside."""
+    """The task, without prompts in quarantine."""
     images: list[bytes]
-    """PNG, prompt by prompt; they lose nothing, since samples lie on the 8-bit grid."""
+    """PNG files, prompt by prompt; PNG is lossless here, since samples are rounded to 8 bits."""
 
 
 class Sampler(Protocol):
-    """Whoever holds a policy's weights and paints with them."""
+    """Holds a policy's weights and paints with them."""
 
     version: int
-    """Of the policy."""
+    """Version of the policy."""
 
     def sample(self, tasks: Iterable[SamplingTask]) -> Iterator[SampledTask]:
-        """All tasks, in any order, each as soon as it is done."""
+        """Yields every task as soon as it is done, in any order."""
 
 
 class InProcessSampler:
@@ -57,7 +57,7 @@ class InProcessSampler:
         self._policy, self._take = policy, take
 
     def sample(self, tasks: Iterable[SamplingTask]) -> Iterator[SampledTask]:
-        """All tasks, in their order."""
+        """Yields every task, in order."""
         for task in tasks:
             done = rollout(
                 self._policy,
@@ -70,5 +70,5 @@ class InProcessSampler:
 
 
 def to_png(images: torch.Tensor) -> list[bytes]:
-    """Images [B, 3, H, W] in [-1, 1] as PNG."""
+    """Encodes images [B, 3, H, W] in [-1, 1] as PNG files."""
     return [encode_png(tensor_to_image(image)) for image in images]

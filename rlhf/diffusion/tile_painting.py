@@ -1,4 +1,4 @@
-"""A hole of any size, painted square by square: what is to be painted next, and what has become of the photograph."""
+"""Paints a hole of any size square by square; serving takes the same turns, with squares on several replicas."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.storage.images import image_to_tensor, mask_to_tensor, to_8bit
 
 REFINE_STRENGTH = 0.4
-"""Share of the steps by which a finer pass goes over what a coarser one painted; chosen by eye on two photographs."""
+"""Share of the steps that a finer pass repeats over a coarser painting; chosen by eye on two photographs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square:
-    """Samples to be painted of one square."""
+    """One square to be painted, once per sample."""
 
     image: np.ndarray
     """uint8 [native, native, 3]."""
@@ -27,26 +27,26 @@ class Square:
     """bool [native, native], True = repaint."""
     sample_indices: tuple[int, ...]
     start: np.ndarray | None
-    """uint8 [n, native, native, 3], what is refined with REFINE_STRENGTH; None paints from noise."""
+    """uint8 [n, native, native, 3], a painting to refine with REFINE_STRENGTH; None paints from noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What is painted at the same time: one square of the photograph, for all samples."""
+    """Squares that are painted at the same time: one place in the photograph, for all samples."""
 
     number: int
-    """Place among all squares; each has noise of its own."""
+    """Position among all squares; each has noise of its own."""
     squares: list[Square]
-    """One for all samples while these are equal, else one for each."""
+    """One square for all samples while they are equal, else one per sample."""
     box: Box
-    """Where it lies."""
+    """Place of the square."""
     canvases: list[Canvas]
-    """The samples before it."""
+    """The samples before this turn."""
     is_last_pass: bool
-    """Whether what is painted is seen in the end."""
+    """Whether the finished image shows this painting."""
 
     def show(self, images: Sequence[np.ndarray]) -> list[Canvas]:
-        """The samples with the square as in `images`, uint8 [native, native, 3] each."""
+        """The samples with the square filled from `images`, uint8 [native, native, 3] each."""
         return [fill(before, self.box, image) for before, image in zip(self.canvases, images, strict=True)]
 
 
@@ -56,8 +56,8 @@ Turns = Generator[Turn, Sequence[np.ndarray], list[Canvas]]
 def take_turns(canvas: Canvas, passes: list[list[Box]], sample_indices: tuple[int, ...], native_px: int) -> Turns:
     """Yields Turns, is sent their images (uint8 [native, native, 3], one per sample), returns the finished samples.
 
-    Canvases are the part of the photograph that `surround` gives. Samples share the first square, then each goes its
-    own way: it sees what was painted of it before. A finer pass starts from the photograph again.
+    Canvases show the part of the photograph inside `surround`. Samples share the first square; later squares of a
+    sample see its own earlier ones. A finer pass starts from the photograph again.
     """
     region = surround([box for boxes in passes for box in boxes])
     part = cut(canvas, region)
@@ -96,7 +96,7 @@ def _squares(
 
 
 def _to_refine(canvas: Canvas, box: Box, coarse: np.ndarray, native_px: int) -> np.ndarray:
-    """What the square holds already, and the coarser pass where it does not; uint8 [native, native, 3]."""
+    """The known pixels of the square, with the coarser pass in its hole; uint8 [native, native, 3]."""
     left, top, right, bottom = box
     part = cut(canvas, box)
     pixels = np.where(part.hole[..., None], coarse[top:bottom, left:right], part.rgb)
@@ -104,7 +104,7 @@ def _to_refine(canvas: Canvas, box: Box, coarse: np.ndarray, native_px: int) -> 
 
 
 def go_on(turns: Turns, images: Sequence[np.ndarray] | None) -> tuple[Turn | None, list[Canvas]]:
-    """The next turn after `images` (None: the first) and the samples before it; at the end None and the finished."""
+    """Sends `images` (None: begins); returns the next turn and the samples before it, or None and the finished ones."""
     try:
         turn = next(turns) if images is None else turns.send(images)
     except StopIteration as end:
@@ -120,7 +120,7 @@ def paint(
     num_inference_steps: int,
     seed_key: tuple[object, ...],
 ) -> list[Canvas]:
-    """Fill a hole of any size; returns the whole photograph once per sample, known pixels as they came."""
+    """Fill a hole of any size; returns the whole photograph once per sample, with its known pixels unchanged."""
     passes = plan_passes(canvas.hole, policy.native_px)
     turns = take_turns(canvas, passes, sample_indices, policy.native_px)
     turn, samples = go_on(turns, None)
@@ -139,7 +139,7 @@ def _put(canvas: Canvas, rows: slice, columns: slice, done: Canvas) -> Canvas:
 
 
 def _paint_square(policy: Policy, square: Square, steps: int, seed_key: tuple[object, ...]) -> np.ndarray:
-    """uint8 [n, native, native, 3]."""
+    """Images of one square, uint8 [n, native, native, 3]."""
     first = 0 if square.start is None else steps - max(1, round(REFINE_STRENGTH * steps))
     plan = RolloutPlan(num_inference_steps=steps, eta=0.0, stochastic_steps=frozenset(), first_step=first)
     prompt = Prompt(

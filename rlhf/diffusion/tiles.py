@@ -1,4 +1,4 @@
-"""From a photograph of any size to the squares that a policy is shown, and back into the hole."""
+"""Cuts a photograph of any size into squares that a policy can paint, and puts the painted squares back."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ class Canvas:
     """A photograph of any size with a hole, upright."""
 
     rgb: np.ndarray
-    """uint8 [H, W, 3], transparency on white: what the policy is shown."""
+    """uint8 [H, W, 3], transparency on white: the policy's input."""
     rgba: np.ndarray
-    """uint8 [H, W, 4], as it came: what known pixels are answered with."""
+    """uint8 [H, W, 4], as uploaded: the known pixels of the answer."""
     hole: np.ndarray
     """bool [H, W], True = repaint."""
 
@@ -21,21 +21,20 @@ class Canvas:
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in pixels; right and bottom exclusive."""
 MAX_SHRINK = 2
-"""Sides of a square in native sides, beyond which what was painted is refined in smaller squares."""
+"""Largest side of a square, in native sides, whose painting is not refined in smaller squares."""
 MAX_TILES = 64
-"""Tiles of one pass; a finer pass over a hole that needs more is left out."""
+"""Most tiles of one pass; a finer pass over a hole that needs more is left out."""
 LEAST_KNOWN = 0.5
-"""Share of a tile that is to be known before it is painted, where the hole allows it."""
+"""Share of a tile that should be known before it is painted, if the hole allows it."""
 
 
 def plan_passes(hole: np.ndarray, native_px: int) -> list[list[Box]]:
-    """The squares in which a hole is painted, pass by pass, in their order: later ones see what earlier ones painted.
+    """Plans the squares that paint a hole, pass by pass, in order: later squares see the work of earlier ones.
 
-    The first pass sees most around the hole: one square of twice the hole's side, at least `native_px`, with the hole
-    in its middle; or, where that does not fit, tiles of the photograph's short side. As long as squares are shrunk by
-    more than MAX_SHRINK, a further pass refines what was painted in tiles of half the side. Tiles alone, at native
-    size from the start, drift: colours wander off with the distance from the photograph.
-    `hole` is bool [H, W] with at least one True.
+    The first pass sees most of the surroundings: one square of twice the hole's side, at least `native_px`, with the
+    hole in its middle; if it does not fit, tiles of the photograph's short side. While squares are shrunk by more than
+    MAX_SHRINK, another pass refines the painting in tiles of half the side. Tiles of native size from the start drift:
+    colours change with the distance from the photograph. `hole` is bool [H, W] with at least one True.
     """
     height, width = hole.shape
     rows, columns = np.flatnonzero(hole.any(axis=1)), np.flatnonzero(hole.any(axis=0))
@@ -46,7 +45,7 @@ def plan_passes(hole: np.ndarray, native_px: int) -> list[list[Box]]:
         top = _place(int(rows[0] + rows[-1] + 1), side, height)
         passes = [[(left, top, left + side, top + side)]]
     elif hole.sum() > MAX_TILES * (1 - LEAST_KNOWN) * side**2:
-        return [[(0, 0, width, height)]]  # a photograph so thin is squeezed into one square
+        return [[(0, 0, width, height)]]  # a very thin photograph is squeezed into one square
     else:
         passes = [_plan_tiles(hole, side)]
     while side > MAX_SHRINK * native_px:
@@ -62,7 +61,7 @@ def _place(doubled_centre: int, side: int, length: int) -> int:
 
 
 def _plan_tiles(hole: np.ndarray, side: int) -> list[Box]:
-    """Tiles on a grid of half their side: the one that paints most where enough is known, else the best known one."""
+    """Tiles on a grid of half their side: among well-known tiles the one that paints most, else the best-known one."""
     tops, lefts = (np.unique(np.r_[0 : n - side + 1 : max(side // 2, 1), n - side]) for n in hole.shape)
     # Pixels are counted once, in cells between the edges of tiles; a tile is a block of whole cells.
     row_edges, column_edges = np.union1d(tops, tops + side), np.union1d(lefts, lefts + side)
@@ -85,7 +84,7 @@ def _plan_tiles(hole: np.ndarray, side: int) -> list[Box]:
 
 
 def surround(boxes: list[Box]) -> Box:
-    """The smallest box that holds all."""
+    """The smallest box around all boxes."""
     left, top, right, bottom = zip(*boxes, strict=True)
     return min(left), min(top), max(right), max(bottom)
 
@@ -100,8 +99,8 @@ def cut(canvas: Canvas, box: Box) -> Canvas:
 def crop_to_native(canvas: Canvas, box: Box, native_px: int) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 [native, native, 3] and hole bool [native, native] of the box.
 
-    A native pixel belongs to the hole where it touches a pixel of the hole. Pixels of the hole
-    count for nothing in the resampling, so that what they hide does not tint known ones.
+    A native pixel belongs to the hole if it touches a pixel of the hole. Pixels of the hole have no weight in the
+    resampling, so that their content does not tint known pixels.
     """
     part = cut(canvas, box)
     if part.hole.shape == (native_px, native_px):
@@ -117,7 +116,7 @@ def crop_to_native(canvas: Canvas, box: Box, native_px: int) -> tuple[np.ndarray
 def fill(canvas: Canvas, box: Box, inpainted: np.ndarray) -> Canvas:
     """The photograph with the part of its hole in `box` filled from `inpainted`, uint8 [native, native, 3].
 
-    Known pixels are those of the canvas bit for bit, transparency included; what is filled is opaque and known.
+    Known pixels stay those of the canvas bit for bit, transparency included; filled pixels become opaque and known.
     """
     left, top, right, bottom = box
     scaled = Image.fromarray(inpainted)
@@ -133,7 +132,7 @@ def fill(canvas: Canvas, box: Box, inpainted: np.ndarray) -> Canvas:
 
 
 def put_back(canvas: Canvas, region: Box, painted: Canvas) -> Image.Image:
-    """The whole photograph with what was painted of `region`; RGBA only where something is transparent."""
+    """The whole photograph with `region` as painted; RGBA only if a pixel is transparent."""
     left, top, right, bottom = region
     pixels = canvas.rgba.copy()
     pixels[top:bottom, left:right] = painted.rgba

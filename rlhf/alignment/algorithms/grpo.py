@@ -16,7 +16,7 @@ from rlhf.diffusion.trajectories import RolloutPlan
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
-    """`window_size` neighbouring steps within the first `window_range`, at a place drawn per update."""
+    """Randomise and train `window_size` neighbouring steps within the first `window_range`, drawn per update."""
     rng = np.random.default_rng([seed, 17, update])
     start = int(rng.integers(0, config.window_range - config.window_size + 1))
     window = tuple(range(start, start + config.window_size))
@@ -31,14 +31,14 @@ def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
 
 
 def compute_advantages(rewards: torch.Tensor, config: AlignConfig) -> torch.Tensor:
-    """Rewards [P, S] of P prompts to advantages [P, S]: standardised within each prompt, then clipped."""
+    """Standardise rewards [P, S] within each of P prompts, then clip; returns advantages [P, S]."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     advantages = centred / (rewards.std(dim=1, keepdim=True) + 1e-4)
     return advantages.clamp(-config.advantage_clip, config.advantage_clip)
 
 
 def passes_per_batch(config: AlignConfig) -> int:
-    """One for each step of the window."""
+    """One pass per step of the window."""
     return config.window_size
 
 

@@ -1,11 +1,11 @@
 """GRPO whose steps after the window are fewer and of second order (MixGRPO-Flash, arXiv:2507.21802).
 
-All as in `grpo`, but once the last random step is done, DPM-Solver++(2M) ends the sample on a compressed grid: a subset
-of the schedule's noise levels. The window, and so every trained transition, is that of the fine grid.
-Deviations: those of `grpo`; predictions from before the window's noise are not extrapolated from, so the first step
-after it is of first order (else samples were 1.3 to 1.7 times as far from the fine grid's); so is the last (it may end
-without noise, where log-SNR is infinite). Before the window nothing is saved: a group shares those steps, for the
-passes of one sample.
+The sample runs as in `grpo` to its last random step. Then second-order steps (DPM-Solver++(2M)) finish it on a
+compressed grid: a subset of the schedule's noise levels. The window, and so every trained transition, lies on the fine
+grid. Deviations: those of `grpo`. The first step after the window is of first order, since extrapolating from
+predictions before the window's noise left samples 1.3 to 1.7 times as far from the fine grid's; the last step is of
+first order too, since it may end at noise level 0, whose log-SNR is infinite. Steps before the window are not reduced:
+a group shares them, so they cost the passes of one sample.
 """
 
 from dataclasses import replace
@@ -16,11 +16,11 @@ from rlhf.diffusion.trajectories import RolloutPlan
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
-    """The plan of `grpo`; of the steps after its window `steps_share` remain, rounded down, but one at the least."""
+    """The plan of `grpo` with the share `steps_share` of the steps after its window, rounded down, at least one."""
     plan = grpo.plan_rollout(config, update, seed)
     begin = plan.trained_steps[-1] + 1
     after = config.num_inference_steps - begin
-    # Halves of a rounding error must not cost a step: 0.4 x 5 is 2.
+    # A rounding error must not cost a step: 0.4 x 5 is 2.
     count = min(after, max(1, int(after * config.steps_share + 1e-9)))
     rest = tuple(begin + i * after // count for i in range(count))
     return replace(plan, visited_steps=(*range(begin), *rest), second_order_steps=frozenset(rest[1:-1]))

@@ -1,12 +1,12 @@
-"""DiffusionNFT (arXiv:2509.16117): samples are noised again; predictions are drawn to the good ones, off the poor.
+"""DiffusionNFT (arXiv:2509.16117): noises samples again and moves predictions towards good ones, away from poor ones.
 
-No log-probs and no transitions: samples are denoised deterministically, and the loss is that of the forward process.
-Written in clean latents x, of which predictions of any type (epsilon, v, x) are an affine function, so that mixtures of
-predictions are mixtures of x; errors are weighed over time by the paper's 1 / |x - x0|.
-Deviations: advantages are those of `grpo` (the paper divides by the deviation over all prompts); noise levels are the
-schedule's own, `trained_steps` of them drawn for each sample; the old policy's predictions are made where the samples
-are, by the weights that made them; the KL to the base policy is that of DDIM's transitions, as in the other algorithms,
-so that `kl_weight` and `kl_to_base` mean the same (the paper: squared difference of velocities).
+The method needs no log-probs and no transitions: samples are denoised deterministically, and the loss belongs to the
+forward process. It is written in clean latents x. Predictions of any type (epsilon, v, x) are affine functions of x, so
+mixtures of predictions are mixtures of x. Errors are weighed over time by the paper's 1 / |x - x0|.
+Deviations: advantages are those of `grpo` (the paper divides by the deviation over all prompts). Noise levels are the
+schedule's own, `trained_steps` of them drawn for each sample. Samplers compute the old policy's predictions, with the
+weights that sampled. The KL to the base policy is the KL of the step rule's transitions, as in the other algorithms, so
+that `kl_weight` and `kl_to_base` mean the same (the paper: squared difference of velocities).
 """
 
 from dataclasses import replace
@@ -20,11 +20,11 @@ from rlhf.diffusion.steps.step_rule import Schedule, masked_mean, transition_kl
 from rlhf.diffusion.trajectories import NoisedSamples, RolloutPlan
 
 LEAST_ERROR = 1e-5
-"""Of the weight over time, as in the release."""
+"""Smallest error in the weight over time, as in the paper's code."""
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
-    """No step is random, so samples of a prompt differ by their initial noise; the end is noised again."""
+    """Run deterministic steps, so that samples of a prompt differ by their initial noise; noise the results again."""
     return RolloutPlan(
         num_inference_steps=config.num_inference_steps,
         eta=config.eta,
@@ -35,12 +35,12 @@ def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
 
 
 def passes_per_batch(config: AlignConfig) -> int:
-    """One for each noising."""
+    """One pass per noising."""
     return config.trained_steps
 
 
 def old_policy_decay(config: AlignConfig, update: int) -> float | None:
-    """The paper's schedule: `old_decay_rate` more with every update, up to `old_decay_max`; None at rate 0."""
+    """EMA decay by the paper's schedule: `old_decay_rate` per update, up to `old_decay_max`; None at rate 0."""
     return min(config.old_decay_rate * update, config.old_decay_max) if config.old_decay_rate else None
 
 
@@ -52,7 +52,7 @@ def compute_loss(
     schedule: Schedule,
     config: AlignConfig,
 ) -> PassLoss:
-    """Of the k-th noising of a micro-batch, as `LossFunction`."""
+    """Loss of the k-th noising of a micro-batch; see `LossFunction`."""
     t, device, steps = batch.trajectories, output.device, batch.trajectories.steps_at(k)
     assert isinstance(t, NoisedSamples)
     latents, mask, old_output = t.latents[k].to(device), t.latent_mask.to(device), t.old_prediction[k].to(device)
@@ -60,7 +60,7 @@ def compute_loss(
     advantages = batch.advantages.to(device) / config.advantage_clip
     losses = contrast(clean, old, t.clean_latents.to(device), advantages, config.nft_beta, mask)
     kl = kl_of(output, base_output, latents, steps, schedule, config.eta, mask)
-    # Times the clip, as in the release: a small advantage then weighs the same whatever the clip.
+    # Multiplied by the clip, as in the paper's code: a small advantage then weighs the same for every clip.
     objective = config.advantage_clip * (batch.trust_weights.to(device) * losses).mean()
     return PassLoss(
         loss=objective + config.kl_weight * kl.mean(),
@@ -83,8 +83,8 @@ def contrast(
     """Losses [B] of the implicit positive and negative policies, weighed by the probability of optimality.
 
     Shapes: clean and old (the predictions of the trained and of the old policy) and target (the samples) [B, C, h, w];
-    advantages [B] in [-1, 1]; mask [B, 1, h, w]. Divided by beta, so that the gradient at the old policy does not
-    depend on it: it is the advantage times that of the weighed squared error.
+    advantages [B] in [-1, 1]; mask [B, 1, h, w]. The division by beta makes the gradient at the old policy independent
+    of beta: it is the advantage times the gradient of the weighed squared error.
     """
     optimality = (1 + advantages) / 2
     positive, negative = old + beta * (clean - old), old - beta * (clean - old)
@@ -93,7 +93,7 @@ def contrast(
 
 
 def _weighed_error(clean: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over its own mean absolute error, which is taken as a constant; [B]."""
+    """Mean squared error [B], divided by its own mean absolute error, which counts as a constant."""
     size = masked_mean((clean - target).abs(), mask).detach().clamp(min=LEAST_ERROR)
     return masked_mean((clean - target).square(), mask) / size
 
@@ -118,6 +118,6 @@ ALGORITHM = replace(
     grpo.ALGORITHM,
     plan_rollout=plan_rollout,
     passes_per_batch=passes_per_batch,
-    # Largest mean distance of a sample's prediction from the one that was made where it was sampled.
+    # The disagreement is the largest mean distance of a sample's prediction from the sampler's prediction.
     objective=Objective(compute_loss=compute_loss, disagreement="prediction_error", old_policy_decay=old_policy_decay),
 )

@@ -15,7 +15,7 @@ from rlhf.diffusion.trajectories import RolloutPlan
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
-    """All steps are random; `trained_steps` of them are drawn before the rollout, so only those are kept."""
+    """Randomise all steps; train `trained_steps` of them, drawn before the rollout so that only those are stored."""
     rng = np.random.default_rng([seed, 17, update])
     trained = rng.choice(config.num_inference_steps, size=config.trained_steps, replace=False)
     return RolloutPlan(
@@ -28,13 +28,13 @@ def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
 
 
 def compute_advantages(rewards: torch.Tensor, config: AlignConfig) -> torch.Tensor:
-    """Rewards [P, S] to advantages [P, S]: standardised over the whole batch, then clipped."""
+    """Standardise rewards [P, S] over the whole batch, then clip; returns advantages [P, S]."""
     advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-7)
     return advantages.clamp(-config.advantage_clip, config.advantage_clip)
 
 
 def passes_per_batch(config: AlignConfig) -> int:
-    """One for each step that is trained."""
+    """One pass per trained step."""
     return config.trained_steps
 
 
