@@ -29,6 +29,8 @@ class Schedule:
     """Update at which it has fallen; None: `until`."""
     average: float = 0.9995
     """Decay of the moving average of the weights."""
+    weight_decay: float = 0.01
+    """Of AdamW; 0 for weights whose size matters."""
     save_every: int = 200
     """Updates between states on disk; a kill loses at most so many."""
     log_every: int = 50
@@ -63,7 +65,7 @@ def train_stage(
     averaged = copy.deepcopy(module).eval().requires_grad_(False)
     trained = [p for p in module.parameters() if p.requires_grad]
     pairs = [(a, p) for a, p in zip(averaged.parameters(), module.parameters(), strict=True) if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=schedule.peak_lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trained, lr=schedule.peak_lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay)
     update = first
     if state_path.is_file():
         state = torch.load(state_path)

@@ -15,7 +15,7 @@ LATENT_CHANNELS = 16
 FACTOR = 4
 
 
-def build_vae(channels: tuple[int, int, int] = (32, 64, 96)) -> AutoencoderKL:
+def build_vae(channels: tuple[int, int, int] = (32, 72, 96)) -> AutoencoderKL:
     """Autoencoder with factor 4 at torch's initial weights: [B, 3, H, W] to latents [B, 16, H/4, W/4]."""
     return AutoencoderKL(
         block_out_channels=channels,

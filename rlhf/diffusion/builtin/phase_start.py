@@ -15,7 +15,9 @@ OPENNESS = 1.5
 """k above: how strongly a deviation is held back at the wrong place."""
 OFFSET = 16.0
 """Added to candidates before a relu that is to pass them unchanged, and taken off after it."""
-MIDDLE_CHANNELS = 7
+LAST_CONSTANT = 50.0
+"""Of the last norm's groups that hold colours."""
+MIDDLE_CHANNELS = 8
 """Numbers by which a quarter of a patch, 2x2 pixels of 3 colours, is described at half resolution."""
 
 
@@ -76,14 +78,52 @@ def _end_linear(decoder: nn.Module, block: nn.Module, mean: torch.Tensor, size: 
     shortcut, norm, last = block.conv_shortcut, decoder.conv_norm_out, decoder.conv_out
     last.weight.zero_()
     last.bias.copy_(mean)
-    norm.weight.fill_(20.0 * (2 / size) ** 0.5)
-    for colour in range(3):
-        channel = colour * size
+    scale = LAST_CONSTANT * (2 / size) ** 0.5
+    norm.weight.fill_(scale)
+    # The next block's norm, before it is trained, would else divide the colours by the constants.
+    decoder.up_blocks[-1].resnets[-1].norm1.weight[: 3 * size] = scale
+    for channel in range(0, 3 * size, size):
         block.conv2.weight[channel + 1] = -block.conv2.weight[channel]
         shortcut.weight[channel + 1] = -shortcut.weight[channel]
-        shortcut.weight[channel + 2 : channel + 4] = 0
-        shortcut.bias[channel : channel + 4] = torch.tensor([0.0, 0.0, 20.0, -20.0])
-        last.weight[colour, channel, 1, 1], last.weight[colour, channel + 1, 1, 1] = 1, -1
+        shortcut.weight[channel + 2 : channel + size] = 0
+        shortcut.bias[channel : channel + size] = 0
+        shortcut.bias[channel + 2], shortcut.bias[channel + 3] = LAST_CONSTANT, -LAST_CONSTANT
+        last.weight[channel // size, channel, 1, 1], last.weight[channel // size, channel + 1, 1, 1] = 1, -1
+
+
+def free_decoder(decoder: nn.Module) -> None:
+    """Let the decoder train without breaking the start.
+
+    Blocks that begin as the identity train wholly, and the two that place quarters write what they place by
+    weights that train. Those that carry brightness or constants stay: a step of theirs would move the whole picture.
+    """
+    decoder.requires_grad_(False)
+    first, second, third = decoder.up_blocks
+    for block in (decoder.mid_block, *first.resnets, second.resnets[1], third.resnets[1]):
+        block.requires_grad_(True)
+    size = decoder.conv_norm_out.num_channels // decoder.conv_norm_out.num_groups
+    last = torch.ones(decoder.conv_norm_out.num_channels)
+    for channel in range(0, 3 * size, size):
+        last[channel + 2 : channel + 4] = 0
+    middle, end, closing = second.resnets[0], third.resnets[0], third.resnets[1]
+    _free(middle.conv2, torch.ones(middle.conv2.out_channels), _without_constants(middle.norm2))
+    _free(end.conv2, last, _without_constants(end.norm2))
+    _free(closing.conv2, last, torch.ones_like(last))
+
+
+def _free(convolution: nn.Conv2d, rows: torch.Tensor, columns: torch.Tensor) -> None:
+    """Train the weights from inputs where `columns` is 1 to outputs where `rows` is 1."""
+    convolution.requires_grad_(True)
+    mask = rows[:, None, None, None] * columns[None, :, None, None]
+    convolution.weight.register_hook(lambda gradient: gradient * mask)
+    convolution.bias.register_hook(lambda gradient: gradient * rows)
+
+
+def _without_constants(norm: nn.GroupNorm) -> torch.Tensor:
+    """1 for channels of values, 0 for the two constants of each group."""
+    mask = torch.ones(norm.num_groups, norm.num_channels // norm.num_groups)
+    mask[:, -2:] = 0
+    return mask.flatten()
 
 
 def _place_quarters(

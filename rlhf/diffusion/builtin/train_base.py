@@ -20,13 +20,14 @@ from rlhf.diffusion.builtin.base_training import Schedule, train_stage
 from rlhf.diffusion.builtin.base_vae import build_vae, start_linear
 from rlhf.diffusion.builtin.denoiser_loss import transformer_loss, unet_loss
 from rlhf.diffusion.builtin.latent_shards import LatentShards, ShardPlan
-from rlhf.diffusion.builtin.vae_loss import decoder_loss, freeze_encoder
+from rlhf.diffusion.builtin.phase_start import free_decoder
+from rlhf.diffusion.builtin.vae_loss import decoder_loss
 from rlhf.errors import UserError
 from rlhf.storage import atomic_torch_save
 
 STAGES = ("vae", "unet", "transformer")
 CLASSES = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "transformer": FluxTransformer2DModel}
-PEAK_LR = {"vae": 5e-4, "unet": 6e-4, "transformer": 5e-4}
+PEAK_LR = {"vae": 2e-4, "unet": 6e-4, "transformer": 5e-4}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         decay_from=options.decay_from,
         decay_to=options.decay_to,
         average=0.998 if options.stage == "vae" else 0.9995,
+        weight_decay=0.0 if options.stage == "vae" else 0.01,
     )
     if options.stage == "vae":
         train_vae(photographs, schedule, options)
@@ -67,12 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def train_vae(photographs: list[Image.Image], schedule: Schedule, options: argparse.Namespace) -> None:
     """The decoder, from the linear start or `--start`."""
-    vae = start_vae(photographs, options.out, options.start, options.seed).to(memory_format=torch.channels_last)
-    freeze_encoder(vae)
+    vae = start_vae(photographs, options.out, options.start, options.seed).requires_grad_(False)
+    free_decoder(vae.decoder)
 
     def loss_of(update: int) -> torch.Tensor:
         rng = np.random.default_rng([options.seed, 1, update])
-        images = crop_batch(photographs, rng, options.vae_batch, 64).to(memory_format=torch.channels_last)
+        images = crop_batch(photographs, rng, options.vae_batch, 64)
         return decoder_loss(vae, images, _generator(options.seed, update))
 
     first = started_at(options.start, "vae")

@@ -8,12 +8,6 @@ NOISE = 0.03
 """Deviation of the noise on latents in training, so that the small errors of a denoiser do not show."""
 
 
-def freeze_encoder(vae: AutoencoderKL) -> None:
-    """Leave only the decoder to be trained: latents, once encoded, stay valid."""
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-
-
 def decoder_loss(vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Distance of decoded latents to the images [B, 3, H, W]: pixels, gradients, Laplacian, and band energies.
 
