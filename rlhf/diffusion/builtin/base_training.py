@@ -31,7 +31,7 @@ class Schedule:
     """Decay of the moving average of the weights."""
     weight_decay: float = 0.01
     """Of AdamW; 0 for weights whose size matters."""
-    save_every: int = 200
+    save_every: int = 100
     """Updates between states on disk; a kill loses at most so many."""
     log_every: int = 50
     """Updates between lines of the log."""
