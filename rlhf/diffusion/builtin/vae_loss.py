@@ -7,6 +7,9 @@ from diffusers import AutoencoderKL
 NOISE = 0.03
 """Deviation of the noise on latents in training, so that the small errors of a denoiser do not show."""
 
+ENERGY_WEIGHT = 1.0
+"""Of the energies of detail: about a tenth of the loss at the start."""
+
 
 def decoder_loss(vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Distance of decoded latents to the images [B, 3, H, W]: pixels, gradients, Laplacian, and band energies.
@@ -22,7 +25,7 @@ def decoder_loss(vae: AutoencoderKL, images: torch.Tensor, generator: torch.Gene
     loss = error.abs().mean() + 2 * error.square().mean() + 0.5 * F.avg_pool2d(error, 4).abs().mean()
     loss = loss + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
     loss = loss + 0.1 * _laplacian(error).abs().mean()
-    return loss + 0.1 * (_local_energy(decoded) - _local_energy(images)).abs().mean()
+    return loss + ENERGY_WEIGHT * (_local_energy(decoded) - _local_energy(images)).abs().mean()
 
 
 def _laplacian(images: torch.Tensor) -> torch.Tensor:
