@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -88,7 +89,7 @@ def train_stage(
         if update % schedule.log_every == 0:
             log.write(update, optimizer.param_groups[0]["lr"])
         if update % schedule.save_every == 0 or update == schedule.until:
-            parts = {"module": module, "averaged": averaged, "optimizer": optimizer}
+            parts: dict[str, Any] = {"module": module, "averaged": averaged, "optimizer": optimizer}
             state = {k: v.state_dict() for k, v in parts.items()} | {"update": update, "first": first}
             atomic_torch_save(state, state_path)
     return averaged

@@ -5,6 +5,8 @@ the encoder gives the principal components of 4x4 patches and the decoder (`phas
 back. The encoder stays so; training makes the decoder better than linear.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -64,7 +66,7 @@ def start_linear(vae: AutoencoderKL, images: torch.Tensor) -> None:
 
 def _start_encoder(vae: AutoencoderKL, mean: torch.Tensor, maps: torch.Tensor) -> None:
     """Both strided convolutions gather pixels into channels, the second one projects; blocks pass all on."""
-    encoder = vae.encoder
+    encoder: Any = vae.encoder
     first, second, third = encoder.down_blocks
     for module in (encoder.conv_in, first.downsamplers[0].conv, second.downsamplers[0].conv, encoder.conv_out):
         module.weight.zero_()

@@ -7,6 +7,7 @@ them. States are replaced as a whole while training, so reading them disturbs no
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,7 +19,10 @@ from rlhf.diffusion.builtin.train_base import log_path, state_path
 from rlhf.errors import UserError
 from rlhf.storage import atomic_write_json
 
-DENOISERS = {"unet": (build_unet, unet_pipeline), "transformer": (build_transformer, transformer_pipeline)}
+DENOISERS: dict[str, tuple[Callable, Callable]] = {
+    "unet": (build_unet, unet_pipeline),
+    "transformer": (build_transformer, transformer_pipeline),
+}
 
 
 def averaged_weights(module: torch.nn.Module, state: Path) -> int:

@@ -64,7 +64,7 @@ def measure_round_trip(state: Path, images: torch.Tensor) -> tuple[dict[str, obj
 
 def measure_fills(
     state: Path, images: torch.Tensor, masks: torch.Tensor, *, steps: int, classical: list[str]
-) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
+) -> tuple[dict[str, dict[str, object]], dict[str, torch.Tensor]]:
     """Figures of one fill per prompt of each denoiser with a state and of each classical method, and the fills.
 
     `closer_than_NAME` is the share of prompts at which the fill is perceptually nearer to the original.

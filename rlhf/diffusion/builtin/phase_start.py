@@ -8,6 +8,8 @@ neighbours that should be equal, is 0 at the right place and, where there is det
 keep their scale through two constants in each group.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -29,7 +31,7 @@ def place(norm: nn.GroupNorm, index: int) -> int:
 
 
 @torch.no_grad()
-def keep_scale(convolution: nn.Conv2d, norm: nn.GroupNorm, constant: float) -> None:
+def keep_scale(convolution: Any, norm: nn.GroupNorm, constant: float) -> None:
     """Let `norm`, fed by `convolution`, pass values as they are.
 
     Each group's last two channels become c - (the sum of the others) and -c: the group's mean is 0 and its
@@ -46,14 +48,14 @@ def keep_scale(convolution: nn.Conv2d, norm: nn.GroupNorm, constant: float) -> N
     norm.bias.zero_()
 
 
-def carry(convolution: nn.Conv2d, channels: int) -> None:
+def carry(convolution: Any, channels: int) -> None:
     """Let a 1x1 convolution pass its first `channels` and nothing else."""
     convolution.weight.zero_()
     convolution.bias.zero_()
     convolution.weight[range(channels), range(channels), 0, 0] = 1
 
 
-def start_decoder(decoder: nn.Module, mean: torch.Tensor, maps: torch.Tensor) -> None:
+def start_decoder(decoder: Any, mean: torch.Tensor, maps: torch.Tensor) -> None:
     """Let the decoder return patches mean + maps @ latents; mean [48], maps [48, 16], in order of pixel_unshuffle."""
     first, second, third = decoder.up_blocks
     decoder.conv_in.weight.zero_()
@@ -73,7 +75,7 @@ def start_decoder(decoder: nn.Module, mean: torch.Tensor, maps: torch.Tensor) ->
     _end_linear(decoder, block, mean.view(3, 16).mean(1), size)
 
 
-def _end_linear(decoder: nn.Module, block: nn.Module, mean: torch.Tensor, size: int) -> None:
+def _end_linear(decoder: Any, block: Any, mean: torch.Tensor, size: int) -> None:
     """Pass the colours through the last norm and activation as pairs: silu(a) - silu(-a) = a."""
     shortcut, norm, last = block.conv_shortcut, decoder.conv_norm_out, decoder.conv_out
     last.weight.zero_()
@@ -91,7 +93,7 @@ def _end_linear(decoder: nn.Module, block: nn.Module, mean: torch.Tensor, size: 
         last.weight[channel // size, channel, 1, 1], last.weight[channel // size, channel + 1, 1, 1] = 1, -1
 
 
-def free_decoder(decoder: nn.Module) -> None:
+def free_decoder(decoder: Any) -> None:
     """Let the decoder train without breaking the start.
 
     Blocks that begin as the identity train wholly, and the two that place quarters write what they place by
@@ -111,7 +113,7 @@ def free_decoder(decoder: nn.Module) -> None:
     _free(closing.conv2, last, torch.ones_like(last))
 
 
-def _free(convolution: nn.Conv2d, rows: torch.Tensor, columns: torch.Tensor) -> None:
+def _free(convolution: Any, rows: torch.Tensor, columns: torch.Tensor) -> None:
     """Train the weights from inputs where `columns` is 1 to outputs where `rows` is 1."""
     convolution.requires_grad_(True)
     mask = rows[:, None, None, None] * columns[None, :, None, None]
@@ -126,9 +128,7 @@ def _without_constants(norm: nn.GroupNorm) -> torch.Tensor:
     return mask.flatten()
 
 
-def _place_quarters(
-    doubling: nn.Conv2d, block: nn.Module, maps: torch.Tensor, results: torch.Tensor, *, pilots: int
-) -> None:
+def _place_quarters(doubling: Any, block: Any, maps: torch.Tensor, results: torch.Tensor, *, pilots: int) -> None:
     """Let `block` write into its channels `results` the value of the quarter that a pixel of the doubled map is.
 
     `maps` [4, M, K] gives the M values of each quarter from the first K channels before doubling. `doubling`
@@ -165,7 +165,7 @@ def _place_quarters(
     keep_scale(block.conv1, block.norm2, 2000.0)
 
 
-def _differences(doubling: nn.Conv2d, channels: torch.Tensor, width: int) -> None:
+def _differences(doubling: Any, channels: torch.Tensor, width: int) -> None:
     """Differences of random directions to the upper, lower, left and right neighbour, with both signs.
 
     Shape: channels [4, 2 P], in that order of neighbours.
