@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.base_model import measures
 from benchmarks.base_model.fills import fill_classical, fill_transformer, fill_unet
 from rlhf.data.holes import FAMILIES, draw_hole
-from rlhf.diffusion.builtin import base_measures as measures
 from rlhf.diffusion.builtin.export_base import trained_pipeline, trained_vae
 from rlhf.diffusion.builtin.train_base import state_path
 from rlhf.storage.images import blank_hole, decode_image, image_to_tensor, list_photographs, mask_to_tensor, square_crop
