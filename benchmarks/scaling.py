@@ -27,7 +27,7 @@ from actors.coordinator import Coordinator  # noqa: E402
 from actors.dispatch import Dispatcher  # noqa: E402
 from actors.incidents import Incidents  # noqa: E402
 from actors.messages import UpdateWork  # noqa: E402
-from actors.worker_pool import Crew  # noqa: E402
+from actors.worker_pool import WorkerPool  # noqa: E402
 from benchmarks.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
 from rlhf.config.config_files import load_config  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
@@ -59,40 +59,43 @@ def make_prompt_table(folder: Path, config: RunConfig) -> PromptTable:
 
 
 def measure(
-    samplers: int, updates: int, waves: int, pace: Pace, weights: dict[str, torch.Tensor], folder: Path
+    samplers: int, arguments: argparse.Namespace, pace: Pace, weights: dict[str, torch.Tensor], folder: Path
 ) -> dict[str, Any]:
     """Some updates with so many samplers, of `waves` micro-batches for each; the mean over all but the first."""
     config = load_config(RUN_FILE)
     groups = config.align.micro_batch_size // config.align.samples_per_prompt
-    align = config.align.model_copy(update={"prompts_per_update": samplers * waves * groups})
+    align = config.align.model_copy(update={"prompts_per_update": samplers * arguments.waves * groups})
     config, scorers = config.model_copy(update={"align": align}), max(1, samplers // 8)
     incidents = Incidents(folder)
 
-    def crew(role: str, actor: type, size: int) -> Crew:
-        return Crew(role, lambda _: ray.remote(num_cpus=0)(actor).remote(pace), size, incidents)
+    def pool(role: str, actor: type, size: int) -> WorkerPool:
+        shared = arguments.per_process
+        start = ray.remote(num_cpus=0, max_concurrency=shared)(actor).remote
+        handles = [start(pace) for _ in range(-(-size // shared))]
+        return WorkerPool(role, lambda place: handles[place // shared], size, incidents)
 
     dispatcher = Dispatcher(
-        samplers=crew("sampler", StandInSampler, samplers),
-        scorers=crew("scorer", StandInScorer, scorers),
+        samplers=pool("sampler", StandInSampler, samplers),
+        scorers=pool("scorer", StandInScorer, scorers),
         timeout_s=600.0,
     )
     table = make_prompt_table(folder, config) if not (folder / "prompts").is_dir() else None
     table = table or PromptTable(folder / "prompts", split="train")
     coordinator = Coordinator(config, table, dispatcher, incidents, ranks=2, out=folder)
     lines = []
-    for update in range(updates + 1):
+    for update in range(arguments.updates + 1):
         cpu = cpu_seconds()
-        work = coordinator.collect(update, {name: tensor + update for name, tensor in weights.items()}, canary=0.0)
+        work = coordinator.collect(update, {name: tensor + update for name, tensor in weights.items()}, probe=0.0)
         spent = cpu_seconds() - cpu
         fetch_s = fetch(work)
         lines.append(describe(work, samplers, pace, spent, update) | {"fetched_s": fetch_s})
-    for started in dispatcher.crews:
+    for started in dispatcher.pools:
         started.dismiss()
     assert not incidents.metrics()["restarts"], "a stand-in was lost"
     # Stand-ins start during the first update.
     kept = lines[1:]
     means = {name: sum(line[name] for line in kept) / len(kept) for name in kept[0]}
-    return {"samplers": samplers, "scorers": scorers, "updates": updates} | means
+    return {"samplers": samplers, "scorers": scorers, "updates": arguments.updates} | means
 
 
 def fetch(work: UpdateWork) -> float:
@@ -157,15 +160,18 @@ def main() -> None:
     parser.add_argument("--batch-s", type=float, default=20.0, help="a sampler's time for 16 images")
     parser.add_argument("--jitter", type=float, default=0.05, help="up to this share more or less")
     parser.add_argument("--score-s", type=float, default=0.25, help="a scorer's time for 16 images")
+    parser.add_argument("--per-process", type=int, default=1, help="stand-ins in one process, a thread each")
+    parser.add_argument("--edge-px", type=int, default=512, help="edge of the stand-ins' images")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "scaling.json")
     arguments = parser.parse_args()
-    edge_px = load_config(RUN_FILE).prompts.size_px
-    pace = Pace(batch_s=arguments.batch_s, jitter=arguments.jitter, score_s=arguments.score_s, edge_px=edge_px)
+    pace = Pace(
+        batch_s=arguments.batch_s, jitter=arguments.jitter, score_s=arguments.score_s, edge_px=arguments.edge_px
+    )
     ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
     weights, lines = lora_weights(load_config(RUN_FILE)), []
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         for samplers in arguments.samplers:
-            lines.append(measure(samplers, arguments.updates, arguments.waves, pace, weights, Path(folder)))
+            lines.append(measure(samplers, arguments, pace, weights, Path(folder)))
             print(json.dumps({name: round(value, 4) for name, value in lines[-1].items()}), flush=True)
     arguments.out.write_text(json.dumps({"pace": vars(pace), "lines": lines}, indent=2) + "\n")
 

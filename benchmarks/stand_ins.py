@@ -5,6 +5,7 @@ Importing this imports no torch, so that many of them fit on a small machine.
 
 import pickle
 import random
+import threading
 import time
 from dataclasses import dataclass
 
@@ -36,18 +37,24 @@ def batch_seconds(pace: Pace, update: int, prompt_ids: tuple[str, ...]) -> float
 
 
 class StandInSampler:
-    """Loads and proves weights as a sampler does, on the CPU; then sleeps instead of denoising."""
+    """Loads and proves weights as a sampler does, on the CPU; then sleeps instead of denoising.
+
+    One process may stand in for several samplers, a thread each; they share the weights, which are loaded once.
+    """
 
     def __init__(self, pace: Pace) -> None:
         self._pace, self._version, self._checksum = pace, -1, ""
         self._state: dict[str, np.ndarray] = {}
+        self._loading = threading.Lock()
 
     def load_weights(self, notice: WeightsNotice) -> WeightsAck:
         """Copy the weights into those held, as a sampler does, and compute the checksum of the copy."""
-        for name, array in ray.get(notice.weights[0]).items():
-            np.copyto(self._state.setdefault(name, np.empty_like(array)), array)
-        self._version, self._checksum = notice.version, checksum(self._state)
-        return WeightsAck(version=self._version, checksum=self._checksum, canary=notice.canary)
+        with self._loading:
+            if self._version != notice.version:
+                for name, array in ray.get(notice.weights[0]).items():
+                    np.copyto(self._state.setdefault(name, np.empty_like(array)), array)
+                self._version, self._checksum = notice.version, checksum(self._state)
+        return WeightsAck(version=self._version, checksum=self._checksum, probe=notice.probe)
 
     def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, np.ndarray, Trajectories]:
         """Sleep for the time of a micro-batch; images and trajectories of its shapes."""
