@@ -55,7 +55,35 @@ def align(
     reward are needed. Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints
     below `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
     """
+    folders = {"prompts": prompts, "reward": reward, "start": start, "dump": dump, "replay": replay}
     check_address(address)
+    config = _prepare(config, out, resume=resume, **folders)
+    start_ray(config, address)
+    try:
+        group = reserve(config.cluster, ROLES if replay is None else ("learner",), wait=wait)
+        absolute = {name: None if folder is None else folder.resolve() for name, folder in folders.items()}
+        setup = RunSetup(config=config, run_id=uuid.uuid4().hex, out=out.resolve(), group=group, **absolute)
+        with follow_metrics(out, config.align), track_metrics(out, config):
+            _fit(make_trainer(setup, out), out)
+    finally:
+        ray.shutdown()
+    if (hint := find_role_to_grow(read_metrics(out))) is not None:
+        print(f"align: {hint}", file=sys.stderr)
+    return out / f"policy-{config.align.updates:06d}"
+
+
+def _prepare(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool,
+    prompts: Path | None,
+    reward: Path | None,
+    start: Path | None,
+    dump: Path | None,
+    replay: Path | None,
+) -> RunConfig:
+    """Checks all input and prepares the run folder; returns the configuration for the actors."""
     if start is not None:
         check_start(start, config.align.trainable, config.model.path)
     check_packages(config.logging)
@@ -67,32 +95,7 @@ def align(
     else:
         config = check_inputs(config, prompts, reward)
     print(describe_disk_need(config, out), file=sys.stderr)
-    start_ray(config, address)
-    try:
-        group = reserve(config.cluster, ROLES if replay is None else ("learner",), wait=wait)
-        setup = RunSetup(
-            config=config,
-            run_id=uuid.uuid4().hex,
-            out=out.resolve(),
-            group=group,
-            prompts=_resolve(prompts),
-            reward=_resolve(reward),
-            start=_resolve(start),
-            dump=_resolve(dump),
-            replay=_resolve(replay),
-        )
-        with follow_metrics(out, config.align), track_metrics(out, config):
-            _fit(make_trainer(setup, out), out)
-    finally:
-        ray.shutdown()
-    hint = find_role_to_grow(read_metrics(out))
-    if hint is not None:
-        print(f"align: {hint}", file=sys.stderr)
-    return out / f"policy-{config.align.updates:06d}"
-
-
-def _resolve(folder: Path | None) -> Path | None:
-    return None if folder is None else folder.resolve()
+    return config
 
 
 def check_inputs(config: RunConfig, prompts: Path | None, reward: Path | None) -> RunConfig:

@@ -14,7 +14,7 @@ from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
 from actors.quarantine import Quarantine
 from actors.queue_times import QueueTimes
-from actors.task_run import FinishedTask, PoisonPrompt
+from actors.task_records import FinishedTask, PoisonPrompt
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.prompt_order import prompts_of_update
 from rlhf.alignment.weighing import Weighed, weigh

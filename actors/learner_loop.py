@@ -62,16 +62,6 @@ class RunSetup:
     """Folder that rollouts are read from; neither samplers nor scorers start then."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Received:
-    """A rank's part of an update."""
-
-    batches: list[TrainingBatch]
-    images: list[ray.ObjectRef]
-    """References to images of the first micro-batch, uint8 [B, 3, H, W]; empty if they have been dropped."""
-    metrics: dict[str, float]
-
-
 def learner_loop(loop_config: dict[str, RunSetup]) -> str | None:
     """Trains with `loop_config["setup"]`.
 
@@ -112,10 +102,10 @@ def train(setup: RunSetup) -> None:
                 probe = probe_log_prob(policy, align)
         # Rank 0 publishes, rolls out, scores and weighs; every rank receives its share.
         collect = None if coordinator is None else partial(coordinator.collect, update, weights, probe)
-        work = receive(rank, collect)
+        facts, share, batches = receive(rank, collect)
         train_started = time.perf_counter()
-        metrics = learner.train(work.batches, is_on_policy=work.metrics["staleness"] == 0)
-        metrics |= work.metrics | {"update": update + 1, "train_s": time.perf_counter() - train_started}
+        metrics = learner.train(batches, is_on_policy=facts["staleness"] == 0)
+        metrics |= facts | {"update": update + 1, "train_s": time.perf_counter() - train_started}
         metrics |= {"update_s": time.perf_counter() - started, "learners": ranks}
         is_checkpoint = (update + 1) % align.checkpoint_every == 0 or update + 1 == align.updates
         with agreed():
@@ -123,7 +113,7 @@ def train(setup: RunSetup) -> None:
                 log.write(metrics)
                 telemetry.publish(metrics)
             if is_checkpoint and rank == 0:
-                _save_results(learner, config, out, update + 1, work.images)
+                _save_results(learner, config, out, update + 1, share[0].images)
         _report(learner, metrics, update + 1, out if is_checkpoint else None)
 
 
@@ -172,10 +162,11 @@ def receive(
     rank: int,
     collect: Callable[[], UpdateWork] | None,
     broadcast: Callable[[Message], Message] = broadcast_from_rank_zero,
-) -> Received:
-    """Returns this rank's share of the work that rank 0 collects; only rank 0 has `collect`.
+) -> tuple[dict[str, float], list[BatchShare], list[TrainingBatch]]:
+    """Returns the metrics of the work that rank 0 collects, and this rank's share with its training batches.
 
-    The work is collected again if a node was lost that held some of it. Raises rank 0's UserError on all ranks.
+    Only rank 0 has `collect`. The work is collected again if a node was lost that held some of it. Raises rank 0's
+    UserError on all ranks.
     """
     while True:
         message: Message = None
@@ -188,11 +179,11 @@ def receive(
         if isinstance(notice, UserError):
             raise notice
         assert notice is not None
-        received = _fetch(notice, rank)
+        fetched = _fetch(notice.shares[rank])
         # Rank 0 keeps `message`, and with it the shares, until all ranks have fetched theirs.
-        if _all_have(received is not None):
-            assert received is not None
-            return received
+        if _all_have(fetched is not None):
+            assert fetched is not None
+            return notice.metrics, *fetched
 
 
 def announce(work: UpdateWork) -> UpdateNotice:
@@ -200,18 +191,17 @@ def announce(work: UpdateWork) -> UpdateNotice:
     return UpdateNotice(shares=[ray.put(share) for share in work.shares], metrics=work.metrics)
 
 
-def _fetch(notice: UpdateNotice, rank: int) -> Received | None:
+def _fetch(reference: ray.ObjectRef) -> tuple[list[BatchShare], list[TrainingBatch]] | None:
     """Fetches a rank's share and its trajectories; returns None if any is lost."""
     try:
-        shares: list[BatchShare] = ray.get(notice.shares[rank])
-        trajectories = ray.get([share.trajectories[0] for share in shares])
+        share: list[BatchShare] = ray.get(reference)
+        trajectories = ray.get([batch.trajectories[0] for batch in share])
     except ray.exceptions.ObjectLostError:
         return None
-    batches = [
-        TrainingBatch(trajectories=t, advantages=s.advantages, trust_weights=s.trust_weights, weight=s.weight)
-        for t, s in zip(trajectories, shares, strict=True)
+    return share, [
+        TrainingBatch(trajectories=t, advantages=b.advantages, trust_weights=b.trust_weights, weight=b.weight)
+        for t, b in zip(trajectories, share, strict=True)
     ]
-    return Received(batches=batches, images=shares[0].images, metrics=notice.metrics)
 
 
 @contextmanager

@@ -5,26 +5,17 @@ ratio corrects for that, since a rollout's log-probs are those of the weights th
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import torch
 
+from actors.coordinator import Coordinator
 from actors.messages import UpdateWork
-
-
-class VersionedCollector(Protocol):
-    """Collects an update with weights of a stated version; see `Coordinator.collect`."""
-
-    def collect(
-        self, update: int, weights: dict[str, torch.Tensor], probe: float | None = None, *, version: int | None = None
-    ) -> UpdateWork:
-        """Returns the work of an update."""
 
 
 class OverlappedCoordinator:
     """Collects one rollout at a time in a thread. The update alone decides which weights it samples with."""
 
-    def __init__(self, coordinator: VersionedCollector, *, max_staleness: int, updates: int) -> None:
+    def __init__(self, coordinator: Coordinator, *, max_staleness: int, updates: int) -> None:
         self._coordinator, self._max_staleness, self._updates = coordinator, max_staleness, updates
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self._begun: dict[int, Future[UpdateWork]] = {}

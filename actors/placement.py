@@ -11,7 +11,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.dispatch import Dispatcher, begin_painting
+from actors.dispatch import Dispatcher
 from actors.incidents import Incidents
 from actors.reward_scorer import RewardScorer
 from actors.rollout_sampler import RolloutSampler
@@ -120,7 +120,7 @@ def start_samplers(config: RunConfig, group: PlacementGroup | None, incidents: I
     """Starts samplers alone; their images are not scored."""
     samplers = _start_pool("sampler", RolloutSampler, config, group, incidents, config)
     timeout_s = config.cluster.task_timeout_s
-    return Dispatcher(samplers=samplers, scorers=None, timeout_s=timeout_s, begin_sampling=begin_painting)
+    return Dispatcher(samplers=samplers, scorers=None, timeout_s=timeout_s, sampling_method=lambda handle: handle.paint)
 
 
 def _start_pool(

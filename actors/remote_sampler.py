@@ -17,7 +17,7 @@ from actors.incidents import Incidents
 from actors.messages import RolloutTask, WeightsNotice
 from actors.placement import reserve, start_samplers
 from actors.quarantine import Quarantine
-from actors.task_run import PoisonPrompt
+from actors.task_records import PoisonPrompt
 from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.policy_folders import read_manifest

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -158,16 +158,10 @@ class WorkerPool:
 
     def expire(self, timeout_s: float) -> None:
         """Replaces workers whose call has lasted longer than `timeout_s`, and settles these calls as lost."""
-        for future in list(self._expired(timeout_s)):
-            call = self._release(future)
+        # Calls are in the order in which they began, so the first that has not expired ends the search.
+        while self._calls and time.monotonic() - next(iter(self._calls.values())).since > timeout_s:
+            call = self._release(next(iter(self._calls)))
             call.settle(self._lose(call.worker, "timeout", f"no answer within {timeout_s:.0f} s"))
-
-    def _expired(self, timeout_s: float) -> Iterator[Future]:
-        """Calls are in the order in which they began, so the first that has not expired ends the search."""
-        for future, call in self._calls.items():
-            if time.monotonic() - call.since <= timeout_s:
-                return
-            yield future
 
     def dismiss(self) -> None:
         """Ends all actors."""

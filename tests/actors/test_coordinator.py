@@ -13,7 +13,7 @@ from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
 from actors.quarantine import Quarantine
 from actors.queue_times import QueueTimes
-from actors.task_run import FinishedTask, PoisonPrompt
+from actors.task_records import FinishedTask, PoisonPrompt
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError

@@ -12,12 +12,12 @@ import ray
 import torch
 from small_parts import small_prompts
 
-from actors.dispatch import Dispatcher, begin_painting
+from actors.dispatch import Dispatcher
 from actors.incidents import Incidents, read_incidents
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
 from actors.quarantine import Quarantine
 from actors.remote_sampler import RemoteSampler
-from actors.task_run import PoisonPrompt, check_rewards, find_fault
+from actors.task_records import PoisonPrompt, check_rewards, find_fault
 from actors.worker_pool import Outcome, WorkerPool
 from rlhf.config.run_config import CandidatesConfig
 from rlhf.diffusion.candidates import plan_candidates
@@ -130,7 +130,7 @@ def painters(fault: Fault) -> Dispatcher:
     pool = WorkerPool(
         "sampler", lambda _: ray.remote(num_cpus=0.1)(StandInSampler).remote(fault), 2, Incidents(fault.folder)
     )
-    return Dispatcher(samplers=pool, scorers=None, timeout_s=300.0, begin_sampling=begin_painting)
+    return Dispatcher(samplers=pool, scorers=None, timeout_s=300.0, sampling_method=lambda handle: handle.paint)
 
 
 def pools(fault: Fault, incidents: Incidents, timeout_s: float = 300.0) -> Dispatcher:

@@ -67,19 +67,19 @@ def test_each_rank_receives_its_own_share_with_the_metrics() -> None:
     shares = [[share(0), share(1)], [share(2), share(3)]]
     notice = announce(work(shares))
     for rank, collect in enumerate([lambda: work(shares), None]):
-        received = receive(rank, collect, sent(notice))
+        metrics, own, batches = receive(rank, collect, sent(notice))
         numbers = [2 * rank, 2 * rank + 1]
-        assert [batch.trajectories for batch in received.batches] == [f"trajectories {n}" for n in numbers]
-        assert [float(batch.advantages[0]) for batch in received.batches] == numbers
-        assert [batch.weight for batch in received.batches] == numbers
-        assert ray.get(received.images[0]) == f"images {2 * rank}"
-        assert received.metrics == METRICS
+        assert [batch.trajectories for batch in batches] == [f"trajectories {n}" for n in numbers]
+        assert [float(batch.advantages[0]) for batch in batches] == numbers
+        assert [batch.weight for batch in batches] == numbers
+        assert ray.get(own[0].images[0]) == f"images {2 * rank}"
+        assert metrics == METRICS
 
 
 def test_a_rank_does_not_fetch_the_shares_of_others() -> None:
     notice = UpdateNotice(shares=[lost(), ray.put([share(1)])], metrics=METRICS)
-    received = receive(1, None, sent(notice))
-    assert [batch.trajectories for batch in received.batches] == ["trajectories 1"]
+    _, _, batches = receive(1, None, sent(notice))
+    assert [batch.trajectories for batch in batches] == ["trajectories 1"]
 
 
 def test_only_references_are_broadcast_however_large_the_batch() -> None:
@@ -102,9 +102,9 @@ def test_work_is_collected_again_when_an_object_was_lost(is_share_lost: bool) ->
         collected += 1
         return work([])
 
-    received = receive(0, collect, lambda _: notices[collected - 1])
+    _, _, batches = receive(0, collect, lambda _: notices[collected - 1])
     assert collected == 2
-    assert [batch.trajectories for batch in received.batches] == ["trajectories 2"]
+    assert [batch.trajectories for batch in batches] == ["trajectories 2"]
 
 
 def test_an_error_of_rank_0_is_raised_on_all_ranks() -> None:
