@@ -6,6 +6,7 @@ Noise depends on the task alone, so a repeated task gives the same images, which
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty
@@ -93,14 +94,12 @@ class Dispatcher:
             self.repeated += run.repeated
 
     def _ended(self) -> Iterator[tuple[WorkerPool, Future]]:
-        """Waits for the end of a call; yields it and all others that have ended."""
+        """Waits for the end of a call; yields it and all others that have ended by then."""
         queue = self.samplers.ended
-        try:
+        with suppress(Empty):
             yield queue.get(timeout=POLL_S)
-            while True:
+            for _ in range(queue.qsize()):
                 yield queue.get_nowait()
-        except Empty:
-            return
 
 
 class TaskRun:
@@ -219,7 +218,7 @@ class TaskRun:
         )
 
     def _is_lost(self, job: Job, outcome: Outcome) -> bool:
-        """Returns whether there is no result to use; what a run in progress has lost is queued again."""
+        """Returns whether there is no result to use; a run in progress queues lost work again."""
         if self.is_over:
             return True
         if outcome.lost is None:

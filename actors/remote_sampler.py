@@ -67,7 +67,7 @@ def remote_samplers(
 def read_weights(config: RunConfig, policy: Path | None) -> dict[str, torch.Tensor]:
     """Returns the trained tensors of a policy folder, or of the base model, whose fresh adapters add nothing."""
     align = config.align
-    # Samplers are where the GPUs are; this process may have none.
+    # Samplers have the GPUs; this process may have none.
     base = load_policy(config.model.model_copy(update={"device": "cpu"}))
     make_trainable(base, align.trainable, rank=align.lora_rank, targets=align.lora_targets, seed=config.seed)
     if policy is None:

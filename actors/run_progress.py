@@ -112,8 +112,8 @@ def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
 def describe_incident(line: Mapping[str, str]) -> str:
     """Returns a line of `incidents.jsonl` for the terminal; only the first line of its detail is shown."""
     reason = (line["detail"].strip() or "no reason is known").splitlines()[0]
-    what = PHRASES.get(line["cause"], line["cause"])
-    return f"align: {line['role']} {what} ({reason}); see incidents.jsonl"
+    cause = PHRASES.get(line["cause"], line["cause"])
+    return f"align: {line['role']} {cause} ({reason}); see incidents.jsonl"
 
 
 def name_bottleneck(figures: Mapping[str, float]) -> str:

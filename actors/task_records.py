@@ -64,7 +64,7 @@ def find_fault(ack: WeightsAck, notice: WeightsNotice, tolerance: float) -> str 
 
 
 def check_rewards(scores: dict[str, Scores], task: RolloutTask) -> None:
-    """Raises UserError with prompt and reward if a reward or its bound is not finite; such a reward never counts."""
+    """Raises UserError with prompt and reward if a reward or its bound is not finite."""
     for name, part in scores.items():
         columns = [c for c in (part.reward, part.uncertainty, part.trust_weight) if c is not None]
         is_finite = torch.isfinite(torch.stack(columns)).all(0)

@@ -1,8 +1,10 @@
-"""How far one coordinator goes: `python -m benchmarks.scaling --samplers 1 8 64`.
+"""Measures how many samplers one coordinator serves: `python -m benchmarks.scaling --samplers 1 8 64`.
 
-Stand-ins take the place of samplers and scorers, and the time of their GPUs. Coordinator, dispatch, messages,
-checksums and Ray are those of a run; so are the bytes of prompts, LoRA weights, images and trajectories.
-Everything runs on this one machine, so what many nodes would do in parallel (copying, hashing) these few cores share.
+Stand-ins replace samplers and scorers and take the time of their GPUs. Coordinator, dispatcher, messages, checksums
+and Ray are those of a run; so are the bytes of prompts, LoRA weights, images and trajectories. Everything runs on one
+machine, so its few cores share the copying and hashing of all nodes. For hundreds of samplers let one process stand
+in for many, with small images: `--samplers 64 256 1024 --per-process 64 --edge-px 64`. The coordinator's work per
+task does not depend on either.
 """
 
 import argparse
@@ -36,11 +38,11 @@ from rlhf.workflows.demo import lay_out_photographs  # noqa: E402
 
 RUN_FILE = Path(__file__).parents[1] / "cluster" / "runs" / "one_node_8gpu.yaml"
 CONTROL = ("gcs_server", "raylet")
-"""Ray's own processes; the rest of its control plane lives inside coordinator and workers."""
+"""Ray's own processes; the rest of its control plane runs inside coordinator and workers."""
 
 
 def lora_weights(config: RunConfig) -> dict[str, torch.Tensor]:
-    """Adapters of stable-diffusion-inpainting by the configuration's rank and modules: real names and shapes."""
+    """Returns adapters of stable-diffusion-inpainting with the configuration's rank: real names and shapes."""
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig
 
@@ -52,7 +54,7 @@ def lora_weights(config: RunConfig) -> dict[str, torch.Tensor]:
 
 
 def make_prompt_table(folder: Path, config: RunConfig) -> PromptTable:
-    """Real photographs, at the configuration's size."""
+    """Makes prompts from real photographs, at the configuration's size."""
     prompts = config.prompts.model_copy(update={"crops_per_photograph": 4})
     make_prompts(lay_out_photographs(folder / "photographs")[0], folder / "prompts", prompts, seed=0)
     return PromptTable(folder / "prompts", split="train")
@@ -61,7 +63,7 @@ def make_prompt_table(folder: Path, config: RunConfig) -> PromptTable:
 def measure(
     samplers: int, arguments: argparse.Namespace, pace: Pace, weights: dict[str, torch.Tensor], folder: Path
 ) -> dict[str, Any]:
-    """Some updates with so many samplers, of `waves` micro-batches for each; the mean over all but the first."""
+    """Runs updates of `waves` micro-batches per sampler; returns the mean figures of all updates but the first."""
     config = load_config(RUN_FILE)
     groups = config.align.micro_batch_size // config.align.samples_per_prompt
     align = config.align.model_copy(update={"prompts_per_update": samplers * arguments.waves * groups})
@@ -99,7 +101,7 @@ def measure(
 
 
 def fetch(work: UpdateWork) -> float:
-    """What learner ranks do before they train, one after another in this process; seconds."""
+    """Fetches the trajectories of all learner ranks in turn; returns the duration in seconds."""
     started = time.perf_counter()
     for share in work.shares:
         ray.get([batch.trajectories[0] for batch in share])
@@ -107,7 +109,7 @@ def fetch(work: UpdateWork) -> float:
 
 
 def cpu_seconds() -> Counter[str]:
-    """CPU time so far, of this process, which coordinates, and of Ray's own."""
+    """Returns the CPU seconds of this process, which coordinates, and of Ray's own processes."""
     spent = Counter(coordinator=time.process_time())
     for process in psutil.Process().children(recursive=True):
         if process.name() in CONTROL:
@@ -117,7 +119,7 @@ def cpu_seconds() -> Counter[str]:
 
 
 def best_seconds(seconds: list[float], samplers: int) -> float:
-    """Until the last micro-batch is sampled, where whoever is idle takes the next one at once and scoring is free."""
+    """Returns the shortest duration of an update: idle samplers take the next micro-batch at once, scoring is free."""
     free_at = [0.0] * samplers
     for duration in seconds:
         heapq.heappush(free_at, heapq.heappop(free_at) + duration)
@@ -125,7 +127,7 @@ def best_seconds(seconds: list[float], samplers: int) -> float:
 
 
 def describe(work: UpdateWork, samplers: int, pace: Pace, cpu: Counter[str], update: int) -> dict[str, float]:
-    """Figures of one update."""
+    """Returns the figures of one update."""
     metrics, batches = work.metrics, [batch for share in work.shares for batch in share]
     images = metrics["images_per_s"] * metrics["rollout_s"]
     ideal = samplers * (images / len(batches)) / pace.batch_s
@@ -152,10 +154,10 @@ def describe(work: UpdateWork, samplers: int, pace: Pace, cpu: Counter[str], upd
 
 
 def main() -> None:
-    """Measure, and print and write a line for each number of samplers."""
+    """Measures each number of samplers, prints its figures and writes all to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samplers", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--updates", type=int, default=2, help="that count; one more comes before them")
+    parser.add_argument("--updates", type=int, default=2, help="number of measured updates; one more comes before them")
     parser.add_argument("--waves", type=int, default=4, help="micro-batches per sampler and update")
     parser.add_argument("--batch-s", type=float, default=20.0, help="a sampler's time for 16 images")
     parser.add_argument("--jitter", type=float, default=0.05, help="up to this share more or less")
