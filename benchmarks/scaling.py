@@ -173,9 +173,10 @@ def main() -> None:
     weights, lines = lora_weights(load_config(RUN_FILE)), []
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         for samplers in arguments.samplers:
-            lines.append(measure(samplers, arguments, pace, weights, Path(folder)))
-            print(json.dumps({name: round(value, 4) for name, value in lines[-1].items()}), flush=True)
-    arguments.out.write_text(json.dumps({"pace": vars(pace), "lines": lines}, indent=2) + "\n")
+            line = measure(samplers, arguments, pace, weights, Path(folder))
+            lines.append(vars(pace) | {"per_process": arguments.per_process} | line)
+            print(json.dumps({name: round(value, 4) for name, value in line.items()}), flush=True)
+    arguments.out.write_text(json.dumps({"lines": lines}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Grafana dashboard, and the figures of an update that it shows: how tasks flowed, which role to give more."""
+"""The Grafana dashboard and the metrics of an update that it shows: queue times, and the role that needs more."""
 
 import re
 import threading

@@ -1,4 +1,4 @@
-"""Tasks that reach their end although samplers and scorers die, lie, raise and hang: stand-ins of both roles."""
+"""Tasks are finished although samplers and scorers die, lie, raise and hang: stand-ins of both roles."""
 
 import os
 import sys
@@ -246,7 +246,9 @@ def test_samplers_that_can_never_prove_their_weights_end_the_run(local_ray: None
 
 
 @pytest.mark.ray
-def test_a_prompt_that_kills_samplers_is_put_aside_and_the_others_are_painted(local_ray: None, tmp_path: Path) -> None:
+def test_a_prompt_that_kills_samplers_is_quarantined_and_the_others_are_painted(
+    local_ray: None, tmp_path: Path
+) -> None:
     by_id = {prompt.prompt_id: prompt for prompt in small_prompts(8)}
     dispatcher = painters(Fault(folder=tmp_path, name="die", times=100, prompt="p4"))
     notice = WeightsNotice(version=1, weights=[], checksum="abc")
