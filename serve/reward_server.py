@@ -14,7 +14,7 @@ from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.rewards.build import build_reward
-from rlhf.rewards.scores import RewardSource
+from rlhf.rewards.scores import Reward
 from rlhf.rewards.wire import MAX_IMAGES, RewardReply, RewardRequest, decode_request
 from serve.api.api_errors import (
     ApiError,
@@ -28,7 +28,7 @@ from serve.api.api_errors import (
 MAX_BODY_BYTES = MAX_IMAGES * 8_000_000
 
 
-def build_app(reward: RewardSource, name: str) -> FastAPI:
+def build_app(reward: Reward, name: str) -> FastAPI:
     """The application: POST /v1/rewards and GET /healthz; one batch is scored at a time."""
     app = FastAPI(title="prefpaint-ray reward")
     app.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)

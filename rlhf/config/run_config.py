@@ -1,12 +1,13 @@
 """The run configuration: typed, frozen, one section per stage. YAML files hold only what differs."""
 
+from importlib import import_module
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from rlhf.config.align_config import AlignConfig
 from rlhf.config.cluster_config import ClusterConfig
-from rlhf.config.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
+from rlhf.config.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share, one_of
 from rlhf.config.evaluate_config import EvaluateConfig
 from rlhf.config.gate_config import GateConfig
 from rlhf.config.logging_config import LoggingConfig
@@ -17,6 +18,11 @@ def _ascending(values: tuple[float, float]) -> tuple[float, float]:
     if values[0] > values[1]:
         raise ValueError("the smaller share comes first")
     return values
+
+
+def _hole_families() -> tuple[str, ...]:
+    # By name, since the configuration lies below the data and must not import it to be read.
+    return tuple(import_module("rlhf.data.holes").FAMILIES)
 
 
 class ModelConfig(Section):
@@ -41,16 +47,8 @@ class PromptsConfig(Section):
     """Prompts cut from each photograph."""
     crop_scale: Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_ascending)] = (0.4, 1.0)
     """Side of a crop as a share of the photograph's short side, drawn uniformly."""
-    holes: Annotated[
-        tuple[Literal["boundary_square", "boundary_band", "box", "brush", "warp"], ...], Field(min_length=1)
-    ] = (
-        "boundary_square",
-        "boundary_band",
-        "box",
-        "brush",
-        "warp",
-    )
-    """Hole families, taken in turn."""
+    holes: tuple[Annotated[str, one_of(_hole_families)], ...] = Field(default_factory=_hole_families, min_length=1)
+    """Hole families of rlhf/data/holes.py, taken in turn; default: all of them."""
     test_share: Share = 0.0
     """Share of the photographs whose prompts get the split `test` (all others: `train`)."""
 

@@ -31,7 +31,7 @@ class RidgeHead:
         solved = torch.linalg.solve_triangular(self.cholesky, features.double().T, upper=False)
         return solved.square().sum(0).sqrt()
 
-    def released_norm(self, features: torch.Tensor) -> torch.Tensor:
+    def prefpaint_norm(self, features: torch.Tensor) -> torch.Tensor:
         """||V^-1 z||, which PrefPaint's code takes for the uncertainty; features [B, d], returns float64 [B]."""
         return torch.cholesky_solve(features.double().T, self.cholesky).norm(dim=0)
 

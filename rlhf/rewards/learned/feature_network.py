@@ -8,7 +8,7 @@ from torch import nn
 from rlhf.errors import UserError
 from rlhf.rewards.learned.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.rewards.learned.hole_statistics import COUNT, hole_statistics
-from rlhf.rewards.learned.prefpaint_backbone import ReleaseBackbone, load_release
+from rlhf.rewards.learned.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
 
 
 class SmallBackbone(nn.Module):
@@ -21,22 +21,22 @@ class SmallBackbone(nn.Module):
         return hole_statistics(images, masks)
 
 
-Backbone = SmallBackbone | ClipBackbone | ReleaseBackbone
+Backbone = SmallBackbone | ClipBackbone | PrefpaintBackbone
 
 
-RELEASE_KIND = "prefpaint-release"
+PREFPAINT_KIND = "prefpaint-release"
 """`kind` in the reward.json of a folder that holds PrefPaint's released checkpoint."""
 
 
-RELEASE_PREFIX = f"{RELEASE_KIND}:"
+PREFPAINT_PREFIX = f"{PREFPAINT_KIND}:"
 
 
 def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backbone:
     """`small`, `prefpaint-release:CHECKPOINT`, or the CLIP vision model in a folder or hub repository of that name."""
     if name == "small":
         return SmallBackbone()
-    if name.startswith(RELEASE_PREFIX):
-        return load_release(Path(name.removeprefix(RELEASE_PREFIX)), frozen_share)[0]
+    if name.startswith(PREFPAINT_PREFIX):
+        return load_prefpaint_network(Path(name.removeprefix(PREFPAINT_PREFIX)), frozen_share)[0]
     from transformers import CLIPVisionModel
 
     try:
@@ -44,7 +44,7 @@ def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backb
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"reward.backbone: {name!r} is neither `small`, `{RELEASE_PREFIX}FILE` nor a CLIP vision model ({reason})"
+            f"reward.backbone: {name!r} is neither `small`, `{PREFPAINT_PREFIX}FILE` nor a CLIP vision model ({reason})"
         ) from error
 
 

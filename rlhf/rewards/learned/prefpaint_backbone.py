@@ -60,7 +60,7 @@ Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseShape:
+class PrefpaintShape:
     """Sizes of a checkpoint, read from its tensors."""
 
     patch: int
@@ -78,10 +78,10 @@ class ReleaseShape:
     """Length of z."""
 
 
-class ReleaseBackbone(nn.Module):
-    """The released network up to its features z; the reward is z @ w, with the w of `load_release`."""
+class PrefpaintBackbone(nn.Module):
+    """The released network up to its features z; the reward is z @ w, with the w of `load_prefpaint_network`."""
 
-    def __init__(self, shape: ReleaseShape, frozen_share: float = PAPER_FROZEN_SHARE) -> None:
+    def __init__(self, shape: PrefpaintShape, frozen_share: float = PAPER_FROZEN_SHARE) -> None:
         """`frozen_share` of CLIP's layers are not trained; at 1 nothing is."""
         super().__init__()
         self.clip = ClipBackbone(_build_tower(shape), frozen_share, hole_value=HOLE_VALUE)
@@ -101,7 +101,7 @@ class ReleaseBackbone(nn.Module):
         return self.second(self.first(self.block(token)[:, 0]))
 
 
-def _build_tower(shape: ReleaseShape) -> "CLIPVisionModelWithProjection":
+def _build_tower(shape: PrefpaintShape) -> "CLIPVisionModelWithProjection":
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     return CLIPVisionModelWithProjection(
@@ -119,14 +119,16 @@ def _build_tower(shape: ReleaseShape) -> "CLIPVisionModelWithProjection":
     )
 
 
-def load_release(path: Path, frozen_share: float = PAPER_FROZEN_SHARE) -> tuple[ReleaseBackbone, torch.Tensor]:
+def load_prefpaint_network(
+    path: Path, frozen_share: float = PAPER_FROZEN_SHARE
+) -> tuple[PrefpaintBackbone, torch.Tensor]:
     """The network in a .pt, .pth or .safetensors checkpoint, in eval mode, and w: float32 [feature_dim].
 
     Raises UserError where the file is unreadable, a key is unknown or missing, or a weight is not finite.
     """
     weights = read_weights(path)
     shape = _measure(weights, path)
-    backbone = ReleaseBackbone(shape, frozen_share)
+    backbone = PrefpaintBackbone(shape, frozen_share)
     renamed, w = _rename(weights, path)
     try:
         backbone.load_state_dict(renamed | {f"clip.{n}": getattr(backbone.clip, n) for n in ("mean", "std")})
@@ -158,13 +160,13 @@ def read_weights(path: Path) -> Weights:
     return weights
 
 
-def _measure(weights: Weights, path: Path) -> ReleaseShape:
+def _measure(weights: Weights, path: Path) -> PrefpaintShape:
     visual = "clip_model.visual"
     blocks = {int(m[1]) for n in weights if (m := re.match(r"clip_model\.visual\.transformer\.resblocks\.(\d+)\.", n))}
     try:
         width, _, patch, _ = weights[f"{visual}.conv1.weight"].shape
         positions = weights[f"{visual}.positional_embedding"].shape[0]
-        return ReleaseShape(
+        return PrefpaintShape(
             patch=patch,
             image_size=patch * round((positions - 1) ** 0.5),
             width=width,
@@ -182,7 +184,7 @@ def _measure(weights: Weights, path: Path) -> ReleaseShape:
 
 
 def _rename(weights: Weights, path: Path) -> tuple[Weights, torch.Tensor]:
-    """The state dict of `ReleaseBackbone`, less CLIP's constants, and w; UserError naming keys that have no place."""
+    """The state dict of `PrefpaintBackbone`, less CLIP's constants, and w; UserError naming keys that have no place."""
     renamed: Weights = {}
     unknown = []
     for name, value in weights.items():

@@ -47,8 +47,13 @@ def select_prompts(
         return take_prompts(annotated_last(order, earlier), counts, limit)
     model = load_reward(reward)
     names = progress_bar(list(counts), stage="uncertainty")
-    order = order_by_uncertainty({name: model.score(*pictures(name)).uncertainty for name in names})
+    order = order_by_uncertainty({name: _known(model.score(*pictures(name)).uncertainty) for name in names})
     return take_prompts(annotated_last(order, earlier), counts, limit)
+
+
+def _known(uncertainty: torch.Tensor | None) -> torch.Tensor:
+    assert uncertainty is not None, "every reward folder gives an uncertainty"
+    return uncertainty
 
 
 def select_candidates(

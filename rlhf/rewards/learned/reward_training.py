@@ -232,7 +232,7 @@ def fit_calibration(
         uncertainty_quantile=float(uncertainty.quantile(OUTLYING)),
         within=effects.within,
         between=effects.between,
-        median_released_norm=float(head.released_norm(part.features).median()),
+        median_released_norm=float(head.prefpaint_norm(part.features).median()),
     )
 
 

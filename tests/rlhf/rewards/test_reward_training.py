@@ -14,8 +14,9 @@ from rlhf.config.run_config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.rewards.learned.reward_figures import pair_accuracy, reliability
 from rlhf.rewards.learned.reward_folder import load_reward
-from rlhf.rewards.learned.reward_model import Calibration, ScoredImages
+from rlhf.rewards.learned.reward_model import Calibration
 from rlhf.rewards.learned.reward_training import train_reward
+from rlhf.rewards.scores import Scores
 
 CONFIG = RewardConfig(feature_dim=12, epochs=30, micro_batch_size=64, decorrelation=1.0)
 
@@ -86,5 +87,5 @@ def test_training_again_gives_the_same_scores_bit_for_bit(trained: tuple[Path, d
     images = torch.stack(list(candidates.values())[:20])
     masks = torch.stack([prompts[key[0]].mask for key in list(candidates)[:20]])
     first, again = (load_reward(folder).score(images, masks) for folder in (trained[0], tmp_path))
-    for field in fields(ScoredImages):
+    for field in fields(Scores):
         assert torch.equal(getattr(first, field.name), getattr(again, field.name)), field.name
