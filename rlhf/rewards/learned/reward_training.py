@@ -97,9 +97,9 @@ def train_reward(
     }
     report = finite(report | count_annotations(annotations, [a, b, c, d]))
     write_reward_page(out, report, d)
-    taken_in = frozenset(map(annotation_id, annotations_of(candidates, annotations)))
+    seen_ids = frozenset(map(annotation_id, annotations_of(candidates, annotations)))
     seen = no_prompts(config.feature_dim + 1).added(fitted.corrected_on)
-    memory = RewardMemory(seen=seen, calibration=fitted.calibrated_on, report=of_d, taken_in=taken_in)
+    memory = RewardMemory(seen=seen, calibration=fitted.calibrated_on, report=of_d, seen_ids=seen_ids)
     save_reward(fitted.model, memory, normalisation, report, out)
     (out / "training.pt").unlink(missing_ok=True)
     return report
