@@ -1,7 +1,7 @@
 """Adds annotations to a reward: the features stay, V and the head learn, and the bound is calibrated anew."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,11 @@ def _update_report(
     photographs: list[str],
 ) -> dict[str, Any]:
     """Returns the report after an update: figures on part D anew, counts with the `new` annotations added."""
-    parts, judged, head = _parts_with(report["parts"], set(photographs)), memory.report, model.head
-    reward, uncertainty = head.reward(judged.features).numpy(), head.uncertainty(judged.features).numpy()
-    scores = judged.scores.numpy()
+    parts, judged = _parts_with(report["parts"], set(photographs)), memory.report
     for_a, for_b, *_ = report["annotations_per_part"]
     return (
         {name: report[name] for name in KEPT if name in report}
-        | bound_figures(model.calibration, reward, uncertainty, scores, judged.keys, judged.photographs)
+        | asdict(bound_figures(model.head, model.calibration, judged))
         | {
             "is_simulated": report["is_simulated"] or any(row["is_simulated"] for row in new),
             "annotations_per_part": [for_a, for_b + learned, len(memory.calibration.keys), len(judged.keys)],

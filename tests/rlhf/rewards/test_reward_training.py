@@ -42,9 +42,9 @@ def test_pair_accuracy_compares_samples_of_one_prompt_only() -> None:
 def test_reliability_holds_every_row_once_in_fifths_of_rising_uncertainty() -> None:
     uncertainty = np.random.default_rng(0).permutation(np.arange(1.0, 51.0))
     rows = reliability(0.5 * uncertainty, uncertainty, conformal=0.6)
-    assert [row["uncertainty"] for row in rows] == [5.5, 15.5, 25.5, 35.5, 45.5]
-    assert [row["error"] for row in rows] == [2.75, 7.75, 12.75, 17.75, 22.75]
-    assert all(row["coverage"] == 1.0 and row["bound"] == pytest.approx(0.6 * row["uncertainty"]) for row in rows)
+    assert [row.uncertainty for row in rows] == [5.5, 15.5, 25.5, 35.5, 45.5]
+    assert [row.error for row in rows] == [2.75, 7.75, 12.75, 17.75, 22.75]
+    assert all(row.coverage == 1.0 and row.bound == pytest.approx(0.6 * row.uncertainty) for row in rows)
 
 
 def test_the_reward_finds_what_was_scored_on_photographs_it_never_saw(trained: tuple[Path, dict[str, Any]]) -> None:
