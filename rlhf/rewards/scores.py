@@ -1,4 +1,4 @@
-"""The one reward protocol: what a reward is asked, and the record that it answers with."""
+"""Protocol that every reward fulfils, and the record that it returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

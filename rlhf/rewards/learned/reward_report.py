@@ -120,11 +120,11 @@ class RiskCurve:
 
     shares: list[float]
     model: list[float]
-    """By the uncertainty."""
+    """Risk in the order of the uncertainty."""
     random: list[float]
-    """In random order: the mean error."""
+    """Risk in random order: the mean error."""
     oracle: list[float]
-    """By the errors themselves: the least possible."""
+    """Risk in the order of the errors themselves: the least possible."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,8 +78,7 @@ def train_reward(
 
     Photographs are split into four parts: A trains the features, a first head, lambda and the noise; B corrects
     the head and makes V; C calibrates the conformal multiplier; D reports. No photograph is in two parts.
-    `reward.json` is removed before anything is written, and is written last, after `report.json` and `report.html`,
-    so a folder that holds it is complete. The page quotes `command`.
+    `reward.json` is removed first and written last, so a folder that holds it is complete. The page quotes `command`.
 
     Raises UserError if the features have collapsed, or part C is too small for the stated coverage.
     """
