@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.studies.paired_statistics import LEVEL, estimate_paired
 from rlhf.errors import UserError
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 from rlhf.reports.metrics_log import read_metrics
-from rlhf.reports.paired_statistics import LEVEL, estimate_paired
 from rlhf.storage.tables import CURVE, read_table
 
 SPREADS = ("trust_weight_std", "effective_sample_share")

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.studies.paired_statistics import estimate_paired
 from benchmarks.studies.trust_arms import ARMS, CONTROL, arm_folder, is_finished, queue
 from benchmarks.studies.trust_curves import ArmCurve, find_onset, read_arm, updates_to_reach
 from rlhf.reports.intervals import cluster_bootstrap
-from rlhf.reports.paired_statistics import estimate_paired, holm
+from rlhf.reports.significance import holm
 
 COMPARISONS = (
     ("proper", "none"),

@@ -13,13 +13,13 @@ import yaml
 from small_rounds import TINY as TINY_ROUNDS
 from small_rounds import photographs
 
+from benchmarks.studies.paired_statistics import estimate_paired
 from benchmarks.studies.trust_arms import ARMS, arm_folder, queue
 from benchmarks.studies.trust_curves import ArmCurve, Onset, find_onset, mean_by_photograph, read_arm, updates_to_reach
 from benchmarks.studies.trust_figures import draw_figure, format_table, list_rows, pair_with_control, write_csv
 from benchmarks.studies.trust_summary import summarise, summarise_runs
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
-from rlhf.reports.paired_statistics import estimate_paired
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.tables import CURVE, write_table
 

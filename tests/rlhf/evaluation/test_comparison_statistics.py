@@ -8,12 +8,13 @@ import torch
 from scipy.ndimage import distance_transform_cdt
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from rlhf.evaluation.comparison import note_weak_tests
 from rlhf.evaluation.comparison_measures import measure_prompts, rate_wins
+from rlhf.evaluation.comparison_notes import note_weak_tests
 from rlhf.evaluation.hole_measures import measure_diversity, measure_fidelity, measure_looks, seam_band
 from rlhf.evaluation.judging import Judged
 from rlhf.evaluation.tasks.extension_measures import measure_band
-from rlhf.reports.intervals import best_of, bootstrap_means, cluster_bootstrap, sign_flip_test, summarise_draws
+from rlhf.reports.intervals import best_of, bootstrap_means, cluster_bootstrap, summarise_draws
+from rlhf.reports.significance import sign_flip_test
 from rlhf.storage.images import from_8bit
 from rlhf.views.growth import Margins, band_hole, plan_bands
 
@@ -92,6 +93,13 @@ def test_the_random_sign_flip_test_agrees_with_the_normal_approximation() -> Non
     z = differences.sum() / np.sqrt((differences**2).sum())
     found = sign_flip_test(differences, [str(i) for i in range(200)])
     assert found == pytest.approx(2 * norm.sf(abs(z)), rel=0.15)
+
+
+def test_sums_that_cancel_up_to_rounding_are_no_difference() -> None:
+    differences = np.array([-0.1, -0.2, 0.3, 0.1, -0.1, 0.0])
+    assert 0 < abs(differences.sum()) < 1e-15
+    assert sign_flip_test(differences, list("abcdef")) == 1
+    assert sign_flip_test(np.zeros(6), list("abcdef")) == sign_flip_test(np.ones(3), list("aaa")) == 1
 
 
 def test_photographs_are_flipped_whole() -> None:
