@@ -21,11 +21,10 @@ def sign_flip_test(
     scale = np.abs(sums).sum()
     if len(sums) < 2 or scale == 0:
         return 1.0  # All sign patterns are equally extreme.
-    # Whole numbers add up exactly, so equal sums are ties whatever the order of addition.
-    sums = np.rint(sums / scale * 2**40)
     test = permutation_test(
-        (sums,),
-        lambda flipped, axis: np.abs(flipped.sum(axis)),
+        (sums / scale,),
+        # Sums that are equal up to the order of addition are ties.
+        lambda flipped, axis: np.abs(flipped.sum(axis)).round(9),
         permutation_type="samples",
         vectorized=True,
         n_resamples=resamples,

@@ -96,7 +96,7 @@ def test_the_random_sign_flip_test_agrees_with_the_normal_approximation() -> Non
 
 
 def test_sums_that_cancel_up_to_rounding_are_no_difference() -> None:
-    differences = np.array([-0.1, -0.2, 0.3, 0.1, -0.1, 0.0])
+    differences = np.array([0.1, 0.2, -0.3, 0.7, -0.7, 0.0])
     assert 0 < abs(differences.sum()) < 1e-15
     assert sign_flip_test(differences, list("abcdef")) == 1
     assert sign_flip_test(np.zeros(6), list("abcdef")) == sign_flip_test(np.ones(3), list("aaa")) == 1
