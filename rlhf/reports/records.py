@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from rlhf.errors import UserError
 
@@ -19,6 +20,11 @@ def parse_record(kind: type[T], record: Any) -> T:
     Raises pydantic.ValidationError if a field is missing or of another type.
     """
     return TypeAdapter(kind).validate_python(record)
+
+
+def dump_record(record: Any) -> Any:
+    """Returns a record, or a collection of records, as JSON values; NaN stays a float."""
+    return to_jsonable_python(record)
 
 
 def read_record(kind: type[T], path: Path, remedy: str) -> T:

@@ -96,9 +96,9 @@ def test_the_random_sign_flip_test_agrees_with_the_normal_approximation() -> Non
 
 
 def test_sums_that_cancel_up_to_rounding_are_no_difference() -> None:
-    differences = np.array([0.1, 0.2, -0.3, 0.7, -0.7, 0.0])
+    differences = np.array([0.1, 0.2, -0.3])
     assert 0 < abs(differences.sum()) < 1e-15
-    assert sign_flip_test(differences, list("abcdef")) == 1
+    assert sign_flip_test(differences, list("abc")) == 1
     assert sign_flip_test(np.zeros(6), list("abcdef")) == sign_flip_test(np.ones(3), list("aaa")) == 1
 
 
@@ -174,7 +174,7 @@ def test_psnr_ssim_and_seam_are_those_of_the_study_of_extension() -> None:
     band = plan_bands((20, 32), Margins(right=12), 1)[0]
     hole = band_hole(band)
     extended = np.where(hole[..., None], rng.integers(0, 255, truth.shape, dtype=np.uint8), truth)
-    slow = measure_band(extended, truth, band)
+    slow = vars(measure_band(extended, truth, band))
     found = measure_fidelity(batch(extended), batch(truth), torch.from_numpy(hole)[None, None].float())
     both = found.keys() & slow.keys()
     assert both == {"psnr_db", "ssim", "seam"}
