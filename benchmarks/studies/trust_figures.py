@@ -68,10 +68,10 @@ def _ends(estimate: Interval) -> tuple[float | None, float | None, float | None]
 
 def format_table(summary: TrustSummary) -> str:
     """Formats arms, comparisons, claims and missing runs for the terminal."""
-    lines = [_title(summary), _format_arms(summary), "", _format_comparisons(summary), ""]
-    lines.insert(
-        -1, "time: how much sooner the common reward is reached, T_other / T_arm - 1; detectable: of its logarithm"
+    unit = (
+        "time: T_other / T_arm - 1 for the updates to the common reward; detectable: of the logarithm of the quotient"
     )
+    lines = [_title(summary), _format_arms(summary), "", _format_comparisons(summary), unit, ""]
     lines += [f"claim: {c.claim}: {c.verdict.upper()} here{_claim_detail(c)}" for c in summary.claims]
     same = summary.constant_is_none
     if same is not None:

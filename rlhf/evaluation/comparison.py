@@ -57,13 +57,11 @@ def summarise_comparison(
     entries = [replace(entry, judged=entry.judged.select([p.prompt_id for p in prompts])) for entry in entries]
     reference = next(entry for entry in entries if entry.name == base)
     measures = list_measures(reference.judged.held_out, has_lpips=LPIPS in reference.judged.marks)
-    columns = {
-        entry.name: measure_prompts(entry.judged, reference.judged, shares_noise=entry.shares_noise_with(reference))
-        for entry in entries
-    }
-    contestants = {
-        e.name: describe_contestant(e, reference, columns[e.name], measures, prompts, config) for e in entries
-    }
+    columns, contestants = {}, {}
+    for entry in entries:
+        noise = entry.shares_noise_with(reference)
+        own = columns[entry.name] = measure_prompts(entry.judged, reference.judged, shares_noise=noise)
+        contestants[entry.name] = describe_contestant(entry, reference, own, measures, prompts, config)
     left_out = explain_missing(measures, columns, config)
     if features is not None and len(prompts) > 1:
         measures = measures | SET_MEASURES
@@ -71,6 +69,7 @@ def summarise_comparison(
     elif features is not None:
         left_out.append(LeftOut(measure="FID, KID", reason="take two prompts or more"))
     families = split_families(prompts)
+    notes += note_few(families, photographs)
     tests = compare_pairs(columns, measures, photographs, config.bootstrap)
     count = len(set(photographs))
     return ComparisonReport(
@@ -82,10 +81,7 @@ def summarise_comparison(
         measures=measures,
         comparisons=tests,
         alarms=find_all_alarms(entries, reference, photographs, config.bootstrap),
-        notes=notes
-        + note_few(families, photographs)
-        + note_weak_tests(len(tests), count)
-        + note_known_pixels(contestants),
+        notes=[*notes, *note_weak_tests(len(tests), count), *note_known_pixels(contestants)],
         left_out=left_out,
     )
 

@@ -66,12 +66,7 @@ def list_measures(held_out: Sequence[str], *, has_lpips: bool = False) -> dict[s
         ("ssim", "SSIM", ".3f", "Structural similarity inside the hole."),
         ("psnr_seam_db", "seam PSNR, dB", ".2f", "PSNR in a band across the hole's border; part of the band is known."),
         ("ssim_seam", "seam SSIM", ".3f", "Structural similarity in that band."),
-        (
-            "seam",
-            "seam",
-            ".1f",
-            "Difference of the jumps across the hole's border from the original's, in levels of 255; 0 is best.",
-        ),
+        ("seam", "seam", ".1f", "Difference of jumps across the border from the original's, of 255; 0 is best."),
     ):
         measures[name] = Measure(label=label, group=ORIGINAL, spec=spec, is_tested=True, more=more)
     more = "Mean difference of a prompt's samples inside the hole, levels of 255."

@@ -1,4 +1,4 @@
-"""What limits a comparison: missing prompts, few photographs, changed known pixels, measures without a value."""
+"""Limits of a comparison: missing prompts, few photographs, changed known pixels, measures without a value."""
 
 from collections.abc import Mapping, Sequence
 

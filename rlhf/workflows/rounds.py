@@ -57,7 +57,7 @@ class RoundSummary:
     round: int
     """Number of the round, from 1."""
     select: str
-    """How the annotated prompts were chosen."""
+    """Selection of the annotated prompts."""
     annotated_candidates: int
     annotations: int
     is_simulated: bool
