@@ -1,9 +1,8 @@
 """The gate before a name: contender and incumbent paint held-out prompts, and a judge that trained neither decides."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rlhf import __version__
 from rlhf.config.devices import resolve_device
@@ -15,6 +14,7 @@ from rlhf.diffusion.policy_weights import check_weights
 from rlhf.diffusion.sampler import InProcessSampler, Sampler
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import compare, judge_policy
+from rlhf.evaluation.judging import Jury
 from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.promotion.gate_verdict import Comparison, Verdict, timestamp
 from rlhf.rewards.open_reward import checksum_reward, open_reward
@@ -109,10 +109,11 @@ def judge(
     def paint(policy: ServedPolicy, role: str):  # noqa: ANN202
         stage = f"gate: {role} {policy.version}"
         sampler = held_out.open_policy(policy.folder)
-        return judge_policy(sampler, held_out.prompts, held_out.reward, config.evaluate, seed=config.seed, stage=stage)
+        jury = Jury(reward=held_out.reward)
+        return judge_policy(sampler, held_out.prompts, jury, config.evaluate, seed=config.seed, stage=stage)
 
     before, after = paint(incumbent, "incumbent"), paint(contender, "contender")
-    figures: dict[str, Any] = compare(before, after, held_out.prompts, config.evaluate)
+    figures = compare(before, after, held_out.prompts, config.evaluate)
     now = timestamp()
     return Verdict(
         name=name,
@@ -122,7 +123,7 @@ def judge(
         prompts=len(held_out.prompts),
         photographs=len({p.photograph for p in held_out.prompts}),
         judged=now,
-        figures=figures,
+        figures=asdict(figures),
         decided=now,
         limits=config.gate,
         checks=(),

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from rlhf.diffusion.policy_weights import check_weights, save_policy
 from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import evaluate
+from rlhf.evaluation.judging import Jury
 from rlhf.promotion.catalogue import (
     Catalogue,
     ServedName,
@@ -120,7 +121,8 @@ def test_the_gate_has_the_figures_of_an_evaluation(inputs: Inputs, small_pipelin
     config = RunConfig(evaluate=PAINTED, model=ModelConfig(path=str(small_pipeline)))
     held_out = load_held_out(inputs.prompts, inputs.reward, split="test", config=config)
     policy = inputs.run / "policy-000020"
-    summary = evaluate(held_out.open_policy, [policy], held_out.prompts, held_out.reward, tmp_path, PAINTED, seed=0)
+    jury = Jury(reward=held_out.reward)
+    summary = asdict(evaluate(held_out.open_policy, [policy], held_out.prompts, jury, tmp_path, PAINTED, seed=0))
     assert verdict is not None
     assert verdict.figures == {name: summary[name] for name in verdict.figures}
     assert verdict.figures["win_rate"]["clusters"] == verdict.photographs == 6
