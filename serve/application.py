@@ -18,7 +18,7 @@ from rlhf.diffusion.policy import resolve_model
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import read_catalogue
 from rlhf.storage.url_path import as_path
-from serve.api.addresses import is_loopback
+from serve.api.admission import is_loopback
 from serve.api.api_keys import VARIABLE, load_api_keys
 from serve.api.http_api import Api
 from serve.engine.inpainter import Inpainter

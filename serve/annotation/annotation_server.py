@@ -12,7 +12,7 @@ from rlhf.data.annotation_items import AnnotationItems
 from rlhf.data.annotation_store import AnnotationStore
 from rlhf.errors import UserError
 from serve.annotation.annotation_page import SCORES, Page, build_page
-from serve.api.addresses import is_loopback
+from serve.api.admission import is_loopback
 
 TOKEN_VARIABLE = "PREFPAINT_TOKEN"
 

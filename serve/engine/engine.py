@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from rlhf.errors import UserError
 from rlhf.rewards.learned.reward_model import Reward
-from serve.engine.jobs import Inpainted, Job, Partial
+from serve.engine.jobs import Inpainted, Partial, TileJob
 from serve.engine.policy_cache import PolicyCache
 from serve.engine.running_batch import RunningJob, advance, estimate, finish, start_jobs
 from serve.settings import EngineSettings
@@ -22,7 +22,7 @@ GATHER_S = 0.01
 class Ticket:
     """A job, and what its client has still to be told."""
 
-    job: Job
+    job: TileJob
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     came: float = field(default_factory=time.perf_counter)
     started: float = 0.0
@@ -43,7 +43,7 @@ class Engine:
         self._running: list[Ticket] = []
         self._driver: asyncio.Task[None] | None = None
 
-    async def inpaint(self, job: Job) -> AsyncIterator[Partial | Inpainted]:
+    async def inpaint(self, job: TileJob) -> AsyncIterator[Partial | Inpainted]:
         """Estimates as they come, and at last the answer; a client that leaves takes its job with it."""
         ticket = Ticket(job=job)
         self._waiting.append(ticket)
@@ -140,7 +140,9 @@ class Engine:
                 ticket.running = running
 
 
-def warm_up(cache: PolicyCache, reward: Reward | None, settings: EngineSettings, make: Callable[[int], Job]) -> None:
+def warm_up(
+    cache: PolicyCache, reward: Reward | None, settings: EngineSettings, make: Callable[[int], TileJob]
+) -> None:
     """Paint batches of all sizes once, so that the first clients do not wait for what is done once."""
     base = cache.take(make(1).policy, [])
     for size in range(1, settings.max_batch_images + 1):

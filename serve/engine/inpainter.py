@@ -8,7 +8,7 @@ from ray import serve as ray_serve
 from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.rewards.learned.reward_folder import load_reward
 from serve.engine.engine import Engine, warm_up
-from serve.engine.jobs import Inpainted, Job, Partial, Served
+from serve.engine.jobs import Inpainted, Partial, Served, TileJob
 from serve.engine.policy_cache import PolicyCache
 from serve.settings import EngineSettings
 
@@ -35,21 +35,21 @@ class Inpainter:
         async for _ in self.engine.inpaint(job):
             pass
 
-    async def inpaint(self, job: Job) -> Inpainted:
+    async def inpaint(self, job: TileJob) -> Inpainted:
         """The answer alone."""
         return [event async for event in self.engine.inpaint(job) if isinstance(event, Inpainted)][0]
 
-    async def stream(self, job: Job) -> AsyncIterator[Partial | Inpainted]:
+    async def stream(self, job: TileJob) -> AsyncIterator[Partial | Inpainted]:
         """Estimates as they come, and at last the answer."""
         async for event in self.engine.inpaint(job):
             yield event
 
 
-def _blank_job(native_px: int, images: int, policy: ServedPolicy | None = None) -> Job:
+def _blank_job(native_px: int, images: int, policy: ServedPolicy | None = None) -> TileJob:
     """One step on a grey square."""
     hole = np.zeros((native_px, native_px), bool)
     hole[: native_px // 2] = True
-    return Job(
+    return TileJob(
         policy=policy or ServedPolicy(),
         image=np.full((native_px, native_px, 3), 128, np.uint8),
         hole=hole,

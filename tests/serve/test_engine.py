@@ -24,7 +24,7 @@ from rlhf.promotion.catalogue import ServedPolicy, describe_policy
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.images import tensor_to_image
 from serve.engine.engine import Engine, warm_up
-from serve.engine.jobs import Inpainted, Job, Partial
+from serve.engine.jobs import Inpainted, Partial, TileJob
 from serve.engine.policy_cache import PolicyCache
 from serve.settings import EngineSettings
 
@@ -43,14 +43,14 @@ def policies(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     ]
 
 
-def run_together(engine: Engine, *jobs: Job) -> list[Inpainted]:
+def run_together(engine: Engine, *jobs: TileJob) -> list[Inpainted]:
     async def gather() -> list[Inpainted]:
         return await asyncio.gather(*(answer(engine, job) for job in jobs))
 
     return asyncio.run(gather())
 
 
-def reference(small_pipeline: Path, job: Job) -> np.ndarray:
+def reference(small_pipeline: Path, job: TileJob) -> np.ndarray:
     """The same samples by the loop that training and evaluation run."""
     policy = load_policy(ModelConfig(path=str(small_pipeline)), job.policy.folder)
     plan = RolloutPlan(num_inference_steps=job.num_inference_steps, eta=0.0, stochastic_steps=frozenset())
@@ -228,7 +228,7 @@ def test_rewards_and_bounds_are_those_of_the_reward_model(small_pipeline: Path, 
     images = torch.from_numpy(done.images).permute(0, 3, 1, 2).float() / 127.5 - 1
     expected = reward.score(images, torch.from_numpy(job.hole).float().expand(2, 1, -1, -1))
     for column in ("reward", "lower", "upper"):
-        found = [score[column] for score in done.scores]
+        found = [getattr(score, column) for score in done.scores]
         assert found == pytest.approx(getattr(expected, column).tolist(), abs=1e-3)
 
 
@@ -236,7 +236,7 @@ def test_warm_up_paints_every_size_of_batch(small_pipeline: Path):
     settings = EngineSettings(device="cpu", max_batch_images=3)
     sizes: list[int] = []
 
-    def make(size: int) -> Job:
+    def make(size: int) -> TileJob:
         sizes.append(size)
         return job_of(sample_indices=tuple(range(size)), num_inference_steps=1)
 

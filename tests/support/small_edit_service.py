@@ -19,8 +19,8 @@ from PIL import Image
 from rlhf.diffusion.tiles import Canvas
 from serve.api.api_errors import ApiError, answer_api_error, answer_invalid_form
 from serve.api.edit_page import add_page
-from serve.api.edit_request import EditRequest, receive_edit
-from serve.api.uploads import read_upload
+from serve.api.edit_request import EditRequest
+from serve.api.upload import receive_upload
 
 BASE = {"id": "tiny", "object": "model", "created": 0, "owned_by": "prefpaint-ray", "base": None}
 ALIGNED = BASE | {"id": "aligned", "base": "tiny", "policy_version": "30-9f86d081", "has_reward": True}
@@ -78,10 +78,9 @@ def _build(service: SmallService) -> FastAPI:
         _check_key(service, http)
         if service.refusals:
             return service.refusals.pop(0)
-        sent = await receive_edit(http)
-        asked = sent.request
-        upload = read_upload(sent.image, sent.mask, convention=asked.mask_convention, expand=asked.expand)
-        service.received.append(Received(asked=asked, image=sent.image, upload=upload))
+        sent = await receive_upload(http)
+        asked, upload = sent.asked, sent.decode()
+        service.received.append(Received(asked=asked, image=sent.image.data, upload=upload))
         time.sleep(service.seconds)
         data = [_fill(service, upload, asked, sample) for sample in range(asked.n)]
         headers = {"x-policy-version": "30-9f86d081", "x-seed": str(asked.seed)}
