@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from rlhf.storage.images import MAX_PIXELS
 from serve.api.edit_request import MAX_EXPAND_PX
-from serve.api.uploads import MAX_UPLOAD_BYTES
+from serve.api.upload import MAX_UPLOAD_BYTES
 
 STATIC = Path(__file__).parents[1] / "static"
 CONTENT_POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; frame-ancestors 'none'"

@@ -1,6 +1,7 @@
 """The engine: a job's images are those of the one denoising loop, whoever else is in the batch."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,10 @@ def policies(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         describe_policy(save_moved_policy(small_pipeline, folder / str(i), version=i + 1, trainable=kind))
         for i, kind in enumerate(kinds)
     ]
+
+
+async def collect(events: AsyncIterator[Partial | Inpainted]) -> list[Partial | Inpainted]:
+    return [event async for event in events]
 
 
 def run_together(engine: Engine, *jobs: TileJob) -> list[Inpainted]:
@@ -133,10 +138,7 @@ def test_guidance_of_one_job_leaves_its_neighbour_alone(small_pipeline: Path):
 def test_estimates_come_before_the_answer_and_keep_known_pixels(small_pipeline: Path):
     job = job_of(partial_images=2)
 
-    async def collect() -> list[Partial | Inpainted]:
-        return [event async for event in new_engine(small_pipeline).inpaint(job)]
-
-    *partials, last = asyncio.run(collect())
+    *partials, last = asyncio.run(collect(new_engine(small_pipeline).inpaint(job)))
     assert [p.index for p in partials] == [0, 1]
     assert isinstance(last, Inpainted)
     for event in (*partials, last):
@@ -161,10 +163,10 @@ def test_a_client_that_leaves_frees_its_place_between_two_steps(small_pipeline: 
     engine = new_engine(small_pipeline, max_batch_images=2)
 
     async def leave() -> tuple[int, Inpainted]:
-        long = asyncio.create_task(answer(engine, job_of(0, num_inference_steps=100)))
-        await asyncio.sleep(0.2)
+        long = engine.inpaint(job_of(0, num_inference_steps=100, partial_images=3))
+        assert isinstance(await anext(long), Partial)
         assert len(engine._running) == 1
-        long.cancel()
+        await long.aclose()
         done = await answer(engine, job_of(1))
         return len(engine._running), done
 
@@ -177,10 +179,11 @@ def test_a_newcomer_joins_between_steps_or_waits_as_the_setting_says(small_pipel
         engine = new_engine(small_pipeline, batching=batching, max_batch_images=4)
 
         async def race() -> bool:
-            slow = asyncio.create_task(answer(engine, job_of(0, num_inference_steps=60)))
-            await asyncio.sleep(0.1)
+            slow = engine.inpaint(job_of(0, num_inference_steps=60, partial_images=3))
+            assert isinstance(await anext(slow), Partial)
+            rest = asyncio.create_task(collect(slow))
             await answer(engine, job_of(1, num_inference_steps=2))
-            return not slow.done()
+            return not rest.done()
 
         return asyncio.run(race())
 

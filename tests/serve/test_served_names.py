@@ -122,7 +122,7 @@ def test_the_request_after_a_rollback_gets_the_old_policy_and_none_waits_until_a
 
     async def load(base: str, policy: ServedPolicy) -> None:
         if policy == OLD:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
     async def ask() -> list[ServedPolicy]:
         names, answers = ServedNames(FIXED, file, {"tiny"}, load), []

@@ -1,5 +1,6 @@
 """A service of image edits without a model: requests are read by the service's own code, holes get one colour."""
 
+import asyncio
 import base64
 import io
 import threading
@@ -47,8 +48,8 @@ class SmallService:
     key: str | None = None
     refusals: list[Response] = field(default_factory=list)
     """Given in place of the next answers, the first first."""
-    seconds: float = 0.0
-    """That an answer takes."""
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    """Cleared by a test to hold answers back."""
     received: list[Received] = field(default_factory=list)
 
 
@@ -81,7 +82,7 @@ def _build(service: SmallService) -> FastAPI:
         sent = await receive_upload(http)
         asked, upload = sent.asked, sent.decode()
         service.received.append(Received(asked=asked, image=sent.image.data, upload=upload))
-        time.sleep(service.seconds)
+        await asyncio.to_thread(service.may_answer.wait)
         data = [_fill(service, upload, asked, sample) for sample in range(asked.n)]
         headers = {"x-policy-version": "30-9f86d081", "x-seed": str(asked.seed)}
         size = f"{upload.hole.shape[1]}x{upload.hole.shape[0]}"
@@ -103,6 +104,7 @@ def _fill(service: SmallService, upload: Canvas, asked: EditRequest, sample: int
 def run_small_service() -> Iterator[SmallService]:
     """Serve on a free port of this machine until the block ends."""
     service = SmallService()
+    service.may_answer.set()
     server = uvicorn.Server(uvicorn.Config(_build(service), host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -112,6 +114,7 @@ def run_small_service() -> Iterator[SmallService]:
     try:
         yield service
     finally:
+        service.may_answer.set()
         server.should_exit = True
         thread.join()
 

@@ -30,7 +30,7 @@ from rlhf.promotion.catalogue import (
 )
 from rlhf.promotion.gate import load_held_out
 from rlhf.promotion.gate_verdict import check_figures, read_verdict
-from rlhf.promotion.promotion import Outcome, Request, keep_policy, promote, put_behind_name
+from rlhf.promotion.promotion import Promotion, PromotionRequest, keep_policy, promote, put_behind_name
 from rlhf.storage.url_path import as_path
 
 PAINTED = EvaluateConfig(samples_per_prompt=2, num_inference_steps=2, bootstrap=50)
@@ -55,10 +55,10 @@ class Inputs:
     prompts: Path
     reward: Path
 
-    def ask(self, catalogue: Path, version: int | None = None, **asked: object) -> Request:
+    def ask(self, catalogue: Path, version: int | None = None, **asked: object) -> PromotionRequest:
         policy = self.run if version is None else self.run / f"policy-{version:06d}"
         told = {"policy": policy, "name": "aligned", "prompts": self.prompts, "reward": self.reward} | asked
-        return Request(catalogue=catalogue, **told)
+        return PromotionRequest(catalogue=catalogue, **told)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def inputs(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> In
     return Inputs(folder / "run", write_prompts(prompts, folder / "prompts"), save_small_reward(folder / "reward"))
 
 
-def pass_gate(request: Request, gate: GateConfig = EASY, **settings: object) -> Outcome:
+def pass_gate(request: PromotionRequest, gate: GateConfig = EASY, **settings: object) -> Promotion:
     return promote(request, RunConfig(evaluate=PAINTED, gate=gate, **settings))
 
 
