@@ -1,4 +1,4 @@
-"""A reward over HTTP: the reference server of `kind: http`."""
+"""Serves a reward over HTTP: the reference server of `kind: http`."""
 
 import math
 import socket
@@ -29,7 +29,7 @@ MAX_BODY_BYTES = MAX_IMAGES * 8_000_000
 
 
 def build_app(reward: RewardSource, name: str) -> FastAPI:
-    """The application: POST /v1/rewards and GET /healthz; one batch is scored at a time."""
+    """Returns the application: POST /v1/rewards and GET /healthz. It scores one batch at a time."""
     app = FastAPI(title="prefpaint-ray reward")
     app.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
     app.exception_handler(ApiError)(answer_api_error)
@@ -45,7 +45,7 @@ def build_app(reward: RewardSource, name: str) -> FastAPI:
 
     @app.post("/v1/rewards")
     def score(request: RewardRequest) -> RewardReply:
-        """One number per image; null where it is not finite."""
+        """One number per image; null if it is not finite."""
         try:
             images, masks = decode_request(request)
         except UserError as error:
@@ -61,7 +61,7 @@ def build_app(reward: RewardSource, name: str) -> FastAPI:
 
 
 def run(entry: RewardEntry, model: ModelConfig, host: str, port: int) -> None:
-    """Serve until Ctrl-C; UserError where the reward does not load or the address is taken."""
+    """Serves until Ctrl-C. Raises UserError if the reward does not load or the address is taken."""
     listener = _listen(host, port)
     with listener:
         reward = build_reward(entry, None, resolve_device(model.device))

@@ -1,4 +1,4 @@
-"""The engine of a replica: which jobs are denoised together, and who is told what."""
+"""The engine of a replica: chooses which jobs are denoised together, and delivers their results."""
 
 import asyncio
 import time
@@ -15,12 +15,12 @@ from serve.settings import EngineSettings
 
 Event = Partial | Inpainted | BaseException
 GATHER_S = 0.01
-"""How long an idle engine waits for further requests where batches are whole."""
+"""Seconds that an idle engine waits for further requests if batches are whole."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Ticket:
-    """A job, and what its client has still to be told."""
+    """A job, and the events that its client has not yet received."""
 
     job: TileJob
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
@@ -28,13 +28,13 @@ class Ticket:
     started: float = 0.0
     running: RunningJob | None = None
     is_over: bool = False
-    """Answered, failed, or its client left."""
+    """Whether the job was answered, failed, or lost its client."""
 
 
 class Engine:
-    """Runs jobs in a thread, step by step; between steps finished and abandoned ones leave and waiting ones join.
+    """Runs jobs in a thread, step by step; between steps finished and abandoned jobs leave and waiting ones join.
 
-    All else happens on the event loop, so that no state is shared with the thread while it works.
+    Everything else happens on the event loop, so that the thread shares no state while it works.
     """
 
     def __init__(self, cache: PolicyCache, reward: Reward | None, settings: EngineSettings) -> None:
@@ -44,7 +44,7 @@ class Engine:
         self._driver: asyncio.Task[None] | None = None
 
     async def inpaint(self, job: TileJob) -> AsyncIterator[Partial | Inpainted]:
-        """Estimates as they come, and at last the answer; a client that leaves takes its job with it."""
+        """Yields previews as they come, and at last the answer; a client that leaves cancels its job."""
         ticket = Ticket(job=job)
         self._waiting.append(ticket)
         self._drive()
@@ -63,7 +63,7 @@ class Engine:
             self._driver.add_done_callback(self._pick_up)
 
     def _pick_up(self, driver: "asyncio.Task[None]") -> None:
-        """A step that failed fails the jobs that were in it, and no others."""
+        """Restarts the loop; a failed step fails the jobs that were in it, and no others."""
         self._driver = None
         failure = None if driver.cancelled() else driver.exception()
         if failure is not None:
@@ -86,7 +86,7 @@ class Engine:
                 ticket.events.put_nowait(event)
 
     def _choose(self) -> list[Ticket]:
-        """Who joins: the longest waiting, as long as the batch has room; at least one where it is empty."""
+        """Returns the jobs that join, longest waiting first, as long as the batch has room; an empty one takes any."""
         chosen: list[Ticket] = []
         if self._running and self._settings.batching == "whole":
             return chosen
@@ -104,7 +104,7 @@ class Engine:
         return chosen
 
     def _work(self, tickets: list[Ticket]) -> list[tuple[Ticket, Event]]:
-        """One step, in the thread."""
+        """Takes one step of all jobs, in the thread."""
         events: list[tuple[Ticket, Event]] = []
         self._start([t for t in tickets if t.running is None], tickets, events)
         active = [(t, t.running) for t in tickets if t.running is not None]
@@ -143,7 +143,7 @@ class Engine:
 def warm_up(
     cache: PolicyCache, reward: Reward | None, settings: EngineSettings, make: Callable[[int], TileJob]
 ) -> None:
-    """Paint batches of all sizes once, so that the first clients do not wait for what is done once."""
+    """Paints a batch of each size, so that the first clients do not wait for one-time work."""
     base = cache.take(make(1).policy, [])
     for size in range(1, settings.max_batch_images + 1):
         running = start_jobs(cache, [base], [make(size)])

@@ -15,7 +15,7 @@ from serve.settings import EngineSettings
 
 @ray_serve.deployment(max_ongoing_requests=10_000, max_constructor_retry_count=1)
 class Inpainter:
-    """A replica; the HTTP interface bounds how many requests reach it."""
+    """One replica; the HTTP interface limits the number of requests that reach it."""
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
         reward = load_reward(settings.reward) if settings.reward is not None else None
@@ -26,27 +26,27 @@ class Inpainter:
         self.engine = Engine(cache, reward, settings)
 
     async def describe(self) -> Served:
-        """What is served; an answer means that the model is loaded."""
+        """Returns what is served; an answer means that the model is loaded."""
         return self.served
 
     async def prepare(self, policy: ServedPolicy) -> None:
-        """Load a policy before it takes requests; raises UserError where it does not load."""
+        """Loads a policy before it takes requests. Raises UserError if it does not load."""
         job = _blank_job(self.served.native_px, 1, policy)
         async for _ in self.engine.inpaint(job):
             pass
 
     async def inpaint(self, job: TileJob) -> Inpainted:
-        """The answer alone."""
+        """Returns the answer without previews."""
         return [event async for event in self.engine.inpaint(job) if isinstance(event, Inpainted)][0]
 
     async def stream(self, job: TileJob) -> AsyncIterator[Partial | Inpainted]:
-        """Estimates as they come, and at last the answer."""
+        """Yields previews as they come, and at last the answer."""
         async for event in self.engine.inpaint(job):
             yield event
 
 
 def _blank_job(native_px: int, images: int, policy: ServedPolicy | None = None) -> TileJob:
-    """One step on a grey square."""
+    """Returns a job of one step on a grey tile."""
     hole = np.zeros((native_px, native_px), bool)
     hole[: native_px // 2] = True
     return TileJob(

@@ -1,4 +1,4 @@
-"""Who is let in, and how many at a time."""
+"""Admission: who may ask, and how many requests at a time."""
 
 import hashlib
 from types import SimpleNamespace

@@ -30,7 +30,7 @@ from serve.engine.policy_cache import PolicyCache
 from serve.settings import EngineSettings
 
 ROUNDING = 1
-"""Levels of 255 by which an image may differ where it was denoised in a batch of another size."""
+"""Levels of 255 by which an image may differ if it was denoised in a batch of another size."""
 
 
 @pytest.fixture(scope="module")

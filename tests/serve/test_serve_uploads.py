@@ -1,4 +1,4 @@
-"""What the service reads of uploads, and what it refuses, without Ray."""
+"""Uploads that the service reads or refuses, without Ray."""
 
 import base64
 import io

@@ -104,7 +104,7 @@ for number in range(int(sys.argv[3])):
 
 
 def start_putting(catalogue: Path, prefixes: str, count: int) -> list[subprocess.Popen]:
-    """Processes that put `count` names each, all at once."""
+    """Starts processes that put `count` names each, all at once."""
     command = [sys.executable, "-c", PUT_NAMES, catalogue]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     processes = [subprocess.Popen([*command, prefix, str(count)], **pipes) for prefix in prefixes]

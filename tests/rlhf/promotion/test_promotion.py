@@ -35,7 +35,7 @@ from rlhf.storage.url_path import as_path
 
 PAINTED = EvaluateConfig(samples_per_prompt=2, num_inference_steps=2, bootstrap=50)
 EASY = GateConfig(min_win_rate=0.0, min_sharpness_ratio=0.0, min_diversity_ratio=0.0)
-"""Passed by any policy that wins anything at all."""
+"""Limits that any policy passes that wins anything at all."""
 HARD = EASY.model_copy(update={"min_win_rate": 0.99})
 
 
@@ -51,7 +51,7 @@ def save_moved_policy(pipeline: Path, folder: Path, version: int, trainable: str
 @dataclass(frozen=True)
 class Inputs:
     run: Path
-    """Of policies 10 and 20."""
+    """Run folder of policies 10 and 20."""
     prompts: Path
     reward: Path
 
