@@ -21,7 +21,7 @@ from rlhf.storage.url_path import as_path
 from serve.api.admission import is_loopback
 from serve.api.api_keys import VARIABLE, load_api_keys
 from serve.api.http_api import Api
-from serve.engine.inpainter import Inpainter
+from serve.engine.engine import Inpainter
 from serve.settings import ServiceSettings, base_name, name_models
 
 APPLICATION = "prefpaint"

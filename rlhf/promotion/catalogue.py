@@ -52,16 +52,6 @@ class ServedName(BaseModel):
     previous: ServedPolicy | None = None
     """The policy that a rollback brings back."""
 
-    def choose(self, draw: float) -> ServedPolicy:
-        """Returns the policy for a request whose `draw` is uniform in [0, 1)."""
-        return self.canary if self.canary is not None and draw < self.canary_share else self.current
-
-    def find(self, version: str) -> ServedPolicy | None:
-        """Returns the policy of a version, or of a generation if only its number is given."""
-        policies = [p for p in (self.current, self.canary, self.previous) if p is not None]
-        exact = [p for p in policies if p.version == version]
-        return next(iter(exact + [p for p in policies if p.version.partition("-")[0] == version]), None)
-
     def on_trial(self, policy: ServedPolicy, share: float) -> "ServedName":
         """Returns the name with `policy` as its canary, in place of any other canary."""
         return self.model_copy(update={"canary": policy, "canary_share": share})
@@ -92,7 +82,7 @@ class Catalogue(BaseModel):
     updated: float = Field(default_factory=time.time)
     """Time of writing, in seconds since 1970."""
     models: dict[Annotated[str, Field(pattern=NAME_PATTERN)], ServedName] = {}
-    """What answers, by name."""
+    """The policies of each name."""
 
     def with_name(self, name: str, served: ServedName) -> "Catalogue":
         """Returns the catalogue with one name added or replaced."""

@@ -61,7 +61,7 @@ class ServedNames:
         if served is None:
             message = f"model {name!r} is not served here; {', '.join(map(repr, self._names))} can be asked for"
             raise ApiError(message, param="model", code="model_not_found", status=404)
-        policy = served.choose(random.random()) if version is None else served.find(version)
+        policy = choose_policy(served, random.random()) if version is None else find_policy(served, version)
         if policy is None:
             known = ", ".join(p.version for p in (served.current, served.canary, served.previous) if p is not None)
             message = f"policy version {version} of {name!r} is not served; {known} can be asked for"
@@ -118,3 +118,15 @@ class ServedNames:
         if problem and problem != self._last_problem:
             logger.error("%s; what was served before goes on", problem)
         self._last_problem = problem
+
+
+def choose_policy(served: ServedName, draw: float) -> ServedPolicy:
+    """Returns the policy for a request whose `draw` is uniform in [0, 1)."""
+    return served.canary if served.canary is not None and draw < served.canary_share else served.current
+
+
+def find_policy(served: ServedName, version: str) -> ServedPolicy | None:
+    """Returns the policy of a version, or of a generation if only its number is given."""
+    policies = [p for p in (served.current, served.canary, served.previous) if p is not None]
+    exact = [p for p in policies if p.version == version]
+    return next(iter(exact + [p for p in policies if p.version.partition("-")[0] == version]), None)

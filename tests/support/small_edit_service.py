@@ -26,7 +26,7 @@ from serve.api.upload import receive_upload
 BASE = {"id": "tiny", "object": "model", "created": 0, "owned_by": "prefpaint-ray", "base": None}
 ALIGNED = BASE | {"id": "aligned", "base": "tiny", "policy_version": "30-9f86d081", "has_reward": True}
 LOWER = (0.1, 0.4, 0.2, 0.3)
-"""Of the reward of sample 0, 1, 2 and 3."""
+"""Lower ends of the reward's bound for samples 0 to 3."""
 
 
 @dataclass(kw_only=True)
@@ -40,21 +40,21 @@ class Received:
 
 @dataclass(kw_only=True)
 class SmallService:
-    """What the service says, and what it was asked; tests change the first and look at the second."""
+    """The answers of the service, which tests change, and the requests that it received."""
 
     address: str = ""
     models: list[dict[str, Any]] = field(default_factory=lambda: [ALIGNED, BASE])
     has_reward: bool = True
     key: str | None = None
     refusals: list[Response] = field(default_factory=list)
-    """Given in place of the next answers, the first first."""
+    """Answers to send in place of the next ones, in this order."""
     may_answer: threading.Event = field(default_factory=threading.Event)
     """Cleared by a test to hold answers back."""
     received: list[Received] = field(default_factory=list)
 
 
 def colour(model: str | None, sample: int) -> tuple[int, int, int]:
-    """What a hole is filled with."""
+    """Returns the colour that fills a hole."""
     return (200 if model == "tiny" else 20, 40 + 50 * sample, 90)
 
 
@@ -120,6 +120,6 @@ def run_small_service() -> Iterator[SmallService]:
 
 
 def make_photograph(width: int, height: int) -> np.ndarray:
-    """Uint8 [H, W, 3] with another colour in each corner, so that a turned one is told from an upright one."""
+    """Uint8 [H, W, 3] with another colour in each corner, so that rotations are visible."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return np.dstack([x, y, 255 - (x + y) / 2]).astype(np.uint8)
