@@ -57,7 +57,7 @@ class Picture:
             raise ApiError(str(error), param=param, code="invalid_image") from error
 
     @property
-    def pixels(self) -> tuple[int, int]:
+    def size(self) -> tuple[int, int]:
         """Width and height by the header, in pixels, before the picture is turned upright."""
         return self._opened.size
 
@@ -92,8 +92,8 @@ class Upload:
     def pixels(self) -> int:
         """Number of pixels of the extended photograph and the mask, by their headers."""
         left, top, right, bottom = self.asked.expand or (0, 0, 0, 0)
-        width, height = self.image.pixels
-        return (width + left + right) * (height + top + bottom) + math.prod(self.mask.pixels if self.mask else (0,))
+        width, height = self.image.size
+        return (width + left + right) * (height + top + bottom) + math.prod(self.mask.size if self.mask else (0,))
 
     @property
     def pixels_in_work(self) -> int:
