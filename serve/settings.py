@@ -28,7 +28,7 @@ class EngineSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     reward: Place | None = None
-    """Reward folder; with it answers hold reward, lower and upper."""
+    """Reward folder, or a run folder or YAML file with `rewards:`; answers then hold reward, lower and upper."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model; `auto` takes a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -16,7 +16,10 @@ def serve(
         str | None,
         typer.Option(help="File of names that `rlhf promote` writes; the running service follows its changes."),
     ] = None,
-    reward: Annotated[str | None, typer.Option(help="Reward folder, for bounds; default: the first run's own.")] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="Reward folder, or run folder or YAML file with `rewards:`; default: the first run's own."),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to bind; only this machine's own work without keys.")
     ] = "127.0.0.1",

@@ -46,7 +46,7 @@ class Answers:
         scores: Sequence[SampleScore | None] = painted.scores or [None] * len(painted.samples)
         samples = list(zip(painted.samples, scores, strict=True))
         if self._edit.asked.best_of is not None:
-            samples.sort(key=lambda sample: _lower(sample[1]), reverse=True)
+            samples.sort(key=lambda sample: -math.inf if sample[1] is None else rank_of(sample[1]), reverse=True)
         chosen = samples[: self._edit.asked.n]
         return [self._record(sample) | ({} if score is None else score._asdict()) for sample, score in chosen]
 
@@ -84,13 +84,15 @@ class Answers:
         return buffer.getvalue()
 
 
-def _lower(score: SampleScore | None) -> float:
-    return -math.inf if score is None or score.lower is None else score.lower
-
-
 def to_event(kind: str, record: Record) -> bytes:
     """Returns one server-sent event."""
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **record})}\n\n".encode()
+
+
+def rank_of(score: SampleScore) -> float:
+    """Returns the lower end of the bound, or the reward itself if it has no finite bound."""
+    known = [value for value in (score.lower, score.reward) if value is not None]
+    return known[0] if known else -math.inf
 
 
 def to_timing(painted: Painted) -> str:

@@ -34,7 +34,7 @@ class TileJob:
     strength: float = 1.0
     """Share of the steps that are run if there is a `start`."""
     prompt: str = ""
-    """Text, used only together with `guidance_scale`."""
+    """Text for guidance, used only with `guidance_scale`, and caption for rewards that compare texts."""
     guidance_scale: float | None = None
     """Classifier-free guidance towards the prompt; None paints without text, as the policy was aligned."""
     partial_images: int = 0
@@ -66,7 +66,7 @@ class Inpainted:
     images: np.ndarray
     """uint8 [n, native, native, 3]."""
     scores: tuple[SampleScore, ...]
-    """Score of each image's native crop; empty without a reward model."""
+    """Score of each image's native crop; empty without a reward."""
     unsafe: tuple[bool, ...]
     """Per image, whether the pipeline's safety checker flags it; empty without a checker."""
     queued_s: float
@@ -85,3 +85,5 @@ class Served:
     """Side of the square images that the model was made for."""
     has_reward: bool
     """Whether answers are scored."""
+    reads_captions: bool = False
+    """Whether the reward compares images with prompts, so that every request needs one."""
