@@ -13,16 +13,12 @@ def serve(
         typer.Argument(help="Run folders, policy folders, pipeline folders or hub names, as PLACE or NAME=PLACE."),
     ] = None,
     catalogue: Annotated[
-        str | None,
-        typer.Option(help="File of names that `rlhf promote` writes; the running service follows its changes."),
+        str | None, typer.Option(help="File of names that `rlhf promote` writes; reread often.")
     ] = None,
     reward: Annotated[
-        str | None,
-        typer.Option(help="Reward folder, or run folder or YAML file with `rewards:`; default: the first run's own."),
+        str | None, typer.Option(help="Reward folder, run or YAML file; default: the first run's.")
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to bind; only this machine's own work without keys.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to bind; others than this machine's need keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 8000,
     api_keys: Annotated[Path | None, typer.Option(help="File of hashed keys, made by `rlhf api-key`.")] = None,
     store: Annotated[str | None, typer.Option(help="Folder or URL for answers as URLs (response_format=url).")] = None,
