@@ -1,4 +1,4 @@
-"""Commands in the Slurm script, the README and the image: understood by the programs that they name."""
+"""The programs understand the commands in the Slurm script, the README and the image."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ CLUSTER = ROOT / "cluster"
 
 
 def test_the_slurm_job_starts_what_ray_and_rlhf_understand(tmp_path: Path) -> None:
-    """The script is run with stand-ins for Slurm's programs; what it hands to srun is checked."""
+    """Runs the script with stand-ins for Slurm's programs, and checks the command passed to srun."""
     script = CLUSTER / "slurm.sbatch"
     for name, body in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "printf 'n1\\nn2\\n'")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
@@ -46,7 +46,7 @@ def test_the_slurm_job_starts_what_ray_and_rlhf_understand(tmp_path: Path) -> No
 
 
 def readme_commands() -> list[str]:
-    """The lines of README.md's section on clusters that are commands."""
+    """Returns the commands in README.md's section on clusters."""
     section = (ROOT / "README.md").read_text().split("## On a cluster\n", 1)[1].split("\n## ", 1)[0]
     joined = section.replace("\\\n", " ")
     return [line.strip() for line in joined.splitlines() if line.startswith("    ")]

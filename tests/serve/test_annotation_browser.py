@@ -27,7 +27,7 @@ def progress(page: sync_api.Page, text: str) -> None:
 
 
 def click_slider(page: sync_api.Page, card: int, name: str, value: float) -> None:
-    """Click where the thumb stands for a value."""
+    """Clicks at the slider position of a value."""
     slider = page.locator(f'.card[data-position="{card}"] input[name={name}]')
     slider.scroll_into_view_if_needed()
     box = slider.bounding_box()

@@ -31,12 +31,12 @@ from rlhf.promotion.catalogue import (
 )
 from rlhf.promotion.gate import load_held_out
 from rlhf.promotion.gate_verdict import check_figures, read_verdict
-from rlhf.promotion.promotion import Outcome, Request, keep_policy, promote, put_behind_name
+from rlhf.promotion.promotion import Promotion, PromotionRequest, keep_policy, promote, put_behind_name
 from rlhf.storage.url_path import as_path
 
 PAINTED = EvaluateConfig(samples_per_prompt=2, num_inference_steps=2, bootstrap=50)
 EASY = GateConfig(min_win_rate=0.0, min_sharpness_ratio=0.0, min_diversity_ratio=0.0)
-"""Passed by any policy that wins anything at all."""
+"""Limits that any policy passes that wins anything at all."""
 HARD = EASY.model_copy(update={"min_win_rate": 0.99})
 
 
@@ -52,14 +52,14 @@ def save_moved_policy(pipeline: Path, folder: Path, version: int, trainable: str
 @dataclass(frozen=True)
 class Inputs:
     run: Path
-    """Of policies 10 and 20."""
+    """Run folder of policies 10 and 20."""
     prompts: Path
     reward: Path
 
-    def ask(self, catalogue: Path, version: int | None = None, **asked: object) -> Request:
+    def ask(self, catalogue: Path, version: int | None = None, **asked: object) -> PromotionRequest:
         policy = self.run if version is None else self.run / f"policy-{version:06d}"
         told = {"policy": policy, "name": "aligned", "prompts": self.prompts, "reward": self.reward} | asked
-        return Request(catalogue=catalogue, **told)
+        return PromotionRequest(catalogue=catalogue, **told)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def inputs(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> In
     return Inputs(folder / "run", write_prompts(prompts, folder / "prompts"), save_small_reward(folder / "reward"))
 
 
-def pass_gate(request: Request, gate: GateConfig = EASY, **settings: object) -> Outcome:
+def pass_gate(request: PromotionRequest, gate: GateConfig = EASY, **settings: object) -> Promotion:
     return promote(request, RunConfig(evaluate=PAINTED, gate=gate, **settings))
 
 
