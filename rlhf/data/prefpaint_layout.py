@@ -18,11 +18,9 @@ from typing import Any
 
 from rlhf.errors import UserError
 
-IDS_NAME = "ids.txt"
-LABELS_NAME = "labels.json"
 MASK_THRESHOLD = 125
 """Values of the mask from here on are the hole."""
-NOT_DATA = {"readme", "license", "licence", "requirements", "import", "export"}
+NOT_DATA = {"readme", "license", "licence", "requirements", "import"}
 """Names, without suffix, of files that never hold ids or labels."""
 MAX_ID_BYTES = 200
 """Longest id; file systems allow 255 bytes, of which the endings need some."""
@@ -35,7 +33,7 @@ class _Pairs(list):
 
 
 class LeftOut:
-    """Counts what an import or export leaves out, by reason, with the first few names."""
+    """Counts the items that an import leaves out, by reason, with the first few names."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

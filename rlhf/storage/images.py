@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rlhf.errors import UserError
+from rlhf.storage.atomic_files import atomic_write
 
 PHOTOGRAPH_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 MAX_PIXELS = 100_000_000
@@ -69,6 +70,12 @@ def encode_png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """Writes uint8 [H, W, 3] or [H, W] as a PNG, whole or not at all."""
+    data = encode_png(Image.fromarray(pixels))
+    atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
 
 def decode_mask(source: bytes | Path, *, size: tuple[int, int], name: str) -> np.ndarray:

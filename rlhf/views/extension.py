@@ -15,7 +15,7 @@ from rlhf.diffusion.tiles import Box
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
-from rlhf.storage.images import MAX_PIXELS, decode_image, encode_png
+from rlhf.storage.images import MAX_PIXELS, decode_image, save_png
 from rlhf.storage.url_path import local_copy
 from rlhf.views.growth import Band, Margins, fill_by_policy, grow, plan_bands
 
@@ -182,9 +182,3 @@ def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
     durations = [round(1000 * FIRST_S), *[between] * (len(others) - 1), round(1000 * LAST_S)]
     options = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
     atomic_write(path, lambda temporary: first.save(temporary, format="GIF", **options))
-
-
-def save_png(pixels: np.ndarray, path: Path) -> None:
-    """Pixels, uint8 [H, W, 3], as a PNG, whole or not at all."""
-    data = encode_png(Image.fromarray(pixels))
-    atomic_write(path, lambda temporary: temporary.write_bytes(data))

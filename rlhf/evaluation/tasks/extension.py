@@ -26,9 +26,9 @@ from rlhf.evaluation.tasks.extension_measures import COLUMNS, measure_band, summ
 from rlhf.progress import progress_bar
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read_json
-from rlhf.storage.images import list_photographs
+from rlhf.storage.images import list_photographs, save_png
 from rlhf.storage.tables import write_table
-from rlhf.views.extension import LEAST_SIDE_PX, read_photograph, save_png
+from rlhf.views.extension import LEAST_SIDE_PX, read_photograph
 from rlhf.views.growth import Fill, Margins, fill_by_padding, fill_by_policy, grow, plan_bands
 
 SCHEMA_VERSION = 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf.data.agreement import measure_agreement, measure_consistency, weighted_kappa, write_agreement
+from rlhf.data.agreement import interval_alpha, measure_agreement, measure_consistency, weighted_kappa, write_agreement
 
 KRIPPENDORFF_2011 = [
     [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
@@ -33,6 +33,24 @@ def test_alpha_of_the_published_example_is_the_published_one() -> None:
     assert figures["krippendorff_alpha"]["overall"] == pytest.approx(0.849, abs=5e-4)
     assert figures["images_scored_by_several"] == 11
     assert figures["annotators"] == 4
+
+
+def test_alpha_of_two_observers_is_that_of_the_published_interval_formula() -> None:
+    marks = np.array([[1.0, 2, 3, 3], [1, 2, 4, np.nan]])
+    # Pairable marks 1 1 2 2 3 4 (n = 6): the squared differences sum to 41 over the 15 pairs, to 1 within images.
+    assert interval_alpha(marks) == pytest.approx(1 - (1 / 3) / (41 / 15))
+
+
+def test_alpha_counts_pairs_as_its_definition_does() -> None:
+    rng = np.random.default_rng(0)
+    marks = rng.integers(0, 8, (4, 30)) + rng.normal(size=30)
+    marks[rng.random(marks.shape) < 0.4] = np.nan
+    images = [column[~np.isnan(column)] for column in marks.T]
+    images = [column for column in images if len(column) > 1]
+    values = np.concatenate(images)
+    observed = sum(((c[:, None] - c) ** 2).sum() / (len(c) - 1) for c in images) / len(values)
+    expected = ((values[:, None] - values) ** 2).sum() / (len(values) * (len(values) - 1))
+    assert interval_alpha(marks) == pytest.approx(1 - observed / expected)
 
 
 def test_a_persons_repeats_do_not_count_as_another_person() -> None:
