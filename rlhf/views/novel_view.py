@@ -152,8 +152,8 @@ def make_novel_views(
     *,
     focal_px: float | None = None,
     halo_px: int = HALO_PX,
-    path: PathSettings | None = None,
-    notes: Mapping[str, object] | None = None,
+    path: PathSettings,
+    notes: Mapping[str, object],
 ) -> NovelViews:
     """Writes all results of a photograph uint8 [H, W, 3] with depth float64 [H, W] into `out`.
 
@@ -162,29 +162,27 @@ def make_novel_views(
     Raises UserError if the pose is absurd or shows nothing of the photograph.
     """
     check_pose(pose)
-    path = path or PathSettings()
     source = whole_view(camera_at_origin(rgb.shape[1], rgb.shape[0], focal_px), rgb, depth)
     median = float(np.median(depth))
-    shares = KEY_SHARES[path.kind]
-    with progress_bar(stage="novel-view", total=len(shares) + path.frames) as bar:
-        keys = _fill_key_views(source, [pose.camera(source.camera, median, s) for s in shares], fill, halo_px, bar)
+    cameras = [pose.camera(source.camera, median, share) for share in KEY_SHARES[path.kind]]
+    with progress_bar(stage="novel-view", total=len(cameras) + path.frames) as bar:
+        keys = _fill_key_views(source, cameras, fill, halo_px, bar)
         views = [source, *(key.addition for key in keys)]
         frames, left_over = _draw_frames(views, pose, median, path, bar)
     _save_pictures(keys[0], frames, path.frames_per_s, out)
-    cloud = fuse(views, voxel=VOXEL_PX * median / source.camera.focal_px)
-    write_ply(cloud, out / "cloud.ply")
+    write_ply(cloud := fuse(views, voxel=VOXEL_PX * median / source.camera.focal_px), out / "cloud.ply")
     record = NovelViews(
         pose=pose,
         path=path,
         size_px=(source.camera.width_px, source.camera.height_px),
         focal_px=source.camera.focal_px,
         halo_px=halo_px,
-        depth=dict(zip(("median", "nearest", "farthest"), (median, *map(float, (depth.min(), depth.max()))))),
+        depth={"median": median, "nearest": float(depth.min()), "farthest": float(depth.max())},
         hole_share=[float(key.warped.hole.mean()) for key in keys],
         frame_share_without_model=left_over,
         cloud_points=len(cloud.points),
     )
-    atomic_write_json(out / "novel_view.json", asdict(record) | dict(notes or {}))
+    atomic_write_json(out / "novel_view.json", asdict(record) | dict(notes))
     return record
 
 

@@ -8,7 +8,7 @@ batches that an uninterrupted one would have seen.
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -211,21 +211,20 @@ def train_averaged(
     stage: str,
     save_every: int = 200,
 ) -> Module:
-    """AdamW with warm-up and cosine decay; returns the exponential moving average of the weights.
+    """Trains by AdamW with warm-up and cosine decay; returns the exponential moving average (EMA) of the weights.
 
-    `loss_of` takes the number of updates done and is the only source of randomness, so a run that
-    goes on from `state_path` ends with the bits of an uninterrupted one.
+    `loss_of` takes the number of updates done and is the only source of randomness, so a run that resumes from
+    `state_path` ends with the same bits as an uninterrupted one.
     """
     module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     averaged = copy.deepcopy(module).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01)
-    first = 0
-    if state_path.is_file():
-        state = torch.load(state_path)
-        module.load_state_dict(state["module"])
-        averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["update"]
+    parts: dict[str, torch.nn.Module | torch.optim.Optimizer] = {
+        "module": module,
+        "averaged": averaged,
+        "optimizer": optimizer,
+    }
+    first = _resume(parts, state_path)
     bar = progress_bar(range(first, updates), stage=f"pretrain: {stage}", total=updates, initial=first)
     running = None
     for update in bar:
@@ -242,6 +241,15 @@ def train_averaged(
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         bar.set_postfix(loss=f"{running:.4f}", refresh=False)
         if (update + 1) % save_every == 0 or update + 1 == updates:
-            state = {"module": module, "averaged": averaged, "optimizer": optimizer}
-            atomic_torch_save({k: v.state_dict() for k, v in state.items()} | {"update": update + 1}, state_path)
+            atomic_torch_save({k: v.state_dict() for k, v in parts.items()} | {"update": update + 1}, state_path)
     return averaged
+
+
+def _resume(parts: Mapping[str, torch.nn.Module | torch.optim.Optimizer], state_path: Path) -> int:
+    """Loads the saved state into the parts, if there is one; returns the number of updates done."""
+    if not state_path.is_file():
+        return 0
+    state = torch.load(state_path)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["update"]
