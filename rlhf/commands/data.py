@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rlhf.data.annotation_store import Assignment
 
 Selection = Literal["random", "uncertain"]
+Host = Annotated[str, typer.Option(help="Address to bind; addresses beyond this machine need a token.")]
 Repeat = Annotated[float, typer.Option(min=0, max=1, help="Share of prompts shown twice to the same person.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Largest number of candidates, in whole prompts; default: all.")]
 Earlier = Annotated[
@@ -84,7 +85,7 @@ def annotate(
     out: Out,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="Prompts; default: the candidates' copy.")] = None,
     simulated: Annotated[bool, typer.Option("--simulated", help="Let simulated annotators score.")] = False,
-    host: Annotated[str, typer.Option(help="Address to bind; others than this machine's need a token.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 takes a free one.")] = 8001,
     database: Annotated[str | None, typer.Option(help="postgresql://... default: OUT/annotations.db.")] = None,
     overlap: Annotated[int, typer.Option(min=1, help="Number of people who get each prompt.")] = 1,
@@ -104,7 +105,8 @@ def annotate(
 
     prompts = prompts_of(candidates, prompts)
     if simulated:
-        return _simulate(resolved, candidates, prompts, out, select, reward, limit, tuple(earlier or ()))
+        _simulate(resolved, candidates, prompts, out, select, reward, limit, tuple(earlier or ()))
+        return
     from rlhf.data.annotation_export import export_by_hand
     from rlhf.data.annotation_items import load_items
     from rlhf.data.annotation_store import Assignment
@@ -113,7 +115,7 @@ def annotate(
     items = load_items(candidates, prompts)
     if export:
         print(f"{export_by_hand(items, out, database)} judgements in {out / 'annotations.parquet'}")
-        return None
+        return
     order = order_prompts(items, select, reward, seed=resolved.seed, limit=limit, earlier=tuple(earlier or ()))
     assignment = Assignment(order=order, overlap=overlap, repeat=repeat, lease_s=60 * lease_minutes, seed=resolved.seed)
     _serve_page(resolved, items, assignment, out, database, host, port)

@@ -1,4 +1,4 @@
-"""How contestants are painted and compared."""
+"""Settings of sampling and comparison in evaluations."""
 
 from rlhf.config.config_types import Count, Section
 
@@ -11,8 +11,8 @@ class EvaluateConfig(Section):
     num_inference_steps: Count = 10
     """Denoising steps, deterministic DDIM."""
     micro_batch_size: Count = 64
-    """Images denoised at once."""
+    """Number of images per forward pass."""
     bootstrap: Count = 2000
-    """Resamples of the photographs."""
+    """Number of bootstrap resamples of the photographs."""
     features: str | None = None
-    """CLIP model (folder or hub name) in whose image embeddings FID and KID are taken; null leaves both out."""
+    """CLIP model (folder or hub name) whose image embeddings FID and KID use; null leaves both out."""

@@ -157,9 +157,8 @@ def make_novel_views(
 ) -> NovelViews:
     """Writes all results of a photograph uint8 [H, W, 3] with depth float64 [H, W] into `out`.
 
-    The files are `view.png` (further samples `view_1.png`, ...), `warped.png`, `disocclusion.png` (white = hole),
-    `path.gif`, `path.mp4`, `cloud.ply` and, last, `novel_view.json` with the returned record and `notes`.
-    Raises UserError if the pose is absurd or shows nothing of the photograph.
+    Files: `view.png` (further samples `view_1.png`, ...), `warped.png`, `disocclusion.png` (white = hole), `path.gif`,
+    `path.mp4`, `cloud.ply`, and last `novel_view.json`. Raises UserError if the pose shows nothing of the photograph.
     """
     check_pose(pose)
     source = whole_view(camera_at_origin(rgb.shape[1], rgb.shape[0], focal_px), rgb, depth)

@@ -32,7 +32,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """What `rlhf pretrain` is told."""
+    """Settings of `rlhf pretrain`."""
 
     images: Path
     """Folder of photographs."""
@@ -51,7 +51,7 @@ class PretrainConfig:
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Train `tiny` from scratch, or go on where an interrupted run stopped; returns the pipeline folder."""
+    """Trains `tiny` from scratch, or resumes an interrupted run; returns the pipeline folder."""
     paths = list_photographs(config.images)
     if not paths:
         raise UserError(f"{config.images}: no photographs; name a folder with PNG or JPEG files")
@@ -201,6 +201,9 @@ def unet_loss(
     return ((prediction - target).square() * (1.0 + 3.0 * mask)).mean()
 
 
+Part = torch.nn.Module | torch.optim.Optimizer
+
+
 def train_averaged(
     module: Module,
     loss_of: Callable[[int], torch.Tensor],
@@ -219,18 +222,12 @@ def train_averaged(
     module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     averaged = copy.deepcopy(module).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01)
-    parts: dict[str, torch.nn.Module | torch.optim.Optimizer] = {
-        "module": module,
-        "averaged": averaged,
-        "optimizer": optimizer,
-    }
+    parts: dict[str, Part] = {"module": module, "averaged": averaged, "optimizer": optimizer}
     first = _resume(parts, state_path)
     bar = progress_bar(range(first, updates), stage=f"pretrain: {stage}", total=updates, initial=first)
     running = None
     for update in bar:
-        progress = update / updates
-        warm_up = min(1.0, (update + 1) / 100)
-        optimizer.param_groups[0]["lr"] = peak_lr * warm_up * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        optimizer.param_groups[0]["lr"] = _learning_rate(update, updates, peak_lr)
         loss = loss_of(update)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -245,7 +242,12 @@ def train_averaged(
     return averaged
 
 
-def _resume(parts: Mapping[str, torch.nn.Module | torch.optim.Optimizer], state_path: Path) -> int:
+def _learning_rate(update: int, updates: int, peak_lr: float) -> float:
+    warm_up = min(1.0, (update + 1) / 100)
+    return peak_lr * warm_up * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (update / updates))))
+
+
+def _resume(parts: Mapping[str, Part], state_path: Path) -> int:
     """Loads the saved state into the parts, if there is one; returns the number of updates done."""
     if not state_path.is_file():
         return 0
