@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the docstrings of the configuration's fields: `python docs/generate_configuration.py`."""
+"""Writes docs/configuration.md from the docstrings of the configuration: `python docs/generate_configuration.py`."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,9 @@ def _values(schema: dict[str, Any]) -> str:
         return f"list of {_values(schema['items'])}"
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     words = [f"{word} {schema[key]:g}" for key, word in limits.items() if key in schema]
-    kind = {"array": "list", "null": "none", "object": "mapping"}.get(schema.get("type", ""), schema.get("type", "entry"))
+    kind = {"array": "list", "null": "none", "object": "mapping"}.get(
+        schema.get("type", ""), schema.get("type", "entry")
+    )
     return " ".join([kind, ", ".join(words)]).strip()
 
 
