@@ -29,11 +29,15 @@ def render() -> str:
 
 
 def _table(section: type[Section], without: set[str] = frozenset()) -> list[str]:
-    schema = section.model_json_schema()["properties"]
+    schema = section.model_json_schema(by_alias=False)["properties"]
     rows = ["| key | default | values | meaning |", "| --- | --- | --- | --- |"]
     for name, field in section.model_fields.items():
         if name not in without:
-            default = "required" if field.is_required() else f"`{json.dumps(field.get_default(), default=list)}`"
+            default = (
+                "required"
+                if field.is_required()
+                else f"`{json.dumps(field.get_default(call_default_factory=True), default=list)}`"
+            )
             cells = [f"`{name}`", default, _values(schema[name]), " ".join((field.description or "").split())]
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return rows
