@@ -15,7 +15,7 @@ from rlhf.commands.cli import app
 from rlhf.config.run_config import EvaluateConfig, RunConfig
 from rlhf.diffusion.policy import load_policy
 from rlhf.errors import UserError
-from rlhf.evaluation.tasks.extension_measures import MEASURES
+from rlhf.evaluation.tasks.extension_measures import STEP_MEASURES
 from rlhf.views.extension import MAX_STEPS, UNPAINTED, count_steps, extend, frame, save_gif
 from rlhf.views.growth import Band, Margins, band_hole, fill_by_padding, fill_by_policy, grow, plan_bands
 
@@ -104,7 +104,9 @@ def test_the_commands_extend_and_judge_a_policy(small_pipeline: Path, photograph
     sizes = ["--photographs", 6, "--steps-per-side", 1]
     judged = run_study("extension", "--images", photographs, "--run", policy, "--out", tmp_path / "s", *model, *sizes)
     assert judged.returncode == 0, judged.stderr
-    assert all(word in judged.stdout for word in ("base", "aligned", "mirror", *(m.label for m in MEASURES.values())))
+    assert all(
+        word in judged.stdout for word in ("base", "aligned", "mirror", *(m.label for m in STEP_MEASURES.values()))
+    )
     summary = json.loads((tmp_path / "s" / "extension_study.json").read_text())
     assert (summary["known_pixels_differ"], summary["aligned"][:24]) == (0, "policy-000002, version 2")
     out = tmp_path / "extended"
