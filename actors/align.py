@@ -1,4 +1,4 @@
-"""The driver of `rlhf align`: starts Ray, makes the actors, lets Ray Train own the learner."""
+"""The driver of `rlhf align`: starts Ray, reserves the actors' places and has Ray Train run the learner."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from actors.learner_loop import learner_loop
+from actors.learner_loop import RunSetup, learner_loop
 from actors.placement import ROLES, reserve, resources_of
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from actors.worker_pool import find_user_error
@@ -31,7 +31,7 @@ from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read
 from rlhf.storage.url_path import UrlPath
 
 ANSWER_S = 5.0
-"""How long a cluster's head may take to accept a connection."""
+"""Longest time that a cluster's head may take to accept a connection."""
 
 
 def align(
@@ -47,16 +47,43 @@ def align(
     dump: Path | None = None,
     replay: Path | None = None,
 ) -> Path:
-    """Align the model to the reward; returns the last policy folder.
+    """Aligns the model to the reward; returns the last policy folder.
 
-    `reward` is the reward folder; None where `config.rewards` names all that is needed. Training begins with
-    the policy folder `start`, else with the base model. With `wait` it waits for resources that are not there.
-    Rollouts are written to the folder `dump`, if any; with `replay` they are read from there, and neither samplers
-    nor scorers start, nor are prompts and reward needed.
-    Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints below
-    `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
+    `reward` is the reward folder; None if `config.rewards` names everything needed. Training begins with the policy
+    folder `start`, or else with the base model. With `wait` it waits for missing resources. Rollouts are written to
+    the folder `dump`, if any; with `replay` they are read from that folder, and no samplers, scorers, prompts or
+    reward are needed. Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints
+    below `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
     """
+    folders = {"prompts": prompts, "reward": reward, "start": start, "dump": dump, "replay": replay}
     check_address(address)
+    config = _prepare(config, out, resume=resume, **folders)
+    start_ray(config, address)
+    try:
+        group = reserve(config.cluster, ROLES if replay is None else ("learner",), wait=wait)
+        absolute = {name: None if folder is None else folder.resolve() for name, folder in folders.items()}
+        setup = RunSetup(config=config, run_id=uuid.uuid4().hex, out=out.resolve(), group=group, **absolute)
+        with follow_metrics(out, config.align), track_metrics(out, config):
+            _fit(make_trainer(setup, out), out)
+    finally:
+        ray.shutdown()
+    if (hint := find_role_to_grow(read_metrics(out))) is not None:
+        print(f"align: {hint}", file=sys.stderr)
+    return out / f"policy-{config.align.updates:06d}"
+
+
+def _prepare(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool,
+    prompts: Path | None,
+    reward: Path | None,
+    start: Path | None,
+    dump: Path | None,
+    replay: Path | None,
+) -> RunConfig:
+    """Checks all input and prepares the run folder; returns the configuration for the actors."""
     if start is not None:
         check_start(start, config.align.trainable, config.model.path)
     check_packages(config.logging)
@@ -68,29 +95,11 @@ def align(
     else:
         config = check_inputs(config, prompts, reward)
     print(describe_disk_need(config, out), file=sys.stderr)
-    start_ray(config, address)
-    try:
-        group = reserve(config.cluster, ROLES if replay is None else ("learner",), wait=wait)
-        folders = {"prompts": prompts, "reward": reward, "start": start, "dump": dump, "replay": replay}
-        setup = {
-            "config": config,
-            "run_id": uuid.uuid4().hex,
-            "out": out.resolve(),
-            "group": group,
-            **{name: None if folder is None else folder.resolve() for name, folder in folders.items()},
-        }
-        with follow_metrics(out, config.align), track_metrics(out, config):
-            _fit(make_trainer(setup, out), out)
-    finally:
-        ray.shutdown()
-    hint = find_role_to_grow(read_metrics(out))
-    if hint is not None:
-        print(f"align: {hint}", file=sys.stderr)
-    return out / f"policy-{config.align.updates:06d}"
+    return config
 
 
 def check_inputs(config: RunConfig, prompts: Path | None, reward: Path | None) -> RunConfig:
-    """`check_rewards` with the prompts' captions; UserError also where there are too few prompts, or none."""
+    """Runs `check_rewards` with the prompts' captions; raises UserError also if there are too few prompts, or none."""
     if prompts is None:
         raise UserError("align: name the folder of prompts with --prompts; only --replay needs none")
     table, wanted = PromptTable(prompts, split="train"), config.align.prompts_per_update
@@ -100,19 +109,19 @@ def check_inputs(config: RunConfig, prompts: Path | None, reward: Path | None) -
 
 
 def check_rewards(config: RunConfig, reward: Path | None, captions: Mapping[str, str]) -> RunConfig:
-    """The configuration with the rewards' folders made absolute, since actors start elsewhere.
+    """Returns the configuration with absolute paths of the rewards' folders, since actors start elsewhere.
 
-    Raises UserError where a reward does not load, or reads a caption that a prompt does not have.
+    Raises UserError if a reward does not load, or reads a caption that a prompt does not have.
     """
     config = config.model_copy(update={"rewards": with_absolute_paths(config.rewards)})
     check_captions(config.rewards, captions)
-    # Only to see that they load: the scorers hold them, and this machine may have no GPU.
+    # Only tests that they load: the scorers hold them, and this machine may have no GPU.
     build_rewards(config.rewards, reward, torch.device("cpu"))
     return config
 
 
 def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Path | None = None) -> None:
-    """Save the resolved configuration and the policy to start from.
+    """Saves the resolved configuration and the policy to start from.
 
     Raises UserError for a used folder without `--resume`, and for another configuration or start with it.
     """
@@ -133,7 +142,7 @@ def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Pat
 
 
 def check_address(address: str | None) -> None:
-    """UserError where nothing answers at HOST:PORT within seconds; Ray itself would try for minutes."""
+    """Raises UserError if nothing answers at HOST:PORT within seconds; Ray itself would try for minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return
@@ -144,7 +153,7 @@ def check_address(address: str | None) -> None:
 
 
 def start_ray(config: RunConfig, address: str | None) -> None:
-    """Join the cluster at `address`, or start Ray on this machine alone."""
+    """Joins the cluster at `address`, or starts Ray on this machine alone."""
     check_address(address)
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -158,20 +167,20 @@ def start_ray(config: RunConfig, address: str | None) -> None:
     cluster = config.cluster
     actors = cluster.samplers + cluster.scorers + cluster.learners
     wanted = max(os.cpu_count() or 1, int(actors * cluster.cpus_per_actor) + 2)
-    # "local": not the Ray that may run here already, as on the head of a cluster.
+    # "local" ignores a Ray that runs here already, as on the head of a cluster.
     ray.init(
         address="local", num_cpus=wanted, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
     )
 
 
-def make_trainer(setup: dict, out: Path) -> TorchTrainer:
-    """Ray Train around the learner loop; a run of the same folder goes on from its last checkpoint."""
-    cluster = setup["config"].cluster
+def make_trainer(setup: RunSetup, out: Path) -> TorchTrainer:
+    """Wraps Ray Train around the learner loop; a run of the same folder goes on from its last checkpoint."""
+    cluster = setup.config.cluster
     asked = resources_of(cluster, "learner")
     learners = cluster.learners if cluster.min_learners is None else (cluster.min_learners, cluster.learners)
     return TorchTrainer(
         learner_loop,
-        train_loop_config=setup,
+        train_loop_config={"setup": setup},
         torch_config=TorchConfig(backend="nccl" if "GPU" in asked else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=learners,
@@ -183,7 +192,7 @@ def make_trainer(setup: dict, out: Path) -> TorchTrainer:
             name="learner",
             storage_path=out.key if isinstance(out, UrlPath) else str(out.resolve()),
             storage_filesystem=out.filesystem if isinstance(out, UrlPath) else None,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=setup["config"].align.keep_last),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=setup.config.align.keep_last),
             failure_config=ray.train.FailureConfig(max_failures=cluster.learner_failures),
         ),
     )

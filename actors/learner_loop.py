@@ -1,13 +1,13 @@
-"""What every learner rank runs under Ray Train: the whole of the training, in one function."""
+"""The training loop, which every learner rank runs under Ray Train."""
 
 import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.exceptions
@@ -15,13 +15,14 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
+from ray.util.placement_group import PlacementGroup
 
-from actors.coordinator import Coordinator
+from actors.coordinator import Collector, Coordinator
 from actors.incidents import Incidents
-from actors.messages import BatchShare, UpdateWork
+from actors.messages import BatchShare, UpdateNotice, UpdateWork
 from actors.overlapped_coordinator import OverlappedCoordinator
 from actors.placement import start_dispatcher
-from actors.rollout_replay import AnyCoordinator, DumpingCoordinator, ReplayCoordinator
+from actors.rollout_replay import DumpingCoordinator, ReplayCoordinator
 from actors.telemetry import Telemetry
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.learner import Learner
@@ -41,49 +42,70 @@ from rlhf.storage.images import from_8bit
 from rlhf.storage.url_path import explained
 
 
-def learner_loop(setup: dict[str, Any]) -> str | None:
-    """Train; returns None, or what the user can put right: Ray Train would start again after an exception."""
+@dataclass(frozen=True, kw_only=True)
+class RunSetup:
+    """Everything that the driver passes to the learner ranks; folders are absolute or at URLs."""
+
+    config: RunConfig
+    run_id: str
+    """Identifier of the driver."""
+    out: Path
+    group: PlacementGroup | None
+    """Reservation of samplers and scorers; None for a replay."""
+    prompts: Path | None
+    reward: Path | None
+    start: Path | None
+    """Policy folder to start from; None starts from the base model."""
+    dump: Path | None
+    """Folder that rollouts are written to."""
+    replay: Path | None
+    """Folder that rollouts are read from; neither samplers nor scorers start then."""
+
+
+def learner_loop(loop_config: dict[str, RunSetup]) -> str | None:
+    """Trains with `loop_config["setup"]`.
+
+    Returns None, or the text of a UserError: after an exception Ray Train would start again.
+    """
     try:
-        train(setup)
+        train(loop_config["setup"])
     except UserError as error:
         return str(error)
     return None
 
 
-def train(setup: dict[str, Any]) -> None:
-    """Rollout, score, train, publish; again for every update.
+def train(setup: RunSetup) -> None:
+    """For every update: publishes the weights, rolls out, scores, weighs, trains and saves.
 
-    `setup` holds `config`, the driver's `run_id`, the folders `prompts`, `reward` and `out`, local or at URLs, the
-    policy folder to `start` from or None, the placement `group`, and the folder that rollouts are written to
-    (`dump`) or read from (`replay`) or None. Rank 0 also coordinates, and owns samplers and scorers; it waits for
-    them, the other ranks wait for it. A checkpoint is complete only when all ranks have reported it; ranks that
-    were restarted, as many as there then are, go on from the last one.
+    Rank 0 also coordinates and owns samplers and scorers: it publishes, has them roll out and score, and weighs
+    (`Coordinator.collect`), while the other ranks wait for their shares. A checkpoint is complete when all ranks have
+    reported it. Restarted ranks, whatever their number, go on from the last one.
     """
-    config: RunConfig = setup["config"]
-    align, out = config.align, setup["out"]
+    config, align, out = setup.config, setup.config.align, setup.out
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.cluster.threads_per_learner)
     incidents = Incidents(out)
     coordinator = _start_coordinator(setup, ranks, incidents) if rank == 0 else None
-    learner, first = _start_learner(config, ranks, setup["start"])
+    learner, first = _start_learner(config, ranks, setup.start)
     if rank == 0:
         repeated = len(read_metrics(out)) - first
-        incidents.note_start(setup["run_id"], f"{ranks} rank(s) go on from update {first}; {repeated} are repeated")
+        incidents.note_start(setup.run_id, f"{ranks} rank(s) go on from update {first}; {repeated} are repeated")
     log = MetricsLog(out, first_update=first) if rank == 0 else None
     telemetry = Telemetry(out) if rank == 0 else None
 
     for update in range(first, align.updates):
         started = time.perf_counter()
-        weights = learner.acting_weights()
-        is_canary = (update - first) % config.cluster.canary_every == 0
-        with learner.acting() as policy:
-            canary = probe_log_prob(policy, align) if is_canary else None
-        collect = None if coordinator is None else partial(coordinator.collect, update, weights, canary)
-        work, batches = receive(rank, collect)
+        weights, probe = learner.acting_weights(), None
+        if (update - first) % config.cluster.probe_every == 0:
+            with learner.acting() as policy:
+                probe = probe_log_prob(policy, align)
+        # Rank 0 publishes, rolls out, scores and weighs; every rank receives its share.
+        collect = None if coordinator is None else partial(coordinator.collect, update, weights, probe)
+        facts, share, batches = receive(rank, collect)
         train_started = time.perf_counter()
-        metrics = learner.train(batches, is_on_policy=work.metrics["staleness"] == 0)
-        metrics |= work.metrics | {"update": update + 1, "train_s": time.perf_counter() - train_started}
+        metrics = learner.train(batches, is_on_policy=facts["staleness"] == 0)
+        metrics |= facts | {"update": update + 1, "train_s": time.perf_counter() - train_started}
         metrics |= {"update_s": time.perf_counter() - started, "learners": ranks}
         is_checkpoint = (update + 1) % align.checkpoint_every == 0 or update + 1 == align.updates
         with agreed():
@@ -91,31 +113,31 @@ def train(setup: dict[str, Any]) -> None:
                 log.write(metrics)
                 telemetry.publish(metrics)
             if is_checkpoint and rank == 0:
-                _write_results(learner, config, out, update + 1, work)
+                _save_results(learner, config, out, update + 1, share[0].images)
         _report(learner, metrics, update + 1, out if is_checkpoint else None)
 
 
-def _start_coordinator(setup: dict[str, Any], ranks: int, incidents: Incidents) -> AnyCoordinator:
-    if setup["replay"] is not None:
-        return ReplayCoordinator(RolloutDump(setup["replay"]), incidents, ranks=ranks)
+def _start_coordinator(setup: RunSetup, ranks: int, incidents: Incidents) -> Collector:
+    if setup.replay is not None:
+        return ReplayCoordinator(RolloutDump(setup.replay), incidents, ranks=ranks)
     coordinator = _start_sampling(setup, incidents, ranks)
-    return coordinator if setup["dump"] is None else DumpingCoordinator(coordinator, RolloutDump(setup["dump"]))
+    return coordinator if setup.dump is None else DumpingCoordinator(coordinator, RolloutDump(setup.dump))
 
 
-def _start_sampling(setup: dict[str, Any], incidents: Incidents, ranks: int) -> AnyCoordinator:
-    config, out = setup["config"], setup["out"]
-    is_dumped = setup["dump"] is not None
-    dispatcher = start_dispatcher(config, setup["reward"], setup["group"], incidents, keep_images=is_dumped)
-    prompts = PromptTable(setup["prompts"], split="train")
-    coordinator = Coordinator(config, prompts, dispatcher, incidents, ranks=ranks, out=out)
-    if config.align.max_staleness == 0:
+def _start_sampling(setup: RunSetup, incidents: Incidents, ranks: int) -> Collector:
+    config, align = setup.config, setup.config.align
+    assert setup.prompts is not None, "only a replay needs no prompts"
+    keep_images = setup.dump is not None
+    dispatcher = start_dispatcher(config, setup.reward, setup.group, incidents, keep_images=keep_images)
+    prompts = PromptTable(setup.prompts, split="train")
+    coordinator = Coordinator(config, prompts, dispatcher, incidents, ranks=ranks, out=setup.out)
+    if align.max_staleness == 0:
         return coordinator
-    ahead, updates = config.align.max_staleness, config.align.updates
-    return OverlappedCoordinator(coordinator, max_staleness=ahead, updates=updates)
+    return OverlappedCoordinator(coordinator, max_staleness=align.max_staleness, updates=align.updates)
 
 
 def _start_learner(config: RunConfig, ranks: int, start: Path | None) -> tuple[Learner, int]:
-    """The learner, and the updates that it has had."""
+    """Returns the learner and the number of updates that it has made."""
     align = config.align
     micro_batches = -(-align.prompts_per_update * align.samples_per_prompt // align.micro_batch_size // ranks)
     passes = algorithm_of(align).passes_per_batch(align)
@@ -133,43 +155,58 @@ def _start_learner(config: RunConfig, ranks: int, start: Path | None) -> tuple[L
         return learner, learner.load(Path(folder))
 
 
-def receive(rank: int, collect: Callable[[], UpdateWork] | None) -> tuple[UpdateWork, list[TrainingBatch]]:
-    """This rank's share of what rank 0 collects; the others have no `collect`.
+Message = UpdateNotice | UserError | None
 
-    It is collected again where a node was lost that held some of it. Raises rank 0's UserError on all ranks.
+
+def receive(
+    rank: int,
+    collect: Callable[[], UpdateWork] | None,
+    broadcast: Callable[[Message], Message] = broadcast_from_rank_zero,
+) -> tuple[dict[str, float], list[BatchShare], list[TrainingBatch]]:
+    """Returns the metrics of the work that rank 0 collects, and this rank's share with its training batches.
+
+    Only rank 0 has `collect`. The work is collected again if a node was lost that held some of it. Raises rank 0's
+    UserError on all ranks.
     """
     while True:
-        work: UpdateWork | UserError | None = None
+        message: Message = None
         if collect is not None:
             try:
-                work = collect()
+                message = announce(collect())
             except UserError as error:
-                work = error
-        work = broadcast_from_rank_zero(work)
-        if isinstance(work, UserError):
-            raise work
-        assert work is not None
-        batches = _fetch(work.shares[rank])
-        if _all_have(batches is not None):
-            assert batches is not None
-            return work, batches
+                message = error
+        notice = broadcast(message)
+        if isinstance(notice, UserError):
+            raise notice
+        assert notice is not None
+        fetched = _fetch(notice.shares[rank])
+        # Rank 0 keeps `message`, and with it the shares, until all ranks have fetched theirs.
+        if _all_have(fetched is not None):
+            assert fetched is not None
+            return notice.metrics, *fetched
 
 
-def _fetch(shares: list[BatchShare]) -> list[TrainingBatch] | None:
-    """None where a trajectory is lost."""
+def announce(work: UpdateWork) -> UpdateNotice:
+    """Puts each rank's share into the object store; only the references are broadcast."""
+    return UpdateNotice(shares=[ray.put(share) for share in work.shares], metrics=work.metrics)
+
+
+def _fetch(reference: ray.ObjectRef) -> tuple[list[BatchShare], list[TrainingBatch]] | None:
+    """Fetches a rank's share and its trajectories; returns None if any is lost."""
     try:
-        trajectories = ray.get([share.trajectories[0] for share in shares])
+        share: list[BatchShare] = ray.get(reference)
+        trajectories = ray.get([batch.trajectories[0] for batch in share])
     except ray.exceptions.ObjectLostError:
         return None
-    return [
-        TrainingBatch(trajectories=t, advantages=s.advantages, trust_weights=s.trust_weights, weight=s.weight)
-        for t, s in zip(trajectories, shares, strict=True)
+    return share, [
+        TrainingBatch(trajectories=t, advantages=b.advantages, trust_weights=b.trust_weights, weight=b.weight)
+        for t, b in zip(trajectories, share, strict=True)
     ]
 
 
 @contextmanager
 def agreed() -> Iterator[None]:
-    """A UserError of one rank in the block is raised on all, which would wait for that rank for ever."""
+    """Raises a UserError of one rank in the block on all ranks, which would otherwise wait for that rank for ever."""
     problem = None
     try:
         yield
@@ -187,8 +224,8 @@ def _all_have(is_there: bool) -> bool:
     return not bool(missing.item())
 
 
-def _write_results(learner: Learner, config: RunConfig, out: Path, version: int, work: UpdateWork) -> None:
-    """The averaged policy, as users load it, and pictures of the last rollout."""
+def _save_results(learner: Learner, config: RunConfig, out: Path, version: int, images: list[ray.ObjectRef]) -> None:
+    """Saves the averaged policy for users and a picture of the last rollout."""
     save_policy(
         learner.policy.family,
         learner.averaged,
@@ -198,13 +235,13 @@ def _write_results(learner: Learner, config: RunConfig, out: Path, version: int,
         base=config.model.path,
     )
     drop_policies(out, config.align.keep_policies)
-    with suppress(ray.exceptions.ObjectLostError):  # with its node; it is but a picture
-        images = from_8bit(ray.get(work.shares[0][0].images[0]))
-        save_rollout_grid(images, config.align.samples_per_prompt, out / "grids" / f"update-{version:06d}.png")
+    with suppress(ray.exceptions.ObjectLostError):  # The picture is lost with its node; the run does not need it.
+        grid = from_8bit(ray.get(images[0]))
+        save_rollout_grid(grid, config.align.samples_per_prompt, out / "grids" / f"update-{version:06d}.png")
 
 
-def _report(learner: Learner, metrics: dict[str, Any], update: int, out: Path | None) -> None:
-    """Every rank reports every time; a checkpoint, for which `out` must have room, holds each rank's own shard."""
+def _report(learner: Learner, metrics: dict[str, float], update: int, out: Path | None) -> None:
+    """Reports to Ray Train on every rank; with `out`, which must have room, adds a checkpoint of the rank's shard."""
     if out is None:
         ray.train.report(metrics)
         return

@@ -1,8 +1,11 @@
-"""The records that travel between Ray processes."""
+"""The records that travel between Ray processes; importing them imports no torch.
+
+References lie in lists: Ray would resolve a bare reference on its way.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 import ray
 
@@ -17,33 +20,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsNotice:
-    """A published policy version; every rollout call carries one, so a restarted sampler catches up."""
+    """A published policy version. Every rollout call carries one, so a restarted sampler catches up."""
 
     version: int
     weights: list[ray.ObjectRef]
-    """One reference to the trained tensors by name, as NumPy's arrays, which all samplers of a node read from shared
-    memory; in a list, so that the reference travels."""
+    """One reference to the trained tensors by name, as NumPy arrays in shared memory for all samplers of a node."""
     checksum: str
-    canary: float | None = None
-    """The learner's log-prob of the canary under these weights, where samplers shall compute theirs."""
+    probe: float | None = None
+    """The learner's log-prob of the probe under these weights, in nats; None if samplers need not compute theirs."""
 
     @classmethod
-    def publish(
-        cls, weights: "Mapping[str, torch.Tensor]", version: int, canary: float | None = None
-    ) -> "WeightsNotice":
-        """Put weights [on the CPU, in float32] into the object store: once, since samplers fetch from one another."""
+    def publish(cls, weights: "Mapping[str, torch.Tensor]", version: int, probe: float | None = None) -> Self:
+        """Puts weights [on the CPU, in float32] into the object store once; samplers fetch from one another."""
         arrays = {name: tensor.numpy() for name, tensor in weights.items()}
-        return cls(version=version, weights=[ray.put(arrays)], checksum=checksum(arrays), canary=canary)
+        return cls(version=version, weights=[ray.put(arrays)], checksum=checksum(arrays), probe=probe)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsAck:
-    """What a sampler says of the weights that its UNet holds."""
+    """A sampler's proof of the weights that its network holds."""
 
     version: int
     checksum: str
-    """Computed from the tensors of the UNet, not from the message."""
-    canary: float | None
+    """Checksum of the network's tensors, not copied from the notice."""
+    probe: float | None
+    """The sampler's log-prob of the probe, in nats; None if the notice has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class RolloutTask:
 
     prompt_ids: tuple[str, ...]
     prompts: list[ray.ObjectRef]
-    """One reference to rows of the table of prompts by id, of these and maybe others; in a list, so that it travels."""
+    """One reference to rows of the table of prompts by id, for these prompts and maybe others."""
     samples_per_prompt: int
     plan: RolloutPlan
     seed_key: tuple[object, ...]
@@ -62,39 +63,51 @@ class RolloutTask:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutReceipt:
-    """What a sampler says of a finished task; images and trajectories stay in the object store."""
+    """A sampler's receipt for a finished task; images and trajectories stay in the object store."""
 
     prompt_ids: tuple[str, ...]
     version: int
+    """Version of the weights that sampled."""
     checksum: str
-    """As acknowledged."""
+    """Checksum of these weights, as acknowledged."""
     duration_s: float
     forward_images: int
-    """Images that went through the UNet, over all steps."""
+    """Number of images that went through the network, over all steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchShare:
-    """One micro-batch for one learner rank."""
+    """One micro-batch of B samples for one learner rank."""
 
     trajectories: list[ray.ObjectRef]
-    """One reference, in a list so that it travels unresolved."""
+    """One reference to the recorded transitions."""
     images: list[ray.ObjectRef]
-    """One reference to uint8 [B, 3, H, W], or none where they have been dropped."""
+    """One reference to uint8 [B, 3, H, W], or none if they have been dropped."""
     advantages: "torch.Tensor"
+    """float32 [B]."""
     trust_weights: "torch.Tensor"
+    """float32 [B], divided by the mean over the update."""
     prompt_ids: tuple[str, ...]
     scores: "dict[str, Scores]"
-    """By reward, as they were before they were combined."""
+    """Scores by reward, before they are combined."""
     weight: float = 1.0
-    """In the mean over the global batch; 0 fills up a rank that has fewer micro-batches than others."""
+    """Weight in the mean over the global batch; 0 if the micro-batch only fills up a rank's share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateWork:
-    """All micro-batches of an update, by rank, and the coordinator's figures."""
+    """All micro-batches of an update, by rank, and the coordinator's metrics; stays on rank 0."""
 
     shares: list[list[BatchShare]]
-    metrics: dict[str, Any]
+    metrics: dict[str, float]
     checksum: str
-    """Of the weights that sampled."""
+    """Checksum of the weights that sampled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateNotice:
+    """An update as rank 0 announces it to all ranks: small, whatever the batch."""
+
+    shares: list[ray.ObjectRef]
+    """Reference to each rank's list of BatchShare; a rank fetches its own only."""
+    metrics: dict[str, float]

@@ -1,4 +1,4 @@
-"""Where the actors of a run lie: asked of the cluster at once, and checked before anything starts."""
+"""Places the actors of a run: reserves all resources at once, and checks them before anything starts."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ from actors.dispatch import Dispatcher
 from actors.incidents import Incidents
 from actors.reward_scorer import RewardScorer
 from actors.rollout_sampler import RolloutSampler
-from actors.worker_pool import Crew
+from actors.worker_pool import WorkerPool
 from rlhf.config.cluster_config import ClusterConfig
 from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
@@ -23,11 +23,11 @@ from rlhf.errors import UserError
 Resources = dict[str, float]
 ROLES = ("sampler", "scorer", "learner")
 READY_S = 60.0
-"""How long resources that the cluster has, but others may hold, are waited for."""
+"""Longest wait for resources that the cluster has but others may hold."""
 
 
 def resources_of(cluster: ClusterConfig, role: str) -> Resources:
-    """What one actor of a role asks for: `sampler`, `scorer` or `learner`."""
+    """Returns the resources that one actor of a role asks for: `sampler`, `scorer` or `learner`."""
     gpus = getattr(cluster, f"gpus_per_{role}")
     gpus = cluster.gpus_per_actor if gpus is None else gpus
     marked = {role: gpus or 1.0} if cluster.role_resources else {}
@@ -35,17 +35,16 @@ def resources_of(cluster: ClusterConfig, role: str) -> Resources:
 
 
 def bundles_of(cluster: ClusterConfig, roles: Sequence[str] = ROLES) -> list[Resources]:
-    """One bundle per sampler, then one per scorer, where they are among the roles."""
+    """Returns one bundle per sampler, then one per scorer, if they are among the roles."""
     counts = {"sampler": cluster.samplers, "scorer": cluster.scorers}
     return [resources_of(cluster, role) for role, count in counts.items() if role in roles for _ in range(count)]
 
 
 def reserve(cluster: ClusterConfig, roles: Sequence[str] = ROLES, *, wait: bool) -> PlacementGroup | None:
-    """Reserve what samplers and scorers need; the learner's ranks are placed by Ray Train, but counted here.
+    """Reserves resources for those of `roles` that are samplers or scorers; None if neither is.
 
-    Of the roles given; None where samplers and scorers are not among them.
-    Raises UserError that says what was asked, what exists and what is missing, where the cluster cannot
-    hold it all; with `wait` it waits until nodes have joined, and says so.
+    Ray Train places the learner ranks, but they are counted here. Raises UserError if the cluster cannot hold all:
+    the message names the resources asked for, existing and missing. With `wait` it waits until nodes have joined.
     """
     learners = [resources_of(cluster, "learner")] * (cluster.min_learners or cluster.learners)
     bundles, asked = bundles_of(cluster, roles), _describe(cluster, roles)
@@ -67,9 +66,9 @@ def reserve(cluster: ClusterConfig, roles: Sequence[str] = ROLES, *, wait: bool)
 
 
 def find_shortage(wanted: Sequence[Resources], nodes: Sequence[Mapping[str, float]], placement: str) -> str | None:
-    """What nodes of these resources lack for the bundles, in words; None where all fit.
+    """Describes the resources that the nodes lack for the bundles; None if all fit.
 
-    The largest bundles are laid out first, each on the first node with room; STRICT_PACK takes one node,
+    The largest bundles are placed first, each on the first node with room; STRICT_PACK takes one node,
     STRICT_SPREAD one bundle per node.
     """
     if placement == "STRICT_PACK":
@@ -107,25 +106,26 @@ def start_dispatcher(
     *,
     keep_images: bool = False,
 ) -> Dispatcher:
-    """Samplers and scorers, each in its bundle of the group; anywhere without one."""
+    """Starts samplers and scorers, each in its bundle of the group; without a group Ray chooses."""
     return Dispatcher(
-        samplers=_start_crew("sampler", RolloutSampler, config, group, incidents, config),
-        scorers=_start_crew("scorer", RewardScorer, config, group, incidents, config, reward),
+        samplers=_start_pool("sampler", RolloutSampler, config, group, incidents, config),
+        scorers=_start_pool("scorer", RewardScorer, config, group, incidents, config, reward),
         timeout_s=config.cluster.task_timeout_s,
-        canary_tolerance=config.align.max_ratio_error,
+        probe_tolerance=config.align.max_ratio_error,
         keep_images=keep_images,
     )
 
 
-def start_painters(config: RunConfig, group: PlacementGroup | None, incidents: Incidents) -> Dispatcher:
-    """Samplers alone, whose images nobody scores."""
-    samplers = _start_crew("sampler", RolloutSampler, config, group, incidents, config)
-    return Dispatcher(samplers=samplers, scorers=None, timeout_s=config.cluster.task_timeout_s, method="paint")
+def start_samplers(config: RunConfig, group: PlacementGroup | None, incidents: Incidents) -> Dispatcher:
+    """Starts samplers alone; their images are not scored."""
+    samplers = _start_pool("sampler", RolloutSampler, config, group, incidents, config)
+    timeout_s = config.cluster.task_timeout_s
+    return Dispatcher(samplers=samplers, scorers=None, timeout_s=timeout_s, sampling_method=lambda handle: handle.paint)
 
 
-def _start_crew(
+def _start_pool(
     role: str, actor: Any, config: RunConfig, group: PlacementGroup | None, incidents: Incidents, *arguments: object
-) -> Crew:
+) -> WorkerPool:
     cluster, asked = config.cluster, resources_of(config.cluster, role)
     options: dict[str, Any] = {"num_cpus": asked.pop("CPU"), "num_gpus": asked.pop("GPU", 0), "resources": asked}
     options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(cluster.threads_per_sampler)}}
@@ -135,7 +135,7 @@ def _start_crew(
         where = None if group is None else PlacementGroupSchedulingStrategy(group, first + place)
         return ray.remote(**options, scheduling_strategy=where)(actor).remote(*arguments)
 
-    return Crew(role, make, size, incidents)
+    return WorkerPool(role, make, size, incidents)
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Prompts that are no longer sampled, with the reason; kept in the run folder."""
+"""The quarantine: prompts that are no longer sampled, with the reason; kept in the run folder."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 
 
-class PutAside:
-    """`put_aside.json` in a run folder: the reason by prompt id."""
+class Quarantine:
+    """Keeps the reason by prompt id in `put_aside.json` of a run folder."""
 
     def __init__(self, out: Path) -> None:
         self._path = out / "put_aside.json"
@@ -18,12 +18,15 @@ class PutAside:
         )
 
     def add(self, prompt_id: str, reason: str) -> None:
-        """From now on this prompt is replaced by another."""
+        """Quarantines a prompt: another one replaces it from now on."""
         self.reasons[prompt_id] = reason
         atomic_write_json(self._path, self.reasons)
 
     def substitute(self, chosen: list[str], ids: list[str], key: tuple[int, ...]) -> list[str]:
-        """The chosen prompts with those put aside replaced by others, drawn by `key`; UserError where none is left."""
+        """Returns the chosen prompts, with those in quarantine replaced by others of `ids`, drawn by `key`.
+
+        Raises UserError if too few others are left.
+        """
         kept = [name for name in chosen if name not in self.reasons]
         if len(kept) == len(chosen):
             return chosen

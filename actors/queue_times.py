@@ -1,10 +1,10 @@
-"""How the tasks of an update went through samplers and scorers, in numbers."""
+"""Queue times: how long the tasks of an update wait for samplers and scorers."""
 
 import time
 
 
-class Flow:
-    """Begun when the weights are published; the clock is an argument so that tests can turn it."""
+class QueueTimes:
+    """Starts when the weights are published; tests pass the clock's time as `now`, in seconds."""
 
     def __init__(self, now: float | None = None) -> None:
         self._started = self._last = time.perf_counter() if now is None else now
@@ -12,7 +12,10 @@ class Flow:
         self._to_sample = self._to_score = 0.0
 
     def note(self, *, is_synced: bool, to_sample: int, to_score: int, now: float | None = None) -> None:
-        """So many tasks have waited since the last note; `is_synced` once every sampler has proved the weights."""
+        """Notes the numbers of tasks that have waited since the last note.
+
+        `is_synced` says whether every sampler has proved the weights.
+        """
         now = time.perf_counter() if now is None else now
         self._to_sample += to_sample * (now - self._last)
         self._to_score += to_score * (now - self._last)
@@ -21,9 +24,9 @@ class Flow:
             self._synced = now - self._started
 
     def metrics(self) -> dict[str, float]:
-        """`weights_sync_s`, and the mean number of tasks that waited to be sampled and to be scored.
+        """Returns `weights_sync_s` and the mean numbers of tasks that waited to be sampled and to be scored.
 
-        Where some sampler had not proved the weights when the last task was done, `weights_sync_s` is all of the time.
+        If a sampler had not proved the weights when the last task was finished, `weights_sync_s` is the whole time.
         """
         duration = self._last - self._started
         return {

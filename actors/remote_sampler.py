@@ -1,4 +1,4 @@
-"""Images of policies by samplers on Ray, for the stages beside `rlhf align`: candidates and evaluation."""
+"""Samples images of policies on Ray, for the stages beside `rlhf align`: candidates and evaluation."""
 
 import itertools
 import sys
@@ -12,11 +12,12 @@ import ray.exceptions
 import torch
 
 from actors.align import start_ray
-from actors.dispatch import Dispatcher, PoisonPrompt
+from actors.dispatch import Dispatcher
 from actors.incidents import Incidents
 from actors.messages import RolloutTask, WeightsNotice
-from actors.placement import reserve, start_painters
-from actors.quarantine import PutAside
+from actors.placement import reserve, start_samplers
+from actors.quarantine import Quarantine
+from actors.task_records import PoisonPrompt
 from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.policy_folders import read_manifest
@@ -36,11 +37,11 @@ def remote_samplers(
     address: str | None = None,
     wait: bool = False,
 ) -> Iterator[Callable[[Path | None], "RemoteSampler"]]:
-    """Start samplers, and give the function that opens one of `policies`, or the base model (None).
+    """Starts samplers; yields the function that opens one of `policies`, or the base model (None).
 
-    `workers` stands in for `cluster.samplers`; `address` is the cluster to join, this machine alone by default.
-    Only the policy that was opened last can be sampled. Samplers that were lost are noted in
-    `out/incidents.jsonl`, prompts that kill them in `out/put_aside.json`.
+    `workers` replaces `cluster.samplers`; `address` is the cluster to join, this machine alone by default.
+    Only the policy that was opened last can be sampled. Lost samplers are noted in `out/incidents.jsonl`, prompts
+    that kill them in `out/put_aside.json`.
     """
     adapters = [adapter_settings(policy) for policy in policies if policy is not None]
     align = config.align.model_copy(update=adapters[-1] if adapters else {})
@@ -49,14 +50,14 @@ def remote_samplers(
     start_ray(config, address)
     try:
         group = reserve(cluster, ("sampler",), wait=wait)
-        dispatcher = start_painters(config, group, Incidents(out))
+        dispatcher = start_samplers(config, group, Incidents(out))
         opened = itertools.count()
 
         def open_policy(policy: Path | None) -> RemoteSampler:
             version = 0 if policy is None else int(read_manifest(policy)["policy_version"])
             # Numbered as they are opened: folders of two runs may have one version.
             notice = WeightsNotice.publish(read_weights(config, policy), next(opened))
-            return RemoteSampler(dispatcher, notice, version, take, PutAside(out))
+            return RemoteSampler(dispatcher, notice, version, take, Quarantine(out))
 
         yield open_policy
     finally:
@@ -64,9 +65,9 @@ def remote_samplers(
 
 
 def read_weights(config: RunConfig, policy: Path | None) -> dict[str, torch.Tensor]:
-    """The trained tensors of a policy folder; without one those of the base model, whose fresh adapters add nothing."""
+    """Returns the trained tensors of a policy folder, or of the base model, whose fresh adapters add nothing."""
     align = config.align
-    # Samplers are where the GPUs are; this process may have none.
+    # Samplers have the GPUs; this process may have none.
     base = load_policy(config.model.model_copy(update={"device": "cpu"}))
     make_trainable(base, align.trainable, rank=align.lora_rank, targets=align.lora_targets, seed=config.seed)
     if policy is None:
@@ -75,19 +76,19 @@ def read_weights(config: RunConfig, policy: Path | None) -> dict[str, torch.Tens
 
 
 class RemoteSampler:
-    """A policy in the hands of many samplers; see `rlhf.diffusion.sampler.Sampler`."""
+    """Samples a policy on many actors; see `rlhf.diffusion.sampler.Sampler`."""
 
     def __init__(
-        self, dispatcher: Dispatcher, notice: WeightsNotice, version: int, take: TakePrompts, put_aside: PutAside
+        self, dispatcher: Dispatcher, notice: WeightsNotice, version: int, take: TakePrompts, quarantine: Quarantine
     ) -> None:
         self.version = version
-        self._dispatcher, self._notice, self._take, self._put_aside = dispatcher, notice, take, put_aside
+        self._dispatcher, self._notice, self._take, self._quarantine = dispatcher, notice, take, quarantine
 
     def sample(self, tasks: Iterable[SamplingTask]) -> Iterator[SampledTask]:
-        """All tasks as they are done, without the prompts that kill samplers; those are reported."""
+        """Yields all tasks as they are finished, without the prompts that kill samplers; these are reported."""
         left = {task.number: task for task in tasks}
         while left:
-            begun = self._without_put_aside(left.values())
+            begun = self._without_quarantined(left.values())
             left = {task.number: task for task in begun}
             try:
                 for finished in self._dispatcher.stream(self._notice, map(self._publish, begun)):
@@ -95,15 +96,15 @@ class RemoteSampler:
                     try:
                         images = ray.get(finished.images)
                     except ray.exceptions.ObjectLostError:
-                        continue  # with its node: it is still left
+                        continue  # Lost with its node, so still left.
                     del left[task.number]
                     yield SampledTask(task=task, images=images)
             except PoisonPrompt as poison:
-                self._put_aside.add(poison.prompt_id, "samplers died repeatedly, also when it was alone")
+                self._quarantine.add(poison.prompt_id, "samplers died repeatedly, also when it was alone")
                 print(f"prompt {poison.prompt_id} kills samplers; put aside (put_aside.json)", file=sys.stderr)
 
-    def _without_put_aside(self, tasks: Iterable[SamplingTask]) -> list[SamplingTask]:
-        gone = self._put_aside.reasons
+    def _without_quarantined(self, tasks: Iterable[SamplingTask]) -> list[SamplingTask]:
+        gone = self._quarantine.reasons
         kept = [replace(t, prompt_ids=tuple(name for name in t.prompt_ids if name not in gone)) for t in tasks]
         return [task for task in kept if task.prompt_ids]
 

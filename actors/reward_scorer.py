@@ -1,4 +1,4 @@
-"""The actor that scores finished images and says how far each reward can be trusted."""
+"""The actor that scores images and states how far each reward can be trusted."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rlhf.storage.images import from_8bit
 
 
 class RewardScorer:
-    """Holds the rewards. Waits for trajectories; returns numbers."""
+    """Holds the rewards."""
 
     def __init__(self, config: RunConfig, reward: Path | None) -> None:
         torch.set_num_threads(config.cluster.threads_per_sampler)
@@ -24,20 +24,20 @@ class RewardScorer:
         self._rewards = build_rewards(config.rewards, reward, device, trust=config.align.trust)
 
     def score(self, task: RolloutTask, images: torch.Tensor) -> dict[str, Scores]:
-        """Score a task's images, uint8 [B, 3, H, W], by every reward; they come straight from the sampler's node.
+        """Scores a task's images, uint8 [B, 3, H, W], by every reward; Ray fetches them from the sampler's node.
 
-        Raises UserError with the prompts and the reward where one fails.
+        Raises UserError with the prompts and the reward if one fails.
         """
         rows = ray.get(task.prompts[0])
         prompts = [decode_prompt(rows[name]) for name in task.prompt_ids]
         samples = task.samples_per_prompt
         masks = torch.stack([p.mask for p in prompts]).repeat_interleave(samples, dim=0)
         captions = [p.caption for p in prompts for _ in range(samples)]
-        verdicts = {}
+        scores = {}
         for name, reward in self._rewards.items():
             try:
-                verdicts[name] = reward.score(from_8bit(images), masks, captions)
+                scores[name] = reward.score(from_8bit(images), masks, captions)
             except UserError as error:
-                of = ", ".join(task.prompt_ids)
-                raise UserError(f"align: {error}; the update is refused (prompts {of}, reward {name})") from error
-        return verdicts
+                names = ", ".join(task.prompt_ids)
+                raise UserError(f"align: {error}; the update is refused (prompts {names}, reward {name})") from error
+        return scores

@@ -1,4 +1,4 @@
-"""The actor that runs diffusion trajectories."""
+"""The actor that samples: it runs diffusion trajectories."""
 
 import time
 
@@ -19,7 +19,7 @@ from rlhf.storage.images import to_8bit
 
 
 class RolloutSampler:
-    """Holds a copy of the policy. Waits for weights, then for tasks to be run with them."""
+    """Holds a copy of the policy; receives weights, and then tasks to sample with them."""
 
     def __init__(self, config: RunConfig) -> None:
         torch.set_num_threads(config.cluster.threads_per_sampler)
@@ -37,25 +37,25 @@ class RolloutSampler:
         self._checksum = ""
 
     def load_weights(self, notice: WeightsNotice) -> WeightsAck:
-        """Take over the published weights, and prove what the UNet then holds."""
+        """Loads the published weights and returns the proof that the network holds them."""
         arrays = ray.get(notice.weights[0])
         load_trainable_state(self.policy.network, {name: torch.tensor(array) for name, array in arrays.items()})
         update_merged(self.policy)
         self._version = notice.version
         self._checksum = checksum(trainable_state(self.policy.network))
-        canary = None if notice.canary is None else probe_log_prob(self.policy, self._align)
-        return WeightsAck(version=self._version, checksum=self._checksum, canary=canary)
+        probe = None if notice.probe is None else probe_log_prob(self.policy, self._align)
+        return WeightsAck(version=self._version, checksum=self._checksum, probe=probe)
 
     def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, torch.Tensor, Recording]:
-        """Run a task with the weights held: receipt, images (uint8 [B, 3, H, W]) and trajectories.
+        """Samples a task; returns receipt, images (uint8 [B, 3, H, W]) and trajectories.
 
-        Called with num_returns=3, so that only the receipt travels.
+        Callers set num_returns=3, so only the receipt travels.
         """
         receipt, done = self._run(notice, task)
         return receipt, to_8bit(done.images), done.trajectories
 
     def paint(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, list[bytes], None]:
-        """`rollout` without trajectories, and with the images as PNG, encoded where they arise."""
+        """Samples a task like `rollout`; returns receipt, images as PNG and no trajectories."""
         receipt, done = self._run(notice, task)
         return receipt, to_png(done.images), None
 

@@ -1,4 +1,4 @@
-"""The driver of `rlhf align --rollouts-only`: samplers and scorers without a learner."""
+"""The driver of `rlhf align --rollouts-only`, which runs samplers and scorers without a learner."""
 
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,9 @@ def roll_out(
     address: str | None = None,
     wait: bool = False,
 ) -> int:
-    """Roll out and score all updates with the weights that training would start from; returns their number.
+    """Rolls out and scores all updates with the weights that training would start from; returns their number.
 
-    They are written into `dump`, one after another; with `resume` those that are there are not done again.
+    They are written into `dump`, one after another; with `resume` those that exist are not repeated.
     Raises UserError as `rlhf align` does.
     """
     if start is not None:

@@ -1,11 +1,10 @@
-"""What the driver shows of a run that other processes carry out: a bar, and warnings."""
+"""Shows a run that other processes carry out: a progress bar and warnings."""
 
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from actors.incidents import read_incidents
 from rlhf.config.run_config import AlignConfig, RunConfig
@@ -16,11 +15,11 @@ from rlhf.reports.trackers import start_trackers
 from rlhf.storage.url_path import UrlPath
 
 POLL_S, POLL_URL_S = 0.5, 5.0
-"""Pauses between readings; at a URL each is a request that is paid for."""
+"""Seconds between readings on disk and at a URL, where each reading is a paid request."""
 TRACK_S = 5.0
-"""Between looks for new figures to send."""
+"""Seconds between checks for new metrics to send."""
 LAST_SEND_S = 60.0
-"""How long the end of a run waits for a service."""
+"""Longest time that the end of a run waits for a service."""
 PHRASES = {
     "died": "died and was replaced",
     "raised": "failed and was replaced",
@@ -29,15 +28,15 @@ PHRASES = {
     "restarted": "was started again",
     "waiting": "is waited for",
 }
-"""Causes of incidents, for people."""
+"""Causes of incidents in words."""
 IDLE = 0.5
 BUSY = 0.8
-"""Shares of the time from which on a role counts as idle or busy."""
+"""Smallest shares of the time for which a role counts as idle or busy."""
 
 
 @contextmanager
 def follow_metrics(out: Path, config: AlignConfig) -> Iterator[None]:
-    """A bar that follows `metrics.jsonl`, which the learner writes in another process, and the alarms in it."""
+    """Shows a bar that follows `metrics.jsonl`, which the learner writes in another process, and its alarms."""
     is_done = threading.Event()
     thread = threading.Thread(target=_follow, args=(out, config, is_done), daemon=True)
     thread.start()
@@ -50,9 +49,9 @@ def follow_metrics(out: Path, config: AlignConfig) -> Iterator[None]:
 
 @contextmanager
 def track_metrics(out: Path, config: RunConfig) -> Iterator[None]:
-    """Sends figures on to the services that are configured, from the driver, which has the user's keys and terminal.
+    """Sends metrics to the configured services, from the driver, which has the user's keys and terminal.
 
-    The learner never waits for a service, and no failure of one reaches it.
+    The learner never waits for a service, and a service's failure does not reach it.
     """
     trackers = start_trackers(config.logging, out, config.model_dump(mode="json"))
     is_done = threading.Event()
@@ -93,10 +92,10 @@ def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
             is_last = is_done.wait(POLL_URL_S if isinstance(out, UrlPath) else POLL_S)
             try:
                 lines, found = read_metrics(out), read_incidents(out)
-            except UserError:  # The storage is out of reach for now; the run itself says so if that lasts.
+            except UserError:  # The storage is out of reach for now; the run itself reports it if that lasts.
                 continue
-            told = [describe_incident(line) for line in found[seen:]]
-            for warning in [*told, *ood_warnings(lines, bar.n, config.ood_alarm)]:
+            incidents = [describe_incident(line) for line in found[seen:]]
+            for warning in [*incidents, *ood_warnings(lines, bar.n, config.ood_alarm)]:
                 bar.write(warning, file=sys.stderr)
             seen = len(found)
             if len(lines) > bar.n:
@@ -111,14 +110,14 @@ def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
 
 
 def describe_incident(line: Mapping[str, str]) -> str:
-    """A line of `incidents.jsonl` for the terminal; the rest of its detail stays in the file."""
+    """Returns a line of `incidents.jsonl` for the terminal; only the first line of its detail is shown."""
     reason = (line["detail"].strip() or "no reason is known").splitlines()[0]
-    what = PHRASES.get(line["cause"], line["cause"])
-    return f"align: {line['role']} {what} ({reason}); see incidents.jsonl"
+    cause = PHRASES.get(line["cause"], line["cause"])
+    return f"align: {line['role']} {cause} ({reason}); see incidents.jsonl"
 
 
 def name_bottleneck(figures: Mapping[str, float]) -> str:
-    """The role that the others waited for in an update: the one that was idle least."""
+    """Returns the bottleneck of an update: the role that was idle least."""
     idle = {"learner": 1 - figures["train_s"] / figures["update_s"]}
     roles = ("sampler", "scorer") if "sampler_idle_share" in figures else ()  # a replay has none
     idle |= {f"{role}s": figures[f"{role}_idle_share"] for role in roles}
@@ -126,10 +125,10 @@ def name_bottleneck(figures: Mapping[str, float]) -> str:
 
 
 def find_role_to_grow(lines: Sequence[Mapping[str, float]]) -> str | None:
-    """Which role should be given more, in words; None where none held the others up for most of the time.
+    """Returns advice on the role that needs more workers; None if none was the bottleneck for most of the time.
 
-    The first update is left out, in which actors start. Samplers and scorers are busy or idle within
-    rollouts, as in the metrics; the learner within whole updates.
+    The first update, in which actors start, is left out. The busy share of samplers and scorers refers to rollouts,
+    as in the metrics; the learner's refers to whole updates.
     """
     lines = [line for line in lines[1:] if "sampler_idle_share" in line]  # a replay has none
     rollout_s, update_s = (sum(line[name] for line in lines) for name in ("rollout_s", "update_s"))
@@ -155,10 +154,10 @@ def find_role_to_grow(lines: Sequence[Mapping[str, float]]) -> str | None:
     return None
 
 
-def ood_warnings(lines: Sequence[dict[str, Any]], start: int, alarm: float) -> list[str]:
-    """What lines of metrics from `start` on give reason to warn of: a share out of distribution that crosses `alarm`.
+def ood_warnings(lines: Sequence[Mapping[str, float]], start: int, alarm: float) -> list[str]:
+    """Returns warnings for the lines of metrics from `start` on whose share out of distribution crosses `alarm`.
 
-    A share that stays above is told once. The first line also tells where no such share can be known.
+    A share that stays above it gives one warning. The first line gives one if no such share can be known.
     """
     warnings = []
     if start == 0 and lines and "uncertainty" in lines[0] and "ood_share" not in lines[0]:

@@ -1,21 +1,21 @@
-"""A run's figures as Ray's metrics, which Prometheus scrapes from every node and `cluster/grafana.json` shows."""
+"""Publishes a run's metrics through Ray: Prometheus scrapes every node, and `cluster/grafana.json` shows them."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ray.util.metrics import Gauge
 
 
 class Telemetry:
-    """A gauge per figure, `ray_rlhf_NAME` in Prometheus, with the run folder's name and its parent's as a tag."""
+    """Holds a gauge `ray_rlhf_NAME` for each metric, tagged with the names of the run folder and its parent."""
 
     def __init__(self, out: Path) -> None:
         self._run = "/".join(out.parts[-2:])
         self._gauges: dict[str, Gauge] = {}
 
-    def publish(self, metrics: dict[str, Any]) -> None:
-        """Set the gauges to an update's figures."""
+    def publish(self, metrics: Mapping[str, float]) -> None:
+        """Sets the gauges to an update's metrics."""
         for name, value in metrics.items():
             if name not in self._gauges:
                 description = f"{name} of the last update"
@@ -23,6 +23,6 @@ class Telemetry:
             self._gauges[name].set(float(value), tags={"run": self._run})
 
 
-def gauge_name(figure: str) -> str:
-    """Ray puts `ray_` before it."""
-    return "rlhf_" + re.sub(r"\W", "_", figure)
+def gauge_name(metric: str) -> str:
+    """Returns the name of a metric's gauge, before which Ray puts `ray_`."""
+    return "rlhf_" + re.sub(r"\W", "_", metric)

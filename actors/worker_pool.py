@@ -1,8 +1,11 @@
-"""Actors of one role, each with one call at a time; one that is lost is replaced."""
+"""A pool of actors of one role, each with one call at a time; a lost actor is replaced."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import ray
@@ -12,98 +15,112 @@ from actors.incidents import WAITING, Incidents
 from rlhf.errors import UserError
 
 SLOW_START_S = 60.0
-"""From when on a replacement that has not answered is reported."""
+"""A replacement that has not answered for this long is reported."""
 MAX_FAILED_STARTS = 3
-"""Starts in a row that raise, until the run ends: the fault is then not the machine's."""
+"""Failed starts in a row that end the run: the machine is then not at fault."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Worker:
-    """A place in the crew; its actor changes when it is replaced."""
+    """A place in the pool; its actor changes when it is replaced."""
 
     place: int
     """Number within the role."""
     handle: Any
+    """Handle of the actor."""
     version: int = -1
-    """Of the weights that it has proved to hold."""
-    job: Any = None
-    """What it is at, None where it waits."""
-    since: float = 0.0
-    failed_starts: int = 0
+    """Version of the weights that the actor has proved to hold; -1 before its first proof."""
     refusals: int = 0
-    """Times in a row that an actor in this place could not prove its weights."""
-    is_new: bool = False
-    """It is a replacement that has not answered yet, nor been reported for that."""
+    """Number of actors in a row in this place that could not prove their weights."""
+    failed_starts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a call ended."""
+    """The end of a call."""
 
     worker: Worker
-    job: Any
     result: Any = None
     lost: Literal["worker", "object"] | None = None
-    """The worker, which was replaced; or an object that the call was given, with the node that held it."""
+    """`worker`: the actor was lost and has been replaced. `object`: an argument was lost with the node that held it."""
 
 
-class Crew:
-    """The workers of a role. Owned by the process that made them, and gone with it; not thread-safe."""
+Settle = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    worker: Worker
+    since: float
+    settle: Settle
+
+
+class WorkerPool:
+    """The workers of a role. The process that made them owns them, and they end with it; not thread-safe.
+
+    Bookkeeping per call takes constant time, whatever the number of workers.
+    """
 
     def __init__(self, role: str, make: Callable[[int], Any], size: int, incidents: Incidents) -> None:
-        """`make` starts the actor of a place; it is called again where that is lost."""
+        """`make` starts the actor of a place; it is called again when that actor is lost."""
         self.role, self.workers = role, [Worker(place=place, handle=make(place)) for place in range(size)]
+        self.idle = dict.fromkeys(self.workers)
+        """Workers without a call; the last one became idle last."""
+        self.ended: SimpleQueue[tuple[WorkerPool, Future]] = SimpleQueue()
+        """Calls that have ended, for `end`; several pools may share one queue."""
         self._make, self._incidents = make, incidents
-        self._calls: dict[ray.ObjectRef, Worker] = {}
+        self._calls: dict[Future, _Call] = {}
+        self._starting: dict[Worker, None] = {}
+        self._versions = Counter({-1: size})
         self._ended_s = 0.0
 
     @property
     def busy_s(self) -> float:
-        """Time of all workers together in calls, up to now."""
+        """Seconds that all workers together have spent in calls."""
         now = time.monotonic()
-        return self._ended_s + sum(now - worker.since for worker in self._calls.values())
+        return self._ended_s + sum(now - call.since for call in self._calls.values())
 
-    def idle(self) -> list[Worker]:
-        """Workers that wait for a call."""
-        return [worker for worker in self.workers if worker.job is None]
+    def begin(self, worker: Worker, call: ray.ObjectRef, settle: Settle) -> None:
+        """Notes that an idle worker runs `call`; `settle` receives the outcome."""
+        del self.idle[worker]
+        future = call.future()
+        self._calls[future] = _Call(worker=worker, since=time.monotonic(), settle=settle)
+        future.add_done_callback(lambda done: self.ended.put((self, done)))
 
-    def begin(self, worker: Worker, job: Any, call: ray.ObjectRef) -> None:
-        """Note that a worker is at a job, whose end `call` tells."""
-        worker.job, worker.since = job, time.monotonic()
-        self._calls[call] = worker
+    def end(self, future: Future) -> None:
+        """Settles a call that has ended; an expired call was settled before. A lost worker is replaced first.
 
-    def calls(self) -> list[ray.ObjectRef]:
-        """Of all that are at work."""
-        return list(self._calls)
-
-    def has(self, call: ray.ObjectRef) -> bool:
-        """Whether one of its workers is at that call."""
-        return call in self._calls
-
-    def end(self, call: ray.ObjectRef) -> Outcome:
-        """How a call ended that is over; a worker that did not answer it has been replaced.
-
-        Raises UserError as the call did, and where a worker cannot be started at all.
+        Raises UserError if the call did, or if a worker cannot be started at all.
         """
-        worker = self._calls.pop(call)
-        job, worker.job = worker.job, None
-        self._ended_s += time.monotonic() - worker.since
+        if future not in self._calls:
+            return
+        call = self._release(future)
+        worker = call.worker
         try:
-            result = ray.get(call)
+            outcome = Outcome(worker=worker, result=future.result())
+            worker.failed_starts = 0
+            self._starting.pop(worker, None)
         except ray.exceptions.ObjectLostError:
-            return Outcome(worker=worker, job=job, lost="object")
+            outcome = Outcome(worker=worker, lost="object")
         except ray.exceptions.RayTaskError as error:
             cause = find_user_error(error)
             if cause is not None:
                 raise cause from error
-            self.replace(worker, "raised", str(error))
-            return Outcome(worker=worker, job=job, lost="worker")
+            outcome = self._lose(worker, "raised", str(error))
         except ray.exceptions.RayError as error:
             self._check_start(worker, error)
-            self.replace(worker, "died", str(error))
-            return Outcome(worker=worker, job=job, lost="worker")
-        worker.failed_starts, worker.is_new = 0, False
-        return Outcome(worker=worker, job=job, result=result)
+            outcome = self._lose(worker, "died", str(error))
+        call.settle(outcome)
+
+    def _release(self, future: Future) -> _Call:
+        call = self._calls.pop(future)
+        self._ended_s += time.monotonic() - call.since
+        self.idle[call.worker] = None
+        return call
+
+    def _lose(self, worker: Worker, cause: str, detail: str) -> Outcome:
+        self.replace(worker, cause, detail)
+        return Outcome(worker=worker, lost="worker")
 
     def _check_start(self, worker: Worker, error: ray.exceptions.RayError) -> None:
         if getattr(error, "actor_init_failed", False):
@@ -112,38 +129,48 @@ class Crew:
             raise UserError(f"a {self.role} cannot be started: {error}") from error
 
     def replace(self, worker: Worker, cause: str, detail: str = "") -> None:
-        """Put a new actor into a worker's place; the old one is never used again."""
+        """Puts a new actor into the place of an idle worker; the old actor is killed."""
         self._incidents.add(self.role, cause, detail)
         ray.kill(worker.handle)
-        worker.handle, worker.version, worker.job, worker.is_new = self._make(worker.place), -1, None, True
+        worker.handle = self._make(worker.place)
+        self.set_version(worker, -1)
+        self._starting[worker] = None
+
+    def set_version(self, worker: Worker, version: int) -> None:
+        """Notes the version of the weights that a worker holds."""
+        self._versions[worker.version] -= 1
+        self._versions[version] += 1
+        worker.version = version
+
+    def all_hold(self, version: int) -> bool:
+        """Returns whether every worker holds the weights of a version."""
+        return self._versions[version] == len(self.workers)
 
     def report_slow_starts(self) -> None:
-        """Note replacements that take long to start: where a node is gone, the others may have no room for them."""
-        for worker in self._calls.values():
-            if worker.is_new and time.monotonic() - worker.since > SLOW_START_S:
-                worker.is_new = False
-                detail = f"place {worker.place}: no answer for {SLOW_START_S:.0f} s; is there room in the cluster?"
+        """Reports replacements that start slowly: if a node is gone, the others may have no room for them."""
+        if not self._starting:
+            return
+        for call in self._calls.values():
+            if call.worker in self._starting and time.monotonic() - call.since > SLOW_START_S:
+                del self._starting[call.worker]
+                detail = f"place {call.worker.place}: no answer for {SLOW_START_S:.0f} s; is there room in the cluster?"
                 self._incidents.add(self.role, WAITING, detail)
 
-    def expire(self, timeout_s: float) -> list[Any]:
-        """Replace workers whose call has lasted longer; returns their jobs."""
-        jobs = []
-        for call, worker in list(self._calls.items()):
-            if time.monotonic() - worker.since > timeout_s:
-                del self._calls[call]
-                self._ended_s += time.monotonic() - worker.since
-                jobs.append(worker.job)
-                self.replace(worker, "timeout", f"no answer within {timeout_s:.0f} s")
-        return jobs
+    def expire(self, timeout_s: float) -> None:
+        """Replaces workers whose call has lasted longer than `timeout_s`, and settles these calls as lost."""
+        # Calls are in the order in which they began, so the first that has not expired ends the search.
+        while self._calls and time.monotonic() - next(iter(self._calls.values())).since > timeout_s:
+            call = self._release(next(iter(self._calls)))
+            call.settle(self._lose(call.worker, "timeout", f"no answer within {timeout_s:.0f} s"))
 
     def dismiss(self) -> None:
-        """End all actors."""
+        """Ends all actors."""
         for worker in self.workers:
             ray.kill(worker.handle)
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """The UserError inside the wrappers that each process puts around it; Ray's own name the traceback."""
+    """Returns the UserError inside the wrappers of each process; Ray's own error contains the traceback."""
     while error is not None:
         if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayTaskError):
             return error

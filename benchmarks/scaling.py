@@ -1,8 +1,10 @@
-"""How far one coordinator goes: `python -m benchmarks.scaling --samplers 1 8 64`.
+"""Measures how many samplers one coordinator serves: `python -m benchmarks.scaling --samplers 1 8 64`.
 
-Stand-ins take the place of samplers and scorers, and the time of their GPUs. Coordinator, dispatch, messages,
-checksums and Ray are those of a run; so are the bytes of prompts, LoRA weights, images and trajectories.
-Everything runs on this one machine, so what many nodes would do in parallel (copying, hashing) these few cores share.
+Stand-ins replace samplers and scorers and take the time of their GPUs. Coordinator, dispatcher, messages, checksums
+and Ray are those of a run; so are the bytes of prompts, LoRA weights, images and trajectories. Everything runs on one
+machine, so its few cores share the copying and hashing of all nodes. For hundreds of samplers let one process stand
+in for many, with small images: `--samplers 64 256 1024 --per-process 64 --edge-px 64`. The coordinator's work per
+task does not depend on either.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from actors.coordinator import Coordinator  # noqa: E402
 from actors.dispatch import Dispatcher  # noqa: E402
 from actors.incidents import Incidents  # noqa: E402
 from actors.messages import UpdateWork  # noqa: E402
-from actors.worker_pool import Crew  # noqa: E402
+from actors.worker_pool import WorkerPool  # noqa: E402
 from benchmarks.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
 from rlhf.config.config_files import load_config  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
@@ -36,11 +38,11 @@ from rlhf.workflows.demo import lay_out_photographs  # noqa: E402
 
 RUN_FILE = Path(__file__).parents[1] / "cluster" / "runs" / "one_node_8gpu.yaml"
 CONTROL = ("gcs_server", "raylet")
-"""Ray's own processes; the rest of its control plane lives inside coordinator and workers."""
+"""Ray's own processes; the rest of its control plane runs inside coordinator and workers."""
 
 
 def lora_weights(config: RunConfig) -> dict[str, torch.Tensor]:
-    """Adapters of stable-diffusion-inpainting by the configuration's rank and modules: real names and shapes."""
+    """Returns adapters of stable-diffusion-inpainting with the configuration's rank: real names and shapes."""
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig
 
@@ -52,51 +54,54 @@ def lora_weights(config: RunConfig) -> dict[str, torch.Tensor]:
 
 
 def make_prompt_table(folder: Path, config: RunConfig) -> PromptTable:
-    """Real photographs, at the configuration's size."""
+    """Makes prompts from real photographs, at the configuration's size."""
     prompts = config.prompts.model_copy(update={"crops_per_photograph": 4})
     make_prompts(lay_out_photographs(folder / "photographs")[0], folder / "prompts", prompts, seed=0)
     return PromptTable(folder / "prompts", split="train")
 
 
 def measure(
-    samplers: int, updates: int, waves: int, pace: Pace, weights: dict[str, torch.Tensor], folder: Path
+    samplers: int, arguments: argparse.Namespace, pace: Pace, weights: dict[str, torch.Tensor], folder: Path
 ) -> dict[str, Any]:
-    """Some updates with so many samplers, of `waves` micro-batches for each; the mean over all but the first."""
+    """Runs updates of `waves` micro-batches per sampler; returns the mean figures of all updates but the first."""
     config = load_config(RUN_FILE)
     groups = config.align.micro_batch_size // config.align.samples_per_prompt
-    align = config.align.model_copy(update={"prompts_per_update": samplers * waves * groups})
+    align = config.align.model_copy(update={"prompts_per_update": samplers * arguments.waves * groups})
     config, scorers = config.model_copy(update={"align": align}), max(1, samplers // 8)
     incidents = Incidents(folder)
 
-    def crew(role: str, actor: type, size: int) -> Crew:
-        return Crew(role, lambda _: ray.remote(num_cpus=0)(actor).remote(pace), size, incidents)
+    def pool(role: str, actor: type, size: int) -> WorkerPool:
+        shared = arguments.per_process
+        start = ray.remote(num_cpus=0, max_concurrency=shared)(actor).remote
+        handles = [start(pace) for _ in range(-(-size // shared))]
+        return WorkerPool(role, lambda place: handles[place // shared], size, incidents)
 
     dispatcher = Dispatcher(
-        samplers=crew("sampler", StandInSampler, samplers),
-        scorers=crew("scorer", StandInScorer, scorers),
+        samplers=pool("sampler", StandInSampler, samplers),
+        scorers=pool("scorer", StandInScorer, scorers),
         timeout_s=600.0,
     )
     table = make_prompt_table(folder, config) if not (folder / "prompts").is_dir() else None
     table = table or PromptTable(folder / "prompts", split="train")
     coordinator = Coordinator(config, table, dispatcher, incidents, ranks=2, out=folder)
     lines = []
-    for update in range(updates + 1):
+    for update in range(arguments.updates + 1):
         cpu = cpu_seconds()
-        work = coordinator.collect(update, {name: tensor + update for name, tensor in weights.items()}, canary=0.0)
+        work = coordinator.collect(update, {name: tensor + update for name, tensor in weights.items()}, probe=0.0)
         spent = cpu_seconds() - cpu
         fetch_s = fetch(work)
         lines.append(describe(work, samplers, pace, spent, update) | {"fetched_s": fetch_s})
-    for started in dispatcher.crews:
+    for started in dispatcher.pools:
         started.dismiss()
     assert not incidents.metrics()["restarts"], "a stand-in was lost"
     # Stand-ins start during the first update.
     kept = lines[1:]
     means = {name: sum(line[name] for line in kept) / len(kept) for name in kept[0]}
-    return {"samplers": samplers, "scorers": scorers, "updates": updates} | means
+    return {"samplers": samplers, "scorers": scorers, "updates": arguments.updates} | means
 
 
 def fetch(work: UpdateWork) -> float:
-    """What learner ranks do before they train, one after another in this process; seconds."""
+    """Fetches the trajectories of all learner ranks in turn; returns the duration in seconds."""
     started = time.perf_counter()
     for share in work.shares:
         ray.get([batch.trajectories[0] for batch in share])
@@ -104,7 +109,7 @@ def fetch(work: UpdateWork) -> float:
 
 
 def cpu_seconds() -> Counter[str]:
-    """CPU time so far, of this process, which coordinates, and of Ray's own."""
+    """Returns the CPU seconds of this process, which coordinates, and of Ray's own processes."""
     spent = Counter(coordinator=time.process_time())
     for process in psutil.Process().children(recursive=True):
         if process.name() in CONTROL:
@@ -114,7 +119,7 @@ def cpu_seconds() -> Counter[str]:
 
 
 def best_seconds(seconds: list[float], samplers: int) -> float:
-    """Until the last micro-batch is sampled, where whoever is idle takes the next one at once and scoring is free."""
+    """Returns the shortest duration of an update: idle samplers take the next micro-batch at once, scoring is free."""
     free_at = [0.0] * samplers
     for duration in seconds:
         heapq.heappush(free_at, heapq.heappop(free_at) + duration)
@@ -122,7 +127,7 @@ def best_seconds(seconds: list[float], samplers: int) -> float:
 
 
 def describe(work: UpdateWork, samplers: int, pace: Pace, cpu: Counter[str], update: int) -> dict[str, float]:
-    """Figures of one update."""
+    """Returns the figures of one update."""
     metrics, batches = work.metrics, [batch for share in work.shares for batch in share]
     images = metrics["images_per_s"] * metrics["rollout_s"]
     ideal = samplers * (images / len(batches)) / pace.batch_s
@@ -149,25 +154,29 @@ def describe(work: UpdateWork, samplers: int, pace: Pace, cpu: Counter[str], upd
 
 
 def main() -> None:
-    """Measure, and print and write a line for each number of samplers."""
+    """Measures each number of samplers, prints its figures and writes all to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samplers", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--updates", type=int, default=2, help="that count; one more comes before them")
+    parser.add_argument("--updates", type=int, default=2, help="number of measured updates; one more comes before them")
     parser.add_argument("--waves", type=int, default=4, help="micro-batches per sampler and update")
     parser.add_argument("--batch-s", type=float, default=20.0, help="a sampler's time for 16 images")
     parser.add_argument("--jitter", type=float, default=0.05, help="up to this share more or less")
     parser.add_argument("--score-s", type=float, default=0.25, help="a scorer's time for 16 images")
+    parser.add_argument("--per-process", type=int, default=1, help="stand-ins in one process, a thread each")
+    parser.add_argument("--edge-px", type=int, default=512, help="edge of the stand-ins' images")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "scaling.json")
     arguments = parser.parse_args()
-    edge_px = load_config(RUN_FILE).prompts.size_px
-    pace = Pace(batch_s=arguments.batch_s, jitter=arguments.jitter, score_s=arguments.score_s, edge_px=edge_px)
+    pace = Pace(
+        batch_s=arguments.batch_s, jitter=arguments.jitter, score_s=arguments.score_s, edge_px=arguments.edge_px
+    )
     ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
     weights, lines = lora_weights(load_config(RUN_FILE)), []
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         for samplers in arguments.samplers:
-            lines.append(measure(samplers, arguments.updates, arguments.waves, pace, weights, Path(folder)))
-            print(json.dumps({name: round(value, 4) for name, value in lines[-1].items()}), flush=True)
-    arguments.out.write_text(json.dumps({"pace": vars(pace), "lines": lines}, indent=2) + "\n")
+            line = measure(samplers, arguments, pace, weights, Path(folder))
+            lines.append(vars(pace) | {"per_process": arguments.per_process} | line)
+            print(json.dumps({name: round(value, 4) for name, value in line.items()}), flush=True)
+    arguments.out.write_text(json.dumps({"lines": lines}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

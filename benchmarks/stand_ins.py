@@ -1,10 +1,11 @@
-"""Actors that take a GPU's time without computing; everything that they receive and return is real in kind and size.
+"""Stand-ins for samplers and scorers: they take a GPU's time without computing; their data is real in kind and size.
 
-Importing this imports no torch, so that many of them fit on a small machine.
+Importing this imports no torch, so many of them fit on a small machine.
 """
 
 import pickle
 import random
+import threading
 import time
 from dataclasses import dataclass
 
@@ -18,39 +19,45 @@ from rlhf.storage.checksum import checksum
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long the stand-ins take, and how large their images are."""
+    """The pace of the stand-ins, and the size of their images."""
 
     batch_s: float
-    """Mean of a micro-batch's sampling."""
+    """Mean time to sample a micro-batch, in seconds."""
     jitter: float
-    """A micro-batch takes up to this share more or less, by its prompts."""
+    """Largest deviation from that mean, as a share; it depends on the prompts."""
     score_s: float
-    """Of a micro-batch's scoring."""
+    """Time to score a micro-batch, in seconds."""
     edge_px: int
 
 
 def batch_seconds(pace: Pace, update: int, prompt_ids: tuple[str, ...]) -> float:
-    """How long a stand-in samples a micro-batch, which nobody can do faster."""
+    """Returns the time that a stand-in takes to sample a micro-batch, in seconds."""
     share = random.Random(f"{update} {prompt_ids}").uniform(-1, 1)
     return pace.batch_s * (1 + pace.jitter * share)
 
 
 class StandInSampler:
-    """Loads and proves weights as a sampler does, on the CPU; then sleeps instead of denoising."""
+    """Loads and proves weights like a sampler, on the CPU; sleeps instead of denoising.
+
+    One process may stand in for several samplers, a thread each; they share the weights, which are loaded once.
+    """
 
     def __init__(self, pace: Pace) -> None:
         self._pace, self._version, self._checksum = pace, -1, ""
         self._state: dict[str, np.ndarray] = {}
+        self._loading = threading.Lock()
 
     def load_weights(self, notice: WeightsNotice) -> WeightsAck:
-        """Copy the weights into those held, as a sampler does, and compute the checksum of the copy."""
-        for name, array in ray.get(notice.weights[0]).items():
-            np.copyto(self._state.setdefault(name, np.empty_like(array)), array)
-        self._version, self._checksum = notice.version, checksum(self._state)
-        return WeightsAck(version=self._version, checksum=self._checksum, canary=notice.canary)
+        """Copies the weights like a sampler, and computes the checksum of the copy."""
+        with self._loading:
+            if self._version != notice.version:
+                for name, array in ray.get(notice.weights[0]).items():
+                    np.copyto(self._state.setdefault(name, np.empty_like(array)), array)
+                self._version, self._checksum = notice.version, checksum(self._state)
+        return WeightsAck(version=self._version, checksum=self._checksum, probe=notice.probe)
 
     def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, np.ndarray, Trajectories]:
-        """Sleep for the time of a micro-batch; images and trajectories of its shapes."""
+        """Sleeps for the time of a micro-batch; returns receipt, images and trajectories of its shapes."""
         started = time.perf_counter()
         rows = ray.get(task.prompts[0])
         assert all(rows[name]["image"]["bytes"] for name in task.prompt_ids)
@@ -76,13 +83,13 @@ class StandInSampler:
 
 
 class StandInScorer:
-    """Receives images and prompts as a scorer does; then sleeps."""
+    """Receives images and prompts like a scorer; sleeps instead of scoring."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
 
     def score(self, task: RolloutTask, images: np.ndarray) -> dict:
-        """Rewards with a bound, drawn by prompt."""
+        """Returns rewards with a bound, drawn by prompt."""
         import torch
 
         from rlhf.rewards.scores import Scores

@@ -21,7 +21,7 @@ KINDS = ("lora", "full")
 
 
 def measure(rounds: int) -> Figures:
-    """LoRA adapters and the whole UNet in turn, with all that `rlhf align` asks of samplers: checksum and canary."""
+    """LoRA adapters and the whole UNet in turn, with all that `rlhf align` asks of samplers: checksum and probe."""
     ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=SAMPLERS)
     try:
         published = {kind: open_published(kind) for kind in KINDS}
@@ -41,10 +41,10 @@ def open_published(trainable: str) -> tuple[Callable[[], object], float]:
     samplers = [ray.remote(num_cpus=share)(RolloutSampler).remote(config) for _ in range(SAMPLERS)]
     policy, align, versions = load_policy(config.model), config.align, iter(range(10**9))
     make_trainable(policy, trainable, rank=align.lora_rank, targets=align.lora_targets, seed=0)
-    weights, canary = trainable_state(policy.network), probe_log_prob(policy, align)
+    weights, probe = trainable_state(policy.network), probe_log_prob(policy, align)
 
     def publish() -> None:
-        notice = WeightsNotice.publish(weights, next(versions), canary)
+        notice = WeightsNotice.publish(weights, next(versions), probe)
         acks = ray.get([sampler.load_weights.remote(notice) for sampler in samplers])
         assert {ack.checksum for ack in acks} == {notice.checksum}
 

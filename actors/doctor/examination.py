@@ -1,4 +1,4 @@
-"""`rlhf doctor`: whether a cluster can carry a run, asked of every node by tasks that are pinned to it."""
+"""Examines for `rlhf doctor` whether a cluster can carry a run, by tasks that are pinned to each node."""
 
 import uuid
 from collections import defaultdict
@@ -10,7 +10,7 @@ import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from actors.doctor import findings as verdicts
+from actors.doctor import findings as judging
 from actors.doctor import node_checks
 from actors.doctor.findings import Finding
 from actors.placement import bundles_of, find_shortage, resources_of
@@ -19,9 +19,9 @@ from rlhf.config.cluster_config import ClusterConfig
 ray.cloudpickle.register_pickle_by_value(node_checks)
 
 ANSWER_S = 120.0
-"""For all nodes together to answer one question; a first task starts a process."""
+"""Longest time for all nodes together to answer one question; a first task starts a process."""
 PLACES_S = 30.0
-"""How long the learner's places may be held by others."""
+"""Longest wait for learner places that others hold."""
 BLOCK_BYTES = 16 * 2**20
 PORTS = ("NodeManagerPort", "ObjectManagerPort", "MetricsExportPort")
 NO_ANSWER = "see whether the node lives (`ray status`, raylet.out of its session), then ask again"
@@ -30,20 +30,21 @@ Answers = dict[str, Any]
 
 
 def examine(cluster: ClusterConfig | None, storage: str | None) -> list[Finding]:
-    """All checks on the Ray that this process has joined; the learner's places are those of `cluster`.
+    """Runs all checks on the Ray cluster that this process has joined.
 
-    Without it, one place a node is tried, two where there is one node. A URL or an absolute path is `storage`.
+    The learner ranks are placed as in `cluster`; without it one place per node is tried, or two on a single node.
+    `storage` is a URL or an absolute path.
     """
     nodes = {f"{n['NodeManagerAddress']} {n['NodeID'][:6]}": n for n in ray.nodes() if n["Alive"]}
     facts, findings = _ask("answers", {name: _on(node, node_checks.inspect_node) for name, node in nodes.items()})
     here = {"this command": node_checks.read_versions()}
-    findings += verdicts.judge_versions({name: fact["versions"] for name, fact in facts.items()} | here)
-    findings += verdicts.judge_gpus(
+    findings += judging.judge_versions({name: fact["versions"] for name, fact in facts.items()} | here)
+    findings += judging.judge_gpus(
         {name: (nodes[name]["Resources"].get("GPU", 0.0), fact["gpus"]) for name, fact in facts.items()}
     )
     for name, fact in facts.items():
         store = nodes[name]["Resources"].get("object_store_memory", 0.0)
-        findings.append(verdicts.judge_shm(name, fact["shm_bytes"], store))
+        findings.append(judging.judge_shm(name, fact["shm_bytes"], store))
     answering = {name: nodes[name] for name in facts}
     findings += check_ports(answering) + check_object_store(answering)
     findings += check_learners(cluster or _some_places(answering), is_run=cluster is not None)
@@ -51,18 +52,18 @@ def examine(cluster: ClusterConfig | None, storage: str | None) -> list[Finding]
         findings.append(Finding(check="storage", where="-", found="not asked for: --storage", is_note=True))
     else:
         findings += check_storage(answering, storage)
-    return findings + [verdicts.judge_hub(name, fact["hub"]) for name, fact in facts.items()]
+    return findings + [judging.judge_hub(name, fact["hub"]) for name, fact in facts.items()]
 
 
 def _on(node: Mapping[str, Any], function: Callable, *arguments: Any, returns: int = 1) -> Any:
-    """Begin a function on a node; it asks for no CPU, so that a busy cluster answers too."""
+    """Starts a function on a node; it asks for no CPU, so a busy cluster answers too."""
     pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     options = {"num_cpus": 0, "max_retries": 0, "num_returns": returns, "scheduling_strategy": pinned}
     return ray.remote(**options)(function).remote(*arguments)
 
 
 def _ask(check: str, calls: Mapping[str, Any], timeout_s: float = ANSWER_S) -> tuple[Answers, list[Finding]]:
-    """The answers by name, and a finding for each that did not come."""
+    """Returns the answers by name, and a finding for each missing answer."""
     done, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=timeout_s)
     answers, findings = {}, []
     for name, call in calls.items():
@@ -82,7 +83,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def check_ports(nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Whether each node can connect to each other's raylet, object manager and metrics."""
+    """Checks whether each node can connect to the raylet, object manager and metrics of every other node."""
     names = {(n["NodeManagerAddress"], n[port]): (name, port) for name, n in nodes.items() for port in PORTS}
     calls = {name: _on(node, node_checks.find_closed, list(names)) for name, node in nodes.items()}
     answers, findings = _ask("ports", calls)
@@ -91,12 +92,12 @@ def check_ports(nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
         for place in closed:
             other, port = names[tuple(place)]
             by_node[other].append(f"{port} {place[1]}")
-        findings.append(verdicts.judge_ports(name, len(names), by_node))
+        findings.append(judging.judge_ports(name, len(names), by_node))
     return findings
 
 
 def check_object_store(nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Whether some MB arrive whole from each node at the next one, in a ring."""
+    """Checks whether a block arrives whole from each node at the next one, in a ring."""
     ring = list(nodes)
     calls, sources = {}, {}
     for index, name in enumerate(ring):
@@ -112,7 +113,7 @@ def check_object_store(nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
 
 
 def check_storage(nodes: Mapping[str, Mapping[str, Any]], storage: str) -> list[Finding]:
-    """Whether every node writes a file there that all nodes can read; the files are removed."""
+    """Checks whether every node writes a file there that all nodes can read; the files are removed."""
     marks = {name: f".rlhf-doctor-{uuid.uuid4().hex}" for name in nodes}
     writes = {name: _on(node, node_checks.write_mark, storage, marks[name]) for name, node in nodes.items()}
     problems, findings = _ask("storage", writes)
@@ -120,21 +121,21 @@ def check_storage(nodes: Mapping[str, Mapping[str, Any]], storage: str) -> list[
     reads = {name: _on(nodes[name], node_checks.read_marks, storage, list(written.values())) for name in written}
     answers, unread = _ask("storage", reads) if reads else ({}, [])
     for name, problem in (problems | answers).items():
-        findings.append(verdicts.judge_storage(name, storage, problem, len(written)))
+        findings.append(judging.judge_storage(name, storage, problem, len(written)))
     removals = {name: _on(nodes[name], node_checks.remove_mark, storage, mark) for name, mark in written.items()}
     _, left = _ask("storage", removals) if removals else ({}, [])
     return findings + unread + left
 
 
 def _some_places(nodes: Mapping[str, Mapping[str, Any]]) -> ClusterConfig:
-    """A learner rank a node, with a GPU where all nodes have one; two ranks where there is one node."""
+    """Returns one learner rank per node, with a GPU if all nodes have one; two ranks on a single node."""
     has_gpus = len(nodes) > 1 and all(node["Resources"].get("GPU") for node in nodes.values())
     learners = max(2, len(nodes))
     return ClusterConfig(learners=learners, gpus_per_learner=float(has_gpus), placement="SPREAD")
 
 
 def check_learners(cluster: ClusterConfig, *, is_run: bool) -> list[Finding]:
-    """Whether the learner's ranks can add up numbers; and where it `is_run`'s cluster, whether all actors have room."""
+    """Checks whether the learner ranks can all-reduce, and if `is_run`, whether all actors of the run have room."""
     asked = [resources_of(cluster, "learner")] * cluster.learners
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     shortage = find_shortage([*bundles_of(cluster), *asked] if is_run else asked, alive, cluster.placement)
@@ -149,7 +150,7 @@ def check_learners(cluster: ClusterConfig, *, is_run: bool) -> list[Finding]:
             return [Finding(check="all-reduce", where="cluster", found=found, remedy="ask again when they are free")]
         return [_try_all_reduce(group, asked)]
     finally:
-        remove_placement_group(group)  # Ends the actors in it.
+        remove_placement_group(group)  # It ends its actors.
 
 
 def _try_all_reduce(group: Any, bundles: Sequence[Mapping[str, float]]) -> Finding:

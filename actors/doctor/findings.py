@@ -1,4 +1,4 @@
-"""What `rlhf doctor` makes of the nodes' answers: pure functions."""
+"""Judges the nodes' answers for `rlhf doctor`: pure functions."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,23 +11,23 @@ HUB_NOTE = "models must be folders, in the hub's cache, or the built-in one"
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One row of the table; something is wrong where there is a remedy."""
+    """One row of the table; a remedy marks a fault."""
 
     check: str
     where: str
     found: str
     remedy: str | None = None
     is_note: bool = False
-    """Worth knowing, but no fault."""
+    """Information that is no fault."""
 
     @property
     def verdict(self) -> str:
-        """In one word."""
+        """Returns the verdict in one word."""
         return "WRONG" if self.remedy else "note" if self.is_note else "ok"
 
 
 def judge_versions(by_node: Mapping[str, Mapping[str, str]]) -> list[Finding]:
-    """Packages must be there, and equal on all nodes."""
+    """Requires packages to be installed, and equal on all nodes."""
     wrong, equal = [], []
     for package in next(iter(by_node.values())):
         nodes = defaultdict(list)
@@ -45,26 +45,26 @@ def judge_versions(by_node: Mapping[str, Mapping[str, str]]) -> list[Finding]:
 
 
 def judge_gpus(by_node: Mapping[str, tuple[float, Sequence[Gpu]]]) -> list[Finding]:
-    """GPUs that Ray was told of must be there, with one driver in all the cluster."""
+    """Requires the GPUs that Ray counts to exist, with one driver in the whole cluster."""
     findings = []
     drivers = {gpu["driver"] for _, gpus in by_node.values() for gpu in gpus}
-    for node, (told, gpus) in by_node.items():
+    for node, (counted, gpus) in by_node.items():
         names = sorted({f"{gpu['name']}, driver {gpu['driver']}" for gpu in gpus})
         found = f"{len(gpus)} ({'; '.join(names)})" if gpus else "none"
         remedy = None
-        if told > len(gpus):
-            found += f", but Ray was told of {told:g}"
+        if counted > len(gpus):
+            found += f", but Ray counts {counted:g}"
             remedy = f"see why nvidia-smi does not show them, or start Ray there with --num-gpus {len(gpus)}"
         elif len(drivers) > 1 and gpus:
             remedy = f"install the same driver on all nodes; there are {', '.join(sorted(drivers))}"
-        is_note = told < len(gpus)
-        found += f", of which Ray was told of {told:g}" if is_note else ""
+        is_note = counted < len(gpus)
+        found += f"; Ray counts {counted:g}" if is_note else ""
         findings.append(Finding(check="GPUs", where=node, found=found, remedy=remedy, is_note=is_note))
     return findings
 
 
 def judge_shm(node: str, shm_bytes: int, store_bytes: float) -> Finding:
-    """The object store must fit into /dev/shm; else Ray puts it on the disk, which is slow."""
+    """Requires the object store to fit into /dev/shm; otherwise Ray puts it on the disk, which is slow."""
     found = f"{_size(shm_bytes)}, object store {_size(store_bytes)}"
     remedy = None
     if shm_bytes < store_bytes:
@@ -76,13 +76,13 @@ def judge_shm(node: str, shm_bytes: int, store_bytes: float) -> Finding:
 
 
 def judge_hub(node: str, reason: str | None) -> Finding:
-    """Being offline is no fault."""
+    """Notes whether the model hub is reachable; being offline is no fault."""
     found = "reachable" if reason is None else f"not reachable: {reason}; {HUB_NOTE}"
     return Finding(check="model hub", where=node, found=found, is_note=reason is not None)
 
 
 def judge_storage(node: str, storage: str, problem: str | None, nodes: int) -> Finding:
-    """Every node must write what all others read."""
+    """Requires that every node writes files that all others read."""
     found = (
         f"{storage}: written here, and what {nodes} node(s) wrote was read"
         if problem is None
@@ -95,7 +95,7 @@ def judge_storage(node: str, storage: str, problem: str | None, nodes: int) -> F
 
 
 def judge_ports(node: str, tried: int, closed: Mapping[str, Sequence[str]]) -> Finding:
-    """`closed`: names of ports by node that did not take a connection from this one."""
+    """Requires open ports; `closed` holds, by node, the names of ports that refused a connection from this node."""
     found = f"{tried} ports of all nodes take connections from here"
     if closed:
         found = "no connection to " + "; ".join(f"{', '.join(names)} of {other}" for other, names in closed.items())
@@ -104,7 +104,7 @@ def judge_ports(node: str, tried: int, closed: Mapping[str, Sequence[str]]) -> F
 
 
 def render(findings: Sequence[Finding]) -> str:
-    """The table as text; a remedy stands below its row."""
+    """Returns the table as text; a remedy stands below its row."""
     rows = [(f.check, f.where, f.verdict) for f in findings]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = []

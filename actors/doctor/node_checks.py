@@ -1,7 +1,7 @@
-"""What `rlhf doctor` has each node do.
+"""The checks of `rlhf doctor` that run on each node.
 
-It imports nothing of ours at its head, and Ray sends it as code: so nodes answer that lack the package, or have
-another version.
+The module imports nothing of this package at its head, and Ray sends it as code: nodes that lack the package, or have
+another version, answer too.
 """
 
 import os
@@ -22,32 +22,32 @@ CONNECT_S = 3.0
 
 
 class Gpu(TypedDict):
-    """As nvidia-smi shows it."""
+    """A GPU in the words of nvidia-smi."""
 
     name: str
     driver: str
 
 
 class NodeFacts(TypedDict):
-    """What a node says of itself."""
+    """The facts that a node reports about itself."""
 
     versions: dict[str, str]
-    """By package; `missing` where it is not installed."""
+    """Versions by package; `missing` if it is not installed."""
     gpus: list[Gpu]
     shm_bytes: int
-    """Size of /dev/shm; 0 where there is none."""
+    """Size of /dev/shm; 0 if there is none."""
     hub: str | None
-    """Why the model hub is not reachable; None where it is."""
+    """Reason why the model hub is not reachable; None if it is."""
 
 
 def inspect_node() -> NodeFacts:
-    """Versions, GPUs, shared memory, hub."""
+    """Returns versions, GPUs, shared memory and access to the model hub."""
     shm = shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0
     return NodeFacts(versions=read_versions(), gpus=list_gpus(), shm_bytes=shm, hub=try_hub())
 
 
 def read_versions() -> dict[str, str]:
-    """Of Python, of the packages that must be equal, and of ours, which may run from a folder, not installed."""
+    """Returns the versions of Python, of the packages that must be equal, and of this one, installed or in a folder."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -64,7 +64,7 @@ def read_versions() -> dict[str, str]:
 
 
 def list_gpus() -> list[Gpu]:
-    """All of the node, whoever holds them; none where nvidia-smi is absent or fails."""
+    """Returns all GPUs of the node, also those in use; none if nvidia-smi is absent or fails."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
@@ -75,7 +75,7 @@ def list_gpus() -> list[Gpu]:
 
 
 def try_hub() -> str | None:
-    """Why models cannot be fetched by name; None where the hub answers, whatever it answers."""
+    """Returns the reason why models cannot be fetched by name; None if the hub gives any answer."""
     try:
         from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
     except ImportError:
@@ -92,7 +92,7 @@ def try_hub() -> str | None:
 
 
 def find_closed(places: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Those of the addresses and ports that do not take a connection from here."""
+    """Returns the addresses and ports that refuse a connection from here."""
 
     def is_closed(place: tuple[str, int]) -> bool:
         try:
@@ -106,7 +106,7 @@ def find_closed(places: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 
 def write_mark(storage: str, name: str) -> str | None:
-    """Write a file that holds its own name, into a folder that is there; returns what was in the way."""
+    """Writes a file that holds its own name into an existing folder; returns the problem, if any."""
     try:
         from rlhf.errors import UserError
         from rlhf.storage.atomic_files import atomic_write_text
@@ -122,7 +122,7 @@ def write_mark(storage: str, name: str) -> str | None:
 
 
 def read_marks(storage: str, names: list[str]) -> str | None:
-    """Read what the nodes wrote; returns what was in the way."""
+    """Reads the files that the nodes wrote; returns the problem, if any."""
     from rlhf.errors import UserError
     from rlhf.storage.url_path import as_path
 
@@ -137,20 +137,20 @@ def read_marks(storage: str, names: list[str]) -> str | None:
 
 
 def remove_mark(storage: str, name: str) -> None:
-    """Remove the file that this node wrote."""
+    """Removes the file that this node wrote."""
     from rlhf.storage.url_path import as_path
 
     (as_path(storage) / name).unlink()
 
 
 def make_block(size_bytes: int) -> tuple[bytes, int]:
-    """Random bytes and their checksum, into this node's object store."""
+    """Puts random bytes and their checksum into this node's object store."""
     block = os.urandom(size_bytes)
     return block, zlib.crc32(block)
 
 
 def fetch_block(block: list[Any], checksum: int) -> tuple[bool, float]:
-    """Whether the bytes arrive whole, and the seconds it took; the reference comes in a list, unresolved."""
+    """Returns whether the bytes arrive whole, and the duration in seconds; `block` holds one reference."""
     import ray
 
     started = time.perf_counter()
@@ -159,10 +159,10 @@ def fetch_block(block: list[Any], checksum: int) -> tuple[bool, float]:
 
 
 class Place:
-    """Where a learner rank would be."""
+    """A place for a learner rank."""
 
     def address(self) -> str:
-        """Of a free port here, as torch.distributed wants it."""
+        """Returns the address of a free port here in the form of torch.distributed."""
         import ray
 
         host = ray.util.get_node_ip_address()
@@ -172,7 +172,7 @@ class Place:
         return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
     def all_reduce(self, backend: str, address: str, rank: int, ranks: int, timeout_s: float) -> tuple[float, float]:
-        """Sum of (rank + 1) over all ranks as a million numbers give it, and the seconds of the second time."""
+        """Returns the sum of (rank + 1) over all ranks from a million numbers, and the seconds of the second run."""
         from datetime import timedelta
 
         import torch
@@ -181,7 +181,7 @@ class Place:
         limit = timedelta(seconds=timeout_s)
         dist.init_process_group(backend, init_method=address, rank=rank, world_size=ranks, timeout=limit)
         try:
-            for _ in range(2):  # The first one makes the connections.
+            for _ in range(2):  # The first one opens the connections.
                 numbers = torch.full((2**20,), rank + 1.0, device="cuda" if backend == "nccl" else "cpu")
                 started = time.perf_counter()
                 dist.all_reduce(numbers)

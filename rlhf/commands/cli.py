@@ -37,7 +37,6 @@ COMMANDS = (
     data.candidates,
     data.annotate,
     prefpaint.import_prefpaint,
-    prefpaint.export_prefpaint,
     training.reward,
     prefpaint.import_prefpaint_reward,
     training.align,

@@ -28,22 +28,6 @@ def import_prefpaint(
     print("\n".join(lines))
 
 
-def export_prefpaint(
-    prompts: Annotated[Path, typer.Argument(help="Folder of prompts.")],
-    candidates: Annotated[Path, typer.Argument(help="Folder of candidates.")],
-    annotations: Annotated[Path, typer.Argument(help="Folder of annotations.")],
-    out: Out,
-) -> None:
-    """Write annotated candidates in the layout of PrefPaint's release."""
-    from rlhf.data.prefpaint_export import export_release
-    from rlhf.data.prefpaint_layout import describe_left_out
-
-    summary = export_release(prompts, candidates, annotations, out)
-    print(f"{summary['pictures']} pictures of {summary['ids']} prompts in {out}")
-    for line in describe_left_out(summary["left_out"]):
-        print(line)
-
-
 def import_prefpaint_reward(
     checkpoint: Annotated[Path, typer.Argument(help="Released reward model: .pt, .pth or .safetensors.")],
     v_inverse: Annotated[Path, typer.Argument(help="Released V_inverse.pt.")],

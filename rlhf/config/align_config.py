@@ -82,7 +82,7 @@ class AlignConfig(Section):
     """The saved policy is an exponential average of the trained weights; 0 saves the last ones."""
     max_ratio_error: Positive = 1e-5
     """An update whose ratio differs from 1 by more before its first optimizer step is refused (nft: whose prediction
-    differs by more from the sampler's); so is a sampler whose canary's log-prob differs by more (relative, where it is
+    differs by more from the sampler's); so is a sampler whose probe's log-prob differs by more (relative, where it is
     above 1). Rounding alone makes some 1e-6 where a policy has moved far."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed's ZeRO stage."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from rlhf.config.config_types import Count, NonNegative, Positive, Section
 
@@ -41,5 +41,5 @@ class ClusterConfig(Section):
     """Losses of learner ranks, each of which costs the updates since the last checkpoint; -1 is any number."""
     task_timeout_s: Positive = 3600.0
     """A sampler or scorer that has not answered for so long is replaced; a new one's start is counted in."""
-    canary_every: Count = 1
-    """Updates between canaries: a log-prob that every sampler computes as the learner does, or is replaced."""
+    probe_every: Annotated[int, Field(ge=1, validation_alias=AliasChoices("probe_every", "canary_every"))] = 1
+    """Number of updates from one probe to the next: a sampler whose log-prob differs from the learner's is replaced."""

@@ -1,4 +1,4 @@
-"""How far annotators agree: with one another, and each with their own earlier marks."""
+"""Agreement of annotators: with one another, and of each with their own earlier marks."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -17,8 +17,8 @@ Row = Mapping[str, Any]
 def measure_agreement(rows: Iterable[Row]) -> dict[str, Any]:
     """Krippendorff's alpha (interval level) of each mark, over the images that two or more people scored.
 
-    1 is agreement, 0 is what chance gives; null where no image has two annotators or all marks are
-    the same. Only first rounds count: a person's repeat says nothing about other people.
+    1 is full agreement, 0 is chance; null if no image has two annotators or all marks are equal. Only first rounds
+    count, since a person's repeat says nothing about other people.
     """
     firsts = [row for row in rows if not row.get("round")]
     annotators = {name: i for i, name in enumerate(sorted({row["annotator"] for row in firsts}))}
@@ -34,18 +34,31 @@ def measure_agreement(rows: Iterable[Row]) -> dict[str, Any]:
         "annotators": len(annotators),
         "images": len(images),
         "images_scored_by_several": int(shared.sum()),
-        "krippendorff_alpha": {name: _alpha(marks[i][:, shared]) for i, name in enumerate(MARKS)},
+        "krippendorff_alpha": {name: interval_alpha(marks[i][:, shared]) for i, name in enumerate(MARKS)},
         "is_simulated": any(row.get("is_simulated") for row in firsts),
     }
 
 
-def _alpha(marks: np.ndarray) -> float | None:
-    """Marks [annotators, images], NaN where there is none."""
-    import krippendorff
+def interval_alpha(marks: np.ndarray) -> float | None:
+    """Krippendorff's alpha with interval differences (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
 
-    if len(np.unique(marks[~np.isnan(marks)])) < 2:
+    One minus observed over expected disagreement: the mean squared difference of marks within an image, over that of
+    all marks. `marks` is [annotators, images], NaN for no mark; images with fewer than two marks do not count. Returns
+    None if all marks are equal, or none can be paired.
+    """
+    counts = (~np.isnan(marks)).sum(axis=0)
+    marks, counts = marks[:, counts >= 2], counts[counts >= 2]
+    expected = _squared_differences(marks.ravel())
+    if expected == 0:
         return None
-    return float(krippendorff.alpha(reliability_data=marks, level_of_measurement="interval"))
+    within = np.array([_squared_differences(image) for image in marks.T])
+    return float(1 - (counts.sum() - 1) * (within / (counts - 1)).sum() / expected)
+
+
+def _squared_differences(marks: np.ndarray) -> float:
+    """Sum of squared differences over all ordered pairs of marks that are not NaN."""
+    marks = marks[~np.isnan(marks)]
+    return float(2 * len(marks) * ((marks - marks.mean()) ** 2).sum()) if len(marks) else 0.0
 
 
 def write_agreement(rows: Iterable[Row], out: Path) -> dict[str, Any]:
@@ -58,8 +71,8 @@ def write_agreement(rows: Iterable[Row], out: Path) -> dict[str, Any]:
 def measure_consistency(rows: Iterable[Row]) -> dict[str, Any]:
     """One person's agreement with their earlier marks of the images that they saw twice.
 
-    For each mark the mean absolute difference, in points of the scale, and the quadratically
-    weighted kappa (null where it is undefined).
+    The figures of each mark are the mean absolute difference, in points of the scale, and the quadratically weighted
+    kappa (null if undefined).
     """
     rounds: dict[tuple[str, int], dict[int, Row]] = defaultdict(dict)
     for row in rows:
@@ -77,8 +90,8 @@ def measure_consistency(rows: Iterable[Row]) -> dict[str, Any]:
 def weighted_kappa(marks: np.ndarray) -> float | None:
     """Cohen's kappa with quadratic weights, of paired marks [N, 2] (Cohen 1968).
 
-    One less the mean squared difference of the pairs over that of all first with all second marks;
-    None where the latter is 0.
+    One minus the mean squared difference of the pairs, divided by that of all first with all second marks; None if the
+    divisor is 0.
     """
     if not len(marks):
         return None

@@ -1,54 +1,143 @@
-"""What learner rank 0 decides: prompts of an update, what is put aside, who trains on what."""
+"""The coordinator on learner rank 0: quarantine, scales, and shares of the ranks."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
-from actors.coordinator import prompts_of_update, share_out
-from actors.messages import BatchShare
-from actors.quarantine import PutAside
+from actors.coordinator import Coordinator, share_out
+from actors.incidents import Incidents
+from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
+from actors.quarantine import Quarantine
+from actors.queue_times import QueueTimes
+from actors.task_records import FinishedTask, PoisonPrompt
+from rlhf.config.reward_entry import RewardEntry
+from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
+from rlhf.rewards.combination import load_scales
+from rlhf.rewards.scores import Scores
 
 IDS = [f"p{i}" for i in range(10)]
+ALIGN = AlignConfig(prompts_per_update=4, samples_per_prompt=2, micro_batch_size=4)
+REWARDS = (RewardEntry(kind="seam"), RewardEntry(kind="model", name="mine"))
 
 
-def test_every_prompt_is_seen_once_before_any_is_seen_twice() -> None:
-    seen = [p for update in range(5) for p in prompts_of_update(IDS, update, 4, 0)]
-    assert sorted(seen[:10]) == sorted(seen[10:]) == IDS
-    assert seen[:10] != seen[10:]
+@dataclass
+class FakePrompts:
+    ids: list[str] = field(default_factory=lambda: IDS)
+
+    def rows(self, names: list[str]) -> list[dict]:
+        return [{"id": name} for name in names]
 
 
-@pytest.mark.parametrize(("size", "count"), [(10, 4), (48, 32), (7, 7), (9, 8)])
-def test_no_prompt_comes_twice_in_an_update_and_all_come_equally_often(size: int, count: int) -> None:
-    ids = [f"p{i}" for i in range(size)]
-    updates = [prompts_of_update(ids, update, count, 0) for update in range(2 * size)]
-    assert all(len(set(chosen)) == len(chosen) == count for chosen in updates)
-    seen = [name for chosen in updates for name in chosen]
-    assert all(sorted(seen[start : start + size]) == sorted(ids) for start in range(0, len(seen), size))
+@dataclass
+class FakeDispatcher:
+    """Finishes all tasks at once, unless one holds the prompt that kills."""
+
+    poison: str = ""
+    repeated: int = 0
+    pools: tuple = ()
+    runs: list[tuple[str, ...]] = field(default_factory=list)
+    """Prompts of each run."""
+
+    def run(
+        self, notice: WeightsNotice, tasks: Iterable[RolloutTask], times: QueueTimes, *, count: int
+    ) -> list[FinishedTask]:
+        given = list(tasks)
+        assert count == len(given)
+        self.runs.append(tuple(name for task in given for name in task.prompt_ids))
+        if self.poison in self.runs[-1]:
+            raise PoisonPrompt(self.poison)
+        return [
+            FinishedTask(
+                number=number,
+                prompt_ids=task.prompt_ids,
+                images=None,
+                trajectories=None,
+                scores={"seam": values(number), "mine": values(10 + number)},
+                forward_images=1,
+            )
+            for number, task in enumerate(given)
+        ]
 
 
-def test_prompts_depend_on_seed_and_update_alone() -> None:
-    assert prompts_of_update(IDS, 7, 4, 0) == prompts_of_update(IDS, 7, 4, 0)
-    assert prompts_of_update(IDS, 7, 4, 0) != prompts_of_update(IDS, 7, 4, 1)
+def values(seed: int) -> Scores:
+    return Scores(reward=torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
 
 
-def test_a_prompt_put_aside_is_replaced_by_one_that_is_not_there_and_stays_so(tmp_path: Path) -> None:
-    PutAside(tmp_path).add("p3", "it kills")
-    again = PutAside(tmp_path)
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def coordinator(out: Path, dispatcher: FakeDispatcher) -> Coordinator:
+    config = RunConfig(align=ALIGN, rewards=REWARDS)
+    return Coordinator(config, FakePrompts(), dispatcher, Incidents(out), ranks=2, out=out)
+
+
+def prompts_of(work: UpdateWork) -> list[str]:
+    return [name for share in work.shares for batch in share for name in batch.prompt_ids]
+
+
+@pytest.mark.ray
+def test_a_prompt_that_kills_is_quarantined_and_the_update_is_collected_with_another(
+    local_ray: None, tmp_path: Path
+) -> None:
+    first = FakeDispatcher()
+    chosen = prompts_of(coordinator(tmp_path / "undisturbed", first).collect(0, {"w": torch.ones(3)}))
+    deadly, dispatcher = chosen[1], FakeDispatcher(poison=chosen[1])
+    work = coordinator(tmp_path, dispatcher).collect(0, {"w": torch.ones(3)})
+    assert dispatcher.runs[0] == tuple(chosen)
+    assert prompts_of(work) == list(dispatcher.runs[1])
+    assert deadly not in prompts_of(work)
+    assert [name for name in prompts_of(work) if name in chosen] == [name for name in chosen if name != deadly]
+    assert work.metrics["prompts_put_aside"] == 1
+    assert list(Quarantine(tmp_path).reasons) == [deadly]
+
+
+@pytest.mark.ray
+def test_collecting_ends_when_the_quarantine_leaves_too_few_prompts(local_ray: None, tmp_path: Path) -> None:
+    for name in IDS[:7]:
+        Quarantine(tmp_path).add(name, "it kills")
+    with pytest.raises(UserError, match="too few prompts are left"):
+        coordinator(tmp_path, FakeDispatcher()).collect(0, {})
+
+
+@pytest.mark.ray
+def test_scales_of_the_first_update_are_kept_and_read_by_a_run_that_goes_on(local_ray: None, tmp_path: Path) -> None:
+    first = coordinator(tmp_path, FakeDispatcher()).collect(0, {})
+    scales = load_scales(tmp_path)
+    assert scales.keys() == {"seam", "mine"}
+    resumed = coordinator(tmp_path, FakeDispatcher()).collect(7, {}, version=5)
+    assert load_scales(tmp_path) == scales
+    assert resumed.metrics["reward"] == first.metrics["reward"], "the stand-in scores alike in every update"
+    assert (resumed.metrics["policy_version"], resumed.metrics["staleness"]) == (5, 2)
+    (tmp_path / "reward_scales.json").unlink()
+    with pytest.raises(UserError, match="reward_scales.json: cannot be read"):
+        coordinator(tmp_path, FakeDispatcher()).collect(7, {})
+
+
+def test_a_quarantined_prompt_is_replaced_by_one_that_is_not_there_and_stays_so(tmp_path: Path) -> None:
+    Quarantine(tmp_path).add("p3", "it kills")
+    again = Quarantine(tmp_path)
     assert again.reasons == {"p3": "it kills"}
     chosen = again.substitute(["p1", "p3", "p2"], IDS, key=(0, 1))
     assert chosen[0::2] == ["p1", "p2"]
     assert chosen[1] not in ("p1", "p2", "p3")
-    assert chosen == PutAside(tmp_path).substitute(["p1", "p3", "p2"], IDS, key=(0, 1))
+    assert chosen == Quarantine(tmp_path).substitute(["p1", "p3", "p2"], IDS, key=(0, 1))
     assert again.substitute(["p1", "p2"], IDS, key=(0, 1)) == ["p1", "p2"]
 
 
-def test_too_many_prompts_put_aside_end_the_run(tmp_path: Path) -> None:
-    aside = PutAside(tmp_path)
-    aside.add("p1", "it kills")
+def test_too_many_quarantined_prompts_end_the_run(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path)
+    quarantine.add("p1", "it kills")
     with pytest.raises(UserError, match=r"too few prompts are left.*put_aside\.json"):
-        aside.substitute(["p0", "p1"], ["p0", "p1"], key=(0,))
+        quarantine.substitute(["p0", "p1"], ["p0", "p1"], key=(0,))
 
 
 @pytest.mark.parametrize(("batches", "ranks"), [(4, 2), (5, 2), (4, 3), (1, 2)])

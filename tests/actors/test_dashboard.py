@@ -1,4 +1,4 @@
-"""The Grafana dashboard, and the figures of an update that it shows: how tasks flowed, which role to give more."""
+"""The Grafana dashboard and the metrics of an update that it shows: queue times, and the role that needs more."""
 
 import re
 import threading
@@ -14,7 +14,7 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 
 from actors.align import align
 from actors.incidents import Incidents
-from actors.queue_times import Flow
+from actors.queue_times import QueueTimes
 from actors.telemetry import gauge_name
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import AlignConfig
@@ -44,18 +44,18 @@ def test_every_algorithm_shows_how_far_learner_and_samplers_disagree_and_how_far
 
 
 def test_waiting_tasks_are_averaged_over_time_and_the_sync_ends_once() -> None:
-    flow = Flow(now=10.0)
-    flow.note(is_synced=False, to_sample=4, to_score=0, now=11.0)
-    flow.note(is_synced=True, to_sample=1, to_score=2, now=13.0)
-    flow.note(is_synced=True, to_sample=0, to_score=2, now=14.0)
-    assert flow.metrics() == {"weights_sync_s": 3.0, "queue_to_sample": 1.5, "queue_to_score": 1.5}
+    times = QueueTimes(now=10.0)
+    times.note(is_synced=False, to_sample=4, to_score=0, now=11.0)
+    times.note(is_synced=True, to_sample=1, to_score=2, now=13.0)
+    times.note(is_synced=True, to_sample=0, to_score=2, now=14.0)
+    assert times.metrics() == {"weights_sync_s": 3.0, "queue_to_sample": 1.5, "queue_to_score": 1.5}
 
 
 def test_a_sync_that_was_not_seen_to_end_has_lasted_all_along() -> None:
-    flow = Flow(now=0.0)
-    assert flow.metrics()["queue_to_sample"] == 0.0
-    flow.note(is_synced=False, to_sample=0, to_score=0, now=5.0)
-    assert flow.metrics()["weights_sync_s"] == 5.0
+    times = QueueTimes(now=0.0)
+    assert times.metrics()["queue_to_sample"] == 0.0
+    times.note(is_synced=False, to_sample=0, to_score=0, now=5.0)
+    assert times.metrics()["weights_sync_s"] == 5.0
 
 
 def scrape() -> str:

@@ -1,4 +1,4 @@
-"""Tasks that reach their end although samplers and scorers die, lie, raise and hang: stand-ins of both roles."""
+"""Tasks are finished although samplers and scorers die, lie, raise and hang: stand-ins of both roles."""
 
 import os
 import sys
@@ -12,12 +12,13 @@ import ray
 import torch
 from small_parts import small_prompts
 
-from actors.dispatch import Dispatcher, PoisonPrompt, check_rewards, find_fault
+from actors.dispatch import Dispatcher
 from actors.incidents import Incidents, read_incidents
 from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
-from actors.quarantine import PutAside
+from actors.quarantine import Quarantine
 from actors.remote_sampler import RemoteSampler
-from actors.worker_pool import Crew
+from actors.task_records import PoisonPrompt, check_rewards, find_fault
+from actors.worker_pool import Outcome, WorkerPool
 from rlhf.config.run_config import CandidatesConfig
 from rlhf.diffusion.candidates import plan_candidates
 from rlhf.diffusion.trajectories import RolloutPlan
@@ -25,7 +26,7 @@ from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 
 PLAN = RolloutPlan(num_inference_steps=1, eta=1.0, stochastic_steps=frozenset())
-NOTICE = WeightsNotice(version=3, weights=[], checksum="abc", canary=-1.5)
+NOTICE = WeightsNotice(version=3, weights=[], checksum="abc", probe=-1.5)
 
 
 @dataclass
@@ -58,8 +59,8 @@ class StandInSampler:
             os._exit(1)
         lies, drifts = self._fault.strikes("lie"), self._fault.strikes("drift")
         checksum = "lie" if lies else notice.checksum
-        canary = -1.4 if drifts else notice.canary
-        return WeightsAck(version=notice.version, checksum=checksum, canary=canary)
+        probe = -1.4 if drifts else notice.probe
+        return WeightsAck(version=notice.version, checksum=checksum, probe=probe)
 
     def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, str, str]:
         if self._fault.strikes("die", task.prompt_ids):
@@ -114,10 +115,10 @@ def local_ray() -> Iterator[None]:
 def run(folder: Path, name: str = "", times: int = 1, prompt: str | None = None, timeout_s: float = 300.0) -> list:
     """The rewards of all tasks, run by two stand-in samplers and a scorer with that fault."""
     fault = Fault(folder=folder, name=name, times=times, prompt=prompt)
-    dispatcher = crews(fault, Incidents(folder), timeout_s)
+    dispatcher = pools(fault, Incidents(folder), timeout_s)
     try:
         finished = dispatcher.run(NOTICE, TASKS)
-        assert all(worker.version == NOTICE.version for worker in dispatcher.samplers.workers if worker.job is None)
+        assert all(worker.version == NOTICE.version for worker in dispatcher.samplers.idle)
         return [task.scores["model"].reward.tolist() for task in finished]
     finally:
         dispatcher.samplers.dismiss()
@@ -126,19 +127,21 @@ def run(folder: Path, name: str = "", times: int = 1, prompt: str | None = None,
 
 def painters(fault: Fault) -> Dispatcher:
     """Two stand-in samplers whose images nobody scores."""
-    crew = Crew("sampler", lambda _: ray.remote(num_cpus=0.1)(StandInSampler).remote(fault), 2, Incidents(fault.folder))
-    return Dispatcher(samplers=crew, scorers=None, timeout_s=300.0, method="paint")
+    pool = WorkerPool(
+        "sampler", lambda _: ray.remote(num_cpus=0.1)(StandInSampler).remote(fault), 2, Incidents(fault.folder)
+    )
+    return Dispatcher(samplers=pool, scorers=None, timeout_s=300.0, sampling_method=lambda handle: handle.paint)
 
 
-def crews(fault: Fault, incidents: Incidents, timeout_s: float = 300.0) -> Dispatcher:
+def pools(fault: Fault, incidents: Incidents, timeout_s: float = 300.0) -> Dispatcher:
     """Two samplers and a scorer."""
 
     def start(actor: type) -> object:
         return lambda _: ray.remote(num_cpus=0.1)(actor).remote(fault)
 
     return Dispatcher(
-        samplers=Crew("sampler", start(StandInSampler), 2, incidents),
-        scorers=Crew("scorer", start(StandInScorer), 1, incidents),
+        samplers=WorkerPool("sampler", start(StandInSampler), 2, incidents),
+        scorers=WorkerPool("scorer", start(StandInScorer), 1, incidents),
         timeout_s=timeout_s,
     )
 
@@ -183,22 +186,23 @@ def test_a_replacement_that_is_long_in_coming_is_reported_once_and_is_no_restart
 def test_images_that_have_been_scored_are_dropped_but_for_the_first_task_and_a_dump(
     local_ray: None, keep_images: bool, tmp_path: Path
 ) -> None:
-    dispatcher = crews(Fault(folder=tmp_path), Incidents(tmp_path))
+    dispatcher = pools(Fault(folder=tmp_path), Incidents(tmp_path))
     dispatcher.keep_images = keep_images
     done = dispatcher.run(NOTICE, TASKS)
     assert [task.images is not None for task in done] == [True, keep_images, keep_images]
     assert ray.get(done[0].images) == "a+b"
     assert [ray.get(task.trajectories) for task in done] == ["trajectories"] * 3
-    for crew in dispatcher.crews:
-        crew.dismiss()
+    for pool in dispatcher.pools:
+        pool.dismiss()
 
 
 @pytest.mark.ray
 def test_weights_that_are_proved_late_are_no_fault(local_ray: None, tmp_path: Path) -> None:
-    dispatcher = crews(Fault(folder=tmp_path), Incidents(tmp_path))
+    dispatcher = pools(Fault(folder=tmp_path), Incidents(tmp_path))
     slow = dispatcher.samplers.workers[0]
     before = replace(NOTICE, version=2)
-    dispatcher.samplers.begin(slow, before, slow.handle.load_weights.remote(before))
+    late: list[Outcome] = []
+    dispatcher.samplers.begin(slow, slow.handle.load_weights.remote(before), late.append)
     assert [task.scores["model"].reward.tolist() for task in dispatcher.run(NOTICE, TASKS)] == REWARDS
     assert causes(tmp_path) == []
 
@@ -242,17 +246,19 @@ def test_samplers_that_can_never_prove_their_weights_end_the_run(local_ray: None
 
 
 @pytest.mark.ray
-def test_a_prompt_that_kills_samplers_is_put_aside_and_the_others_are_painted(local_ray: None, tmp_path: Path) -> None:
+def test_a_prompt_that_kills_samplers_is_quarantined_and_the_others_are_painted(
+    local_ray: None, tmp_path: Path
+) -> None:
     by_id = {prompt.prompt_id: prompt for prompt in small_prompts(8)}
     dispatcher = painters(Fault(folder=tmp_path, name="die", times=100, prompt="p4"))
     notice = WeightsNotice(version=1, weights=[], checksum="abc")
-    sampler = RemoteSampler(dispatcher, notice, 0, lambda ids: [by_id[name] for name in ids], PutAside(tmp_path))
+    sampler = RemoteSampler(dispatcher, notice, 0, lambda ids: [by_id[name] for name in ids], Quarantine(tmp_path))
     config = CandidatesConfig(samples_per_prompt=1, micro_batch_size=2)
     done = {d.task.number: d for d in sampler.sample(plan_candidates(list(by_id), config, seed=0, first_sample=0))}
     dispatcher.samplers.dismiss()
     assert [image.decode() for n in range(4) for image in done[n].images] == [name for name in by_id if name != "p4"]
     assert done[2].task.prompt_ids == ("p5",)
-    assert list(PutAside(tmp_path).reasons) == ["p4"]
+    assert list(Quarantine(tmp_path).reasons) == ["p4"]
 
 
 @pytest.mark.ray
@@ -272,16 +278,16 @@ def test_few_tasks_are_in_memory_however_many_there_are(local_ray: None, tmp_pat
     assert taken == done == 30
 
 
-def test_an_acknowledgement_is_proof_only_with_version_checksum_and_canary() -> None:
-    good = WeightsAck(version=3, checksum="abc", canary=-1.5)
+def test_an_acknowledgement_is_proof_only_with_version_checksum_and_probe() -> None:
+    good = WeightsAck(version=3, checksum="abc", probe=-1.5)
     assert find_fault(good, NOTICE, 1e-6) is None
-    for bad in ({"version": 2}, {"checksum": "abd"}, {"canary": -1.49}, {"canary": None}, {"canary": float("nan")}):
+    for bad in ({"version": 2}, {"checksum": "abd"}, {"probe": -1.49}, {"probe": None}, {"probe": float("nan")}):
         assert find_fault(WeightsAck(**(vars(good) | bad)), NOTICE, 1e-6) is not None
-    large = replace(NOTICE, canary=-391.0673522949219)
-    assert find_fault(replace(good, canary=-391.0673828125), large, 1e-5) is None, "a step of float32"
-    assert find_fault(replace(good, canary=-391.1), large, 1e-5) is not None
+    large = replace(NOTICE, probe=-391.0673522949219)
+    assert find_fault(replace(good, probe=-391.0673828125), large, 1e-5) is None, "a step of float32"
+    assert find_fault(replace(good, probe=-391.1), large, 1e-5) is not None
     without = WeightsNotice(version=3, weights=[], checksum="abc")
-    assert find_fault(WeightsAck(version=3, checksum="abc", canary=None), without, 1e-6) is None
+    assert find_fault(WeightsAck(version=3, checksum="abc", probe=None), without, 1e-6) is None
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -1,4 +1,4 @@
-"""`rlhf doctor`: what it makes of the nodes' answers, and its checks on a Ray of two nodes."""
+"""`rlhf doctor`: its judgement of the nodes' answers, and its checks on a Ray of two nodes."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What travels between Ray processes."""
+"""The records that travel between Ray processes."""
 
 import subprocess
 import sys

@@ -1,13 +1,12 @@
 """Several nodes on one machine: two sample, one learns; one is lost, one joins; the figures stay the same."""
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import ray
 from align_runs import with_cluster
-from processes import figures
+from processes import figures, wait_for
 from ray.cluster_utils import Cluster
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
@@ -16,6 +15,10 @@ from actors.incidents import read_incidents
 from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def sampler_incidents(out: Path) -> list[dict]:
+    return [line for line in read_incidents(out) if line["role"] == "sampler"]
 
 
 def test_a_run_outlives_a_node_and_takes_in_another(small_pipeline: Path, tmp_path: Path) -> None:
@@ -39,11 +42,9 @@ def test_a_run_outlives_a_node_and_takes_in_another(small_pipeline: Path, tmp_pa
         assert not errors
         run = threading.Thread(target=train, args=(tmp_path / "run",))
         run.start()
-        limit = time.monotonic() + 240
-        while not read_metrics(tmp_path / "run") and time.monotonic() < limit and run.is_alive():
-            time.sleep(0.1)
+        wait_for(lambda: len(read_metrics(tmp_path / "run")) > 0 or not run.is_alive())
         cluster.remove_node(samplers[0], allow_graceful=False)
-        time.sleep(5)
+        wait_for(lambda: len(sampler_incidents(tmp_path / "run")) > 0 or not run.is_alive())
         cluster.add_node(num_cpus=1, resources={"sampler": 1})
         run.join(300)
         assert not run.is_alive()
@@ -52,5 +53,4 @@ def test_a_run_outlives_a_node_and_takes_in_another(small_pipeline: Path, tmp_pa
         ray.shutdown()
         cluster.shutdown()
     assert figures(tmp_path / "run") == figures(tmp_path / "undisturbed")
-    lost = [line for line in read_incidents(tmp_path / "run") if line["role"] == "sampler"]
-    assert lost, "the lost node's sampler was replaced"
+    assert sampler_incidents(tmp_path / "run"), "the lost node's sampler was replaced"

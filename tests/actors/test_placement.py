@@ -1,4 +1,4 @@
-"""What a cluster lacks for a run, in words, before anything starts."""
+"""The resources that a cluster lacks for a run are named before anything starts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the driver makes of a run's figures: the role that should be given more."""
+"""The advice of the driver after a run: the role that needs more workers."""
 
 from actors.run_progress import describe_incident, find_role_to_grow
 

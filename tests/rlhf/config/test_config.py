@@ -172,3 +172,8 @@ def test_an_address_where_nothing_answers_is_told_within_seconds() -> None:
         check_address("127.0.0.1:1")
     check_address("auto")
     check_address(None)
+
+
+def test_a_file_that_says_canary_sets_the_probe(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "cluster:\n  canary_every: 3\n")).cluster.probe_every == 3
+    assert "canary" not in dump_config(load_config(None, ("cluster.probe_every=2",)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf.data.agreement import measure_agreement, measure_consistency, weighted_kappa, write_agreement
+from rlhf.data.agreement import interval_alpha, measure_agreement, measure_consistency, weighted_kappa, write_agreement
 
 KRIPPENDORFF_2011 = [
     [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
@@ -65,3 +65,17 @@ def test_consistency_compares_a_persons_two_rounds() -> None:
     assert figures["mean_absolute_difference"]["overall"] == pytest.approx(0.5)
     assert 0.8 < figures["weighted_kappa"]["overall"] < 1
     assert measure_consistency(rows[:1])["weighted_kappa"]["overall"] is None
+
+
+def test_alpha_is_one_minus_observed_over_expected_disagreement_pair_by_pair() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        marks = rng.integers(1, 8, (4, 12)).astype(float)
+        marks[rng.random(marks.shape) < 0.4] = np.nan
+        images = [[float(m) for m in image if not np.isnan(m)] for image in marks.T]
+        images = [image for image in images if len(image) >= 2]
+        everything = [m for image in images for m in image]
+        n = len(everything)
+        observed = sum((a - b) ** 2 / (len(image) - 1) for image in images for a in image for b in image) / n
+        expected = sum((a - b) ** 2 for a in everything for b in everything) / (n * (n - 1))
+        assert interval_alpha(marks) == pytest.approx(1 - observed / expected, rel=1e-12)

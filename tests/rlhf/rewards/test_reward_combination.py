@@ -1,16 +1,13 @@
 """The weighted sum: scales, bounds, the default that changes nothing, and the alarm."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from actors.coordinator import reward_metrics, scales_of_update
 from actors.run_progress import ood_warnings
+from rlhf.alignment.weighing import reward_metrics
 from rlhf.config.reward_entry import RewardEntry
-from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
-from rlhf.rewards.combination import Scale, combine, join_scores, load_scales, measure_scales, outlying_share
+from rlhf.rewards.combination import Scale, combine, join_scores, measure_scales, outlying_share
 from rlhf.rewards.scores import Scores
 
 SEAM, MODEL = RewardEntry(kind="seam", weight=0.5), RewardEntry(kind="model", weight=-2.0)
@@ -77,18 +74,6 @@ def test_a_reward_that_does_not_vary_has_no_scale(value: float) -> None:
         measure_scales(
             [SEAM], {"seam": Scores(reward=column(value, value, value + 1, value + 1))}, 2, within_prompts=True
         )
-
-
-def test_scales_of_the_first_update_are_kept_and_read_by_a_run_that_goes_on(tmp_path: Path) -> None:
-    config = RunConfig(rewards=(SEAM, MODEL), align=AlignConfig(samples_per_prompt=4, micro_batch_size=8))
-    first = {"seam": bounded(0), "model": bounded(1)}
-    measured = scales_of_update(config, tmp_path, 0, first)
-    assert load_scales(tmp_path) == measured
-    later = {"seam": bounded(2), "model": bounded(3)}
-    assert scales_of_update(config, tmp_path, 7, later) == measured
-    (tmp_path / "reward_scales.json").unlink()
-    with pytest.raises(UserError, match="reward_scales.json: cannot be read"):
-        scales_of_update(config, tmp_path, 7, later)
 
 
 def test_verdicts_of_tasks_are_joined_in_their_order() -> None:

@@ -1,0 +1,143 @@
+"""Measure base models on photographs: `python -m benchmarks.base_model STATE --images FOLDER`.
+
+Prints JSON: the VAE's round trip, and fills of the denoisers beside classical ones. STATE is the folder of a
+training, which may be running. Writes sheets (original, masked or round trip, fills) where --sheets names a folder.
+"""
+
+import argparse
+import json
+import time
+import zlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.base_model import measures
+from benchmarks.base_model.fills import fill_classical, fill_transformer, fill_unet
+from rlhf.data.holes import FAMILIES, draw_hole
+from rlhf.diffusion.builtin.export_base import trained_pipeline, trained_vae
+from rlhf.diffusion.builtin.train_base import state_path
+from rlhf.storage.images import blank_hole, decode_image, image_to_tensor, list_photographs, mask_to_tensor, square_crop
+from rlhf.storage.images import tensor_to_image as to_image
+
+SAMPLERS = {"unet": fill_unet, "transformer": fill_transformer}
+
+
+def cut_prompts(folder: Path, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops [count, 3, size, size] of the folder's photographs in turn, and holes [count, 1, size, size].
+
+    All hole families come in turn. Crops are as those of `rlhf prompts`: their side is 40 to 100 % of the
+    photograph's short side.
+    """
+    paths, images, masks = list_photographs(folder), [], []
+    for index in range(count):
+        path = paths[index % len(paths)]
+        rng = np.random.default_rng([zlib.crc32(path.name.encode()), index])
+        images.append(image_to_tensor(square_crop(decode_image(path), rng, size=size, scale=(0.4, 1.0))))
+        masks.append(mask_to_tensor(draw_hole(list(FAMILIES)[index % len(FAMILIES)], rng, size)))
+    return torch.stack(images), torch.stack(masks)
+
+
+def likeness(filled: torch.Tensor, originals: torch.Tensor, masks: torch.Tensor) -> dict[str, object]:
+    """Ratios of sharpness and band energies in the hole to the original's; 1 is as sharp."""
+    sharpness = measures.laplacian_sharpness
+    return {
+        "sharpness": measures.ratio(sharpness(filled, masks), sharpness(originals, masks))[0],
+        "gradient_energy": measures.ratio(
+            measures.gradient_energy(filled, masks), measures.gradient_energy(originals, masks)
+        )[0],
+        "bands": measures.ratio(measures.band_energies(filled, masks), measures.band_energies(originals, masks)),
+    }
+
+
+@torch.no_grad()
+def measure_round_trip(state: Path, images: torch.Tensor) -> tuple[dict[str, object], torch.Tensor]:
+    """Figures of the VAE, and the decoded images."""
+    vae, updates = trained_vae(state)
+    decoded = torch.cat([vae(part).sample for part in images.split(50)]).clamp(-1, 1)
+    everywhere = torch.ones_like(images[:, :1])
+    figures = {"updates": updates, "psnr_db": round(float(measures.psnr(decoded, images).mean()), 3)}
+    return figures | likeness(decoded, images, everywhere), decoded
+
+
+def measure_fills(
+    state: Path, images: torch.Tensor, masks: torch.Tensor, *, steps: int, classical: list[str]
+) -> tuple[dict[str, dict[str, object]], dict[str, torch.Tensor]]:
+    """Figures of one fill per prompt of each denoiser with a state and of each classical method, and the fills.
+
+    `closer_than_NAME` is the share of prompts at which the fill is perceptually nearer to the original.
+    """
+    figures: dict[str, dict[str, object]] = {}
+    fills = {name: fill_classical(name, images, masks) for name in classical}
+    for stage, sample in SAMPLERS.items():
+        if state_path(state, stage).is_file():
+            pipeline, updates = trained_pipeline(state, stage)
+            started = time.perf_counter()
+            parts = zip(images.split(50), masks.split(50), strict=True)
+            fills[stage] = torch.cat([sample(pipeline, a, b, steps, seed) for seed, (a, b) in enumerate(parts)])
+            seconds = (time.perf_counter() - started) / len(images)
+            figures[stage] = {"updates": updates[stage], "sample_s": round(seconds, 4)}
+    for name, filled in fills.items():
+        figures[name] = figures.get(name, {}) | likeness(filled, images, masks)
+    if find_spec("efficientnet_lite_pytorch"):
+        _compare(figures, fills, images, masks, classical)
+    return figures, fills
+
+
+@torch.no_grad()
+def _compare(
+    figures: dict[str, dict[str, object]],
+    fills: dict[str, torch.Tensor],
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    classical: list[str],
+) -> None:
+    """Add perceptual distances, and how often each denoiser is nearer than each classical method."""
+    distance = measures.PerceptualDistance()
+    distances = {}
+    for name, filled in fills.items():
+        parts = zip(filled.split(50), images.split(50), masks.split(50), strict=True)
+        distances[name] = torch.cat([distance(*part) for part in parts])
+        figures[name]["distance"] = round(float(distances[name].mean()), 4)
+    for stage in SAMPLERS:
+        for name in classical:
+            if stage in distances:
+                closer = (distances[stage] < distances[name]).float().mean()
+                figures[stage][f"closer_than_{name}"] = round(float(closer), 3)
+
+
+def save_sheet(columns: list[torch.Tensor], path: Path, *, rows: int, scale: int = 3) -> None:
+    """A picture with a row per prompt and a column per tensor [N, 3, H, W], enlarged without smoothing."""
+    sheet = torch.cat([torch.cat([column[i] for column in columns], dim=2) for i in range(rows)], dim=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_image(sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)).save(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(prog="measure_base", description=__doc__)
+    parser.add_argument("state", type=Path)
+    parser.add_argument("--images", type=Path, required=True, help="photographs that no weight saw")
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--classical", nargs="*", default=["biharmonic"], help="biharmonic, telea, navier-stokes")
+    parser.add_argument("--sheets", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    images, masks = cut_prompts(options.images, options.prompts, options.size)
+    vae_figures, decoded = measure_round_trip(options.state, images)
+    figures, fills = measure_fills(options.state, images, masks, steps=options.steps, classical=options.classical)
+    print(json.dumps({"vae": vae_figures} | figures, indent=2))
+    if options.sheets:
+        rows = min(12, len(images))
+        save_sheet([images, decoded], options.sheets / "round_trips.png", rows=rows)
+        save_sheet([blank_hole(images, masks), *fills.values(), images], options.sheets / "fills.png", rows=rows)
+        print("columns of fills.png:", "masked", *fills, "original")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The two denoisers of the built-in base models and the diffusers pipelines around them.
+
+Both work on the same VAE (16 channels, factor 4). `unet` has the layout of Stable Diffusion's inpainting with
+16 + 1 + 16 input channels and predicts v; `transformer` has the layout of FLUX.1 Fill and predicts velocity.
+"""
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionInpaintPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from rlhf.diffusion.builtin.base_vae import FACTOR, LATENT_CHANNELS
+from rlhf.diffusion.builtin.tiny_model import TEXT_WIDTH, build_scheduler, build_text_encoder, build_tokenizer
+
+TEXT_TOKENS = 4
+"""Tokens of text that the transformer is trained with; its attention can use them as a scratchpad."""
+TOKEN_WIDTH = 4 * LATENT_CHANNELS
+
+
+def build_unet(channels: tuple[int, ...] = (64, 112, 128)) -> UNet2DConditionModel:
+    """Denoiser of latents, mask and masked-image latents: [B, 33, h, w] to v [B, 16, h, w]."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=2 * LATENT_CHANNELS + 1,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(channels) - 1),
+        up_block_types=("CrossAttnUpBlock2D",) * (len(channels) - 1) + ("UpBlock2D",),
+        layers_per_block=1,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        cross_attention_dim=TEXT_WIDTH,
+    )
+
+
+def build_transformer(*, heads: int = 6, layers: int = 10) -> FluxTransformer2DModel:
+    """Denoiser of packed latents, masked-image latents and mask: [B, tokens, 64 + 64 + 64] to [B, tokens, 64].
+
+    Single-stream blocks alone: with the empty text, blocks with weights of their own for text would be idle.
+    """
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=2 * TOKEN_WIDTH + 4 * FACTOR**2,
+        out_channels=TOKEN_WIDTH,
+        num_layers=0,
+        num_single_layers=layers,
+        attention_head_dim=32,
+        num_attention_heads=heads,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        guidance_embeds=False,
+        axes_dims_rope=(4, 14, 14),
+    )
+    # As in DiT (arXiv:2212.09748): blocks begin closed, and the output at 0.
+    for block in transformer.single_transformer_blocks:
+        torch.nn.init.zeros_(block.norm.linear.weight)
+        torch.nn.init.zeros_(block.norm.linear.bias)
+    for linear in (transformer.norm_out.linear, transformer.proj_out):
+        torch.nn.init.zeros_(linear.weight)
+        torch.nn.init.zeros_(linear.bias)
+    return transformer
+
+
+def build_flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Flow matching with a static shift of 1: at 64 tokens, levels of noise count alike."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False)
+
+
+def build_t5() -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
+    """A one-layer T5 encoder and a byte-level tokenizer; only the empty text is trained with."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *symbols])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=TEXT_TOKENS,
+    )
+    encoder = T5EncoderModel(
+        T5Config(
+            vocab_size=len(vocabulary),
+            d_model=TEXT_WIDTH,
+            d_kv=8,
+            d_ff=64,
+            num_layers=1,
+            num_heads=4,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
+    return encoder, fast
+
+
+def unet_pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel) -> StableDiffusionInpaintPipeline:
+    """The UNet with all that a pipeline's folder needs; text encoders are random but always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text_encoder = build_text_encoder().eval()
+    return StableDiffusionInpaintPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=build_tokenizer(),
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def transformer_pipeline(vae: AutoencoderKL, transformer: FluxTransformer2DModel) -> FluxFillPipeline:
+    """The transformer likewise. To be called with `max_sequence_length=TEXT_TOKENS`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text_encoder = build_text_encoder().eval()
+        text_encoder_2, tokenizer_2 = build_t5()
+    return FluxFillPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=build_tokenizer(),
+        text_encoder_2=text_encoder_2.eval(),
+        tokenizer_2=tokenizer_2,
+        transformer=transformer,
+        scheduler=build_flow_scheduler(),
+    )

@@ -1,0 +1,131 @@
+"""A training loop that can be killed at any moment and goes on to the same bits."""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.storage.atomic_files import atomic_torch_save, atomic_write
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When a stage stops and how its learning rate goes."""
+
+    until: int
+    """Updates done in all when the call returns."""
+    peak_lr: float
+    """Learning rate after the warm-up."""
+    warm_up: int = 200
+    """Updates of linear warm-up, counted from the first update after fresh optimizer state."""
+    decay_from: int | None = None
+    """Update at which the learning rate begins to fall, as a cosine, to 2 % at `decay_to`; None: never."""
+    decay_to: int | None = None
+    """Update at which it has fallen; None: `until`."""
+    average: float = 0.9995
+    """Decay of the moving average of the weights."""
+    weight_decay: float = 0.01
+    """Of AdamW; 0 for weights whose size matters."""
+    save_every: int = 100
+    """Updates between states on disk; a kill loses at most so many."""
+    log_every: int = 50
+    """Updates between lines of the log."""
+
+    def learning_rate(self, update: int, first: int) -> float:
+        """Of one update, where the optimizer was fresh at `first`."""
+        rate = self.peak_lr * min(1.0, (update - first + 1) / self.warm_up)
+        if self.decay_from is None or update < self.decay_from:
+            return rate
+        end = self.until if self.decay_to is None else self.decay_to
+        progress = min(1.0, (update - self.decay_from) / max(1, end - self.decay_from))
+        return rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def train_stage(
+    module: torch.nn.Module,
+    loss_of: Callable[[int], torch.Tensor],
+    schedule: Schedule,
+    *,
+    state_path: Path,
+    log_path: Path,
+    first: int = 0,
+) -> torch.nn.Module:
+    """AdamW on the parameters that require gradients; returns the moving average of the weights.
+
+    `loss_of` takes the number of updates done and is the only source of randomness, so a run that goes on from
+    `state_path` ends with the bits of an uninterrupted one. The state is replaced as a whole, each
+    `save_every` updates; the log gets a JSON line (update, mean loss, learning rate, seconds per update, time)
+    each `log_every`. Where there is no state, the module's weights are the start, counted as update `first`.
+    """
+    averaged = copy.deepcopy(module).eval().requires_grad_(False)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    pairs = [(a, p) for a, p in zip(averaged.parameters(), module.parameters(), strict=True) if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=schedule.peak_lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay)
+    update = first
+    if state_path.is_file():
+        state = torch.load(state_path)
+        module.load_state_dict(state["module"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        update, first = state["update"], state["first"]
+    log = _Log(log_path, update)
+    while update < schedule.until:
+        optimizer.param_groups[0]["lr"] = schedule.learning_rate(update, first)
+        loss = loss_of(update)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = min(schedule.average, (update - first + 1) / (update - first + 10))
+        torch._foreach_lerp_([a for a, _ in pairs], [p.detach() for _, p in pairs], 1 - decay)
+        update += 1
+        log.add(loss.item())
+        if update % schedule.log_every == 0:
+            log.write(update, optimizer.param_groups[0]["lr"])
+        if update % schedule.save_every == 0 or update == schedule.until:
+            parts: dict[str, Any] = {"module": module, "averaged": averaged, "optimizer": optimizer}
+            state = {k: v.state_dict() for k, v in parts.items()} | {"update": update, "first": first}
+            atomic_torch_save(state, state_path)
+    return averaged
+
+
+class _Log:
+    """JSON lines of a stage; those after the state that the run goes on from are dropped."""
+
+    def __init__(self, path: Path, update: int) -> None:
+        self._path = path
+        self._losses: list[float] = []
+        self._since = time.perf_counter()
+        if path.is_file():
+            kept = [line for line in path.read_text().splitlines() if _update_of(line) <= update]
+            atomic_write(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
+
+    def add(self, loss: float) -> None:
+        self._losses.append(loss)
+
+    def write(self, update: int, learning_rate: float) -> None:
+        now, count = time.perf_counter(), len(self._losses)
+        line = {
+            "update": update,
+            "loss": sum(self._losses) / count,
+            "learning_rate": learning_rate,
+            "update_s": round((now - self._since) / count, 4),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._losses, self._since = [], now
+
+
+def _update_of(line: str) -> float:
+    """The update of a log line; infinite for a line that a kill cut off."""
+    try:
+        return json.loads(line)["update"]
+    except (json.JSONDecodeError, KeyError):
+        return math.inf

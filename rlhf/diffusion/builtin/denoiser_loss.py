@@ -1,0 +1,109 @@
+"""Losses of the base models' denoisers, with the packing of FLUX.1 Fill."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, FluxTransformer2DModel, UNet2DConditionModel
+
+from rlhf.diffusion.builtin.base_denoisers import TEXT_TOKENS, transformer_pipeline, unet_pipeline
+from rlhf.diffusion.builtin.base_vae import FACTOR
+
+KNOWN_WEIGHT = 0.2
+"""What a cell without a hole counts; those with a hole count 1. Known pixels are put back after sampling."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentBatch:
+    """Encoded crops with holes."""
+
+    latents: torch.Tensor
+    """[B, 16, h, w], scaled."""
+    masks: torch.Tensor
+    """[B, 1, 4 h, 4 w], 1 = repaint."""
+    masked_image_latents: torch.Tensor
+    """[B, 16, h, w], scaled, of the image with its hole set to 0."""
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """[B, 1, h, w]: 1 for cells that touch the hole, `KNOWN_WEIGHT` for others."""
+        return KNOWN_WEIGHT + (1 - KNOWN_WEIGHT) * F.max_pool2d(self.masks, FACTOR)
+
+
+Loss = Callable[[LatentBatch, torch.Generator], torch.Tensor]
+
+
+def unet_loss(unet: UNet2DConditionModel, vae: torch.nn.Module) -> Loss:
+    """v-prediction (arXiv:2202.00512) at equal weight for all timesteps, which are drawn in equal strata."""
+    pipeline = unet_pipeline(vae, unet)
+    scheduler: DDIMScheduler = pipeline.scheduler
+    tokens = pipeline.tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        text = pipeline.text_encoder(tokens)[0]
+
+    def loss(batch: LatentBatch, generator: torch.Generator) -> torch.Tensor:
+        latents = batch.latents
+        noise = torch.randn(latents.shape, generator=generator)
+        timestep = (_strata(len(latents), generator) * scheduler.config.num_train_timesteps).long()
+        noisy = scheduler.add_noise(latents, noise, timestep)
+        mask = F.interpolate(batch.masks, latents.shape[-2:])
+        inputs = torch.cat([noisy, mask, batch.masked_image_latents], dim=1).to(memory_format=torch.channels_last)
+        predicted = unet(inputs, timestep, text.expand(len(latents), -1, -1)).sample
+        error = (predicted - scheduler.get_velocity(latents, noise, timestep)).square()
+        return _weighted_mean(error, batch.weights)
+
+    return loss
+
+
+def transformer_loss(transformer: FluxTransformer2DModel, vae: torch.nn.Module) -> Loss:
+    """Velocity noise - latents of flow matching (arXiv:2210.02747), x = (1 - sigma) latents + sigma noise.
+
+    Half of the sigmas are uniform, half logit-normal (arXiv:2403.03206), which favours the middle.
+    """
+    pipeline = transformer_pipeline(vae, transformer)
+    with torch.no_grad():
+        text, pooled, text_ids = pipeline.encode_prompt(prompt="", prompt_2=None, max_sequence_length=TEXT_TOKENS)
+
+    def loss(batch: LatentBatch, generator: torch.Generator) -> torch.Tensor:
+        latents, count = batch.latents, len(batch.latents)
+        noise = torch.randn(latents.shape, generator=generator)
+        uniform = _strata(count, generator)
+        is_normal = torch.rand(count, generator=generator) < 0.5
+        sigma = torch.where(is_normal, torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)).sigmoid(), uniform)
+        noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1, 1))
+        condition = [pack(batch.masked_image_latents), pack(F.pixel_unshuffle(batch.masks, FACTOR))]
+        predicted = transformer(
+            hidden_states=torch.cat([pack(noisy), *condition], dim=2),
+            timestep=sigma,
+            pooled_projections=pooled.expand(count, -1),
+            encoder_hidden_states=text.expand(count, -1, -1),
+            txt_ids=text_ids,
+            img_ids=image_ids(*latents.shape[-2:]),
+        ).sample
+        error = (predicted - pack(noise - latents)).square()
+        return _weighted_mean(error, pack(batch.weights.expand_as(latents)))
+
+    return loss
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """Four neighbours as one token, as FLUX does it: [B, C, h, w] to [B, h w / 4, 4 C]."""
+    return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+
+
+def image_ids(height: int, width: int) -> torch.Tensor:
+    """Places of the tokens of latents [height, width]: (0, row, column) each, [tokens, 3]."""
+    rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).view(-1, 3).float()
+
+
+def _strata(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Uniform draws, one from each of `count` equal parts of (0, 1), in random order."""
+    parts = torch.randperm(count, generator=generator)
+    return (parts + torch.rand(count, generator=generator)) / count
+
+
+def _weighted_mean(error: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    weights = weights.expand_as(error)
+    return (error * weights).sum() / weights.sum()
