@@ -1,6 +1,6 @@
 # make demo      installs, then runs `rlhf demo` into runs/demo
-# make test      installs, then lint, types and tests (markers slow and gpu apart)
-# make test-all  everything, slow tests included
+# make test      installs, then runs lint, types and tests, without those marked slow or gpu
+# make test-all  the same with the slow tests
 # make bench RUN=runs/demo   the benchmarks, into runs/bench; a quarter of an hour on 2 quiet cores
 # make image TAG=registry/prefpaint-ray:gpu   container image; for CPU with TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= $(shell for v in 3.11 3.12; do p=$$(command -v python$$v) && $$p -c 'import sys' 2>/dev/null && echo $$p && break; done || command -v python3)
@@ -36,7 +36,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Both halves at once, since tests of Ray and of pages mostly wait; each shows its output when it has ended.
+# Both halves run at once, since tests of Ray and of pages mostly wait; each prints its output at its end.
 test: lint
 	$(MAKE) --no-print-directory --jobs 2 --output-sync test-computing test-waiting
 

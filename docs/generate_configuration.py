@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the docstrings of the configuration's fields: `python docs/generate_configuration.py`."""
+"""Writes docs/configuration.md from the docstrings of the configuration: `python docs/generate_configuration.py`."""
 
 import json
 from pathlib import Path
@@ -29,11 +29,15 @@ def render() -> str:
 
 
 def _table(section: type[Section], without: set[str] = frozenset()) -> list[str]:
-    schema = section.model_json_schema()["properties"]
+    schema = section.model_json_schema(by_alias=False)["properties"]
     rows = ["| key | default | values | meaning |", "| --- | --- | --- | --- |"]
     for name, field in section.model_fields.items():
         if name not in without:
-            default = "required" if field.is_required() else f"`{json.dumps(field.get_default(), default=list)}`"
+            default = (
+                "required"
+                if field.is_required()
+                else f"`{json.dumps(field.get_default(call_default_factory=True), default=list)}`"
+            )
             cells = [f"`{name}`", default, _values(schema[name]), " ".join((field.description or "").split())]
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return rows
@@ -51,7 +55,9 @@ def _values(schema: dict[str, Any]) -> str:
         return f"list of {_values(schema['items'])}"
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     words = [f"{word} {schema[key]:g}" for key, word in limits.items() if key in schema]
-    kind = {"array": "list", "null": "none", "object": "mapping"}.get(schema.get("type", ""), schema.get("type", "entry"))
+    kind = {"array": "list", "null": "none", "object": "mapping"}.get(
+        schema.get("type", ""), schema.get("type", "entry")
+    )
     return " ".join([kind, ", ".join(words)]).strip()
 
 

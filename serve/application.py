@@ -17,6 +17,7 @@ from rlhf.config.devices import resolve_device
 from rlhf.diffusion.policy import resolve_model
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import read_catalogue
+from rlhf.rewards.open_reward import reads_captions
 from rlhf.storage.url_path import as_path
 from serve.api.addresses import is_loopback
 from serve.api.api_keys import VARIABLE, load_api_keys
@@ -176,8 +177,8 @@ def _check_before_start(settings: ServiceSettings, host: str, port: int) -> None
             raise UserError(
                 f"{name}: no model_index.json in {folder}, so not a pipeline folder; check the model's path"
             )
-    if settings.reward is not None and not (settings.reward / "reward.json").is_file():
-        raise UserError(f"{settings.reward}: no reward.json, so not a complete reward folder; run `rlhf reward` again")
+    if settings.reward is not None:
+        reads_captions(settings.reward)  # Raises UserError if the place names no reward.
     if resolve_device(settings.device).type != "cuda" and settings.attention == "xformers":
         raise UserError("--attention xformers: needs a CUDA GPU; use auto")
     if load_api_keys(settings.api_keys) is None and not is_loopback(host):

@@ -1,4 +1,4 @@
-"""A reward over HTTP: the reference server of `kind: http`."""
+"""Serves a reward over HTTP: the reference server of `kind: http`."""
 
 import math
 import socket
@@ -14,7 +14,7 @@ from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.rewards.build import build_reward
-from rlhf.rewards.scores import RewardSource
+from rlhf.rewards.scores import Reward
 from rlhf.rewards.wire import MAX_IMAGES, RewardReply, RewardRequest, decode_request
 from serve.api.api_errors import (
     ApiError,
@@ -28,8 +28,8 @@ from serve.api.api_errors import (
 MAX_BODY_BYTES = MAX_IMAGES * 8_000_000
 
 
-def build_app(reward: RewardSource, name: str) -> FastAPI:
-    """The application: POST /v1/rewards and GET /healthz; one batch is scored at a time."""
+def build_app(reward: Reward, name: str) -> FastAPI:
+    """Builds the application with POST /v1/rewards and GET /healthz; it scores one batch at a time."""
     app = FastAPI(title="prefpaint-ray reward")
     app.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
     app.exception_handler(ApiError)(answer_api_error)
@@ -40,12 +40,12 @@ def build_app(reward: RewardSource, name: str) -> FastAPI:
 
     @app.get("/healthz")
     def health() -> dict[str, str]:
-        """200 once the reward is loaded."""
+        """Answers 200 once the reward is loaded."""
         return {"status": "ok", "reward": name}
 
     @app.post("/v1/rewards")
     def score(request: RewardRequest) -> RewardReply:
-        """One number per image; null where it is not finite."""
+        """Answers one number per image, null if it is not finite."""
         try:
             images, masks = decode_request(request)
         except UserError as error:
@@ -61,7 +61,7 @@ def build_app(reward: RewardSource, name: str) -> FastAPI:
 
 
 def run(entry: RewardEntry, model: ModelConfig, host: str, port: int) -> None:
-    """Serve until Ctrl-C; UserError where the reward does not load or the address is taken."""
+    """Serves until Ctrl-C; raises UserError if the reward does not load or the address is taken."""
     listener = _listen(host, port)
     with listener:
         reward = build_reward(entry, None, resolve_device(model.device))

@@ -28,7 +28,7 @@ class EngineSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     reward: Place | None = None
-    """A reward folder; answers then hold reward, lower and upper."""
+    """Reward folder, or a run folder or YAML file with `rewards:`; answers then hold reward, lower and upper."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes a GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -120,7 +120,7 @@ def learn_anew(pool: AnnotatedImages, prompts: list[str], config: RewardConfig, 
     fitted = fit_reward(a, b, c, config, seed)
     seen = no_prompts(config.feature_dim + 1).added(fitted.corrected_on)
     report = described(features_of(fitted.model.network, d), d)
-    memory = RewardMemory(seen=seen, calibration=fitted.calibrated_on, report=report, taken_in=frozenset())
+    memory = RewardMemory(seen=seen, calibration=fitted.calibrated_on, report=report, seen_ids=frozenset())
     return Learner(model=fitted.model, memory=memory, prompts=frozenset(prompts))
 
 
@@ -129,7 +129,7 @@ def take_in(learner: Learner, pool: AnnotatedImages, prompts: list[str]) -> Lear
     data, model = rows_of(pool, prompts), learner.model
     effects = model.calibration.prompt_effects
     assert effects is not None, "`fit_reward` measures them"
-    memory, learnt = learner.memory.taking_in(described(features_of(model.network, data), data), [])
+    memory, learnt = learner.memory.adding(described(features_of(model.network, data), data), [])
     head = update_ridge(model.head, *rows_to_add(learnt, learner.memory.seen, effects)) if learnt.keys else model.head
     return Learner(model=replace(model, head=head), memory=memory, prompts=learner.prompts.union(prompts))
 

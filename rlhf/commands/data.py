@@ -125,13 +125,13 @@ def _simulate(resolved, candidates, prompts, out: Path, select: str, reward, lim
     from rlhf.data.annotators import simulate_annotations
     from rlhf.data.prompts import load_prompts
     from rlhf.diffusion.candidates import load_candidates
-    from rlhf.rewards.learned.prompt_choice import select_candidates
+    from rlhf.rewards.learned.prompt_choice import choose_candidates
 
     refuse_peoples_annotations(out)
     save_config(resolved, out)
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images = load_candidates(candidates, by_id)
     if reward is not None or limit is not None or select != "random" or earlier:
-        images = select_candidates(by_id, images, select, reward, seed=resolved.seed, limit=limit, earlier=earlier)
+        images = choose_candidates(by_id, images, select, reward, seed=resolved.seed, limit=limit, earlier=earlier)
     count = simulate_annotations(by_id, images, out, resolved.annotators, seed=resolved.seed)
     print(f"{count} simulated annotations of {len(images)} candidates in {out}")

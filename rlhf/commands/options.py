@@ -13,7 +13,9 @@ Config = Annotated[Path | None, typer.Option("--config", help="YAML file with wh
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, as section.key=value; repeatable.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 PromptsFolder = Annotated[Path, typer.Option("--prompts", help="Folder of prompts.")]
-RewardFolder = Annotated[Path, typer.Option("--reward", help="Reward folder.")]
+RewardFolder = Annotated[
+    Path, typer.Option("--reward", help="Reward folder, or a run folder or YAML file with `rewards:`.")
+]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for resources that are not there yet.")]
 SamplersAddress = Annotated[str | None, typer.Option("--address", help="Ray cluster whose samplers paint.")]

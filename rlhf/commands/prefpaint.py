@@ -47,11 +47,11 @@ def import_prefpaint_reward(
     from rlhf.data.annotators import load_annotations
     from rlhf.data.prompts import load_prompts
     from rlhf.diffusion.candidates import load_candidates
-    from rlhf.rewards.learned.prefpaint_reward import adopt_release, calibrate
+    from rlhf.rewards.learned.prefpaint_reward import adopt_prefpaint, calibrate
     from rlhf.storage.url_path import local_copy
 
     with local_copy(checkpoint) as network, local_copy(v_inverse) as inverse:
-        adopt_release(network, inverse, out)
+        adopt_prefpaint(network, inverse, out)
     if prompts is None or candidates is None or annotations is None:
         print(f"reward in {out}; no annotations to calibrate it on, so its bounds are infinite")
         return

@@ -1,4 +1,4 @@
-"""A reward for other processes and machines."""
+"""Command that serves a reward to other processes and machines: `rlhf reward-server`."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from rlhf.commands.options import Config, Overrides, resolve_config
 
 def reward_server(
     reward: Annotated[
-        str | None, typer.Argument(help="Reward folder, or what --kind asks for: weights, module:name, a URL.")
+        str | None, typer.Argument(help="Reward folder, or the place that --kind needs: weights, module:name, a URL.")
     ] = None,
     kind: Annotated[str, typer.Option(help="Kind of reward, as in the configuration's `rewards:`.")] = "model",
     text: Annotated[str | None, typer.Option(help="Fixed text in place of the captions.")] = None,
@@ -21,8 +21,9 @@ def reward_server(
     """Serve a reward over HTTP for `kind: http`: POST /v1/rewards."""
     resolved = resolve_config(config, overrides)
     from rlhf.config.config_files import parse_reward
+    from rlhf.config.reward_entry import KINDS
 
-    key = {"function": "function", "http": "url"}.get(kind, "path")
+    key = (KINDS[kind].needs if kind in KINDS else None) or "path"
     given = {"kind": kind, key: reward, "text": text}
     entry = parse_reward({name: value for name, value in given.items() if value is not None})
     from serve.reward_server import run

@@ -16,7 +16,10 @@ def serve(
     catalogue: Annotated[
         str | None, typer.Option(help="File of names that `rlhf promote` writes; changes are taken up while serving.")
     ] = None,
-    reward: Annotated[str | None, typer.Option(help="Reward folder, for bounds; default: the first run's own.")] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="Reward folder, or run folder or YAML file with `rewards:`; default: the first run's own."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to bind; others than this machine's own need keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 8000,
     api_keys: Annotated[Path | None, typer.Option(help="File of hashed keys, made by `rlhf api-key`.")] = None,

@@ -1,39 +1,61 @@
-"""One entry of the configuration's `rewards:`."""
+"""One entry of the configuration's `rewards:`, and the table of the kinds of reward."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from rlhf.config.config_types import Positive, Section
+from rlhf.config.config_types import Positive, Section, one_of
 
-Kind = Literal["model", "clip_score", "pick_score", "hpsv2", "image_reward", "aesthetic", "seam", "function", "http"]
-READ_BY_KIND: dict[str, set[str]] = {
-    "model": {"path"},
-    "clip_score": {"path", "text"},
-    "pick_score": {"path", "text"},
-    "hpsv2": {"path", "text"},
-    "image_reward": {"path", "text"},
-    "aesthetic": {"path", "tower"},
-    "seam": set(),
-    "function": {"function", "path", "text"},
-    "http": {"url", "text", "timeout_s", "retries"},
+
+@dataclass(frozen=True, kw_only=True)
+class RewardKind:
+    """One kind of reward: the module that opens it, and the keys of an entry that it reads."""
+
+    module: str
+    """Module with `open_entry(entry, device)`, imported when a reward of this kind is opened. That of `model` has
+    `load_reward`, since a reward folder may come from --reward and takes the kind of trust weight."""
+    reads: tuple[str, ...] = ()
+    """Keys that mean something to this kind, besides those of every kind."""
+    needs: str | None = None
+    """Key that an entry of this kind must set."""
+    compares_texts: bool = False
+    """Whether every image needs a text: its caption or the entry's `text`."""
+    published_as: str | None = None
+    """Name of a published score in tables; None for rewards of one's own."""
+
+
+KINDS = {
+    "model": RewardKind(module="rlhf.rewards.learned.reward_folder", reads=("path",)),
+    "clip_score": RewardKind(
+        module="rlhf.rewards.clip_score", reads=("path", "text"), compares_texts=True, published_as="CLIP score"
+    ),
+    "image_reward": RewardKind(
+        module="rlhf.rewards.image_reward", reads=("path", "text"), compares_texts=True, published_as="ImageReward"
+    ),
+    "aesthetic": RewardKind(module="rlhf.rewards.aesthetic", reads=("path", "tower"), published_as="aesthetic score"),
+    "pick_score": RewardKind(
+        module="rlhf.rewards.pick_score", reads=("path", "text"), compares_texts=True, published_as="PickScore"
+    ),
+    "hpsv2": RewardKind(module="rlhf.rewards.hpsv2", reads=("path", "text"), compares_texts=True, published_as="HPSv2"),
+    "seam": RewardKind(module="rlhf.rewards.seam"),
+    "function": RewardKind(module="rlhf.rewards.python_function", reads=("function", "path", "text"), needs="function"),
+    "http": RewardKind(module="rlhf.rewards.remote_server", reads=("url", "text", "timeout_s", "retries"), needs="url"),
 }
-"""The keys that mean something to a kind, beside those of all kinds."""
-OF_ALL_KINDS = {"kind", "name", "weight", "mean", "std"}
-TEXT_KINDS = {"clip_score", "pick_score", "hpsv2", "image_reward"}
-"""Kinds that compare the image with a text, and so cannot do without."""
+"""Kinds of reward by the name that configurations use. A new reward is one module and one line here."""
+OF_EVERY_KIND = ("kind", "name", "weight", "mean", "std")
 
 
 class RewardEntry(Section):
-    """A reward, its weight in the sum, and where it comes from."""
+    """A reward, its weight in the sum, and its source."""
 
-    kind: Kind
+    kind: Annotated[str, one_of(lambda: KINDS)]
     """`model`: what `rlhf reward` trained; `seam`: gradients across the hole's border; `function`: Python;
-    `http`: a server; the others: published models."""
+    `http`: a server; `clip_score`, `pick_score`, `hpsv2`, `image_reward`, `aesthetic`: published models."""
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
-    """What metrics and errors call it; default: its kind."""
+    """Name in metrics and errors; default: the kind."""
     weight: float = 1.0
-    """Of the normalised reward in the sum; negative makes it a penalty, 0 only a metric."""
+    """Weight of the normalised reward in the sum; negative makes it a penalty, 0 only a metric."""
     path: str | None = None
     """Folder or hub name of the weights (`model`: default is --reward); `function`: the folder of its module."""
     tower: str = "openai/clip-vit-large-patch14"
@@ -41,32 +63,37 @@ class RewardEntry(Section):
     function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     """function: `module:name`, called with images [B, 3, H, W], masks [B, 1, H, W] and B captions."""
     url: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """http: where batches are posted, such as http://127.0.0.1:8100/v1/rewards."""
+    """http: address to post batches to, such as http://127.0.0.1:8100/v1/rewards."""
     text: Annotated[str, Field(min_length=1)] | None = None
-    """Takes the place of the prompts' captions."""
+    """Fixed text in place of the prompts' captions."""
     mean: float | None = None
-    """Subtracted from the reward; default: measured in the run's first rollout."""
+    """Mean to subtract from the reward; default: measured in the run's first rollout."""
     std: Positive | None = None
-    """Divides the reward; default: measured in the run's first rollout."""
+    """Deviation to divide the reward by; default: measured in the run's first rollout."""
     timeout_s: Positive = 30.0
     """http: seconds of silence after which a try has failed."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """http: further tries after a failure, with pauses that double."""
+    """http: retries after a failure, with pauses that double."""
 
     @property
     def label(self) -> str:
-        """The name, or the kind where it has none."""
+        """The name, or the kind if the entry has no name."""
         return self.name or self.kind
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether every image needs a caption: the kind compares texts, and the entry fixes none."""
+        return KINDS[self.kind].compares_texts and self.text is None
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> "RewardEntry":
+        kind = KINDS[self.kind]
         # Not `model_fields_set`: saved configurations hold every key.
         changed = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
-        foreign = sorted(changed - OF_ALL_KINDS - READ_BY_KIND[self.kind])
+        foreign = sorted(changed.difference(OF_EVERY_KIND, kind.reads))
         if foreign:
-            known = ", ".join(sorted(OF_ALL_KINDS | READ_BY_KIND[self.kind]))
+            known = ", ".join(sorted({*OF_EVERY_KIND, *kind.reads}))
             raise ValueError(f"{foreign[0]!r} means nothing to kind {self.kind!r}; it reads {known}")
-        needed = {"function": "function", "http": "url"}.get(self.kind)
-        if needed and getattr(self, needed) is None:
-            raise ValueError(f"kind {self.kind!r} needs {needed!r}")
+        if kind.needs and getattr(self, kind.needs) is None:
+            raise ValueError(f"kind {self.kind!r} needs {kind.needs!r}")
         return self

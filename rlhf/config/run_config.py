@@ -1,12 +1,13 @@
-"""The run configuration: typed, frozen, one section per stage. YAML files hold only what differs."""
+"""Run configuration: typed, frozen, one section per stage. YAML files hold only the values that differ."""
 
+from importlib import import_module
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from rlhf.config.align_config import AlignConfig
 from rlhf.config.cluster_config import ClusterConfig
-from rlhf.config.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
+from rlhf.config.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share, one_of
 from rlhf.config.evaluate_config import EvaluateConfig
 from rlhf.config.gate_config import GateConfig
 from rlhf.config.logging_config import LoggingConfig
@@ -19,44 +20,41 @@ def _ascending(values: tuple[float, float]) -> tuple[float, float]:
     return values
 
 
+def _hole_families() -> tuple[str, ...]:
+    # By name, since the configuration lies below the data and must not import it to be read.
+    return tuple(import_module("rlhf.data.holes").FAMILIES)
+
+
 class ModelConfig(Section):
-    """Which pre-trained inpainting model, and how it is run."""
+    """Pre-trained inpainting model, and how it runs."""
 
     path: str = "tiny"
     """`tiny` (built in), a pipeline folder, or a hub name."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks run; `auto` takes a GPU where there is one."""
+    """Device of the networks; `auto` takes a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the UNet's forward pass, in rollout and training alike. Log-probs are always fp32."""
+    """Precision of the denoising network, in rollout and training. Log-probs are always fp32."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     """`auto` is PyTorch's SDPA; `xformers` needs CUDA and the extra `gpu`."""
 
 
 class PromptsConfig(Section):
-    """Photographs to prompts (an image with a hole)."""
+    """Prompts: crops of photographs with a hole."""
 
     size_px: Count = 64
-    """Side of the square crops; the model's native size."""
+    """Side of the square crops in pixels; the model's native size."""
     crops_per_photograph: Count = 2
     """Prompts cut from each photograph."""
     crop_scale: Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_ascending)] = (0.4, 1.0)
     """Side of a crop as a share of the photograph's short side, drawn uniformly."""
-    holes: Annotated[
-        tuple[Literal["boundary_square", "boundary_band", "box", "brush", "warp"], ...], Field(min_length=1)
-    ] = (
-        "boundary_square",
-        "boundary_band",
-        "box",
-        "brush",
-        "warp",
-    )
-    """Hole families, taken in turn."""
+    holes: tuple[Annotated[str, one_of(_hole_families)], ...] = Field(default_factory=_hole_families, min_length=1)
+    """Hole families of rlhf/data/holes.py, taken in turn; default: all of them."""
     test_share: Share = 0.0
     """Share of the photographs whose prompts get the split `test` (all others: `train`)."""
 
 
 class CandidatesConfig(Section):
-    """Samples for annotation."""
+    """Candidates: samples for annotation."""
 
     samples_per_prompt: Count = 6
     """Inpaintings per prompt."""
@@ -65,23 +63,23 @@ class CandidatesConfig(Section):
     eta: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 1.0)
     """DDIM's eta; sample i uses entry i modulo the length."""
     strength: Annotated[tuple[PositiveShare, ...], Field(min_length=1)] = (1.0,)
-    """Share of the steps that sample i runs (entry i modulo the length); below 1 it starts from the noised
-    original, so that annotators see better fills than the model makes by itself."""
+    """Share of the steps that sample i runs (entry i modulo the length). Below 1 the sample starts from the noised
+    original, so annotators see better fills than the model makes by itself."""
     micro_batch_size: Count = 64
-    """Images denoised at once."""
+    """Number of images denoised at once."""
 
 
 class AnnotatorsConfig(Section):
     """Simulated annotators: the gold judge seen through bias and noise."""
 
     count: Count = 4
-    """How many annotators share the work."""
+    """Number of annotators who share the work."""
     bias_sd: NonNegative = 0.4
     """Spread of the annotators' constant bias, in points of the 0-7 scale."""
     noise_sd: NonNegative = 0.6
     """Noise of a single mark, in points of the 0-7 scale."""
     marks_per_candidate: Count = 3
-    """Different annotators who score each candidate."""
+    """Number of different annotators who score each candidate."""
 
     @model_validator(mode="after")
     def _are_enough(self) -> "AnnotatorsConfig":
@@ -97,15 +95,15 @@ class RewardConfig(Section):
     """`small`, a CLIP vision model (a folder or a hub name), or `prefpaint-release:` and the file of PrefPaint's
     released reward model."""
     frozen_share: Share = 0.7
-    """Share of CLIP's layers, from the first, that are not trained (PrefPaint: 0.7); at 1 all of it is fixed."""
+    """Share of CLIP's layers, from the first, that are not trained (PrefPaint: 0.7); at 1 all are fixed."""
     feature_dim: Count = 48
     """Length of the features z, without the constant."""
     epochs: Count = 12
-    """Passes over part A."""
+    """Number of passes over part A."""
     learning_rate: Positive = 2e-3
     """Peak rate of AdamW, cosine decay."""
     micro_batch_size: Annotated[int, Field(ge=2)] = 64
-    """Images per optimizer step."""
+    """Number of images per optimizer step."""
     augmentation: Literal["mirror", "strong"] = "mirror"
     """`mirror`: left and right; `strong`: also upside down, turned, colours swapped and inverted (few data)."""
     within_prompt: NonNegative = 30.0
@@ -113,9 +111,9 @@ class RewardConfig(Section):
     objective: Literal["scores", "pairs"] = "scores"
     """`scores`: regression on all marks; `pairs`: Bradley-Terry on the totals of one prompt's samples."""
     validation_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of part A's photographs that tells when to stop; 0 trains all epochs."""
+    """Share of part A's photographs held out for early stopping; 0 trains all epochs."""
     patience: Count = 6
-    """Epochs without a better validation before training stops."""
+    """Number of epochs without a better validation before training stops."""
     decorrelation: NonNegative = 0.05
     """Weight of the penalty on the features' covariance; keeps them from collapsing."""
     ridge: Positive | Literal["auto"] = "auto"
@@ -135,14 +133,14 @@ class RewardConfig(Section):
 
 
 class RoundsConfig(Section):
-    """What `rlhf rounds` does from its second round on."""
+    """`rlhf rounds` from its second round on."""
 
     refit: bool = True
-    """True: the reward is fitted anew to all rounds' annotations; False: it takes the new ones in, features stay."""
+    """True fits the reward anew to all rounds' annotations; False adds the new ones, and the features stay."""
 
 
 class RunConfig(Section):
-    """Everything that a run is told."""
+    """All settings of a run."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of prompts, candidates, annotators, reward model and alignment."""
@@ -157,19 +155,19 @@ class RunConfig(Section):
     reward: RewardConfig = RewardConfig()
     """Stage `rlhf reward`."""
     rewards: tuple[RewardEntry, ...] = ()
-    """What `rlhf align` climbs: the weighted sum of these; none is the reward folder alone."""
+    """Rewards whose weighted sum `rlhf align` climbs; without any, the reward folder alone."""
     judges: tuple[RewardEntry, ...] = ()
-    """Held out: further judges of `rlhf evaluate`, kept apart from the reward that policies were trained on."""
+    """Held-out judges of `rlhf evaluate`, apart from the reward that policies were trained on."""
     align: AlignConfig = AlignConfig()
     """Stage `rlhf align`."""
     cluster: ClusterConfig = ClusterConfig()
     """Processes of `rlhf align`."""
     logging: LoggingConfig = LoggingConfig()
-    """Services that `rlhf align` sends its figures to."""
+    """Services that receive the figures of `rlhf align`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Stage `rlhf evaluate`."""
     gate: GateConfig = GateConfig()
-    """Stage `rlhf promote`, which paints as `evaluate` says."""
+    """Stage `rlhf promote`, which samples with the settings of `evaluate`."""
     rounds: RoundsConfig = RoundsConfig()
     """`rlhf rounds`."""
 

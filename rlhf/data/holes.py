@@ -1,7 +1,7 @@
-"""Hole families: which pixels of a photograph are to be repainted.
+"""Hole families: functions that draw the pixels of a photograph that are to be repainted.
 
-Ranges are those of PrefPaint (arXiv:2410.21966, section 4 and appendix A) where it has the family.
-Every function takes a numpy Generator and returns bool [size, size], True = repaint.
+The ranges are those of PrefPaint (arXiv:2410.21966, section 4 and appendix A) for the families that it has.
+Every function takes a numpy Generator and the side in pixels, and returns bool [size, size], True = repaint.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ HoleFunction = Callable[[np.random.Generator, int], np.ndarray]
 
 
 def boundary_square(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Keep a square of 15-25 % of the image's area, anywhere; repaint the rest."""
+    """Keeps a square of 15-25 % of the image's area, anywhere, and repaints the rest."""
     side = round(size * np.sqrt(rng.uniform(0.15, 0.25)))
     left, top = rng.integers(0, size - side + 1, size=2)
     mask = np.ones((size, size), dtype=bool)
@@ -22,7 +22,7 @@ def boundary_square(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def boundary_band(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Keep a full-height band of 35-40 % of the width, anywhere; repaint the rest."""
+    """Keeps a full-height band of 35-40 % of the width, anywhere, and repaints the rest."""
     width = round(size * rng.uniform(0.35, 0.40))
     left = rng.integers(0, size - width + 1)
     mask = np.ones((size, size), dtype=bool)
@@ -31,7 +31,7 @@ def boundary_band(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def box(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Repaint one rectangle with sides of 25-50 % of the image's side."""
+    """Repaints one rectangle with sides of 25-50 % of the image's side."""
     height, width = (round(size * s) for s in rng.uniform(0.25, 0.50, size=2))
     top, left = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
     mask = np.zeros((size, size), dtype=bool)
@@ -40,7 +40,7 @@ def box(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def brush(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Repaint one to three curved strokes, 8-18 % of the side wide."""
+    """Repaints one to three curved strokes, 8-18 % of the side wide."""
     canvas = Image.new("L", (size, size))
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(1, 4)):
@@ -56,9 +56,9 @@ def brush(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def warp(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Repaint what a camera elsewhere on a 3x3 grid (yaw +-0.3, pitch +-0.15 rad) does not see.
+    """Repaints the pixels that a second camera does not see, one of a 3x3 grid (yaw +-0.3, pitch +-0.15 rad).
 
-    The depth is simulated: blobs in front of a slanted plane, so that the original photograph
+    The depth is simulated as blobs in front of a slanted plane, so the original photograph
     stays the ground truth of the hole. `disocclusion` takes any depth map.
     """
     while True:
@@ -82,15 +82,15 @@ def _simulated_depth(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def disocclusion(depth: np.ndarray, *, yaw: float, pitch: float, focal: float = 1.0) -> np.ndarray:
-    """Pixels of this view that are hidden from, or outside of, a camera orbiting the scene.
+    """Returns the pixels of this view that a camera orbiting the scene does not see.
 
     Args:
         depth: [H, W], positive, in any unit.
         yaw, pitch: angles of the orbit about the point at median depth, in radians.
         focal: focal length in units of the image's width.
 
-    Returns bool [H, W]: True where a point-wise z-buffer of the other camera holds something
-    nearer than the pixel's own point (5 % tolerance), or the point leaves the other view.
+    Returns bool [H, W]. A pixel is True if the other camera's point-wise z-buffer holds a point nearer
+    than the pixel's own (5 % tolerance), or if the pixel's point lies outside the other view.
     """
     height, width = depth.shape
     v, u = np.mgrid[0:height, 0:width].astype(float)
@@ -112,16 +112,14 @@ def disocclusion(depth: np.ndarray, *, yaw: float, pitch: float, focal: float = 
 
 
 FAMILIES: dict[str, HoleFunction] = {
-    "boundary_square": boundary_square,
-    "boundary_band": boundary_band,
-    "box": box,
-    "brush": brush,
-    "warp": warp,
+    function.__name__: function for function in (boundary_square, boundary_band, box, brush, warp)
 }
+"""All hole families by name. A new family is one function and its entry here: configurations, the training of the
+built-in model and tests take the names from this table."""
 
 
 def draw_hole(family: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    """A hole of the named family that covers at least 2 % and leaves at least 2 % known."""
+    """Draws a hole of the named family that covers at least 2 % and leaves at least 2 % known."""
     while True:
         mask = FAMILIES[family](rng, size)
         if 0.02 <= mask.mean() <= 0.98:

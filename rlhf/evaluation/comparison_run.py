@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
 from rlhf.diffusion.policy_folders import list_policies
@@ -20,10 +21,8 @@ from rlhf.evaluation.evaluation import evaluate
 from rlhf.evaluation.judged_store import CONTESTANTS, JudgedStore
 from rlhf.evaluation.judges import open_judges
 from rlhf.evaluation.judging import Judged, Jury
-from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.open_reward import checksum_reward, open_reward
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
-from rlhf.storage.checksum import folder_checksum
-from rlhf.storage.url_path import local_copy
 
 OpenSamplers = Callable[[PromptTable, Sequence[Path]], AbstractContextManager[Callable[[Path | None], Sampler]]]
 """Given prompts and policies, the function that opens each policy's sampler."""
@@ -59,10 +58,9 @@ def hold_contest(request: ContestRequest, config: RunConfig, open_samplers: Open
     contestants = [open_contestant(name, spec, config, table.rows) for name, spec in request.specs.items()]
     if request.run is None and request.base == BASE and BASE not in request.specs:
         contestants.insert(0, of_model(BASE, "", config, table.rows))
-    reward, held_out = (
-        load_reward(request.reward),
-        open_judges(config, prompts),
-    )
+    captions = {prompt.prompt_id: prompt.caption for prompt in prompts}
+    reward = open_reward(request.reward, resolve_device(config.model.device), captions)
+    held_out = open_judges(config, prompts)
     jury = Jury(reward=reward, judges=held_out.judges, lpips=held_out.lpips)
     store = JudgedStore(request.out / CONTESTANTS, prompts, jury, settings_of(request, config, prompts, jury))
     # What needs no model goes first: what is wrong with a folder of images shows before hours of painting.
@@ -102,11 +100,9 @@ def check_sizes(prompts: Sequence[Prompt], place: Path) -> None:
 
 def settings_of(request: ContestRequest, config: RunConfig, prompts: Sequence[Prompt], jury: Jury) -> dict[str, Any]:
     """What every contestant's images and marks depend on."""
-    with local_copy(request.reward) as folder:
-        reward = folder_checksum(folder)
     return {
         "prompts": checksum_prompts(prompts),
-        "reward": reward,
+        "reward": checksum_reward(request.reward),
         "judges": [entry.model_dump(mode="json") for entry in config.judges if entry.label in jury.judges],
         "seed": config.seed,
         "evaluate": config.evaluate.model_dump(mode="json", exclude={"bootstrap", "features"}),

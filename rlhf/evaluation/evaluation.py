@@ -21,8 +21,7 @@ from rlhf.evaluation.judging import Judged, Jury, encode_picture, join_judged, j
 from rlhf.progress import progress_bar
 from rlhf.reports.grids import save_comparison_grid
 from rlhf.reports.intervals import cluster_bootstrap, wins
-from rlhf.rewards.learned.reward_model import Reward
-from rlhf.rewards.scores import RewardSource
+from rlhf.rewards.scores import Reward
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.images import blank_hole, decode_image, from_8bit
 from rlhf.storage.tables import CURVE, EVALUATION, image_cell, write_table
@@ -31,7 +30,7 @@ SUMMARY_SCHEMA_VERSION = 1
 """Of `summary.json`."""
 COMPARED = 12
 """Prompts in `comparison.png`."""
-NO_JUDGES: Mapping[str, RewardSource] = MappingProxyType({})
+NO_JUDGES: Mapping[str, Reward] = MappingProxyType({})
 Keep = Callable[[str, Path | None, Callable[[], Judged]], Judged]
 """Given a contestant's name, its policy folder (None: the base model) and what judges it, how it was judged."""
 
@@ -50,7 +49,7 @@ def evaluate(
     config: EvaluateConfig,
     *,
     seed: int,
-    judges: Mapping[str, RewardSource] = NO_JUDGES,
+    judges: Mapping[str, Reward] = NO_JUDGES,
     lpips: PictureDistance | None = None,
     keep: Keep = judge_anew,
 ) -> dict[str, Any]:
@@ -110,7 +109,7 @@ def judge_policy(
     *,
     seed: int,
     stage: str,
-    judges: Mapping[str, RewardSource] = NO_JUDGES,
+    judges: Mapping[str, Reward] = NO_JUDGES,
     lpips: PictureDistance | None = None,
 ) -> Judged:
     """Sample every prompt with deterministic DDIM and let all judges mark the results.

@@ -4,28 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf.config.devices import resolve_device
+from rlhf.config.reward_entry import KINDS
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.feature_distances import Features, PictureDistance, open_features, open_lpips
 from rlhf.rewards.build import build_reward, check_captions
-from rlhf.rewards.scores import RewardSource
-
-PUBLISHED = {
-    "clip_score": "CLIP score",
-    "image_reward": "ImageReward",
-    "aesthetic": "aesthetic score",
-    "pick_score": "PickScore",
-    "hpsv2": "HPSv2",
-}
-"""Judges that need weights, by kind."""
+from rlhf.rewards.scores import Reward
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutJudges:
     """Those that judge, and what is left out."""
 
-    judges: dict[str, RewardSource]
+    judges: dict[str, Reward]
     lpips: PictureDistance | None
     features: Features | None
     left_out: list[dict[str, str]]
@@ -34,7 +26,7 @@ class HeldOutJudges:
 
 def open_judges(config: RunConfig, prompts: Sequence[Prompt]) -> HeldOutJudges:
     """Open every judge and let it mark the first original, so that what is missing shows before hours of painting."""
-    judges: dict[str, RewardSource] = {}
+    judges: dict[str, Reward] = {}
     left_out, device = [], resolve_device(config.model.device)
     for entry in config.judges:
         try:
@@ -46,9 +38,11 @@ def open_judges(config: RunConfig, prompts: Sequence[Prompt]) -> HeldOutJudges:
             continue
         judges[entry.label] = judge
     named = {entry.kind for entry in config.judges}
-    for kind, name in PUBLISHED.items():
-        if kind not in named:
-            left_out.append({"measure": name, "reason": f"no weights are named: add `kind: {kind}` to `judges`"})
+    for kind, row in KINDS.items():
+        if row.published_as is not None and kind not in named:
+            left_out.append(
+                {"measure": row.published_as, "reason": f"no weights are named: add `kind: {kind}` to `judges`"}
+            )
     lpips: PictureDistance | None = None
     features: Features | None = None
     try:

@@ -20,8 +20,7 @@ from rlhf.evaluation.hole_measures import (
     seam_band,
     to_arrays,
 )
-from rlhf.rewards.learned.reward_model import Reward
-from rlhf.rewards.scores import RewardSource
+from rlhf.rewards.scores import Reward
 from rlhf.storage.images import encode_png, from_8bit
 
 MARKS = ("reward", "uncertainty", "lower", "gold", *LOOKS, *FIDELITY)
@@ -38,7 +37,7 @@ class Jury:
 
     reward: Reward
     """What policies were trained on."""
-    judges: Mapping[str, RewardSource] = field(default_factory=dict)
+    judges: Mapping[str, Reward] = field(default_factory=dict)
     """Held out: nothing was trained on them."""
     lpips: PictureDistance | None = None
     """Where its weights are at hand."""
@@ -113,10 +112,13 @@ def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) ->
     each = [prompt for prompt in prompts for _ in range(samples)]
     originals, masks = (torch.stack([getattr(prompt, name) for prompt in each]) for name in ("image", "mask"))
     filled = from_8bit(images.flatten(0, 1))
-    scored = jury.reward.score(filled, masks)
-    columns = {"reward": scored.reward, "uncertainty": scored.uncertainty, "lower": scored.lower}
+    captions = [prompt.caption for prompt in each]
+    scored = jury.reward.score(filled, masks, captions)
+    columns = {"reward": scored.reward}
+    if scored.uncertainty is not None and scored.width is not None:
+        columns |= {"uncertainty": scored.uncertainty, "lower": scored.lower}
     for name, judge in jury.judges.items():
-        columns[JUDGE + name] = judge.score(filled, masks, [prompt.caption for prompt in each]).reward
+        columns[JUDGE + name] = judge.score(filled, masks, captions).reward
     columns["gold"] = gold_utility(filled, originals, masks).overall
     for name, column in columns.items():
         if not bool(column.isfinite().all()):
@@ -124,6 +126,8 @@ def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) ->
             raise UserError(
                 f"evaluate: {name.removeprefix(JUDGE)} gives prompt {place} no finite number; mend or drop it"
             )
+    if scored.width is None:
+        columns |= dict.fromkeys(("uncertainty", "lower"), torch.full_like(scored.reward, torch.nan))
     if jury.lpips is not None:
         distances = jury.lpips(filled, originals)
         for name, where in ((LPIPS, masks), (LPIPS_SEAM, seam_band(masks))):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import __version__
+from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
 from rlhf.diffusion.policy import load_policy
@@ -16,10 +17,8 @@ from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import compare, judge_policy
 from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.promotion.gate_verdict import Comparison, Verdict, timestamp
-from rlhf.rewards.learned.reward_folder import load_reward
-from rlhf.rewards.learned.reward_model import Reward
-from rlhf.storage.checksum import folder_checksum
-from rlhf.storage.url_path import local_copy
+from rlhf.rewards.open_reward import checksum_reward, open_reward
+from rlhf.rewards.scores import Reward
 
 BLANK = 0.005
 """A hole that nowhere is further from mid-grey, 0 in [-1, 1], holds no original but what an import blanked."""
@@ -62,15 +61,14 @@ def load_held_out(prompts: Path, reward: Path, *, split: str, config: RunConfig)
             f"({', '.join(blank[:3])}); make prompts from whole photographs with `rlhf prompts`"
         )
     take = PromptTable(prompts, split=split).rows
-    with local_copy(reward) as folder:
-        opened, reward_checksum = load_reward(reward), folder_checksum(folder)
+    opened = open_reward(reward, resolve_device(config.model.device), {p.prompt_id: p.caption for p in loaded})
     return HeldOut(
         prompts=loaded,
         open_policy=lambda policy: InProcessSampler(load_policy(config.model, policy), take),
         reward=opened,
         split=split,
         prompts_checksum=checksum_prompts(loaded),
-        reward_checksum=reward_checksum,
+        reward_checksum=checksum_reward(reward),
     )
 
 

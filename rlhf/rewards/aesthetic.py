@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor: a published MLP on the image embedding of CLIP ViT-L/14; reads no text.
+"""LAION's aesthetic predictor: a published MLP on the image embedding of CLIP ViT-L/14.
 
 github.com/christophschuhmann/improved-aesthetic-predictor, `sac+logos+ava1-l14-linearMSE`.
 """
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.clip_score import clip_pixels, load_complete
 from rlhf.rewards.scores import Scores
@@ -27,11 +28,11 @@ UNREADABLE = (
     *(OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError),
     *(SafetensorError, pickle.UnpicklingError),
 )
-"""What reading files of weights that are none, or of another shape, raises."""
+"""Exceptions that reading a file raises if it holds no weights, or weights of another shape."""
 
 
 class AestheticHead(nn.Module):
-    """The published layers, 768-1024-128-64-16-1 without non-linearities; keys are `layers.0.weight`, ..."""
+    """Published layers, 768-1024-128-64-16-1 without non-linearities; keys are `layers.0.weight`, ..."""
 
     def __init__(self, embedding_dim: int = 768) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class AestheticHead(nn.Module):
         )
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """[B, embedding_dim] of length 1 to [B], about 1 to 10."""
+        """Maps embeddings [B, embedding_dim] of length 1 to scores [B], about 1 to 10."""
         return self.layers(embeddings)[:, 0]
 
 
@@ -60,16 +61,17 @@ class Aesthetic:
 
     @torch.no_grad()
     def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Scores:
-        """Shapes as in RewardSource."""
+        """Scores images; masks and captions are not read. Shapes as in Reward."""
         pixels = clip_pixels(images, self.tower.config.image_size).to(self.tower.device)
         embeddings = nn.functional.normalize(self.tower(pixel_values=pixels).image_embeds, dim=1)
         return Scores(reward=self.head(embeddings).double().cpu())
 
 
-def load_aesthetic(path: str | None, tower: str, name: str, device: torch.device) -> Aesthetic:
-    """The head from a file, a folder that holds one, or the hub; the tower from a folder or the hub."""
+def open_entry(entry: RewardEntry, device: torch.device) -> Aesthetic:
+    """Opens the head from a file, a folder that holds one, or the hub, and the tower from a folder or the hub."""
     from transformers import CLIPVisionModelWithProjection
 
+    path, tower, name = entry.path, entry.tower, entry.label
     clip = load_complete(CLIPVisionModelWithProjection, tower, name, device)
     head = AestheticHead(clip.config.projection_dim)
     file = _find_head(path or PUBLISHED, name)

@@ -1,4 +1,4 @@
-"""CLIP score: how well an image fits its text (arXiv:2104.08718). PickScore and HPSv2 are weights for the same sum."""
+"""CLIP score: how well an image fits its text (arXiv:2104.08718). PickScore and HPSv2 have other weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores, texts_of
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
 
+PUBLISHED = "openai/clip-vit-large-patch14"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -26,11 +28,11 @@ class ClipScore:
     tokenizer: "PreTrainedTokenizerBase"
     scale: float
     text: str | None
-    """Fixed text in place of the captions."""
+    """Fixed text in place of the captions; None compares each image with its caption."""
 
     @torch.no_grad()
     def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Scores:
-        """Shapes as in RewardSource; UserError where a caption is empty and no text is set."""
+        """Scores images by their texts; shapes as in Reward. Raises UserError if an image has no text."""
         texts = texts_of(captions, self.text, self.name)
         distinct = sorted(set(texts))
         tokens = self.tokenizer(
@@ -50,9 +52,10 @@ def _longest(model: "CLIPModel") -> int:
 
 
 def clip_pixels(images: torch.Tensor, size: int) -> torch.Tensor:
-    """[B, 3, H, W] in [-1, 1] to CLIP's [B, 3, size, size]: bicubic with antialiasing, normalised.
+    """Resizes images [B, 3, H, W] in [-1, 1] to CLIP's [B, 3, size, size] (bicubic, antialiased) and normalises them.
 
-    Not cropped, as CLIP's own preprocessing does with images that are not square: the hole may be at the edge.
+    CLIP's own preprocessing crops images that are not square. Here they are squeezed, since the hole may lie at
+    the border.
     """
     resized = F.interpolate((images + 1) / 2, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
     mean, std = (resized.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
@@ -60,10 +63,9 @@ def clip_pixels(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def load_complete(architecture: type, path: str, name: str, device: torch.device) -> Any:
-    """A transformers model of that class from a folder or the hub, in evaluation mode.
+    """Loads a transformers model of the class `architecture` from a folder or the hub, in evaluation mode.
 
-    Raises UserError where it is not there, or its weights are those of another architecture: transformers
-    would fill what is missing with random numbers.
+    Raises UserError if the model is not there or lacks tensors, which transformers would fill with random numbers.
     """
     try:
         model, info = architecture.from_pretrained(path, output_loading_info=True)  # type: ignore[attr-defined]
@@ -79,10 +81,15 @@ def load_complete(architecture: type, path: str, name: str, device: torch.device
     return model.to(device).eval().requires_grad_(False)
 
 
+def open_entry(entry: RewardEntry, device: torch.device) -> ClipScore:
+    """Opens the CLIP score in points of 100: 100 times the cosine."""
+    return load_clip_score(entry.path or PUBLISHED, entry.label, device, scale=100.0, text=entry.text)
+
+
 def load_clip_score(
     path: str, name: str, device: torch.device, *, scale: float | None = None, text: str | None = None
 ) -> ClipScore:
-    """Open a CLIPModel with its tokenizer; `scale` None takes the model's own logit scale."""
+    """Loads a CLIPModel with its tokenizer; `scale` None takes the model's own logit scale."""
     from transformers import CLIPModel
 
     model = load_complete(CLIPModel, path, name, device)
@@ -92,7 +99,7 @@ def load_clip_score(
 
 
 def _load_tokenizer(path: str, name: str, vocab_size: int) -> "PreTrainedTokenizerBase":
-    """The tokenizer beside the weights; transformers makes up an empty one where there is none."""
+    """Loads the tokenizer beside the weights; transformers would make up an empty one if there is none."""
     from transformers import AutoTokenizer
 
     try:

@@ -1,4 +1,4 @@
-"""The weighted sum of several rewards, each brought to the same scale."""
+"""Weighted sum of several rewards, each normalised to the same scale."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,32 +9,47 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
-from rlhf.rewards.scores import Scores
+from rlhf.rewards.scores import Reward, Scores
 from rlhf.storage.atomic_files import atomic_write_json
 
 SCALES = "reward_scales.json"
-"""File of a run that holds the scales of its rewards."""
+"""File in a run folder with the scales of its rewards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """A reward is normalised to (reward - mean) / std."""
+    """Mean and deviation that normalise a reward to (reward - mean) / std."""
 
     mean: float = 0.0
     std: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """Reward that is the weighted sum of other rewards, as alignment climbs it."""
+
+    rewards: Mapping[str, Reward]
+    """Rewards by label; weights and scales have the same labels."""
+    weights: Mapping[str, float]
+    scales: Mapping[str, Scale]
+
+    def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Scores:
+        """Scores images by every reward and combines the scores; shapes as in Reward, bound as in `combine`."""
+        scores = {name: reward.score(images, masks, captions) for name, reward in self.rewards.items()}
+        return combine(scores, self.weights, self.scales)
+
+
 def measure_scales(
     entries: Sequence[RewardEntry], scores: Mapping[str, Scores], samples_per_prompt: int, *, within_prompts: bool
 ) -> dict[str, Scale]:
-    """Scales from the first rollout, that of the base policy; what an entry sets itself is taken from there.
+    """Measures scales on the first rollout, that of the base policy; `mean` and `std` of an entry take precedence.
 
-    They are measured once and then fixed. Advantages are standardised again, so only the ratio of the scales
-    matters; a running scale would change what the weights mean while the policy moves, blow up a reward
-    that has been satisfied, and be one more state to restore. `within_prompts` takes the deviation among
-    samples of one prompt (pooled), which is all that group advantages compare; else that of the batch.
+    The scales are measured once and then fixed. Advantages are standardised again, so only the ratio of the scales
+    matters. Running scales would change the meaning of the weights while the policy moves, would inflate a reward
+    that is satisfied, and would be one more state to restore. With `within_prompts` the deviation is that among
+    samples of one prompt (pooled), since group advantages compare nothing else; otherwise it is the batch's.
 
-    Rewards are [P * samples_per_prompt], prompt by prompt. Raises UserError where a reward does not vary.
+    Shapes: rewards [P * samples_per_prompt], prompt by prompt. Raises UserError if a reward does not vary.
     """
     scales = {}
     for entry in entries:
@@ -51,14 +66,14 @@ def measure_scales(
 
 
 def combine(scores: Mapping[str, Scores], weights: Mapping[str, float], scales: Mapping[str, Scale]) -> Scores:
-    """Sum of weight x (reward - mean) / std, with what is known of its error; [B] each.
+    """Returns the sum of weight x (reward - mean) / std, with the bound on its error; every field is [B].
 
-    The uncertainty is the sum of |weight| / std x uncertainty over the rewards that have one: the triangle
-    inequality, which holds however the errors depend on each other, where the root of the sum of squares would
-    suppose them independent. Rewards without a bound add nothing to it, so it bounds the others' share alone.
-    The conformal width is summed alike.
-    The trust weight is the geometric mean of the rewards' own by |weight|: that of the mean uncertainty.
-    Without any bound, `uncertainty`, `width` and `trust_weight` are None.
+    The uncertainty is the sum of |weight| / std x uncertainty over the rewards that have one. This triangle
+    inequality holds however the errors depend on each other; the root of the sum of squares would assume that
+    they are independent. Rewards without a bound add nothing to it, so it bounds the share of the others only.
+    The width is summed in the same way. The trust weight is the geometric mean of the rewards' own, weighted by
+    |weight|: it is the trust weight of the mean uncertainty. If no reward has a bound, `uncertainty`, `width` and
+    `trust_weight` are None.
     """
     total: torch.Tensor | None = None
     for name, part in scores.items():
@@ -81,13 +96,13 @@ def combine(scores: Mapping[str, Scores], weights: Mapping[str, float], scales: 
 
 
 def outlying_share(scores: Mapping[str, Scores]) -> float | None:
-    """Share of bounded rewards beyond their calibrated quantile; None where no reward knows one."""
+    """Returns the share of scores beyond their calibrated quantile; None if no reward has a quantile."""
     verdicts = [part.is_outlying for part in scores.values() if part.is_outlying is not None]
     return float(torch.cat(verdicts).double().mean()) if verdicts else None
 
 
 def join_scores(parts: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:
-    """Verdicts on consecutive batches as one."""
+    """Joins the scores of consecutive batches."""
     return {name: _join([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -108,12 +123,12 @@ def _cat(columns: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
 
 
 def save_scales(scales: Mapping[str, Scale], folder: Path) -> None:
-    """Write them beside a run's metrics."""
+    """Writes the scales beside a run's metrics."""
     atomic_write_json(folder / SCALES, {name: asdict(scale) for name, scale in scales.items()})
 
 
 def load_scales(folder: Path) -> dict[str, Scale]:
-    """Those that the run began with; UserError where the file is missing or is no such record."""
+    """Reads the scales that the run began with; raises UserError if the file is missing or damaged."""
     path = folder / SCALES
     try:
         return TypeAdapter(dict[str, Scale]).validate_json(path.read_bytes())

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from rlhf.config.reward_entry import RewardEntry
 from rlhf.rewards.clip_score import ClipScore, load_clip_score
 from rlhf.rewards.packages import import_package
 from rlhf.rewards.scores import Scores, texts_of
@@ -16,14 +17,14 @@ VERSION = "v2.1"
 
 @dataclass(frozen=True, kw_only=True)
 class Hpsv2Package:
-    """The published weights (in open_clip's layout) through the package `hpsv2`, which loads them at each call."""
+    """Published weights in open_clip's layout, used through the package `hpsv2`, which loads them at each call."""
 
     name: str
     package: Any
     text: str | None
 
     def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Scores:
-        """Shapes as in RewardSource; UserError where a caption is empty and no text is set."""
+        """Scores images by their texts; shapes as in Reward. Raises UserError if an image has no text."""
         texts = texts_of(captions, self.text, self.name)
         reward = torch.full((len(images),), torch.nan, dtype=torch.float64)
         for text in sorted(set(texts)):
@@ -35,9 +36,10 @@ class Hpsv2Package:
         return Scores(reward=reward)
 
 
-def load_hpsv2(path: str | None, name: str, device: torch.device, text: str | None) -> ClipScore | Hpsv2Package:
-    """A folder or hub repository converted to a CLIPModel; without a path, the package `hpsv2`."""
-    if path is not None:
-        return load_clip_score(path, name, device, scale=1.0, text=text)
+def open_entry(entry: RewardEntry, device: torch.device) -> ClipScore | Hpsv2Package:
+    """Opens weights converted to a CLIPModel (a folder or hub repository); without `path`, the package `hpsv2`."""
+    if entry.path is not None:
+        return load_clip_score(entry.path, entry.label, device, scale=1.0, text=entry.text)
     remedy = "or set `path` to the weights converted to a transformers CLIPModel"
-    return Hpsv2Package(name=name, package=import_package("hpsv2", "hpsv2", name, remedy), text=text)
+    package = import_package("hpsv2", "hpsv2", entry.label, remedy)
+    return Hpsv2Package(name=entry.label, package=package, text=entry.text)

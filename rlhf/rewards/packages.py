@@ -1,4 +1,4 @@
-"""Published rewards that come as a package of their own."""
+"""Imports the packages of published rewards, which are not installed by default."""
 
 import importlib
 from types import ModuleType
@@ -7,7 +7,7 @@ from rlhf.errors import UserError
 
 
 def import_package(module: str, distribution: str, name: str, remedy: str) -> ModuleType:
-    """The module; UserError where it is not installed, or does not work with the libraries that are."""
+    """Imports a module; raises UserError if it is not installed or does not work with the installed libraries."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -2,11 +2,12 @@
 
 import torch
 
+from rlhf.config.reward_entry import RewardEntry
 from rlhf.rewards.clip_score import ClipScore, load_clip_score
 
 PUBLISHED = "yuvalkirstain/PickScore_v1"
 
 
-def load_pick_score(path: str | None, name: str, device: torch.device, text: str | None) -> ClipScore:
-    """Its score is the model's own logit: the cosine times the learnt scale."""
-    return load_clip_score(path or PUBLISHED, name, device, text=text)
+def open_entry(entry: RewardEntry, device: torch.device) -> ClipScore:
+    """Opens PickScore, whose score is the model's own logit: the cosine times the learned scale."""
+    return load_clip_score(entry.path or PUBLISHED, entry.label, device, text=entry.text)

@@ -1,4 +1,4 @@
-"""A reward in a user's own Python: `module:name`."""
+"""Reward that is a user's own Python function, `module:name`."""
 
 import importlib
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 
@@ -20,17 +21,17 @@ class PythonFunction:
 
     name: str
     label: str
-    """`module:name`."""
+    """Place of the function, `module:name`."""
     function: Callable
     text: str | None
 
     @torch.no_grad()
     def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Scores:
-        """Shapes as in RewardSource; UserError where the function raises, or returns something else than B numbers."""
+        """Scores images; shapes as in Reward. Raises UserError if the function raises or does not return B numbers."""
         texts = list(captions) if self.text is None else [self.text] * len(captions)
         try:
             returned = self.function(images.clone(), masks.clone(), texts)
-        # Whatever the user's code raises is the user's to mend, and no reward: told with its place, as UserError.
+        # The user's code may raise anything, and only the user can mend it: the error names the place.
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
@@ -55,11 +56,13 @@ class PythonFunction:
         return reward
 
 
-def load_function(label: str, folder: Path, name: str, text: str | None) -> PythonFunction:
-    """Import `module:name`; `folder` is searched after the installed packages.
+def open_entry(entry: RewardEntry, device: torch.device) -> PythonFunction:
+    """Imports `module:name`; the folder `path` is searched after the installed packages.
 
-    Raises UserError where the module does not import, or has no such function.
+    Raises UserError if the module does not import or has no such function.
     """
+    assert entry.function is not None
+    label, folder, name = entry.function, Path(entry.path or ".").resolve(), entry.label
     module_name, _, attribute = label.partition(":")
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
@@ -72,4 +75,4 @@ def load_function(label: str, folder: Path, name: str, text: str | None) -> Pyth
     function = getattr(module, attribute, None)
     if not callable(function):
         raise UserError(f"reward {name}: {module.__file__} has no function {attribute!r}")
-    return PythonFunction(name=name, label=label, function=function, text=text)
+    return PythonFunction(name=name, label=label, function=function, text=entry.text)

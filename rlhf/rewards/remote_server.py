@@ -1,13 +1,14 @@
-"""A reward behind HTTP, in another process or on another machine; `rlhf reward-server` is the reference server."""
+"""Reward behind HTTP, in another process or on another machine; `rlhf reward-server` is the reference server."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import requests
 import torch
 from pydantic import ValidationError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 from rlhf.rewards.wire import MAX_IMAGES, RewardReply, encode_request
@@ -16,20 +17,25 @@ FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 30.0
 
 
+class _NoAnswerError(Exception):
+    """One try failed in a way that a retry may mend; the message completes "URL ..."."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RemoteServer:
-    """Posts batches of at most MAX_IMAGES; the schema is that of `rlhf/rewards/wire.py`."""
+    """Client that posts batches of at most MAX_IMAGES; `rlhf/rewards/wire.py` has the schema."""
 
     name: str
     url: str
     timeout_s: float
     """Seconds of silence after which a try has failed."""
     retries: int
-    """Further tries where the server does not answer, is overloaded (429) or fails (5xx); pauses double."""
+    """Number of retries if the server does not answer, is overloaded (429) or fails (5xx); pauses double."""
     text: str | None
+    """Fixed text in place of the captions."""
 
     def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Scores:
-        """Shapes as in RewardSource; null becomes NaN. UserError where no try brings an answer that fits."""
+        """Scores images; shapes as in Reward, null becomes NaN. Raises UserError if no try brings a valid answer."""
         texts = list(captions) if self.text is None else [self.text] * len(captions)
         rewards: list[float | None] = []
         for start in range(0, len(images), MAX_IMAGES):
@@ -39,22 +45,28 @@ class RemoteServer:
         return Scores(reward=torch.tensor([torch.nan if r is None else r for r in rewards], dtype=torch.float64))
 
     def _post(self, body: dict) -> requests.Response:
-        problem = ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S))
-            try:
-                response = requests.post(self.url, json=body, timeout=self.timeout_s)
-            except requests.Timeout:
-                problem = f"was silent for {self.timeout_s} s; raise timeout_s or look at the server"
-                continue
-            except requests.RequestException as error:
-                problem = f"does not answer ({error}); is the server running?"
-                continue
-            if response.status_code != 429 and response.status_code < 500:
-                return response
-            problem = f"answered {response.status_code}: {response.text[:200]}"
-        raise UserError(f"reward {self.name}: {self.url} {problem} ({self.retries + 1} tries)")
+        tries = Retrying(
+            retry=retry_if_exception_type(_NoAnswerError),
+            stop=stop_after_attempt(self.retries + 1),
+            wait=wait_exponential(FIRST_PAUSE_S, LONGEST_PAUSE_S),
+            reraise=True,
+        )
+        try:
+            return tries(self._post_once, body)
+        except _NoAnswerError as error:
+            raise UserError(f"reward {self.name}: {self.url} {error} ({self.retries + 1} tries)") from error
+
+    def _post_once(self, body: dict) -> requests.Response:
+        try:
+            response = requests.post(self.url, json=body, timeout=self.timeout_s)
+        except requests.Timeout as error:
+            problem = f"was silent for {self.timeout_s} s; raise timeout_s or look at the server"
+            raise _NoAnswerError(problem) from error
+        except requests.RequestException as error:
+            raise _NoAnswerError(f"does not answer ({error}); is the server running?") from error
+        if response.status_code == 429 or response.status_code >= 500:
+            raise _NoAnswerError(f"answered {response.status_code}: {response.text[:200]}")
+        return response
 
     def _read(self, response: requests.Response, *, count: int) -> list[float | None]:
         if response.status_code != 200:
@@ -73,3 +85,11 @@ class RemoteServer:
         if len(reply.rewards) != count:
             raise UserError(f"reward {self.name}: {self.url} answered {len(reply.rewards)} rewards for {count} images")
         return reply.rewards
+
+
+def open_entry(entry: RewardEntry, device: torch.device) -> RemoteServer:
+    """Returns the client of the server at the entry's `url`; nothing is sent yet."""
+    assert entry.url is not None
+    return RemoteServer(
+        name=entry.label, url=entry.url, timeout_s=entry.timeout_s, retries=entry.retries, text=entry.text
+    )

@@ -1,4 +1,4 @@
-"""What a reward says of a batch, and what all kinds of reward have in common."""
+"""Protocol that every reward fulfils, and the record that it returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,35 +11,50 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """A verdict on B images; only rewards with a bound fill more than the first field."""
+    """Scores of B images. Only rewards with a bound on their error fill more than the first field."""
 
     reward: torch.Tensor
-    """float64 [B]."""
+    """float64 [B]. Higher is better; the unit is the reward's own."""
     uncertainty: torch.Tensor | None = None
     """float64 [B], in units of the reward."""
     trust_weight: torch.Tensor | None = None
     """float64 [B], not divided by its mean."""
     width: torch.Tensor | None = None
-    """float64 [B]: conformal multiplier x uncertainty, which the reward's error exceeds with a stated probability;
-    infinite where nothing has calibrated it."""
+    """float64 [B], conformal multiplier x uncertainty: half the width of the bound on the reward's error.
+    Infinite if nothing has calibrated the reward."""
     is_outlying: torch.Tensor | None = None
-    """bool [B]: the uncertainty lies beyond its calibrated quantile."""
+    """bool [B], True if the uncertainty exceeds its calibrated quantile."""
+
+    @property
+    def lower(self) -> torch.Tensor:
+        """Lower end of the bound, reward - width: float64 [B], NaN for a reward without a bound."""
+        return self.reward - self._known_width()
+
+    @property
+    def upper(self) -> torch.Tensor:
+        """Upper end of the bound, reward + width: float64 [B], NaN for a reward without a bound."""
+        return self.reward + self._known_width()
+
+    def _known_width(self) -> torch.Tensor:
+        return torch.full_like(self.reward, torch.nan) if self.width is None else self.width
 
 
-class RewardSource(Protocol):
-    """One kind of reward, ready to score."""
+class Reward(Protocol):
+    """Anything that scores inpaintings: alignment climbs it, serving ranks by it, evaluation judges with it."""
 
     def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Scores:
-        """Images [B, 3, H, W] in [-1, 1]; masks [B, 1, H, W], 1 = repainted; B captions, "" where there is none.
+        """Scores B inpaintings. A reward that is not finite means that the image could not be scored.
 
-        Raises UserError where it cannot score; a value that is not finite means the same for one image.
+        Shapes: images [B, 3, H, W] in [-1, 1]; masks [B, 1, H, W], 1 = repainted; B captions, "" if there is none.
+
+        Raises UserError if the batch cannot be scored.
         """
 
 
 def texts_of(captions: Sequence[str], text: str | None, name: str) -> list[str]:
-    """The text of each image: `text` where it is set, else its caption.
+    """Returns the text to compare each image with: the fixed `text` if there is one, else the image's caption.
 
-    Raises UserError where a caption is empty: an image cannot be compared with nothing.
+    Raises UserError if a caption is empty and no text is fixed.
     """
     if text is not None:
         return [text] * len(captions)

@@ -1,4 +1,4 @@
-"""What travels between `kind: http` and a reward server: JSON, images as PNG."""
+"""Messages between `kind: http` and a reward server: JSON, with images as PNG."""
 
 import base64
 import binascii
@@ -12,11 +12,11 @@ from rlhf.errors import UserError
 from rlhf.storage.images import decode_image, decode_mask, encode_png, image_to_tensor, mask_to_tensor, tensor_to_image
 
 MAX_IMAGES = 64
-"""Images per request."""
+"""Largest number of images in a request."""
 
 
 class RewardRequest(BaseModel):
-    """A batch to be scored: three lists of equal length."""
+    """Batch to score: three lists of equal length."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -25,7 +25,7 @@ class RewardRequest(BaseModel):
     masks: list[str]
     """Base64 of PNGs of that size, white = repainted."""
     captions: list[str]
-    """What the images show; "" where there is no caption."""
+    """Captions of the images; "" if there is none."""
 
     @model_validator(mode="after")
     def _has_equal_lengths(self) -> "RewardRequest":
@@ -37,23 +37,23 @@ class RewardRequest(BaseModel):
 
 
 class RewardReply(BaseModel):
-    """The answer to a batch; further keys are not looked at."""
+    """Answer to a batch; further keys are ignored."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, strict=True)
 
     rewards: list[float | None]
-    """One number per image, in their order; null where it could not be scored, which refuses the update."""
+    """One number per image, in their order; null if the image could not be scored, which refuses the update."""
 
 
 def encode_request(images: torch.Tensor, masks: torch.Tensor, captions: list[str]) -> RewardRequest:
-    """A batch of at most MAX_IMAGES; exact for images on the 8-bit grid, as those of rollouts are."""
+    """Encodes a batch of at most MAX_IMAGES; exact for images on the 8-bit grid, which those of rollouts are."""
     pictures = [encode_png(tensor_to_image(image)) for image in images]
     holes = [encode_png(tensor_to_image((mask * 2 - 1).expand(3, -1, -1)).convert("L")) for mask in masks]
     return RewardRequest(images=_to_base64(pictures), masks=_to_base64(holes), captions=captions)
 
 
 def decode_request(request: RewardRequest) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W]; UserError that names what is unreadable."""
+    """Decodes images [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W]; raises UserError naming an unreadable one."""
     images, masks = [], []
     for index, (picture, hole) in enumerate(zip(request.images, request.masks, strict=True)):
         image = decode_image(_from_base64(picture, f"images[{index}]"), name=f"images[{index}]")

@@ -39,8 +39,7 @@ class Answers:
         scores = painted.scores or [{}] * len(painted.samples)
         order = list(range(len(painted.samples)))
         if self._asked.best_of is not None:
-            lower = [-math.inf if score["lower"] is None else score["lower"] for score in scores]
-            order.sort(key=lambda i: lower[i], reverse=True)
+            order.sort(key=lambda i: rank_of(scores[i]), reverse=True)
         return [self._record(painted.samples[i]) | scores[i] for i in order[: self._asked.n]]
 
     def body(self, painted: Painted) -> Record:
@@ -82,3 +81,9 @@ class Answers:
 def to_event(kind: str, record: Record) -> bytes:
     """One server-sent event."""
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **record})}\n\n".encode()
+
+
+def rank_of(score: dict[str, float | None]) -> float:
+    """Returns the lower end of the bound, and the reward itself if it has no finite bound."""
+    known = [value for value in (score["lower"], score["reward"]) if value is not None]
+    return known[0] if known else -math.inf

@@ -184,6 +184,8 @@ class Api:
         served = await self.replicas[chosen[1].base].served()
         if asked.best_of is not None and not served.has_reward:
             raise ApiError("best_of: no reward model is served, so samples cannot be ranked", param="best_of")
+        if served.reads_captions and not asked.prompt.strip():
+            raise ApiError("prompt: the reward that is served compares images with texts; send one", param="prompt")
         if asked.response_format == "url" and self.store is None:
             message = "response_format: no store is configured; use b64_json, or start the service with --store"
             raise ApiError(message, param="response_format")

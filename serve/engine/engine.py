@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
 from rlhf.errors import UserError
-from rlhf.rewards.learned.reward_model import Reward
+from rlhf.rewards.scores import Reward
 from serve.engine.jobs import Inpainted, Job, Partial
 from serve.engine.policy_cache import PolicyCache
 from serve.engine.running_batch import RunningJob, advance, estimate, finish, start_jobs

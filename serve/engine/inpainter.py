@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 import numpy as np
 from ray import serve as ray_serve
 
+from rlhf.config.devices import resolve_device
 from rlhf.promotion.catalogue import ServedPolicy
-from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.open_reward import open_reward, reads_captions
 from serve.engine.engine import Engine, warm_up
 from serve.engine.jobs import Inpainted, Job, Partial, Served
 from serve.engine.policy_cache import PolicyCache
@@ -18,11 +19,16 @@ class Inpainter:
     """A replica; the HTTP interface bounds how many requests reach it."""
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
-        reward = load_reward(settings.reward) if settings.reward is not None else None
+        place = settings.reward
+        reward = open_reward(place, resolve_device(settings.device)) if place is not None else None
         cache = PolicyCache(model, settings)
         if settings.warmup:
             warm_up(cache, reward, settings, lambda size: _blank_job(cache.base.native_px, size))
-        self.served = Served(native_px=cache.base.native_px, has_reward=reward is not None)
+        self.served = Served(
+            native_px=cache.base.native_px,
+            has_reward=reward is not None,
+            reads_captions=place is not None and reads_captions(place),
+        )
         self.engine = Engine(cache, reward, settings)
 
     async def describe(self) -> Served:
@@ -56,4 +62,5 @@ def _blank_job(native_px: int, images: int, policy: ServedPolicy | None = None) 
         sample_indices=tuple(range(images)),
         seed=0,
         num_inference_steps=1,
+        prompt="a grey square",
     )

@@ -33,7 +33,7 @@ class Job:
     strength: float = 1.0
     """Share of the steps that are run where there is a `start`."""
     prompt: str = ""
-    """Read only where there is a `guidance_scale`."""
+    """Text for guidance, read only if there is a `guidance_scale`; and caption for rewards that compare texts."""
     guidance_scale: float | None = None
     """Classifier-free guidance towards the prompt; None paints without text, as the policy was aligned."""
     partial_images: int = 0
@@ -57,7 +57,7 @@ class Inpainted:
     images: np.ndarray
     """uint8 [n, native, native, 3]."""
     scores: tuple[dict[str, float | None], ...]
-    """Per image: reward, lower, upper, of the native crop; empty without a reward model."""
+    """Reward, lower and upper of each native crop, None if unknown or not finite; empty without a reward."""
     unsafe: tuple[bool, ...]
     """Per image, what the pipeline's safety checker says; empty where it has none."""
     queued_s: float
@@ -76,3 +76,5 @@ class Served:
     """Side of the square images that the model was made for."""
     has_reward: bool
     """Whether answers are scored."""
+    reads_captions: bool = False
+    """Whether the reward compares images with prompts, so that every request needs one."""

@@ -18,7 +18,7 @@ from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.rollout import start_from_images
 from rlhf.diffusion.steps.step_rule import Schedule
-from rlhf.rewards.learned.reward_model import Reward
+from rlhf.rewards.scores import Reward
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit
 from serve.engine.jobs import Inpainted, Job, Partial
 from serve.engine.policy_cache import LoadedPolicy, PolicyCache
@@ -158,7 +158,8 @@ def finish(cache: PolicyCache, reward: Reward | None, done: Sequence[RunningJob]
     """Decode, composite, score and check finished jobs; the engine fills in the times."""
     images, masks = _decode(cache, done, [one.latents for one in done])
     pixels = _to_pixels(images)
-    scores = _score(reward, images, masks) if reward is not None else []
+    captions = [one.job.prompt for one in done for _ in one.job.sample_indices]
+    scores = _score(reward, images, masks, captions) if reward is not None else []
     unsafe = cache.base.family.find_unsafe(pixels)
     answers, start = [], 0
     for one in done:
@@ -189,8 +190,11 @@ def _to_pixels(images: torch.Tensor) -> np.ndarray:
     return to_8bit(images).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _score(reward: Reward, images: torch.Tensor, masks: torch.Tensor) -> list[dict[str, float | None]]:
-    scored = reward.score(images, masks)
+def _score(
+    reward: Reward, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]
+) -> list[dict[str, float | None]]:
+    """Returns reward and bound of every image; None for what is not finite, or not known."""
+    scored = reward.score(images, masks, captions)
     columns = {"reward": scored.reward, "lower": scored.lower, "upper": scored.upper}
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [{k: v if math.isfinite(v) else None for k, v in zip(columns, row, strict=True)} for row in rows]

@@ -220,13 +220,13 @@ def test_clusters_ask_for_a_token_survive_their_head_and_scale(name: str) -> Non
 
 def test_secrets_are_named_but_never_held() -> None:
     named = set()
-    for path in [*CLUSTER.rglob("*.*"), ROOT / "README.md"]:
+    for path in CLUSTER.rglob("*.*"):
         for record in yaml.safe_load_all(path.read_text()) if path.suffix == ".yaml" else []:
             assert not (isinstance(record, dict) and record.get("kind") == "Secret"), path
             named |= set(secret_names(record))
     assert named == SECRETS
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"create secret generic {name}" in readme for name in SECRETS)
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    assert all(f"create secret generic {name}" in page for name in SECRETS)
 
 
 def secret_names(record: object) -> list[str]:

@@ -22,6 +22,7 @@ from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import ServedPolicy, describe_policy
 from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.open_reward import open_reward
 from rlhf.storage.images import tensor_to_image
 from serve.engine.engine import Engine, warm_up
 from serve.engine.jobs import Inpainted, Job, Partial
@@ -230,6 +231,24 @@ def test_rewards_and_bounds_are_those_of_the_reward_model(small_pipeline: Path, 
     for column in ("reward", "lower", "upper"):
         found = [score[column] for score in done.scores]
         assert found == pytest.approx(getattr(expected, column).tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("kinds", [("model", "seam"), ("seam",)])
+def test_the_sum_that_a_policy_climbed_ranks_its_samples(small_pipeline: Path, tmp_path: Path, kinds: tuple[str, ...]):
+    save_small_reward(tmp_path / "reward")
+    entries = "".join(f"- {{kind: {kind}, std: 0.5}}\n" for kind in kinds)
+    (tmp_path / "config.yaml").write_text(f"rewards:\n{entries}")
+    reward, settings = open_reward(tmp_path, torch.device("cpu")), EngineSettings(device="cpu")
+    engine = Engine(PolicyCache(str(small_pipeline), settings), reward, settings)
+    job = job_of(prompt="a hill")
+    (done,) = run_together(engine, job)
+    images = torch.from_numpy(done.images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    expected = reward.score(images, torch.from_numpy(job.hole).float().expand(2, 1, -1, -1), ["a hill"] * 2)
+    assert [score["reward"] for score in done.scores] == pytest.approx(expected.reward.tolist(), abs=1e-2)
+    if "model" in kinds:
+        assert [score["lower"] for score in done.scores] == pytest.approx(expected.lower.tolist(), abs=1e-2)
+    else:
+        assert [score["lower"] for score in done.scores] == [None, None], "the seam alone bounds nothing"
 
 
 def test_warm_up_paints_every_size_of_batch(small_pipeline: Path):

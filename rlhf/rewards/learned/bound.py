@@ -1,4 +1,8 @@
-"""The ridge head and the upper bound on its error: V, uncertainty, the two multipliers, trust weights."""
+"""Ridge head and the upper bound on its error (PrefPaint, arXiv:2410.21966, section 3).
+
+Notation: z in R^d are the features of an image, y its score, Z [N, d] the features of N annotations,
+V = Z'Z + lambda I, psi_hat the head. The reward is z'psi_hat; its uncertainty is sqrt(z' V^-1 z).
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,12 +12,12 @@ import torch
 from rlhf.errors import UserError
 
 TRUST_MEDIAN = 7.3
-"""Uncertainty is scaled to this calibration median, so that E[gamma] is the paper's 1.4."""
+"""Median that calibration scales the uncertainty to; the mean trust weight is then about the paper's 1.4."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RidgeHead:
-    """The last layer psi, in closed form, and V = Z'Z + lambda I as its Cholesky factor."""
+    """Last layer psi_hat, in closed form (PrefPaint eq. 4), and V = Z'Z + lambda I as its Cholesky factor."""
 
     weight: torch.Tensor
     """float64 [d]: psi_hat."""
@@ -23,27 +27,28 @@ class RidgeHead:
     """lambda."""
 
     def reward(self, features: torch.Tensor) -> torch.Tensor:
-        """z' psi_hat; features [B, d], returns float64 [B]."""
+        """Returns the reward z' psi_hat: float64 [B], for features [B, d]."""
         return features.double() @ self.weight
 
     def uncertainty(self, features: torch.Tensor) -> torch.Tensor:
-        """sqrt(z' V^-1 z) (PrefPaint eq. 7, as its proof needs it); features [B, d], returns float64 [B]."""
+        """Returns sqrt(z' V^-1 z) (PrefPaint eq. 7, as its proof needs it): float64 [B], for features [B, d]."""
         solved = torch.linalg.solve_triangular(self.cholesky, features.double().T, upper=False)
         return solved.square().sum(0).sqrt()
 
-    def released_norm(self, features: torch.Tensor) -> torch.Tensor:
-        """||V^-1 z||, which PrefPaint's code takes for the uncertainty; features [B, d], returns float64 [B]."""
+    def prefpaint_norm(self, features: torch.Tensor) -> torch.Tensor:
+        """Returns ||V^-1 z||, which PrefPaint's code uses as uncertainty: float64 [B], for features [B, d]."""
         return torch.cholesky_solve(features.double().T, self.cholesky).norm(dim=0)
 
 
 def fit_ridge(
     features: torch.Tensor, scores: torch.Tensor, ridge: float, prior: torch.Tensor | None = None
 ) -> RidgeHead:
-    """psi_hat = psi_0 + (Z'Z + lambda I)^-1 Z'(y - Z psi_0), by Cholesky; PrefPaint eq. 4 where psi_0 = 0.
+    """Fits psi_hat = psi_0 + (Z'Z + lambda I)^-1 Z'(y - Z psi_0) by Cholesky; PrefPaint eq. 4 has psi_0 = 0.
 
-    Shapes: features [N, d], scores [N], prior [d]: psi_0, towards which the ridge pulls. Where psi_0
-    is independent of the scores' noise the theorem holds with S >= ||psi* - psi_0||.
-    Raises UserError where V is not positive definite.
+    Shapes: features Z [N, d]; scores y [N]; prior psi_0 [d], to which the ridge pulls (default: 0). If psi_0 is
+    independent of the scores' noise, the theorem holds with S >= ||psi* - psi_0||.
+
+    Raises UserError if V is not positive definite.
     """
     z, y = features.double(), scores.double()
     start = torch.zeros(z.shape[1], dtype=torch.float64) if prior is None else prior.double()
@@ -53,10 +58,10 @@ def fit_ridge(
 
 
 def update_ridge(head: RidgeHead, features: torch.Tensor, scores: torch.Tensor) -> RidgeHead:
-    """The head after further annotations, features [N, d] and scores [N]: as if fitted with them from the start.
+    """Returns the head after further annotations, features [N, d] and scores [N].
 
-    V gains z z' for each row, and psi moves by V^-1 Z'(y - Z psi): recursive least squares. Nothing
-    of the earlier annotations is needed but V and psi.
+    Recursive least squares: V gains z z' for each row, and psi moves by V^-1 Z'(y - Z psi). The result equals a fit
+    of all annotations at once, and needs only V and psi of the earlier ones.
     """
     z, y = features.double(), scores.double()
     cholesky = _factorise(head.cholesky @ head.cholesky.T + z.T @ z)
@@ -68,16 +73,16 @@ def _factorise(gram_matrix: torch.Tensor) -> torch.Tensor:
     cholesky, info = torch.linalg.cholesky_ex(gram_matrix)
     if int(info) != 0 or not torch.isfinite(cholesky).all():
         raise UserError("reward: V is not positive definite; raise reward.ridge, or check the features for NaN")
-    # In rows, as it is read back from a file: the solver's last bits depend on the order.
+    # Row-major, as a file gives it back: the solver's last bits depend on the memory layout.
     return cholesky.contiguous()
 
 
 def discount_prompt_effects(values: torch.Tensor, prompts: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """Subtract from each row its prompt's share of its prompt's mean.
+    """Subtracts from each row a share of its prompt's mean.
 
-    Annotations of one prompt err together, by what the features miss of its content; least squares on
-    rows so transformed is the estimator of the random-intercept model (Fuller and Battese, 1974),
-    and their noise is uncorrelated, as the bound's theorem asks.
+    Annotations of one prompt share an error, since the features miss part of the prompt's content. Least squares
+    on the transformed rows is the estimator of the random-intercept model (Fuller and Battese, 1974), and the
+    noise of these rows is uncorrelated, as the bound's theorem requires.
 
     Shapes: values [N] or [N, d]; prompts int64 [N], numbers from 0; shares [P], each in [0, 1].
     """
@@ -89,26 +94,29 @@ def discount_prompt_effects(values: torch.Tensor, prompts: torch.Tensor, shares:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptEffects:
-    """Variances of a random-intercept model: of annotations within a prompt, and of what a prompt's share."""
+    """Variances of a random-intercept model."""
 
     within: float
+    """Variance of annotations within a prompt."""
     between: float
+    """Variance of the error that a prompt's annotations share."""
 
     def known_share(self, counts: torch.Tensor) -> torch.Tensor:
-        """What the sum of n = `counts` [P] residuals tells of a prompt's effect: between / (within + n between)."""
+        """Returns between / (within + n between) [P]: the best linear estimate of a prompt's effect per unit of the sum
+        of its n = `counts` [P] residuals."""
         return self.between / (self.within + counts.double() * self.between).clamp(min=1e-12)
 
     def shares(self, prompts: torch.Tensor) -> torch.Tensor:
-        """The shares for `discount_prompt_effects`: 1 - sqrt(within / (within + n between)), [P]; prompts [N]."""
+        """Returns shares for `discount_prompt_effects`: 1 - sqrt(within / (within + n between)) [P]; prompts [N]."""
         counts = torch.bincount(prompts).double()
         total = self.within + counts * self.between
         return 1 - (self.within / total.clamp(min=1e-12)).clamp(max=1.0).sqrt()
 
 
 def measure_prompt_effects(residuals: torch.Tensor, prompts: torch.Tensor) -> PromptEffects:
-    """A one-way analysis of residuals [N] by prompts int64 [N], numbered from 0.
+    """Estimates both variances by one-way analysis of residuals [N] by prompts int64 [N], numbered from 0.
 
-    `between` is 0 where no variance lies between prompts, or none within can be measured.
+    `between` is 0 if the prompts do not differ, or if no prompt has two annotations.
     """
     residuals = residuals.double()
     counts = torch.bincount(prompts).double()
@@ -123,26 +131,27 @@ def measure_prompt_effects(residuals: torch.Tensor, prompts: torch.Tensor) -> Pr
 
 
 def effective_rank(features: torch.Tensor) -> float:
-    """exp of the entropy of the normalised eigenvalues of Z'Z (Roy and Vetterli, 2007); features [N, d]."""
+    """Returns exp of the entropy of the normalised eigenvalues of Z'Z (Roy and Vetterli, 2007); features [N, d]."""
     share = spectrum(features)
     return float(torch.exp(-(share * share.clamp(min=1e-300).log()).sum()))
 
 
 def spectrum(features: torch.Tensor) -> torch.Tensor:
-    """Eigenvalues of Z'Z over their sum, largest first: float64 [min(N, d)]; features [N, d]."""
+    """Returns the eigenvalues of Z'Z over their sum, largest first: float64 [min(N, d)], for features [N, d]."""
     eigenvalues = torch.linalg.svdvals(features.double()).square()
     return eigenvalues / eigenvalues.sum()
 
 
 def theorem_multiplier(head: RidgeHead, *, noise: float, delta: float, parameter_norm: float) -> float:
-    """The constant factor of the self-normalised bound (Abbasi-Yadkori et al. 2011, theorem 2).
+    """Returns the factor of the self-normalised bound (Abbasi-Yadkori et al. 2011, theorem 2).
 
-    With probability 1 - delta, for all z: |z'psi_hat - z'psi*| <= multiplier * uncertainty(z).
+    With probability 1 - delta, for all z: |z'psi_hat - z'psi*| <= factor * uncertainty(z), where
+    factor = B sqrt(2 log(det(V)^(1/2) / (lambda^(d/2) delta))) + sqrt(lambda) S.
 
     Args:
         noise: B, sub-Gaussian constant of the scores' noise.
         delta: probability that the bound fails.
-        parameter_norm: S >= ||psi*||, an assumption.
+        parameter_norm: S >= ||psi*||, assumed.
     """
     dimension = len(head.weight)
     log_det_ratio = head.cholesky.diagonal().log().sum() - 0.5 * dimension * math.log(head.ridge)
@@ -151,10 +160,12 @@ def theorem_multiplier(head: RidgeHead, *, noise: float, delta: float, parameter
 
 
 def conformal_multiplier(errors: torch.Tensor, uncertainties: torch.Tensor, coverage: float) -> float:
-    """The multiplier q with |score - reward| <= q * uncertainty for a new annotation with probability `coverage`.
+    """Returns q such that |score - reward| <= q * uncertainty for a new annotation with probability `coverage`.
 
-    Split conformal prediction (arXiv:2107.07511, section 2) on ratios; errors and uncertainties are
-    [N], of photographs that fitted nothing. Raises UserError where N is too small for `coverage`.
+    Split conformal prediction (arXiv:2107.07511, section 2) on the ratios of errors [N] and uncertainties [N];
+    q is the ceil((N + 1) coverage)-th smallest. The rows come from photographs that fitted nothing.
+
+    Raises UserError if N is too small for `coverage`.
     """
     require_calibration(len(errors), coverage)
     ratios = (errors.double().abs() / uncertainties.double()).sort().values
@@ -162,12 +173,12 @@ def conformal_multiplier(errors: torch.Tensor, uncertainties: torch.Tensor, cove
 
 
 def can_calibrate(count: int, coverage: float) -> bool:
-    """Whether that many annotations are enough for a finite multiplier."""
+    """Returns whether `count` annotations are enough for a finite multiplier."""
     return _conformal_rank(count, coverage) <= count
 
 
 def require_calibration(count: int, coverage: float) -> None:
-    """Raise UserError that says how many annotations are needed, where `count` cannot calibrate `coverage`."""
+    """Raises UserError with the number of annotations needed if `count` of them cannot calibrate `coverage`."""
     if not can_calibrate(count, coverage):
         needed = math.ceil(coverage / (1 - coverage) - 1e-9)
         raise UserError(
@@ -177,14 +188,14 @@ def require_calibration(count: int, coverage: float) -> None:
 
 
 def _conformal_rank(count: int, coverage: float) -> int:
-    """Which of the sorted ratios, from 1, is the multiplier."""
-    # The small term keeps 100 x 0.55 from becoming 56.
+    """Returns the rank, from 1, of the multiplier among the sorted ratios."""
+    # The small term keeps 100 x 0.55 from being rounded up to 56.
     return math.ceil((count + 1) * coverage - 1e-9)
 
 
 def trust_weight(uncertainty: torch.Tensor, median: float, k: float, b: float) -> torch.Tensor:
-    """gamma = exp(-k u + b) (PrefPaint eq. 12), with u scaled so that its calibration median is 7.3.
+    """Returns gamma = exp(-k u + b) [B] (PrefPaint eq. 12), not divided by its mean; uncertainty [B].
 
-    Shapes: uncertainty [B]; returns [B], not yet divided by its mean.
+    u is the uncertainty scaled so that `median`, its median on part C, becomes 7.3.
     """
     return torch.exp(-k * uncertainty * (TRUST_MEDIAN / median) + b)

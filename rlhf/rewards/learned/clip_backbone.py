@@ -1,4 +1,4 @@
-"""A CLIP vision tower that looks at an inpainting twice: as it is, and with its hole blanked."""
+"""CLIP backbone, which embeds an inpainting twice: as it is, and with its hole blanked."""
 
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
 PAPER_FROZEN_SHARE = 0.7
-"""Of CLIP's layers (PrefPaint, section 5)."""
+"""Share of CLIP's layers that are not trained (PrefPaint, section 5)."""
 
 
 class ClipBackbone(nn.Module):
-    """A CLIP vision tower on the inpainting and on the masked image, concatenated (PrefPaint, section 5)."""
+    """CLIP vision tower on the inpainting and on the masked image, concatenated (PrefPaint, section 5)."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -28,12 +28,13 @@ class ClipBackbone(nn.Module):
         *,
         hole_value: float = 0.0,
     ) -> None:
-        """The first `frozen_share` of the layers, and the embeddings below them, are not trained; at 1 nothing is.
+        """Wraps a tower, and freezes its first layers.
 
         Args:
-            tower: its projected embedding is taken where it has one, else its pooled output.
-            frozen_share: 0 to 1.
-            hole_value: what holes are blanked with, in [-1, 1].
+            tower: gives its projected embedding if it has one, else its pooled output.
+            frozen_share: share of the layers, from the first, that are not trained, nor the embeddings below them;
+                at 1 the whole tower is fixed.
+            hole_value: value in [-1, 1] that fills the hole of the masked image.
         """
         super().__init__()
         self.tower = tower
@@ -45,14 +46,14 @@ class ClipBackbone(nn.Module):
         self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] and [B, 1, H, W] to [B, output_dim]."""
+        """Embeds images [B, 3, H, W] in [-1, 1] with masks [B, 1, H, W]: [B, output_dim]."""
         both = [self._embed(x) for x in (images, blank_hole(images, masks, self.hole_value))]
         return torch.cat(both, dim=1)
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """CLIP's input [B, 3, S, S]: bicubic with antialiasing to its size (as PIL does), then normalised.
+        """Resizes images to CLIP's input [B, 3, S, S] (bicubic, antialiased, as PIL does) and normalises them.
 
-        CLIP itself crops what is not square; here it is squeezed, since the hole may lie at the border.
+        CLIP itself crops images that are not square. Here they are squeezed, since the hole may lie at the border.
         """
         size = self.tower.config.image_size
         resized = F.interpolate(
@@ -66,7 +67,7 @@ class ClipBackbone(nn.Module):
 
 
 def _freeze(tower: "CLIPVisionModel | CLIPVisionModelWithProjection", share: float) -> None:
-    """Freeze the first `share` of the layers and what lies below them; at 1 the whole tower."""
+    """Freezes the first `share` of the layers and the embeddings below them; at 1 the whole tower."""
     vision = tower.vision_model if hasattr(tower, "vision_model") else tower
     layers = vision.encoder.layers
     frozen = round(share * len(layers))

@@ -1,4 +1,4 @@
-"""Features of an inpainting: a backbone, and the network that makes whitened features z of what it says."""
+"""Features of an inpainting: a backbone, and the network that turns its output into whitened features z."""
 
 from pathlib import Path
 
@@ -8,35 +8,35 @@ from torch import nn
 from rlhf.errors import UserError
 from rlhf.rewards.learned.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.rewards.learned.hole_statistics import COUNT, hole_statistics
-from rlhf.rewards.learned.prefpaint_backbone import ReleaseBackbone, load_release
+from rlhf.rewards.learned.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
 
 
 class SmallBackbone(nn.Module):
-    """Fixed statistics of the hole against its surroundings; what they are worth is learned from scratch."""
+    """Fixed statistics of the hole against its surroundings; the network on them is learned from scratch."""
 
     output_dim = COUNT
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] and [B, 1, H, W] to [B, output_dim]."""
+        """Describes images [B, 3, H, W] in [-1, 1] with masks [B, 1, H, W]: [B, output_dim]."""
         return hole_statistics(images, masks)
 
 
-Backbone = SmallBackbone | ClipBackbone | ReleaseBackbone
+Backbone = SmallBackbone | ClipBackbone | PrefpaintBackbone
 
 
-RELEASE_KIND = "prefpaint-release"
+PREFPAINT_KIND = "prefpaint-release"
 """`kind` in the reward.json of a folder that holds PrefPaint's released checkpoint."""
 
 
-RELEASE_PREFIX = f"{RELEASE_KIND}:"
+PREFPAINT_PREFIX = f"{PREFPAINT_KIND}:"
 
 
 def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backbone:
-    """`small`, `prefpaint-release:CHECKPOINT`, or the CLIP vision model in a folder or hub repository of that name."""
+    """Builds `small`, `prefpaint-release:CHECKPOINT`, or the CLIP vision model in a folder or hub repository."""
     if name == "small":
         return SmallBackbone()
-    if name.startswith(RELEASE_PREFIX):
-        return load_release(Path(name.removeprefix(RELEASE_PREFIX)), frozen_share)[0]
+    if name.startswith(PREFPAINT_PREFIX):
+        return load_prefpaint_network(Path(name.removeprefix(PREFPAINT_PREFIX)), frozen_share)[0]
     from transformers import CLIPVisionModel
 
     try:
@@ -44,20 +44,20 @@ def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backb
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"reward.backbone: {name!r} is neither `small`, `{RELEASE_PREFIX}FILE` nor a CLIP vision model ({reason})"
+            f"reward.backbone: {name!r} is neither `small`, `{PREFPAINT_PREFIX}FILE` nor a CLIP vision model ({reason})"
         ) from error
 
 
 LINEAR_LENGTH = 1.5
-"""Length beyond which features grow as its logarithm, in units of the root of the whitened features' mean square."""
+"""Feature vectors longer than this, in units of sqrt(feature_dim), are compressed logarithmically."""
 
 
 BATCH = 256
-"""Images that a backbone describes at once."""
+"""Number of images that a backbone describes at once."""
 
 
 class FeatureNetwork(nn.Module):
-    """Backbone, then a linear and a non-linear head to whitened features z of compressed length plus a constant 1."""
+    """Backbone, then a linear and a non-linear head; gives whitened features z and a constant 1."""
 
     whitening: torch.Tensor
 
@@ -75,44 +75,44 @@ class FeatureNetwork(nn.Module):
         self.shortcut = nn.Linear(backbone.output_dim, feature_dim)
         self.centre = nn.BatchNorm1d(feature_dim, affine=False)
         self.register_buffer("whitening", torch.eye(feature_dim))
-        # Predicts structure, texture, overall and total while the features are trained; then ridge takes over.
+        # Predicts structure, texture, overall and total while the features are trained; the ridge head replaces it.
         self.linear = nn.Linear(feature_dim + 1, 4, bias=False)
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] in [-1, 1], masks [B, 1, H, W], 1 = repainted; returns z [B, feature_dim + 1].
+        """Returns z [B, feature_dim + 1] of images [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W], 1 = repainted.
 
-        The features are whitened, and longer than LINEAR_LENGTH sqrt(feature_dim) only by the logarithm, so that
-        what is far from all that was annotated is less certain, but not rewarded without measure; the constant
-        comes last.
+        The features are whitened, and their length beyond LINEAR_LENGTH sqrt(feature_dim) is compressed. So an image
+        far from all annotated ones is less certain, but its reward does not grow without bound. The constant 1 comes
+        last.
         """
         return self.features_of(self.backbone(images, masks))
 
     def features_of(self, described: torch.Tensor) -> torch.Tensor:
-        """The same from what the backbone says of the images, [B, output_dim]."""
+        """Returns z [B, feature_dim + 1] from the backbone's output [B, output_dim]."""
         z = self.centred_features(described) @ self.whitening
         excess = (z.norm(dim=1, keepdim=True) / (LINEAR_LENGTH * z.shape[1] ** 0.5)).clamp(min=1.0)
         z = z * (1 + excess.log()) / excess
         return torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
 
     def centred_features(self, described: torch.Tensor) -> torch.Tensor:
-        """Features before the whitening, [B, feature_dim]."""
+        """Returns the features before whitening, [B, feature_dim]."""
         pooled = self.standardise(described)
         return self.centre(self.head(pooled) + self.shortcut(pooled))
 
 
 @torch.no_grad()
 def describe(network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """What the backbone says of any number of images: [N, output_dim]."""
+    """Returns the backbone's output for any number of images, in batches: [N, output_dim]."""
     parts = zip(images.split(BATCH), masks.split(BATCH), strict=True)
     return torch.cat([network.backbone(i, m) for i, m in parts])
 
 
 @torch.no_grad()
 def whiten(network: FeatureNetwork, described: torch.Tensor, shrinkage: float = 0.05) -> None:
-    """Set the whitening so that the features of these images, [N, output_dim], are all but uncorrelated.
+    """Sets the whitening so that the features of these images, described as [N, output_dim], are nearly uncorrelated.
 
-    The inverse square root of their covariance, shrunk towards its mean eigenvalue. Without it a few
-    directions carry everything, and V measures distance in those alone.
+    The whitening is the inverse square root of their covariance, shrunk to its mean eigenvalue. Without it a few
+    directions would carry all the variance, and V would measure distance in those alone.
     """
     network.eval()
     z = network.centred_features(described)

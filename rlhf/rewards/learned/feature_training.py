@@ -1,4 +1,4 @@
-"""Training of the reward's features on part A: objectives, augmentation, early stopping, resume."""
+"""Trains the reward's features on part A: objectives, augmentation, early stopping, resume."""
 
 import hashlib
 import json
@@ -25,14 +25,15 @@ from rlhf.storage.atomic_files import atomic_torch_save, atomic_write_text
 from rlhf.storage.url_path import local_copy
 
 VARIANTS = 8
-"""Augmented versions of each image that a backbone without trained weights describes, once; epochs draw from them."""
+"""Number of augmented versions of each image that a fixed backbone describes once; epochs draw from them."""
 
 
 def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: Path | None = None) -> FeatureNetwork:
-    """Train features z so that a linear layer on them tells the marks; then whiten them.
+    """Trains features z so that a linear layer on them predicts the marks; then whitens them.
 
-    With `out`, `learning_curve.jsonl` is written there, and a training that was interrupted goes on.
-    Raises UserError where the loss is no longer finite.
+    With `out`, `learning_curve.jsonl` is written there, and an interrupted training resumes.
+
+    Raises UserError if the loss or a weight is no longer finite.
     """
     torch.manual_seed(seed)
     network = FeatureNetwork(build_backbone(config.backbone, config.frozen_share), config.feature_dim)
@@ -63,7 +64,7 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: 
 
 
 def _hold_out(data: AnnotatedImages, config: RewardConfig, seed: int) -> tuple[AnnotatedImages, AnnotatedImages | None]:
-    """The photographs that train, and those that tell when to stop (None where `validation_share` is 0)."""
+    """Splits photographs into training and held-out ones; the latter are None if `validation_share` is 0."""
     if config.validation_share == 0:
         return data, None
     shares = (1 - config.validation_share, config.validation_share)
@@ -72,7 +73,7 @@ def _hold_out(data: AnnotatedImages, config: RewardConfig, seed: int) -> tuple[A
 
 
 def _is_over(curve: list[dict[str, Any]], patience: int) -> bool:
-    """Whether the validation has not improved for `patience` epochs."""
+    """Returns whether the validation has not improved for `patience` epochs."""
     if not curve or "validation" not in curve[0]:
         return False
     values = [figures["validation"] for figures in curve]
@@ -87,29 +88,29 @@ def _fingerprint(data: AnnotatedImages, config: RewardConfig, seed: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTargets:
-    """What is learned of each image, image by image: M images of P prompts."""
+    """Targets of the training, image by image: M images of P prompts."""
 
     groups: list[torch.Tensor]
-    """[P] of int64: the images of each prompt."""
+    """P tensors of int64: numbers of each prompt's images."""
     first_rows: torch.Tensor
-    """int64 [M]: a row of the data that shows the image."""
+    """int64 [M]: row of the data that shows the image."""
     marks: torch.Tensor
     """float32 [M, 4]: mean structure, texture, overall and total."""
     weights: torch.Tensor
-    """float32 [M]: of differences within the image's prompt."""
+    """float32 [M]: weights of differences within the image's prompt."""
 
     @classmethod
     def of(cls, data: AnnotatedImages) -> "ImageTargets":
-        """Repeated annotations averaged."""
+        """Averages repeated annotations."""
         groups, first_rows, marks = average_repeats(data)
         return cls(groups=groups, first_rows=first_rows, marks=marks, weights=prompt_weights(data)[first_rows])
 
     def loss(self, predicted: torch.Tensor, chosen: list[torch.Tensor], config: RewardConfig) -> torch.Tensor:
-        """The objective on predicted marks [B, 4] of the images of some groups, in their order.
+        """Returns the objective on predicted marks [B, 4] of the images of the `chosen` groups, in their order.
 
-        `scores`: squared errors of all marks, and once more of their differences between samples of one
-        prompt, which are what alignment climbs, and a small share of the marks' variance. `pairs`: the
-        total orders the samples of a prompt.
+        `scores`: squared errors of all marks, plus squared errors of their differences between samples of one
+        prompt. Alignment climbs those differences, which are a small share of the marks' variance. `pairs`:
+        Bradley-Terry on the totals of a prompt's samples.
         """
         rows, sizes = torch.cat(chosen), [len(group) for group in chosen]
         if config.objective == "pairs":
@@ -120,7 +121,7 @@ class ImageTargets:
 
 
 class FeatureTraining:
-    """One training of a feature network: what an epoch changes, and what a resumed one needs."""
+    """Training of a feature network: epochs, validation, and the state that resuming needs."""
 
     def __init__(self, network: FeatureNetwork, data: AnnotatedImages, config: RewardConfig, seed: int) -> None:
         self.network, self.data, self._config = network, data, config
@@ -136,7 +137,7 @@ class FeatureTraining:
         self._variants = self._describe_variants() if is_fixed(network) else None
 
     def _describe_variants(self) -> torch.Tensor:
-        """[VARIANTS, M, D]: what the backbone says of all images, each time augmented anew."""
+        """Returns the backbone's output for VARIANTS augmentations of every image: [VARIANTS, M, D]."""
         rows = self._targets.first_rows
         if self.data.described is not None:
             return self.data.described[1:, rows]
@@ -144,7 +145,7 @@ class FeatureTraining:
         return describe_variants(self.network, *pair, self._config.augmentation, self._generator)
 
     def run_epoch(self) -> float:
-        """One pass over all prompts; returns the mean loss."""
+        """Trains one pass over all prompts; returns the mean loss."""
         self.network.train()
         losses = []
         order = torch.randperm(len(self._targets.groups), generator=self._generator)
@@ -166,13 +167,13 @@ class FeatureTraining:
             source = self._targets.first_rows[rows]
             pair = self.data.images[source], self.data.masks[source]
             return self.network.backbone(*_augment(*pair, self._config.augmentation, self._generator))
-        # Samples of a prompt are augmented alike: their differences are what counts.
+        # Samples of a prompt are augmented alike, since their differences are learned.
         drawn = torch.randint(VARIANTS, (len(groups),), generator=self._generator)
         return self._variants[drawn.repeat_interleave(torch.tensor([len(group) for group in groups])), rows]
 
     @torch.no_grad()
     def validate(self, data: AnnotatedImages) -> float:
-        """The objective on other photographs, without augmentation."""
+        """Returns the objective on held-out photographs, without augmentation."""
         self.network.eval()
         targets = ImageTargets.of(data)
         rows = targets.first_rows[torch.cat(targets.groups)]
@@ -180,7 +181,7 @@ class FeatureTraining:
         return float(targets.loss(self.network.linear(z), targets.groups, self._config))
 
     def keep(self, out: Path | None, curve: list[dict[str, Any]], best: dict[str, Any], fingerprint: str) -> None:
-        """Write the learning curve and all that `resume` needs."""
+        """Writes the learning curve and the state that `resume` reads."""
         if out is None:
             return
         state = {"fingerprint": fingerprint, "curve": curve, "best": best, "network": self.network.state_dict()}
@@ -190,7 +191,7 @@ class FeatureTraining:
         atomic_write_text(out / "learning_curve.jsonl", "".join(json.dumps(figures) + "\n" for figures in curve))
 
     def resume(self, out: Path | None, fingerprint: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The curve and the best weights so far; empty where `out` holds no training of the same inputs."""
+        """Returns the curve and the best weights so far; empty if `out` holds no training of the same inputs."""
         path = out / "training.pt" if out is not None else None
         if path is None or not path.is_file():
             return [], {}
@@ -207,20 +208,20 @@ class FeatureTraining:
 
 
 def is_fixed(network: FeatureNetwork) -> bool:
-    """Whether nothing of the backbone is trained."""
+    """Returns whether no weight of the backbone is trained."""
     return not any(p.requires_grad for p in network.backbone.parameters())
 
 
 def describe_variants(
     network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor, strength: str, generator: torch.Generator
 ) -> torch.Tensor:
-    """[VARIANTS, M, D]: what the backbone says of images, each time augmented anew."""
+    """Returns the backbone's output for VARIANTS augmentations of images: [VARIANTS, M, D]."""
     augmented = (_augment(images, masks, strength, generator) for _ in range(VARIANTS))
     return torch.stack([describe(network, *pair) for pair in augmented])
 
 
 def with_descriptions(data: AnnotatedImages, config: RewardConfig, seed: int) -> AnnotatedImages:
-    """The data, described once for many trainings; as it is where the backbone itself is trained."""
+    """Describes the data once for many trainings; returns it unchanged if the backbone itself is trained."""
     network = FeatureNetwork(build_backbone(config.backbone, config.frozen_share), config.feature_dim).eval()
     if not is_fixed(network):
         return data
@@ -233,16 +234,16 @@ def with_descriptions(data: AnnotatedImages, config: RewardConfig, seed: int) ->
 
 
 def describe_rows(network: FeatureNetwork, data: AnnotatedImages, rows: torch.Tensor) -> torch.Tensor:
-    """What the backbone says of some rows' images, [M, D]."""
+    """Returns the backbone's output for the images of M rows, [M, D]."""
     if data.described is not None:
         return data.described[0, rows]
     return describe(network, data.images[rows], data.masks[rows])
 
 
 def pair_loss(rewards: torch.Tensor, scores: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Mean -log P(the higher scored wins) over the pairs of each prompt's samples (Bradley and Terry, 1952).
+    """Returns the mean -log P(higher score wins) over pairs of a prompt's samples (Bradley and Terry, 1952).
 
-    Shapes: rewards, scores [B], prompt by prompt; sizes: samples of each. Ties count nothing.
+    Shapes: rewards, scores [B], prompt by prompt; `sizes` holds the number of samples of each. Ties are left out.
     """
     losses = []
     for reward, score in zip(rewards.split(sizes), scores.split(sizes), strict=True):
@@ -255,7 +256,7 @@ def pair_loss(rewards: torch.Tensor, scores: torch.Tensor, sizes: list[int]) -> 
 def _augment(
     images: torch.Tensor, masks: torch.Tensor, strength: str, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mirror the whole batch or not; `strong` also turns it, swaps its colours and inverts them."""
+    """Mirrors the whole batch or not; `strong` also turns it, swaps its colours and inverts them."""
     coins = torch.rand(5, generator=generator) < 0.5
     permutation = torch.randperm(3, generator=generator)
     if coins[0]:
@@ -273,7 +274,7 @@ def _augment(
 
 
 def covariance_penalty(features: torch.Tensor) -> torch.Tensor:
-    """Sum of squared off-diagonal covariances over the dimension; features [B, d]."""
+    """Returns the sum of squared off-diagonal covariances of features [B, d], divided by d."""
     centred = features - features.mean(0)
     covariance = centred.T @ centred / max(1, len(features) - 1)
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / features.shape[1]

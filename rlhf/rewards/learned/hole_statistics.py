@@ -1,8 +1,8 @@
-"""Numbers that compare a filled hole with what surrounds it: what a reward network from scratch looks at.
+"""Statistics that compare a filled hole with its surroundings: the input of a reward network from scratch.
 
-They hold no weights, and share no constant with the gold judge, which sees the hidden original: how far
-colours jump across the border, and, on four sizes of the image, how colours and texture in the hole
-differ from those around it, diffused into it.
+They measure how far colours jump across the border and, at four sizes of the image, how colours and texture in the
+hole differ from the surroundings' diffused into it. They have no weights, and share no constant with the gold judge,
+which sees the hidden original.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,18 @@ import torch.nn.functional as F
 
 OCTAVES = 4
 CELL = 4
-"""Edge, in pixels, of the cells in which texture is measured."""
+"""Side, in pixels, of the cells in which texture is measured."""
 FAINT = 0.01
-"""Textures of a lower amplitude look alike; images are 2 wide."""
+"""Amplitude below which textures count as equal, in units of images in [-1, 1]."""
 COUNT = 6 + OCTAVES * 18
-"""Numbers per image."""
+"""Number of statistics per image."""
 
 
 def hole_statistics(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """[B, 3, H, W] in [-1, 1] and [B, 1, H, W], 1 = repainted, to [B, COUNT]; H and W are multiples of 8."""
+    """Returns statistics [B, COUNT] of images [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W], 1 = repainted.
+
+    H and W are multiples of 8.
+    """
     colours, hole = _to_ycbcr(images), masks
     numbers = [_mean(colours.diff(dim=dim).abs(), hole.diff(dim=dim).abs()) for dim in (-1, -2)]
     for octave in range(OCTAVES):
@@ -36,7 +39,7 @@ def hole_statistics(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 def _compare(
     values: torch.Tensor, hole: torch.Tensor, cell: int, *, blur: int, measure: Callable[[torch.Tensor], torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Three statistics [B, C] of the hole: its level, and its signed and absolute difference from what is expected."""
+    """Returns the hole's level, and its signed and absolute difference from the expected level; [B, C] each."""
     inside, share = _pool(values, hole, cell)
     outside, rest = _pool(values, 1 - hole, cell)
     difference = measure(_diffuse(inside, share, blur)) - measure(_diffuse(outside, rest, 3))
@@ -44,24 +47,24 @@ def _compare(
 
 
 def _to_ycbcr(images: torch.Tensor) -> torch.Tensor:
-    """Luminance and two colour differences (ITU-R BT.601)."""
+    """Converts RGB to luminance and two colour differences (ITU-R BT.601)."""
     weights = images.new_tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
     return torch.einsum("bchw,dc->bdhw", images, weights).contiguous()
 
 
 def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean over the pixels of [B, C, h, w] by weights [B, 1, h, w]: [B, C]."""
+    """Returns the mean over pixels [B, C] of values [B, C, h, w], weighted by [B, 1, h, w]."""
     total = torch.bmm(values.flatten(2), weights.flatten(2).transpose(1, 2))[..., 0]
     return total / weights.sum((2, 3)).clamp(min=1e-3)
 
 
 def _smooth(values: torch.Tensor) -> torch.Tensor:
-    """Mean over 3x3 pixels, with repeated borders."""
+    """Averages over 3x3 pixels, with repeated borders."""
     return F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), 3, 1)
 
 
 def _pool(values: torch.Tensor, weights: torch.Tensor, cell: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted means over cells of an edge, and the weights' means."""
+    """Returns weighted means over square cells, and the means of the weights."""
     if cell == 1:
         return values, weights
     share = F.avg_pool2d(weights, cell)
@@ -69,7 +72,7 @@ def _pool(values: torch.Tensor, weights: torch.Tensor, cell: int) -> tuple[torch
 
 
 def _diffuse(values: torch.Tensor, weights: torch.Tensor, passes: int) -> torch.Tensor:
-    """Values where weights are high, spread to where they are low."""
+    """Spreads values from pixels of high weight to pixels of low weight."""
     total = values * weights
     for _ in range(passes):
         total, weights = _smooth(total), _smooth(weights)

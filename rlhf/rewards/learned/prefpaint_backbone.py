@@ -1,4 +1,4 @@
-"""PrefPaint's released reward network (section 5 of arXiv:2410.21966, and its code), from its checkpoint.
+"""PrefPaint's released reward network (arXiv:2410.21966, section 5, and its code), read from its checkpoint.
 
     inpainting, masked image [B, 3, H, W]
       -> CLIP's image tower (ViT-B/32 in the release), projected, both concatenated      [B, 1024]
@@ -6,12 +6,12 @@
       -> Linear 1024-512, Linear 512-256 = features z;   reward = z @ w
 
 The checkpoint names CLIP's weights as OpenAI does; here they fill transformers' classes. Two of its parts look
-alike: `vit_block.transformer_encoder.layers.0` is the layer that was trained and is used; `vit_block.encoder_layer`
-is the template that it was copied from, which no forward pass ever reached.
+alike: `vit_block.transformer_encoder.layers.0` is the trained layer; `vit_block.encoder_layer` is the template that
+it was copied from, which no forward pass reaches.
 
-Deviations from the release: no dropout anywhere (the release was never put in eval mode); pictures stay on a
-continuous scale between resampling and normalisation, where PIL rounds them to 8 bits; one value fills holes,
-the near-white one of the training images (the release's RL loop filled them with black).
+Deviations from the release: there is no dropout (the release never switches to eval mode); pictures stay on a
+continuous scale between resampling and normalisation, where PIL rounds them to 8 bits; white fills the holes, as in
+the training images (the release's RL loop fills them with black).
 """
 
 import re
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
 
 HOLE_VALUE = 1.0
-"""White, as in the pictures that the checkpoint was trained on."""
+"""Value of holes in the masked image: white, as in the pictures that the checkpoint was trained on."""
 HEAD_WIDTH = 64
-"""Channels of an attention head, in CLIP and in the encoder layer alike."""
+"""Number of channels of an attention head, in CLIP and in the encoder layer."""
 RENAMED = (
     (r"class_embedding", r"vision_model.embeddings.class_embedding"),
     (r"positional_embedding", r"vision_model.embeddings.position_embedding.weight"),
@@ -47,42 +47,42 @@ RENAMED = (
     (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(.+)", r"vision_model.encoder.layers.\1.mlp.fc1.\2"),
     (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(.+)", r"vision_model.encoder.layers.\1.mlp.fc2.\2"),
 )
-"""OpenAI's names below `clip_model.visual.` and those of transformers; `proj` and `in_proj_*` are split or turned."""
+"""OpenAI's names below `clip_model.visual.` and those of transformers; `_rename_visual` handles `proj`, `in_proj_*`."""
 UNUSED = re.compile(
     r"clip_model\.(positional_embedding|text_projection|logit_scale|token_embedding\.weight|ln_final\.(weight|bias)"
     r"|transformer\.resblocks\.\d+\..+|input_resolution|context_length|vocab_size)"
     r"|vit_block\.encoder_layer\..+"
 )
-"""CLIP's text tower, and the template of the encoder layer; every other key must be used."""
+"""Keys that are not read: CLIP's text tower and the template of the encoder layer. Every other key must be used."""
 REMEDY = "is this PrefPaint's reward checkpoint? One of another architecture cannot be read"
 
 Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseShape:
+class PrefpaintShape:
     """Sizes of a checkpoint, read from its tensors."""
 
     patch: int
     image_size: int
     width: int
-    """Of CLIP's image tower."""
+    """Width of CLIP's image tower."""
     clip_feed_forward: int
     layers: int
     embedding: int
-    """CLIP's projected embedding of one picture."""
+    """Length of CLIP's projected embedding of one picture."""
     feed_forward: int
-    """Of the encoder layer."""
+    """Width of the encoder layer's feed-forward network."""
     hidden: int
     feature_dim: int
     """Length of z."""
 
 
-class ReleaseBackbone(nn.Module):
-    """The released network up to its features z; the reward is z @ w, with the w of `load_release`."""
+class PrefpaintBackbone(nn.Module):
+    """Released network up to its features z; the reward is z @ w, with the w of `load_prefpaint_network`."""
 
-    def __init__(self, shape: ReleaseShape, frozen_share: float = PAPER_FROZEN_SHARE) -> None:
-        """`frozen_share` of CLIP's layers are not trained; at 1 nothing is."""
+    def __init__(self, shape: PrefpaintShape, frozen_share: float = PAPER_FROZEN_SHARE) -> None:
+        """Freezes the first `frozen_share` of CLIP's layers; at 1 the whole network."""
         super().__init__()
         self.clip = ClipBackbone(_build_tower(shape), frozen_share, hole_value=HOLE_VALUE)
         token = self.clip.output_dim
@@ -96,12 +96,12 @@ class ReleaseBackbone(nn.Module):
             self.requires_grad_(False)
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] in [-1, 1], masks [B, 1, H, W], 1 = repainted; returns z [B, output_dim]."""
+        """Returns z [B, output_dim] of images [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W], 1 = repainted."""
         token = self.clip(images, masks)[:, None]  # (B, 1, 2 x embedding)
         return self.second(self.first(self.block(token)[:, 0]))
 
 
-def _build_tower(shape: ReleaseShape) -> "CLIPVisionModelWithProjection":
+def _build_tower(shape: PrefpaintShape) -> "CLIPVisionModelWithProjection":
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     return CLIPVisionModelWithProjection(
@@ -119,14 +119,16 @@ def _build_tower(shape: ReleaseShape) -> "CLIPVisionModelWithProjection":
     )
 
 
-def load_release(path: Path, frozen_share: float = PAPER_FROZEN_SHARE) -> tuple[ReleaseBackbone, torch.Tensor]:
-    """The network in a .pt, .pth or .safetensors checkpoint, in eval mode, and w: float32 [feature_dim].
+def load_prefpaint_network(
+    path: Path, frozen_share: float = PAPER_FROZEN_SHARE
+) -> tuple[PrefpaintBackbone, torch.Tensor]:
+    """Loads the network of a .pt, .pth or .safetensors checkpoint in eval mode, and w: float32 [feature_dim].
 
-    Raises UserError where the file is unreadable, a key is unknown or missing, or a weight is not finite.
+    Raises UserError if the file is unreadable, a key is unknown or missing, or a weight is not finite.
     """
     weights = read_weights(path)
     shape = _measure(weights, path)
-    backbone = ReleaseBackbone(shape, frozen_share)
+    backbone = PrefpaintBackbone(shape, frozen_share)
     renamed, w = _rename(weights, path)
     try:
         backbone.load_state_dict(renamed | {f"clip.{n}": getattr(backbone.clip, n) for n in ("mean", "std")})
@@ -138,7 +140,7 @@ def load_release(path: Path, frozen_share: float = PAPER_FROZEN_SHARE) -> tuple[
 
 
 def read_weights(path: Path) -> Weights:
-    """The tensors of a checkpoint by name, float32 where they are numbers, without a leading `module.`."""
+    """Reads the tensors of a checkpoint as float32, by name without a leading `module.`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; name PrefPaint's reward checkpoint (.pt, .pth or .safetensors)")
     try:
@@ -158,13 +160,13 @@ def read_weights(path: Path) -> Weights:
     return weights
 
 
-def _measure(weights: Weights, path: Path) -> ReleaseShape:
+def _measure(weights: Weights, path: Path) -> PrefpaintShape:
     visual = "clip_model.visual"
     blocks = {int(m[1]) for n in weights if (m := re.match(r"clip_model\.visual\.transformer\.resblocks\.(\d+)\.", n))}
     try:
         width, _, patch, _ = weights[f"{visual}.conv1.weight"].shape
         positions = weights[f"{visual}.positional_embedding"].shape[0]
-        return ReleaseShape(
+        return PrefpaintShape(
             patch=patch,
             image_size=patch * round((positions - 1) ** 0.5),
             width=width,
@@ -182,7 +184,7 @@ def _measure(weights: Weights, path: Path) -> ReleaseShape:
 
 
 def _rename(weights: Weights, path: Path) -> tuple[Weights, torch.Tensor]:
-    """The state dict of `ReleaseBackbone`, less CLIP's constants, and w; UserError naming keys that have no place."""
+    """Returns the state dict of `PrefpaintBackbone` without CLIP's constants, and w; UserError names unknown keys."""
     renamed: Weights = {}
     unknown = []
     for name, value in weights.items():
@@ -204,7 +206,7 @@ def _rename(weights: Weights, path: Path) -> tuple[Weights, torch.Tensor]:
 
 
 def _rename_visual(name: str, value: torch.Tensor) -> Weights:
-    """One of OpenAI's tensors as those of transformers; empty where the name is unknown."""
+    """Returns one of OpenAI's tensors under the names of transformers; empty if the name is unknown."""
     if name == "proj":
         return {"clip.tower.visual_projection.weight": value.T}
     if match := re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", name):
@@ -217,7 +219,7 @@ def _rename_visual(name: str, value: torch.Tensor) -> Weights:
 
 
 def _last_layer(weights: Weights, path: Path) -> torch.Tensor:
-    """w; the release registers it under two names, and safetensors may hold either."""
+    """Returns w; the release registers it under two names, and safetensors may hold either."""
     found = [weights[n] for n in ("mlp.last_layer.weight", "mlp.last_layer_weight") if n in weights]
     wanted = (1, weights["mlp.layers.2.weight"].shape[0])
     if not found or found[0].shape != wanted or not torch.equal(found[0], found[-1]):

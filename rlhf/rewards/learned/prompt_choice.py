@@ -1,7 +1,7 @@
-"""What to annotate next: the prompts from which the reward model learns most, or a random share.
+"""Chooses the prompts to annotate next: those from which the reward model learns most, or a random share.
 
-Whole prompts are chosen, with all their candidates: the reward is fitted to the differences between the samples
-of one prompt, which a lone sample says nothing of, and people judge a prompt's samples side by side.
+Whole prompts are chosen, with all their candidates, since the reward is fitted to differences between samples of one
+prompt, and people judge a prompt's samples side by side.
 """
 
 import random
@@ -20,10 +20,10 @@ from rlhf.storage.images import decode_image, image_to_tensor, mask_to_tensor
 from rlhf.storage.tables import ANNOTATIONS, read_table
 
 Pictures = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
-"""By prompt id: candidates [k, 3, H, W] in [-1, 1] and their mask, [k, 1, H, W]."""
+"""Function from a prompt id to candidates [k, 3, H, W] in [-1, 1] and their masks [k, 1, H, W]."""
 
 
-def select_prompts(
+def choose_prompts(
     counts: Mapping[str, int],
     pictures: Pictures,
     select: str,
@@ -33,12 +33,13 @@ def select_prompts(
     limit: int | None = None,
     earlier: Sequence[Path] = (),
 ) -> list[str]:
-    """Prompts to annotate, the first first: `random`, or `uncertain` by the reward in a folder.
+    """Returns the prompts to annotate, in order: `random`, or `uncertain` by the reward in a folder.
 
-    `counts` holds the candidates of each prompt; no more than `limit` of them are chosen, None takes all.
-    Prompts that folders of `earlier` annotations hold come after those that they do not.
-    Raises UserError where `uncertain` comes without a reward folder or the other way round, the folder
-    is incomplete, or no whole prompt is within the limit.
+    `counts` holds the number of candidates of each prompt. Together the chosen prompts have at most `limit`
+    candidates; None takes all. Prompts in folders of `earlier` annotations come last.
+
+    Raises UserError if `uncertain` comes without a reward folder or a folder without `uncertain`, the folder is
+    incomplete, or no whole prompt is within the limit.
     """
     if (select == "uncertain") != (reward is not None):
         raise UserError("annotate: --select uncertain and --reward belong together; give both or neither")
@@ -47,11 +48,16 @@ def select_prompts(
         return take_prompts(annotated_last(order, earlier), counts, limit)
     model = load_reward(reward)
     names = progress_bar(list(counts), stage="uncertainty")
-    order = order_by_uncertainty({name: model.score(*pictures(name)).uncertainty for name in names})
+    order = order_by_uncertainty({name: _known(model.score(*pictures(name)).uncertainty) for name in names})
     return take_prompts(annotated_last(order, earlier), counts, limit)
 
 
-def select_candidates(
+def _known(uncertainty: torch.Tensor | None) -> torch.Tensor:
+    assert uncertainty is not None, "every reward folder gives an uncertainty"
+    return uncertainty
+
+
+def choose_candidates(
     prompts: dict[str, Prompt],
     candidates: dict[tuple[str, int], torch.Tensor],
     select: str,
@@ -61,7 +67,7 @@ def select_candidates(
     limit: int | None,
     earlier: Sequence[Path] = (),
 ) -> dict[tuple[str, int], torch.Tensor]:
-    """The candidates of the prompts that `select_prompts` chooses, in the order in which they are to be annotated."""
+    """Returns the candidates of the prompts that `choose_prompts` chooses, in the order of annotation."""
     keys: dict[str, list[tuple[str, int]]] = {}
     for key in candidates:
         keys.setdefault(key[0], []).append(key)
@@ -71,7 +77,7 @@ def select_candidates(
         return images, prompts[prompt_id].mask.expand(len(images), -1, -1, -1)
 
     counts = {name: len(samples) for name, samples in keys.items()}
-    chosen = select_prompts(counts, pictures, select, reward, seed=seed, limit=limit, earlier=earlier)
+    chosen = choose_prompts(counts, pictures, select, reward, seed=seed, limit=limit, earlier=earlier)
     return {key: candidates[key] for name in chosen for key in keys[name]}
 
 
@@ -84,12 +90,7 @@ def order_prompts(
     limit: int | None = None,
     earlier: Sequence[Path] = (),
 ) -> tuple[str, ...]:
-    """Prompts in the order of annotation, `random` or `uncertain`; no more than have `limit` candidates together.
-
-    Those that folders of `earlier` annotations hold come last.
-
-    Raises UserError where `uncertain` comes without a reward folder, or it is incomplete.
-    """
+    """Returns the ids of the prompts among `items` that `choose_prompts` chooses, in the order of annotation."""
 
     def pictures(prompt_id: str) -> tuple[torch.Tensor, torch.Tensor]:
         samples = items.candidates[prompt_id].values()
@@ -97,13 +98,13 @@ def order_prompts(
         return images, mask_to_tensor(items.masks[prompt_id]).expand(len(images), -1, -1, -1)
 
     counts = {name: len(samples) for name, samples in items.candidates.items()}
-    return tuple(select_prompts(counts, pictures, select, reward, seed=seed, limit=limit, earlier=earlier))
+    return tuple(choose_prompts(counts, pictures, select, reward, seed=seed, limit=limit, earlier=earlier))
 
 
 def annotated_last(order: list[str], earlier: Sequence[Path]) -> list[str]:
-    """The order, but prompts that fewer folders of `earlier` annotations hold come before all others.
+    """Sorts prompts by the number of folders of `earlier` annotations that hold them, keeping the order otherwise.
 
-    Without it the seed's random order, the same in every round, would give each round the same prompts.
+    Without it every round would get the same prompts, since the seed's random order is the same in each.
     """
     prompts = ({row["prompt_id"] for row in read_table(folder, ANNOTATIONS)} for folder in earlier)
     times = Counter(name for names in prompts for name in names)
@@ -111,25 +112,25 @@ def annotated_last(order: list[str], earlier: Sequence[Path]) -> list[str]:
 
 
 def order_randomly(prompt_ids: list[str], *, seed: int) -> list[str]:
-    """All prompts in an order that only the seed decides."""
+    """Returns all prompts in an order that depends on the seed only."""
     order = sorted(prompt_ids)
     random.Random(f"{seed} annotate").shuffle(order)
     return order
 
 
 def order_by_uncertainty(uncertainty: Mapping[str, torch.Tensor]) -> list[str]:
-    """All prompts, the one first whose candidates, by uncertainties [k], are least certain on average.
+    """Returns all prompts, those first whose candidates have the highest mean uncertainty; uncertainties [k] by id.
 
-    A greedy D-optimal design, which takes up each choice into V before the next, was tried too, and learnt less from
-    as many annotations; so did the same on candidates' differences of equal size (README, "Measured").
+    A greedy D-optimal design, which adds each choice to V before the next, learned less from the same number of
+    annotations, on candidates and on their differences alike (benchmarks/studies/selection.py).
     """
     return sorted(sorted(uncertainty), key=lambda name: -float(uncertainty[name].mean()))
 
 
 def take_prompts(order: list[str], counts: Mapping[str, int], limit: int | None) -> list[str]:
-    """The first prompts of `order` whose candidates together are no more than `limit`; what is too large is skipped.
+    """Returns the first prompts of `order` with at most `limit` candidates together, skipping those that do not fit.
 
-    Raises UserError where no prompt fits.
+    Raises UserError if no prompt fits.
     """
     if limit is None:
         return order

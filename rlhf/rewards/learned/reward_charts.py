@@ -1,4 +1,4 @@
-"""Charts of a reward model's figures; titles and captions are the templates'."""
+"""Draws the charts of a reward model's figures; titles and captions are in the templates."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from rlhf.reports.charts import GOLD, GREY, REWARD, draw_chart, draw_lines
 
 Charts = dict[str, dict[str, str]]
-"""Data URIs by name of the chart and theme."""
+"""Data URIs by the name of the chart and the theme."""
 
 
 def reward_charts(figures: dict[str, Any]) -> Charts:
-    """All charts of the reward's page, from the record in `report.json`.
+    """Draws all charts of the reward's page, from the record in `report.json`.
 
-    What could not be measured (None, NaN) is a gap; a figure without any value has no chart.
+    A value that could not be measured (None, NaN) is a gap; without a learning curve there is no chart of it.
     """
     charts = reliability_charts(figures) | {
         "calibration": _calibration_chart(figures["calibration_curve"]),
@@ -30,7 +30,7 @@ def reward_charts(figures: dict[str, Any]) -> Charts:
 
 
 def reliability_charts(figures: dict[str, Any]) -> Charts:
-    """Error and bound, and coverage, by fifths of the uncertainty."""
+    """Draws error and bound, and coverage, by fifths of the uncertainty."""
     fifths = {
         key: [row[key] for row in figures["reliability"]] for key in ("uncertainty", "error", "bound", "coverage")
     }
@@ -43,7 +43,7 @@ def reliability_charts(figures: dict[str, Any]) -> Charts:
 
 
 def _calibration_chart(curve: list[dict[str, Any]]) -> dict[str, str]:
-    """Mean score against mean reward, with intervals; dashed where they are equal."""
+    """Draws mean score against mean reward, with intervals; the dashed line marks equality."""
     x = _numbers([row["reward"] for row in curve])
 
     def draw(axes: Axes) -> None:
@@ -56,7 +56,7 @@ def _calibration_chart(curve: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _level_chart(levels: list[dict[str, Any]]) -> dict[str, str]:
-    """Coverage measured against coverage stated, with intervals; dashed where they are equal."""
+    """Draws measured against stated coverage, with intervals; the dashed line marks equality."""
     measured = [row for row in levels if row["coverage"] is not None]
     x = [row["level"] for row in measured]
 
@@ -93,10 +93,10 @@ def _learning_chart(curve: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _band(estimates: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends, [N] each."""
+    """Returns the lower and upper ends, [N] each."""
     return _numbers([e["low"] for e in estimates]), _numbers([e["high"] for e in estimates])
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:
-    """[N], with NaN for None."""
+    """Returns the values as [N], with NaN for None."""
     return np.array([math.nan if value is None else value for value in values], dtype=float)

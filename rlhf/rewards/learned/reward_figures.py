@@ -1,48 +1,64 @@
-"""What is measured of a reward model on photographs that it has never seen."""
+"""Measures a reward model on photographs that it has never seen."""
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from rlhf.data.prompts import Prompt
-from rlhf.reports.intervals import cluster_bootstrap, rank_correlation
+from rlhf.reports.intervals import Estimate, cluster_bootstrap, rank_correlation
 from rlhf.rewards.learned.bound import RidgeHead
 from rlhf.rewards.learned.reward_memory import DescribedAnnotations
 from rlhf.rewards.learned.reward_model import Calibration, RewardModel
+from rlhf.rewards.learned.reward_report import (
+    BoundFigures,
+    CalibrationPoint,
+    GroupErrors,
+    GroupFigures,
+    PairAccuracy,
+    RankedCandidate,
+    Reliability,
+    TrustEnds,
+)
 
 SIZE_GROUPS = 5
 CALIBRATION_GROUPS = 10
 TRUSTED = 8
-"""Candidates that the page shows from either end of the uncertainty."""
+"""Number of candidates that the page shows from either end of the uncertainty."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredAnnotations:
-    """Annotations beside what the reward model says of their images: [N] throughout, in sd of scores."""
+class HeldOutAnnotations:
+    """N annotations beside the reward and the uncertainty of their images, in standard deviations of the scores."""
 
     reward: np.ndarray
+    """[N]: predicted scores."""
     uncertainty: np.ndarray
+    """[N]: uncertainties of the predictions."""
     scores: np.ndarray
+    """[N]: normalised scores."""
     keys: list[tuple[str, int]]
+    """[N]: prompt id and sample index."""
     photographs: list[str]
+    """[N]: names of the photographs."""
     sources: list[str]
+    """[N]: data sets of the photographs."""
     holes: list[str]
+    """[N]: hole families."""
     hole_shares: np.ndarray
-    """Share of the image that is to be repainted, 0 to 1."""
+    """[N]: repainted shares of the images, 0 to 1."""
 
     @property
     def errors(self) -> np.ndarray:
-        """|score - reward|."""
+        """|score - reward|, [N]."""
         return np.abs(self.scores - self.reward)
 
 
-def score_annotations(head: RidgeHead, data: DescribedAnnotations, prompts: dict[str, Prompt]) -> ScoredAnnotations:
-    """What the head says of annotations, and what their prompts are."""
+def score_annotations(head: RidgeHead, data: DescribedAnnotations, prompts: dict[str, Prompt]) -> HeldOutAnnotations:
+    """Scores the images of annotations by the head, and looks up their prompts."""
     of = [prompts[prompt_id] for prompt_id, _ in data.keys]
     hole_shares = {name: float(prompts[name].mask.mean()) for name in {prompt_id for prompt_id, _ in data.keys}}
-    return ScoredAnnotations(
+    return HeldOutAnnotations(
         reward=head.reward(data.features).numpy(),
         uncertainty=head.uncertainty(data.features).numpy(),
         scores=data.scores.numpy(),
@@ -54,64 +70,62 @@ def score_annotations(head: RidgeHead, data: DescribedAnnotations, prompts: dict
     )
 
 
-def report_figures(model: RewardModel, data: ScoredAnnotations) -> dict[str, Any]:
-    """Accuracy, errors by kind of prompt, coverage, width, correlations; intervals are clustered by photograph."""
+def group_figures(model: RewardModel, data: HeldOutAnnotations) -> GroupFigures:
+    """Measures accuracy and errors by kind of prompt; intervals resample photographs."""
     covered = (data.errors <= model.calibration.conformal * data.uncertainty).astype(float)
-    return bound_figures(model.calibration, data.reward, data.uncertainty, data.scores, data.keys, data.photographs) | {
-        "pair_accuracy_interval": pair_accuracy_interval(data),
-        "error_by_source": errors_by(data, data.sources, covered),
-        "error_by_hole": errors_by(data, data.holes, covered),
-        "error_by_hole_size": errors_by(data, hole_sizes(data), covered),
-        "calibration_curve": calibration_curve(data),
-    }
+    return GroupFigures(
+        pair_accuracy_interval=pair_accuracy_interval(data),
+        error_by_source=errors_by(data, data.sources, covered),
+        error_by_hole=errors_by(data, data.holes, covered),
+        error_by_hole_size=errors_by(data, hole_sizes(data), covered),
+        calibration_curve=calibration_curve(data),
+    )
 
 
-def bound_figures(
-    calibration: Calibration,
-    reward: np.ndarray,
-    uncertainty: np.ndarray,
-    scores: np.ndarray,
-    keys: list[tuple[str, int]],
-    photographs: list[str],
-) -> dict[str, Any]:
-    """The figures that need neither pictures nor prompts; reward, uncertainty and scores are [N]."""
+def bound_figures(head: RidgeHead, calibration: Calibration, data: DescribedAnnotations) -> BoundFigures:
+    """Measures coverage, width, correlations and errors; intervals resample photographs."""
+    reward, uncertainty = head.reward(data.features).numpy(), head.uncertainty(data.features).numpy()
+    scores, photographs = data.scores.numpy(), data.photographs
     errors = np.abs(scores - reward)
     covered = (errors <= calibration.conformal * uncertainty).astype(float)
-    return {
-        "calibration": asdict(calibration),
-        "coverage_stated": calibration.coverage,
-        "coverage_measured": asdict(cluster_bootstrap(covered, photographs)),
-        "mean_width": float(2 * calibration.conformal * uncertainty.mean()),
-        "mean_theorem_width": float(2 * calibration.theorem * uncertainty.mean()),
-        "rank_correlation_error_uncertainty": asdict(
-            cluster_bootstrap(np.stack([errors, uncertainty], 1), photographs, statistic=rank_correlation)
-        ),
-        "rank_correlation_reward_score": asdict(
-            cluster_bootstrap(np.stack([reward, scores], 1), photographs, statistic=rank_correlation)
-        ),
-        "pair_accuracy": pair_accuracy(reward, scores, keys),
-        "reliability": reliability(errors, uncertainty, calibration.conformal),
-        "error": asdict(cluster_bootstrap(errors, photographs)),
-    }
+
+    def correlation(*columns: np.ndarray) -> Estimate:
+        return cluster_bootstrap(np.stack(columns, 1), photographs, statistic=rank_correlation)
+
+    return BoundFigures(
+        calibration=calibration,
+        coverage_stated=calibration.coverage,
+        coverage_measured=cluster_bootstrap(covered, photographs),
+        mean_width=float(2 * calibration.conformal * uncertainty.mean()),
+        mean_theorem_width=float(2 * calibration.theorem * uncertainty.mean()),
+        rank_correlation_error_uncertainty=correlation(errors, uncertainty),
+        rank_correlation_reward_score=correlation(reward, scores),
+        pair_accuracy=pair_accuracy(reward, scores, data.keys),
+        reliability=reliability(errors, uncertainty, calibration.conformal),
+        error=cluster_bootstrap(errors, photographs),
+    )
 
 
 def pair_accuracy(reward: np.ndarray, scores: np.ndarray, keys: list[tuple[str, int]]) -> float | None:
-    """Share of pairs of one prompt's samples, scored differently, that the reward orders as the scores do."""
+    """Returns the share of pairs that the reward orders as the scores do; None if there is no pair.
+
+    A pair is two samples of one prompt with different scores.
+    """
     hits, _ = _ordered_pairs(reward, scores, keys)
     return float(np.mean(hits)) if hits else None
 
 
-def pair_accuracy_interval(data: ScoredAnnotations) -> dict[str, Any] | None:
-    """The same with its interval and the number of `pairs`; None where there is no pair."""
+def pair_accuracy_interval(data: HeldOutAnnotations) -> PairAccuracy | None:
+    """Returns `pair_accuracy` with its interval and the number of pairs; None if there is no pair."""
     hits, rows = _ordered_pairs(data.reward, data.scores, data.keys)
     if not hits:
         return None
     estimate = cluster_bootstrap(np.array(hits, dtype=float), [data.photographs[row] for row in rows])
-    return asdict(estimate) | {"pairs": len(hits)}
+    return PairAccuracy(**asdict(estimate), pairs=len(hits))
 
 
 def _ordered_pairs(reward: np.ndarray, scores: np.ndarray, keys: list[tuple[str, int]]) -> tuple[list[bool], list[int]]:
-    """Per pair whether it is ordered alike, and one of its two rows."""
+    """Returns for every pair whether reward and scores order it alike, and one of its two rows."""
     members = defaultdict(list)
     for index, key in enumerate(keys):
         members[key[0]].append(index)
@@ -125,26 +139,24 @@ def _ordered_pairs(reward: np.ndarray, scores: np.ndarray, keys: list[tuple[str,
     return [bool(hit) for hit, _ in pairs], [row for _, row in pairs]
 
 
-def reliability(errors: np.ndarray, uncertainty: np.ndarray, conformal: float) -> list[dict[str, float]]:
-    """Per fifth of the uncertainty: its mean, the mean error, the bound's mean, the coverage."""
-    rows = []
-    for part in np.array_split(np.argsort(uncertainty), 5):
-        if len(part):
-            rows.append(
-                {
-                    "uncertainty": float(uncertainty[part].mean()),
-                    "error": float(errors[part].mean()),
-                    "bound": float(conformal * uncertainty[part].mean()),
-                    "coverage": float((errors[part] <= conformal * uncertainty[part]).mean()),
-                }
-            )
-    return rows
+def reliability(errors: np.ndarray, uncertainty: np.ndarray, conformal: float) -> list[Reliability]:
+    """Returns error, bound and coverage by fifths of the uncertainty, from the most certain."""
+    return [
+        Reliability(
+            uncertainty=float(uncertainty[part].mean()),
+            error=float(errors[part].mean()),
+            bound=float(conformal * uncertainty[part].mean()),
+            coverage=float((errors[part] <= conformal * uncertainty[part]).mean()),
+        )
+        for part in np.array_split(np.argsort(uncertainty), 5)
+        if len(part)
+    ]
 
 
-def errors_by(data: ScoredAnnotations, groups: list[str], covered: np.ndarray) -> list[dict[str, Any]]:
-    """Per group, in the order of names: how much is in it, mean |score - reward| and coverage with intervals.
+def errors_by(data: HeldOutAnnotations, groups: list[str], covered: np.ndarray) -> list[GroupErrors]:
+    """Returns size, mean |score - reward| and coverage of every group, in the order of names.
 
-    Shapes: groups and covered [N], the latter 1 where the bound holds.
+    Shapes: groups and covered [N]; `covered` is 1 for rows within the bound.
     """
     labels, errors = np.array(groups), data.errors
     table = []
@@ -152,20 +164,20 @@ def errors_by(data: ScoredAnnotations, groups: list[str], covered: np.ndarray) -
         rows = np.flatnonzero(labels == name)
         photographs = [data.photographs[row] for row in rows]
         table.append(
-            {
-                "name": name,
-                "annotations": len(rows),
-                "candidates": len({data.keys[row] for row in rows}),
-                "photographs": len(set(photographs)),
-                "error": asdict(cluster_bootstrap(errors[rows], photographs)),
-                "coverage": asdict(cluster_bootstrap(covered[rows], photographs)),
-            }
+            GroupErrors(
+                name=name,
+                annotations=len(rows),
+                candidates=len({data.keys[row] for row in rows}),
+                photographs=len(set(photographs)),
+                error=cluster_bootstrap(errors[rows], photographs),
+                coverage=cluster_bootstrap(covered[rows], photographs),
+            )
         )
     return table
 
 
-def hole_sizes(data: ScoredAnnotations) -> list[str]:
-    """The fifth of the prompts, ordered by their hole's share of the image, that each row is in: [N] of names.
+def hole_sizes(data: HeldOutAnnotations) -> list[str]:
+    """Returns for each row the name of its prompt's fifth, by the hole's share of the image: [N].
 
     Holes of one size are in one fifth, so there may be fewer than five.
     """
@@ -181,38 +193,38 @@ def hole_sizes(data: ScoredAnnotations) -> list[str]:
     return [names[fifth_of[prompt_id]] for prompt_id, _ in data.keys]
 
 
-def calibration_curve(data: ScoredAnnotations) -> list[dict[str, Any]]:
-    """In ten equal groups by reward: its mean, and the mean score with its interval."""
+def calibration_curve(data: HeldOutAnnotations) -> list[CalibrationPoint]:
+    """Returns mean reward and mean score of ten equal groups by reward."""
     return [
-        {
-            "reward": float(data.reward[part].mean()),
-            "score": asdict(cluster_bootstrap(data.scores[part], [data.photographs[row] for row in part])),
-        }
+        CalibrationPoint(
+            reward=float(data.reward[part].mean()),
+            score=cluster_bootstrap(data.scores[part], [data.photographs[row] for row in part]),
+        )
         for part in np.array_split(np.argsort(data.reward, kind="stable"), CALIBRATION_GROUPS)
         if len(part)
     ]
 
 
-def rank_by_trust(data: ScoredAnnotations, conformal: float) -> dict[str, list[dict[str, Any]]]:
-    """`most` and `least` certain candidates, the extreme ones first, none in both: reward, bound, mean score."""
+def rank_by_trust(data: HeldOutAnnotations, conformal: float) -> TrustEnds:
+    """Returns the most and the least certain candidates; `conformal` is the multiplier of their bounds."""
     rows_of: dict[tuple[str, int], list[int]] = defaultdict(list)
     for row, key in enumerate(data.keys):
         rows_of[key].append(row)
     ordered = sorted(rows_of, key=lambda key: data.uncertainty[rows_of[key][0]])
 
-    def describe(key: tuple[str, int]) -> dict[str, Any]:
+    def describe(key: tuple[str, int]) -> RankedCandidate:
         first = rows_of[key][0]
-        return {
-            "prompt_id": key[0],
-            "sample_index": key[1],
-            "photograph": data.photographs[first],
-            "hole": data.holes[first],
-            "reward": float(data.reward[first]),
-            "uncertainty": float(data.uncertainty[first]),
-            "bound": float(conformal * data.uncertainty[first]),
-            "score": float(data.scores[rows_of[key]].mean()),
-            "annotations": len(rows_of[key]),
-        }
+        return RankedCandidate(
+            prompt_id=key[0],
+            sample_index=key[1],
+            photograph=data.photographs[first],
+            hole=data.holes[first],
+            reward=float(data.reward[first]),
+            uncertainty=float(data.uncertainty[first]),
+            bound=float(conformal * data.uncertainty[first]),
+            score=float(data.scores[rows_of[key]].mean()),
+            annotations=len(rows_of[key]),
+        )
 
     least = ordered[TRUSTED:][-TRUSTED:][::-1]
-    return {"most": [describe(key) for key in ordered[:TRUSTED]], "least": [describe(key) for key in least]}
+    return TrustEnds(most=[describe(key) for key in ordered[:TRUSTED]], least=[describe(key) for key in least])

@@ -1,4 +1,4 @@
-"""A reward model on disk: opening a reward folder, and what makes it unusable."""
+"""Opens reward folders and checks that they are complete."""
 
 import json
 from pathlib import Path
@@ -9,19 +9,22 @@ from safetensors.torch import load_file
 
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import RidgeHead
-from rlhf.rewards.learned.feature_network import RELEASE_KIND, FeatureNetwork, build_backbone
-from rlhf.rewards.learned.prefpaint_reward import load_released_reward
-from rlhf.rewards.learned.reward_model import SCHEMA_VERSION, Calibration, Reward, RewardModel
+from rlhf.rewards.learned.feature_network import PREFPAINT_KIND, FeatureNetwork, build_backbone
+from rlhf.rewards.learned.prefpaint_reward import PrefpaintReward, load_prefpaint_reward
+from rlhf.rewards.learned.reward_model import SCHEMA_VERSION, Calibration, RewardModel
 from rlhf.storage.atomic_files import check_schema
 from rlhf.storage.url_path import local_copy
 
 
-def load_reward(folder: Path) -> Reward:
-    """Open a reward folder; UserError where it is incomplete or of another architecture."""
+def load_reward(folder: Path, *, trust: str = "proper") -> RewardModel | PrefpaintReward:
+    """Opens a reward folder, whose trust weights are those of `align.trust`.
+
+    Raises UserError if the folder is incomplete or of another architecture.
+    """
     try:
         record = json.loads((folder / "reward.json").read_text())
-        if record.get("kind") == RELEASE_KIND:
-            return load_released_reward(folder, record)
+        if record.get("kind") == PREFPAINT_KIND:
+            return load_prefpaint_reward(folder, record)
         check_schema(record["schema_version"], SCHEMA_VERSION, folder / "reward.json")
         if record["schema_version"] != SCHEMA_VERSION:
             raise UserError(
@@ -44,11 +47,12 @@ def load_reward(folder: Path) -> Reward:
         calibration=calibration,
         backbone=record["backbone"],
         feature_dim=record["feature_dim"],
+        trust=trust,
     )
 
 
 def check_shapes(head: dict[str, torch.Tensor], feature_dim: int) -> None:
-    """ValueError where the tensors of a ridge head are not those of so many features and a constant."""
+    """Raises ValueError if the tensors of a ridge head do not fit `feature_dim` features and a constant."""
     size = feature_dim + 1
     for name, shape in (("weight", (size,)), ("cholesky", (size, size))):
         if head[name].shape != shape:
@@ -56,9 +60,9 @@ def check_shapes(head: dict[str, torch.Tensor], feature_dim: int) -> None:
 
 
 def check_finite(folder: Path, network: torch.nn.Module, head: RidgeHead) -> None:
-    """UserError where a loaded reward would give no numbers: NaN in it, or a V that is not positive definite."""
+    """Raises UserError if a loaded reward holds NaN or infinity, or a V that is not positive definite."""
     if not all(tensor.isfinite().all() for tensor in (*network.state_dict().values(), head.weight)):
         raise UserError(f"{folder}: holds values that are not finite; run `rlhf reward` again")
-    # Whatever its sign, L L' is positive definite where L is finite and has no 0 on its diagonal.
+    # L L' is positive definite if L is finite and has no 0 on its diagonal, whatever the signs there.
     if not head.cholesky.isfinite().all() or not head.cholesky.diagonal().all():
         raise UserError(f"{folder}: V in head.safetensors is not positive definite; run `rlhf reward` again")

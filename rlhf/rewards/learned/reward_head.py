@@ -1,4 +1,4 @@
-"""The ridge head: learned on part A, corrected on part B, whose scores alone the bound's theorem is about."""
+"""Fits the ridge head: first on part A, then corrected on part B, whose scores are those of the bound's theorem."""
 
 import torch
 
@@ -12,18 +12,18 @@ from rlhf.rewards.learned.bound import (
 )
 
 RIDGES = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
-"""What lambda is chosen from."""
+"""Candidates for lambda."""
 
 
 def fit_first_head(features: torch.Tensor, data: AnnotatedImages, ridge: float) -> tuple[RidgeHead, PromptEffects]:
-    """Ridge on features [N, d] of annotations, whose prompts' common errors are estimated and discounted.
+    """Fits a ridge to features [N, d] of annotations; errors common to a prompt are estimated and discounted.
 
-    Without that, what tells prompts apart drowns the smaller differences between samples of one prompt,
-    which alone alignment can change. Prompts whose samples differ much weigh less.
+    Otherwise the differences between prompts would drown the smaller ones between samples of one prompt, and
+    alignment can change only those. Prompts whose samples differ much weigh less.
     """
     prompts = data.prompt_numbers()
     z, y = features.double(), data.scores.double()
-    # The residuals are those of the differences within prompts alone, which the prompts' errors cannot mislead.
+    # Residuals of a fit to differences within prompts, which errors common to a prompt do not affect.
     whole = torch.ones(int(prompts.max()) + 1)
     within = fit_ridge(discount_prompt_effects(z, prompts, whole), discount_prompt_effects(y, prompts, whole), ridge)
     effects = measure_prompt_effects(y - within.reward(z), prompts)
@@ -35,10 +35,10 @@ def fit_first_head(features: torch.Tensor, data: AnnotatedImages, ridge: float) 
 def correct_head(
     first: RidgeHead, effects: PromptEffects, features: torch.Tensor, data: AnnotatedImages, ridge: float
 ) -> RidgeHead:
-    """Ridge on other photographs, towards the first head: nothing but `data` has seen its scores.
+    """Fits a ridge to features [N, d] of other photographs, pulled to the first head.
 
-    The first head and the effects come from part A, so V and the correction are those of a ridge
-    regression on fixed features with independent noise, as the theorem supposes.
+    The first head and the effects come from part A and have not seen the scores of `data`. So V and the correction
+    are those of a ridge regression on fixed features with independent noise, as the theorem assumes.
     """
     return fit_ridge(*_discounted(features, data, effects), ridge, prior=first.weight)
 
@@ -53,11 +53,11 @@ def _discounted(
 
 
 def choose_ridge(features: torch.Tensor, data: AnnotatedImages, first_ridge: float, seed: int) -> float:
-    """lambda, from the one of `RIDGES` whose correction of a head predicts a third part of A best.
+    """Chooses lambda by cross-validation on part A.
 
-    A's photographs are split in three: a head is fitted on the first, corrected on the second, judged
-    on the third; then in turn. The head of all of A has seen three times as much, so the variance that
-    is left to correct is a third, and lambda three times the one that was best.
+    A's photographs are split in three: a head is fitted on the first third, corrected on the second and judged on
+    the third, in every rotation. The head of all of A has seen three times as much, so a third of the variance is
+    left to correct: lambda is three times the best of `RIDGES`.
     """
     parts = split_photographs(data.photographs, (1.0, 1.0, 1.0), seed)
     rows = [torch.tensor([name in part for name in data.photographs]) for part in parts]

@@ -1,4 +1,4 @@
-"""What a reward folder keeps of its annotations, so that further ones can be taken in without the pictures."""
+"""Memory of a reward folder: its annotations as features and sums, to which others are added without the pictures."""
 
 import hashlib
 import json
@@ -20,17 +20,19 @@ from rlhf.storage.url_path import local_copy
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedAnnotations:
-    """Annotations as the ridge head sees them: [N] throughout."""
+    """N annotations as the ridge head sees them."""
 
     features: torch.Tensor
-    """[N, d]."""
+    """[N, d]: z of the annotated images."""
     scores: torch.Tensor
-    """Normalised."""
+    """[N]: normalised scores."""
     keys: list[tuple[str, int]]
+    """[N]: prompt id and sample index."""
     photographs: list[str]
+    """[N]: names of the photographs."""
 
     def joined(self, other: "DescribedAnnotations") -> "DescribedAnnotations":
-        """These and then the others."""
+        """Returns these annotations followed by the others."""
         return DescribedAnnotations(
             features=torch.cat([self.features, other.features]),
             scores=torch.cat([self.scores, other.scores]),
@@ -39,15 +41,15 @@ class DescribedAnnotations:
         )
 
     def of(self, photographs: set[str]) -> "DescribedAnnotations":
-        """The rows of some photographs."""
+        """Returns the rows of `photographs`."""
         return self.rows([i for i, name in enumerate(self.photographs) if name in photographs])
 
     def without(self, photographs: set[str]) -> "DescribedAnnotations":
-        """The rows of all other photographs."""
+        """Returns the rows of all photographs but these."""
         return self.rows([i for i, name in enumerate(self.photographs) if name not in photographs])
 
     def rows(self, rows: list[int]) -> "DescribedAnnotations":
-        """Some rows, by their numbers."""
+        """Returns the rows with these numbers."""
         return DescribedAnnotations(
             features=self.features[rows],
             scores=self.scores[rows],
@@ -57,7 +59,7 @@ class DescribedAnnotations:
 
 
 def described(features: torch.Tensor, data: AnnotatedImages) -> DescribedAnnotations:
-    """Annotations with the features [N, d] of their images."""
+    """Returns annotations with the features [N, d] of their images."""
     return DescribedAnnotations(
         features=features, scores=data.scores, keys=list(data.keys), photographs=list(data.photographs)
     )
@@ -65,18 +67,18 @@ def described(features: torch.Tensor, data: AnnotatedImages) -> DescribedAnnotat
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSums:
-    """By prompt, what the head has seen of it: enough to discount the annotations that come later."""
+    """Sums over the annotations of each prompt that the head has seen; they discount later annotations."""
 
     prompt_ids: tuple[str, ...]
     counts: torch.Tensor
-    """float64 [P]: annotations."""
+    """float64 [P]: number of annotations."""
     features: torch.Tensor
     """float64 [P, d]: sums of z."""
     scores: torch.Tensor
     """float64 [P]: sums of the scores."""
 
     def added(self, data: DescribedAnnotations) -> "PromptSums":
-        """The sums with further annotations."""
+        """Returns the sums with `data` added."""
         numbers = {name: number for number, name in enumerate(self.prompt_ids)}
         places = torch.tensor([numbers.setdefault(prompt_id, len(numbers)) for prompt_id, _ in data.keys])
         new = len(numbers) - len(self.prompt_ids)
@@ -94,7 +96,7 @@ class PromptSums:
 
 
 def no_prompts(dim: int) -> PromptSums:
-    """The sums of a head that has seen nothing."""
+    """Returns the sums of a head that has seen no annotation; `dim` is the length of z."""
     empty = torch.zeros(0, dtype=torch.float64)
     return PromptSums(prompt_ids=(), counts=empty, features=empty.new_zeros(0, dim), scores=empty)
 
@@ -102,10 +104,10 @@ def no_prompts(dim: int) -> PromptSums:
 def rows_to_add(
     data: DescribedAnnotations, seen: PromptSums, effects: PromptEffects
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [N, d] and scores [N] to update a head with that has `seen` other annotations of maybe the same prompts.
+    """Returns features [N, d] and scores [N] that update a head which has `seen` other annotations.
 
-    Their innovations: of a prompt's effect, what the earlier annotations told is subtracted, and the
-    rest, of variance within x between / (within + n between), is discounted. So the head is the one of
+    The rows are innovations: the part of a prompt's effect that the earlier annotations told is subtracted, and the
+    rest, of variance within x between / (within + n between), is discounted. So the updated head equals the head of
     all annotations at once (random intercepts, Fuller and Battese 1974), in whatever portions they come.
     """
     own = no_prompts(data.features.shape[1]).added(data)
@@ -127,40 +129,40 @@ def rows_to_add(
 
 
 def annotation_id(row: Mapping[str, Any]) -> str:
-    """The same for the same annotation only: of its candidate, annotator, time and marks."""
+    """Returns the identity of an annotation: a hash of its candidate, annotator, time and marks."""
     names = ("prompt_id", "sample_index", "annotator", "annotated_at", "structure", "texture", "overall")
     return hashlib.sha256(repr([row.get(name) for name in names]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardMemory:
-    """All that a reward folder keeps of its annotations."""
+    """Everything that a reward folder keeps of its annotations."""
 
     seen: PromptSums
-    """Of the prompts that the head was corrected on."""
+    """Sums of the prompts that the head was corrected on."""
     calibration: DescribedAnnotations
-    """Of part C's photographs."""
+    """Annotations of part C's photographs."""
     report: DescribedAnnotations
-    """Of part D's photographs."""
-    taken_in: frozenset[str]
-    """`annotation_id` of every annotation that the reward has had, part A's included."""
+    """Annotations of part D's photographs."""
+    seen_ids: frozenset[str]
+    """`annotation_id` of every annotation that the reward has seen, part A's included."""
 
-    def taking_in(self, data: DescribedAnnotations, ids: Iterable[str]) -> tuple["RewardMemory", DescribedAnnotations]:
-        """The memory with further annotations of these ids, and those of them that the head may learn from."""
+    def adding(self, data: DescribedAnnotations, ids: Iterable[str]) -> tuple["RewardMemory", DescribedAnnotations]:
+        """Returns the memory with `data` added, and the annotations of `data` that the head may learn from."""
         for_calibration, for_report = set(self.calibration.photographs), set(self.report.photographs)
-        learnt = data.without(for_calibration | for_report)
+        learned = data.without(for_calibration | for_report)
         memory = RewardMemory(
-            seen=self.seen.added(learnt) if learnt.keys else self.seen,
+            seen=self.seen.added(learned) if learned.keys else self.seen,
             calibration=self.calibration.joined(data.of(for_calibration)),
             report=self.report.joined(data.of(for_report)),
-            taken_in=self.taken_in.union(ids),
+            seen_ids=self.seen_ids.union(ids),
         )
-        return memory, learnt
+        return memory, learned
 
     def save(self, folder: Path) -> None:
-        """Write `memory.safetensors` and `memory.json`."""
+        """Writes `memory.safetensors` and `memory.json`."""
         tensors = {"counts": self.seen.counts, "z_sums": self.seen.features, "y_sums": self.seen.scores}
-        record: dict[str, object] = {"prompt_ids": self.seen.prompt_ids, "taken_in": sorted(self.taken_in)}
+        record: dict[str, object] = {"prompt_ids": self.seen.prompt_ids, "taken_in": sorted(self.seen_ids)}
         for name, part in (("calibration", self.calibration), ("report", self.report)):
             tensors |= {f"{name}_features": part.features, f"{name}_scores": part.scores}
             record[name] = {"keys": part.keys, "photographs": part.photographs}
@@ -170,7 +172,7 @@ class RewardMemory:
 
 
 def load_memory(folder: Path) -> RewardMemory:
-    """Read what `RewardMemory.save` wrote; UserError where it is not there or not whole."""
+    """Reads the files that `RewardMemory.save` wrote; raises UserError if they are missing or damaged."""
     try:
         record = json.loads((folder / "memory.json").read_text())
         with local_copy(folder / "memory.safetensors") as local:
@@ -190,9 +192,9 @@ def load_memory(folder: Path) -> RewardMemory:
             features=tensors["z_sums"],
             scores=tensors["y_sums"],
         )
-        taken_in = frozenset(record["taken_in"])
+        seen_ids = frozenset(record["taken_in"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
             f"{folder}: keeps no annotations to add to ({error}); fit it anew with `rlhf reward` of this version"
         ) from error
-    return RewardMemory(seen=seen, calibration=calibration, report=report, taken_in=taken_in)
+    return RewardMemory(seen=seen, calibration=calibration, report=report, seen_ids=seen_ids)

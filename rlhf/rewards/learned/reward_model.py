@@ -1,14 +1,16 @@
-"""The reward model: networks that map an inpainting to features, and the scored result with its bound."""
+"""Reward model: a network that maps an inpainting to features, a ridge head on them, and the calibrated bound."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import save_file
 
+from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import PromptEffects, RidgeHead, trust_weight
 from rlhf.rewards.learned.feature_network import FeatureNetwork
+from rlhf.rewards.scores import Scores
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
 
 SCHEMA_VERSION = 4
@@ -23,95 +25,81 @@ class Calibration:
     conformal: float
     """Conformal multiplier of the uncertainty."""
     theorem: float
-    """Theorem's multiplier."""
+    """Multiplier of the uncertainty by the theorem (Abbasi-Yadkori et al. 2011, theorem 2)."""
     noise: float
-    """B, from repeated annotations."""
+    """B: deviation of the annotations' noise, from repeated annotations."""
     delta: float
+    """Probability that the theorem's bound fails."""
     ridge: float
+    """lambda of the ridge head."""
     parameter_norm: float
+    """S: assumed norm of psi* less the head of part A."""
     median_uncertainty: float
-    """On part C; trust weights are scaled by it."""
+    """Median uncertainty on part C; trust weights are scaled by it."""
     trust_k: float
+    """k of the trust weight exp(-k u + b)."""
     trust_b: float
+    """b of the trust weight."""
     uncertainty_quantile: float | None = None
     """0.95 quantile of the uncertainty on part C; beyond it an image is out of distribution. None in older folders."""
     within: float | None = None
-    """Variance of a prompt's annotations around the head, and `between`: of what a prompt's annotations share.
-    Further annotations are discounted by them; None in older folders."""
+    """Variance of the annotations of one prompt around the head; None in older folders."""
     between: float | None = None
+    """Variance of the error that the annotations of one prompt share; None in older folders."""
     median_released_norm: float | None = None
-    """Of ||V^-1 z|| on part C; weights of `align.trust: release` are scaled by it. None in older folders."""
+    """Median of PrefPaint's norm ||V^-1 z|| on part C; `align.trust: release` scales by it. None in older folders."""
 
     @property
     def prompt_effects(self) -> PromptEffects | None:
-        """Both variances, where they are known."""
+        """Both variances, by which further annotations are discounted; None in older folders."""
         if self.within is None or self.between is None:
             return None
         return PromptEffects(within=self.within, between=self.between)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredImages:
-    """What the reward model says of a batch, each [B]; rewards are in units of the normalised score."""
-
-    reward: torch.Tensor
-    uncertainty: torch.Tensor
-    lower: torch.Tensor
-    """reward - conformal multiplier x uncertainty."""
-    upper: torch.Tensor
-    theorem_width: torch.Tensor
-    """theorem's multiplier x uncertainty: of |reward - expected score|."""
-    trust_weight: torch.Tensor
-    """exp(-k u + b), not divided by its mean."""
-    features: torch.Tensor
-    """[B, d]."""
-    release_weight: torch.Tensor | None = None
-    """The same of the released norm; None where its calibration median is not known."""
-    is_outlying: torch.Tensor | None = None
-    """bool: less certain than 95 % of the calibrated images; None where that is not known."""
-
-
-class Reward(Protocol):
-    """Anything that scores inpaintings with a bound."""
-
-    def score(self, images: torch.Tensor, masks: torch.Tensor) -> ScoredImages:
-        """Images [B, 3, H, W] in [-1, 1]; masks [B, 1, H, W]."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RewardModel:
-    """Frozen features, the ridge head on them, V, and the calibration."""
+    """Reward of a folder that `rlhf reward` wrote: frozen features, the ridge head with its V, and the calibration."""
 
     network: FeatureNetwork
     head: RidgeHead
     calibration: Calibration
     backbone: str
+    """Name of the backbone, as in `reward.backbone`."""
     feature_dim: int
+    """Length of the features, without the constant."""
+    trust: str = "proper"
+    """Norm that the trust weight is made of: `release` is PrefPaint's ||V^-1 z||, anything else sqrt(z' V^-1 z)."""
 
     @torch.no_grad()
-    def score(self, images: torch.Tensor, masks: torch.Tensor) -> ScoredImages:
-        """Reward, uncertainty and bounds; images [B, 3, H, W] in [-1, 1], masks [B, 1, H, W]."""
+    def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str] = ()) -> Scores:
+        """Scores images with bounds and trust weights; captions are not read. Shapes as in Reward.
+
+        Raises UserError if the trust weight is to use PrefPaint's norm, and the folder lacks the norm's median.
+        """
         self.network.eval()
         features = self.network(images, masks)
-        reward, uncertainty = self.head.reward(features), self.head.uncertainty(features)
-        c, of_release = self.calibration, None
-        if c.median_released_norm is not None:
-            norm = self.head.released_norm(features)
-            of_release = trust_weight(norm, c.median_released_norm, c.trust_k, c.trust_b)
-        return ScoredImages(
-            reward=reward,
+        uncertainty, c = self.head.uncertainty(features), self.calibration
+        return Scores(
+            reward=self.head.reward(features),
             uncertainty=uncertainty,
-            lower=reward - c.conformal * uncertainty,
-            upper=reward + c.conformal * uncertainty,
-            theorem_width=c.theorem * uncertainty,
-            trust_weight=trust_weight(uncertainty, c.median_uncertainty, c.trust_k, c.trust_b),
-            features=features,
-            release_weight=of_release,
+            trust_weight=self._trust_weight(features, uncertainty),
+            width=c.conformal * uncertainty,
             is_outlying=None if c.uncertainty_quantile is None else uncertainty > c.uncertainty_quantile,
         )
 
+    def _trust_weight(self, features: torch.Tensor, uncertainty: torch.Tensor) -> torch.Tensor:
+        c, norm, median = self.calibration, uncertainty, self.calibration.median_uncertainty
+        if self.trust == "release":
+            if c.median_released_norm is None:
+                raise UserError(
+                    "align.trust is `release`, whose median this reward folder lacks; run `rlhf reward` again"
+                )
+            norm, median = self.head.prefpaint_norm(features), c.median_released_norm
+        return trust_weight(norm, median, c.trust_k, c.trust_b)
+
     def save(self, folder: Path) -> None:
-        """Write `model.safetensors`, `head.safetensors` and `reward.json`, which comes last."""
+        """Writes `model.safetensors`, `head.safetensors` and, last, `reward.json`."""
         (folder / "reward.json").unlink(missing_ok=True)
         atomic_write(folder / "model.safetensors", lambda p: save_file(self.network.state_dict(), p))
         head = {"weight": self.head.weight, "cholesky": self.head.cholesky}

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a reward model, on photographs that it never saw."""
+"""Writes a self-contained HTML page about a reward model, on photographs that it has never seen."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +11,10 @@ from rlhf.storage.images import tensor_to_image
 
 
 def write_reward_page(out: Path, figures: dict[str, Any], data: AnnotatedImages) -> Path:
-    """Write `out/report.html`, which loads nothing from elsewhere; returns its path.
+    """Writes `out/report.html`, which loads nothing from elsewhere; returns its path.
 
-    `figures` are those of `out/report.json`; `data` is the part that they were measured on, which
-    lends its pictures. The configuration is quoted from `out/config.yaml`, where there is one.
+    `figures` are those of `out/report.json`; `data` is the part that they were measured on, and gives the pictures.
+    The page quotes the configuration in `out/config.yaml` if there is one.
     """
     configuration = out / "config.yaml"
     return write_page(
@@ -30,7 +30,7 @@ def write_reward_page(out: Path, figures: dict[str, Any], data: AnnotatedImages)
 
 
 def _with_pictures(rows: list[dict[str, Any]], data: AnnotatedImages) -> Iterator[dict[str, Any]]:
-    """What the template shows of each candidate; the hole is transparent in the masked one."""
+    """Adds to each candidate its picture, and the picture with a transparent hole."""
     places = {key: place for place, key in enumerate(data.keys)}
     for row in rows:
         place = places[row["prompt_id"], row["sample_index"]]

@@ -1,7 +1,7 @@
-"""From annotations to a reward model: normalise, split by photograph, train, fit, calibrate, report."""
+"""Trains a reward model from annotations: normalise, split by photograph, train, fit, calibrate, report."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from rlhf.rewards.learned.bound import (
 )
 from rlhf.rewards.learned.feature_network import FeatureNetwork
 from rlhf.rewards.learned.feature_training import describe_rows, train_features
-from rlhf.rewards.learned.reward_figures import rank_by_trust, report_figures, score_annotations
+from rlhf.rewards.learned.reward_figures import bound_figures, group_figures, rank_by_trust, score_annotations
 from rlhf.rewards.learned.reward_head import choose_ridge, correct_head, fit_first_head
 from rlhf.rewards.learned.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts
 from rlhf.rewards.learned.reward_model import Calibration, RewardModel
@@ -40,28 +40,28 @@ from rlhf.rewards.learned.uncertainty_figures import coverage_by_level, risk_cov
 from rlhf.storage.atomic_files import atomic_write_json, finite
 
 MIN_EFFECTIVE_RANK = 4.0
-"""Features below it have collapsed."""
+"""Effective rank below which the features have collapsed."""
 FIRST_RIDGE = 1.0
-"""lambda of the head of part A, which V has no part in."""
+"""lambda of the head of part A, which does not enter V."""
 OUTLYING = 0.95
-"""Quantile of the uncertainty on part C beyond which an image is out of distribution."""
+"""Quantile of the uncertainty on part C beyond which an image counts as out of distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedReward:
-    """A reward model, and what its parts say of it."""
+    """Reward model with the annotations of parts B and C, and figures of its features."""
 
     model: RewardModel
     effective_rank: float
-    """Of Z'Z on part B."""
+    """Effective rank of Z'Z on part B."""
     spectrum: torch.Tensor
     """float64 [d]: eigenvalues of Z'Z on part B over their sum, largest first."""
     corrected_on: DescribedAnnotations
-    """Part B."""
+    """Annotations of part B."""
     calibrated_on: DescribedAnnotations
-    """Part C."""
+    """Annotations of part C."""
     is_noise_measured: bool
-    """Whether B is from images annotated repeatedly; else from the residuals of A's head."""
+    """Whether the noise B comes from images annotated repeatedly; otherwise from the residuals of A's head."""
 
 
 def train_reward(
@@ -74,12 +74,13 @@ def train_reward(
     seed: int,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Train, fit and calibrate a reward model into `out`; returns the figures of `out/report.json`.
+    """Trains, fits and calibrates a reward model into `out`; returns the figures of `out/report.json`.
 
-    Photographs are split into four parts: A trains the features, a first head, lambda and B; B corrects
+    Photographs are split into four parts: A trains the features, a first head, lambda and the noise; B corrects
     the head and makes V; C calibrates the conformal multiplier; D reports. No photograph is in two parts.
-    `reward.json` is removed before anything is written, and comes last, after `report.json` and
-    `report.html`: a folder that holds it is whole. The page quotes `command`.
+    `reward.json` is removed first and written last, so a folder that holds it is complete. The page quotes `command`.
+
+    Raises UserError if the features have collapsed, or part C is too small for the stated coverage.
     """
     normalisation = measure_scores(prompts, candidates, annotations)
     data = join_annotations(prompts, candidates, annotations, normalisation)
@@ -97,35 +98,36 @@ def train_reward(
     }
     report = finite(report | count_annotations(annotations, [a, b, c, d]))
     write_reward_page(out, report, d)
-    taken_in = frozenset(map(annotation_id, annotations_of(candidates, annotations)))
+    seen_ids = frozenset(map(annotation_id, annotations_of(candidates, annotations)))
     seen = no_prompts(config.feature_dim + 1).added(fitted.corrected_on)
-    memory = RewardMemory(seen=seen, calibration=fitted.calibrated_on, report=of_d, taken_in=taken_in)
+    memory = RewardMemory(seen=seen, calibration=fitted.calibrated_on, report=of_d, seen_ids=seen_ids)
     save_reward(fitted.model, memory, normalisation, report, out)
     (out / "training.pt").unlink(missing_ok=True)
     return report
 
 
 def measure_reward(fitted: FittedReward, data: DescribedAnnotations, prompts: dict[str, Prompt]) -> dict[str, Any]:
-    """All figures of a reward model on part D, which it never saw, and those that B and C leave behind."""
+    """Returns the figures of a reward model on part D, which it has never seen, with those of parts B and C."""
     head, calibrated_on = fitted.model.head, fitted.calibrated_on
     scored = score_annotations(head, data, prompts)
     errors = calibrated_on.scores - head.reward(calibrated_on.features)
     levels = coverage_by_level(errors, head.uncertainty(calibrated_on.features), scored)
     return (
-        report_figures(fitted.model, scored)
-        | risk_coverage(scored)
+        asdict(bound_figures(head, fitted.model.calibration, data))
+        | asdict(group_figures(fitted.model, scored))
+        | asdict(risk_coverage(scored))
         | {
-            "coverage_by_level": levels,
+            "coverage_by_level": [asdict(level) for level in levels],
             "effective_rank": fitted.effective_rank,
             "spectrum": fitted.spectrum.tolist(),
             "is_noise_measured": fitted.is_noise_measured,
-            "trusted": rank_by_trust(scored, fitted.model.calibration.conformal),
+            "trusted": asdict(rank_by_trust(scored, fitted.model.calibration.conformal)),
         }
     )
 
 
 def count_annotations(annotations: list[dict[str, Any]], parts: list[AnnotatedImages]) -> dict[str, Any]:
-    """Which photographs are in which part, how much each part holds, and how many annotations are simulated."""
+    """Returns the photographs and the sizes of the parts, and the number of simulated annotations."""
     simulated = sum(bool(row["is_simulated"]) for row in annotations)
     return {
         "is_simulated": simulated > 0,
@@ -140,7 +142,7 @@ def count_annotations(annotations: list[dict[str, Any]], parts: list[AnnotatedIm
 
 
 def describe_doubts(report: dict[str, Any]) -> list[str]:
-    """What annotations leave unknown though the reward could be fitted, in words."""
+    """Returns warnings about facts that the annotations leave unknown, in words."""
     doubts = []
     if report["annotators"] == 1:
         doubts.append("one annotator gave all scores: how far people agree is unknown, and the bound is of that person")
@@ -150,7 +152,7 @@ def describe_doubts(report: dict[str, Any]) -> list[str]:
 
 
 def read_learning_curve(out: Path) -> list[dict[str, Any]]:
-    """Epoch, loss and, where photographs were held out, validation; empty where nothing was recorded."""
+    """Reads epoch, loss and, with held-out photographs, validation; empty if no curve was recorded."""
     path = out / "learning_curve.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
@@ -158,7 +160,7 @@ def read_learning_curve(out: Path) -> list[dict[str, Any]]:
 def save_reward(
     model: RewardModel, memory: RewardMemory, normalisation: Normalisation, report: dict[str, Any], out: Path
 ) -> None:
-    """Write a whole reward folder; without `reward.json`, which is not there meanwhile, it is none."""
+    """Writes a reward folder; `reward.json`, without which a folder is no reward, is removed first and written last."""
     (out / "reward.json").unlink(missing_ok=True)
     memory.save(out)
     normalisation.save(out)
@@ -169,9 +171,9 @@ def save_reward(
 def fit_reward(
     a: AnnotatedImages, b: AnnotatedImages, c: AnnotatedImages, config: RewardConfig, seed: int, out: Path | None = None
 ) -> FittedReward:
-    """The reward model of three parts of the data.
+    """Fits a reward model to the parts A, B and C of the data.
 
-    Raises UserError where the features have collapsed, or C is too small for the stated coverage.
+    Raises UserError if the features have collapsed, or C is too small for the stated coverage.
     """
     network = train_features(a, config, seed, out)
     of_a, of_b, of_c = (features_of(network, part) for part in (a, b, c))
@@ -197,11 +199,11 @@ def fit_reward(
 
 
 def _require_rank(features: torch.Tensor, photographs: int) -> float:
-    """Their effective rank; UserError where they, learnt from so many photographs, have collapsed."""
+    """Returns the effective rank; raises UserError if the features, learned on `photographs`, have collapsed."""
     rank = effective_rank(features)
     if rank < MIN_EFFECTIVE_RANK:
         raise UserError(
-            f"reward: features collapsed (effective rank {rank:.1f}), learnt on photographs: {photographs}; "
+            f"reward: features collapsed (effective rank {rank:.1f}), learned on photographs: {photographs}; "
             "annotate more, or raise reward.decorrelation or reward.feature_dim"
         )
     return rank
@@ -215,7 +217,7 @@ def fit_calibration(
     noise: float,
     effects: PromptEffects,
 ) -> Calibration:
-    """Multipliers and scale of the head's uncertainty, on part C; UserError where C is too small for the coverage."""
+    """Fits multipliers and scale of the head's uncertainty on part C; raises UserError if C is too small for them."""
     uncertainty = head.uncertainty(part.features)
     theorem = theorem_multiplier(head, noise=noise, delta=settings.delta, parameter_norm=settings.parameter_norm)
     return Calibration(
@@ -232,13 +234,13 @@ def fit_calibration(
         uncertainty_quantile=float(uncertainty.quantile(OUTLYING)),
         within=effects.within,
         between=effects.between,
-        median_released_norm=float(head.released_norm(part.features).median()),
+        median_released_norm=float(head.prefpaint_norm(part.features).median()),
     )
 
 
 @torch.no_grad()
 def features_of(network: FeatureNetwork, data: AnnotatedImages) -> torch.Tensor:
-    """z of all rows, [N, d]; images that were annotated repeatedly are described once."""
+    """Returns z of all rows, [N, d]; images that were annotated repeatedly are described once."""
     network.eval()
     first_rows, numbers = distinct_images(data)
     return network.features_of(describe_rows(network, data, first_rows))[numbers]

@@ -1,7 +1,7 @@
-"""Further annotations for a reward that is there: features stay, V and the head learn, the bound is calibrated anew."""
+"""Adds annotations to a reward: the features stay, V and the head learn, and the bound is calibrated anew."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import PromptEffects, update_ridge
 from rlhf.rewards.learned.reward_figures import bound_figures
 from rlhf.rewards.learned.reward_folder import load_reward
-from rlhf.rewards.learned.reward_memory import annotation_id, described, load_memory, rows_to_add
+from rlhf.rewards.learned.reward_memory import RewardMemory, annotation_id, described, load_memory, rows_to_add
 from rlhf.rewards.learned.reward_model import RewardModel
 from rlhf.rewards.learned.reward_training import features_of, fit_calibration, save_reward
 from rlhf.storage.atomic_files import atomic_write_text
 
 KEPT = ("effective_rank", "spectrum", "feature_dim", "is_noise_measured")
-"""Figures of the first fit that an update leaves as they are."""
+"""Figures of the first fit that an update keeps."""
 
 
 def update_reward(
@@ -30,52 +30,34 @@ def update_reward(
     annotations: list[dict[str, Any]],
     out: Path,
 ) -> dict[str, Any]:
-    """Take the annotations that the reward in `folder` has not had into it, and write it to `out`; returns its report.
+    """Adds the annotations that the reward in `folder` has not seen, and writes it to `out`; returns its report.
 
-    So a table that has grown can be given whole; a mark that was changed since counts as another.
+    A table that has grown can be given whole; a mark that was changed since counts as another annotation.
     Scores are normalised by the folder's own figures. Photographs of parts C and D stay out of the head:
-    their annotations join those that calibrate and report. All others, those of part A included, go
-    into V and psi as if they had been there at the first correction; photographs that are new join part B.
-    C's stored annotations calibrate again even where it gets no new ones, since V has grown: an old
+    their annotations join those that calibrate and report. All others, those of part A included, enter
+    V and psi as if they had been there at the first correction; new photographs join part B.
+    C's stored annotations calibrate again even if it gets no new ones, since V has grown: an old
     multiplier of smaller uncertainties would cover less than it states.
 
-    Raises UserError where the folder is incomplete, of PrefPaint's release, or of an older version.
+    Raises UserError if the folder is incomplete, PrefPaint's released reward, or of an older version.
     """
     if out.resolve() == folder.resolve():
         raise UserError(f"{out}: is the reward that is updated; choose another --out")
     model, effects = _open(folder)
     report, before, normalisation = _read_report(folder), load_memory(folder), load_normalisation(folder)
     matching = annotations_of(candidates, annotations)
-    new = [row for row in matching if annotation_id(row) not in before.taken_in]
+    new = [row for row in matching if annotation_id(row) not in before.seen_ids]
     if not new:
         raise UserError(f"{folder}: has had all of these annotations; give others")
     data = join_annotations(prompts, candidates, new, normalisation)
-    memory, learnt = before.taking_in(described(features_of(model.network, data), data), map(annotation_id, new))
-    head = update_ridge(model.head, *rows_to_add(learnt, before.seen, effects)) if learnt.keys else model.head
-    old = model.calibration
-    calibration = fit_calibration(head, memory.calibration, old, noise=old.noise, effects=effects)
-    parts = _parts_with(report["parts"], set(data.photographs))
-    for_a, for_b, *_ = report["annotations_per_part"]
-    judged = memory.report
-    reward, uncertainty = head.reward(judged.features).numpy(), head.uncertainty(judged.features).numpy()
-    figures = bound_figures(calibration, reward, uncertainty, judged.scores.numpy(), judged.keys, judged.photographs)
-    report = (
-        {name: report[name] for name in KEPT if name in report}
-        | figures
-        | {
-            "is_simulated": report["is_simulated"] or any(row["is_simulated"] for row in new),
-            "annotations_per_part": [
-                for_a,
-                for_b + len(learnt.keys),
-                len(memory.calibration.keys),
-                len(memory.report.keys),
-            ],
-            "photographs_per_part": [len(part) for part in parts],
-            "parts": parts,
-            "updates": report.get("updates", 0) + 1,
-        }
+    memory, learned = before.adding(described(features_of(model.network, data), data), map(annotation_id, new))
+    head = update_ridge(model.head, *rows_to_add(learned, before.seen, effects)) if learned.keys else model.head
+    calibration = fit_calibration(
+        head, memory.calibration, model.calibration, noise=model.calibration.noise, effects=effects
     )
-    save_reward(replace(model, head=head, calibration=calibration), memory, normalisation, report, out)
+    updated = replace(model, head=head, calibration=calibration)
+    report = _update_report(report, updated, memory, new, learned=len(learned.keys), photographs=data.photographs)
+    save_reward(updated, memory, normalisation, report, out)
     if (folder / "config.yaml").is_file():
         atomic_write_text(out / "config.yaml", (folder / "config.yaml").read_text())
     return report
@@ -89,8 +71,33 @@ def _open(folder: Path) -> tuple[RewardModel, PromptEffects]:
     return model, effects
 
 
+def _update_report(
+    report: dict[str, Any],
+    model: RewardModel,
+    memory: RewardMemory,
+    new: list[dict[str, Any]],
+    *,
+    learned: int,
+    photographs: list[str],
+) -> dict[str, Any]:
+    """Returns the report after an update: figures on part D anew, counts with the `new` annotations added."""
+    parts, judged = _parts_with(report["parts"], set(photographs)), memory.report
+    for_a, for_b, *_ = report["annotations_per_part"]
+    return (
+        {name: report[name] for name in KEPT if name in report}
+        | asdict(bound_figures(model.head, model.calibration, judged))
+        | {
+            "is_simulated": report["is_simulated"] or any(row["is_simulated"] for row in new),
+            "annotations_per_part": [for_a, for_b + learned, len(memory.calibration.keys), len(judged.keys)],
+            "photographs_per_part": [len(part) for part in parts],
+            "parts": parts,
+            "updates": report.get("updates", 0) + 1,
+        }
+    )
+
+
 def _parts_with(parts: list[list[str]], photographs: set[str]) -> list[list[str]]:
-    """The parts, with photographs that are in none of them added to B."""
+    """Returns the parts with the photographs that are in none of them added to B."""
     new = photographs - set().union(*parts)
     return [parts[0], sorted({*parts[1], *new}), *parts[2:]]
 

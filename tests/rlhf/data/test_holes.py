@@ -7,7 +7,10 @@ import pytest
 from skimage.measure import label
 from skimage.morphology import disk, opening
 
+from rlhf.config.config_files import load_config
+from rlhf.config.run_config import PromptsConfig
 from rlhf.data.holes import FAMILIES, boundary_band, boundary_square, box, brush, disocclusion, draw_hole, warp
+from rlhf.errors import UserError
 
 SIZES = (64, 128)
 SEEDS = range(60)
@@ -104,6 +107,18 @@ def test_holes_are_boolean_reproducible_and_differ_by_seed(family: str) -> None:
         assert 0.02 <= mask.mean() <= 0.98
         assert np.array_equal(mask, draw_hole(family, np.random.default_rng(seed), 64))
     assert len({mask.tobytes() for mask in masks}) > 5
+
+
+def test_a_new_family_is_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(rng: np.random.Generator, size: int) -> np.ndarray:
+        return np.tri(size, dtype=bool)
+
+    with pytest.raises(UserError, match=r"prompts\.holes\.0: Input should be 'boundary_square', .* or 'warp'"):
+        load_config(None, ("prompts.holes=[half]",))
+    monkeypatch.setitem(FAMILIES, "half", half)
+    assert load_config(None, ("prompts.holes=[half, box]",)).prompts.holes == ("half", "box")
+    assert PromptsConfig().holes == ("boundary_square", "boundary_band", "box", "brush", "warp", "half")
+    assert np.array_equal(draw_hole("half", np.random.default_rng(0), 64), np.tri(64, dtype=bool))
 
 
 def test_the_names_of_the_families_are_those_of_the_functions() -> None:

@@ -1,7 +1,7 @@
 """Alarms: a policy that smooths what its reward likes smooth is told from one that learns what the judge likes."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from rlhf.evaluation.alarms import MONITORS
 from rlhf.evaluation.comparison import Entry, summarise_contest
 from rlhf.evaluation.evaluation import evaluate
 from rlhf.evaluation.judging import Jury, judge_images
-from rlhf.rewards.learned.reward_model import ScoredImages
+from rlhf.rewards.scores import Scores
 from rlhf.storage.images import composite, to_8bit
 
 CONFIG = EvaluateConfig(samples_per_prompt=3, micro_batch_size=12, bootstrap=300)
@@ -29,10 +29,9 @@ PROMPTS = small_prompts(16)
 class LikesSmooth:
     """A reward that a policy can climb by blurring."""
 
-    def score(self, images: torch.Tensor, masks: torch.Tensor) -> ScoredImages:
+    def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Scores:
         reward = -sharpness(images, masks).double()
-        parts = dict.fromkeys(("uncertainty", "upper", "theorem_width", "trust_weight", "features"), 0 * reward)
-        return ScoredImages(reward=reward, lower=reward - 1, **parts)
+        return Scores(reward=reward, uncertainty=0 * reward, width=torch.ones_like(reward))
 
 
 @dataclass(frozen=True)

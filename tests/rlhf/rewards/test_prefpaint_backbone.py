@@ -13,7 +13,7 @@ from small_checkpoint import SMALL, TRUE, Weights, reference_features, release_s
 from rlhf.config.run_config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.rewards.learned.feature_network import FeatureNetwork, build_backbone
-from rlhf.rewards.learned.prefpaint_backbone import HOLE_VALUE, load_release
+from rlhf.rewards.learned.prefpaint_backbone import HOLE_VALUE, load_prefpaint_network
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.learned.reward_training import train_reward
 from rlhf.storage.images import image_to_tensor
@@ -39,7 +39,7 @@ def clip_input(images: torch.Tensor) -> torch.Tensor:
 
 def check_against_the_reference(sizes: dict[str, int], path: Path, count: int) -> None:
     state = release_state(sizes)
-    backbone, weight = load_release(save(state, path))
+    backbone, weight = load_prefpaint_network(save(state, path))
     images, masks = batch(count, sizes["image"])
     with torch.no_grad():
         features = backbone(images, masks)
@@ -61,7 +61,7 @@ def test_features_are_those_of_the_formulas_at_the_true_size(tmp_path: Path) -> 
 
 
 def test_pixels_are_resampled_as_pil_does(tmp_path: Path) -> None:
-    backbone, _ = load_release(save(release_state(), tmp_path / "c.pt"))
+    backbone, _ = load_prefpaint_network(save(release_state(), tmp_path / "c.pt"))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8))
     wanted = clip_input(image_to_tensor(image.resize((32, 32), Image.Resampling.BICUBIC))[None])
     got = backbone.clip.pixels(image_to_tensor(image)[None])
@@ -70,13 +70,13 @@ def test_pixels_are_resampled_as_pil_does(tmp_path: Path) -> None:
 
 def test_prefix_precision_and_format_do_not_matter(tmp_path: Path) -> None:
     state = release_state()
-    backbone, weight = load_release(save(state, tmp_path / "c.pt"))
+    backbone, weight = load_prefpaint_network(save(state, tmp_path / "c.pt"))
     halves = {f"module.{name}": value.bfloat16().float().half() for name, value in state.items()}
-    rounded, _ = load_release(save({n: v.bfloat16().float() for n, v in state.items()}, tmp_path / "r.pt"))
-    prefixed, _ = load_release(save(halves, tmp_path / "h.pth"))
+    rounded, _ = load_prefpaint_network(save({n: v.bfloat16().float() for n, v in state.items()}, tmp_path / "r.pt"))
+    prefixed, _ = load_prefpaint_network(save(halves, tmp_path / "h.pth"))
     without_alias = {name: value for name, value in state.items() if name != "mlp.last_layer_weight"}
     save_file(without_alias, tmp_path / "c.safetensors")
-    safe, safe_weight = load_release(tmp_path / "c.safetensors")
+    safe, safe_weight = load_prefpaint_network(tmp_path / "c.safetensors")
     with torch.no_grad():
         assert torch.equal(safe(*batch()), backbone(*batch()))
         torch.testing.assert_close(prefixed(*batch()), rounded(*batch()), atol=2e-3, rtol=2e-3)
@@ -89,17 +89,17 @@ def test_only_the_trained_copy_of_the_encoder_layer_is_used(tmp_path: Path) -> N
     assert torch.nn.TransformerEncoder(template, num_layers=1).layers[0].linear1.weight is not template.linear1.weight
     state = release_state()
     with torch.no_grad():
-        before = load_release(save(state, tmp_path / "a.pt"))[0](*batch())
+        before = load_prefpaint_network(save(state, tmp_path / "a.pt"))[0](*batch())
         other = {n: v + 1 if n.startswith("vit_block.encoder_layer") else v for n, v in state.items()}
-        assert torch.equal(load_release(save(other, tmp_path / "b.pt"))[0](*batch()), before)
+        assert torch.equal(load_prefpaint_network(save(other, tmp_path / "b.pt"))[0](*batch()), before)
         used = {n: v + 1 if n.endswith("layers.0.linear1.weight") else v for n, v in state.items()}
-        assert not torch.equal(load_release(save(used, tmp_path / "c.pt"))[0](*batch()), before)
+        assert not torch.equal(load_prefpaint_network(save(used, tmp_path / "c.pt"))[0](*batch()), before)
 
 
 def test_every_visual_key_is_used(tmp_path: Path) -> None:
     """Each tensor of the image tower, the encoder layer and the head moves the features, or w."""
     state = release_state()
-    backbone, _ = load_release(save(state, tmp_path / "a.pt"))
+    backbone, _ = load_prefpaint_network(save(state, tmp_path / "a.pt"))
     names = dict(backbone.named_parameters())
     text = [n for n in state if n.startswith("clip_model.") and not n.startswith("clip_model.visual.")]
     unused = [*text, *(n for n in state if n.startswith("vit_block.encoder_layer."))]
@@ -136,20 +136,20 @@ def test_every_visual_key_is_used(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_architecture_is_refused_by_key(tmp_path: Path, change, message: str) -> None:
     path = save(change(release_state()), tmp_path / "c.pt")
     with pytest.raises(UserError, match=rf"c\.pt: .*{message}"):
-        load_release(path)
+        load_prefpaint_network(path)
 
 
 @pytest.mark.parametrize("name", ["c.pt", "c.pth", "c.safetensors"])
 def test_a_damaged_or_absent_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="no such file"):
-        load_release(tmp_path / name)
+        load_prefpaint_network(tmp_path / name)
     state = {n: v.clone() for n, v in release_state().items()}
     (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
     whole = (tmp_path / name).read_bytes()
     for length in (0, 7, 1000, len(whole) // 2):
         (tmp_path / name).write_bytes(whole[:length])
         with pytest.raises(UserError, match="not a readable checkpoint"):
-            load_release(tmp_path / name)
+            load_prefpaint_network(tmp_path / name)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

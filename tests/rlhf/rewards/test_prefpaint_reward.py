@@ -17,14 +17,14 @@ from rlhf.data.annotated_images import join_annotations
 from rlhf.errors import UserError
 from rlhf.reports.intervals import rank_correlation
 from rlhf.rewards.learned.bound import effective_rank
-from rlhf.rewards.learned.prefpaint_reward import ReleasedReward, adopt_release, calibrate, read_inverse
+from rlhf.rewards.learned.prefpaint_reward import PrefpaintReward, adopt_prefpaint, calibrate, read_inverse
 from rlhf.rewards.learned.reward_folder import load_reward
-from rlhf.rewards.learned.reward_model import ScoredImages
+from rlhf.rewards.scores import Scores
 from rlhf.storage.images import image_to_tensor
 
 Files = tuple[Path, Path]
 
-KNOWN = [field.name for field in fields(ScoredImages) if field.name != "is_outlying"]
+KNOWN = [field.name for field in fields(Scores) if field.name != "is_outlying"]
 
 
 @pytest.fixture
@@ -54,30 +54,30 @@ def batch(count: int = 5, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_reward_and_both_norms_are_those_of_the_formulas(files: Files, tmp_path: Path) -> None:
-    model = adopt_release(*files, tmp_path / "reward")
+    model = adopt_prefpaint(*files, tmp_path / "reward")
     scored = model.score(*batch())
-    z, inverse = scored.features.double(), torch.load(files[1], weights_only=True).double()
+    z, inverse = model.backbone(*batch()).detach().double(), torch.load(files[1], weights_only=True).double()
     torch.testing.assert_close(scored.reward, z @ release_state()["mlp.last_layer.weight"][0].double())
     proper = torch.stack([(row @ inverse @ row).sqrt() for row in z])
     released = (z @ inverse).square().sum(1).sqrt()
     torch.testing.assert_close(scored.uncertainty, proper, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(model.bound.released(scored.features), released, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(model.bound.prefpaint_norm(z), released, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(scored.trust_weight, torch.exp(0.7 - 0.05 * released).clamp(1.0, 2.21))
 
 
 def test_the_trust_weight_is_clipped_as_the_release_clips_it(files: Files, tmp_path: Path) -> None:
     torch.save(1e4 * torch.eye(SMALL["features"]), files[1])
-    assert torch.equal(adopt_release(*files, tmp_path / "far").score(*batch()).trust_weight, torch.ones(5).double())
+    assert torch.equal(adopt_prefpaint(*files, tmp_path / "far").score(*batch()).trust_weight, torch.ones(5).double())
     torch.save(1e-9 * torch.eye(SMALL["features"]), files[1])
-    near = adopt_release(*files, tmp_path / "near").score(*batch()).trust_weight
+    near = adopt_prefpaint(*files, tmp_path / "near").score(*batch()).trust_weight
     torch.testing.assert_close(near, torch.full((5,), 0.7).exp().double())
 
 
 def test_the_folder_opens_as_any_reward_and_scores_the_same(files: Files, tmp_path: Path) -> None:
-    before = adopt_release(*files, tmp_path / "reward").score(*batch())
+    before = adopt_prefpaint(*files, tmp_path / "reward").score(*batch())
     assert sorted(p.name for p in (tmp_path / "reward").iterdir()) == ["V_inverse.pt", "checkpoint.pth", "reward.json"]
     model = load_reward(tmp_path / "reward")
-    assert isinstance(model, ReleasedReward)
+    assert isinstance(model, PrefpaintReward)
     after = model.score(*batch())
     assert before.is_outlying is None, "no calibration says what is usual"
     for name in KNOWN:
@@ -85,14 +85,14 @@ def test_the_folder_opens_as_any_reward_and_scores_the_same(files: Files, tmp_pa
 
 
 def test_nothing_is_drawn_at_random_even_in_train_mode(files: Files, tmp_path: Path) -> None:
-    model = adopt_release(*files, tmp_path / "reward")
-    base = model.score(*batch()).features
+    model = adopt_prefpaint(*files, tmp_path / "reward")
+    base = model.score(*batch()).reward
     model.backbone.train()
-    assert torch.equal(model.score(*batch()).features, base)
+    assert torch.equal(model.score(*batch()).reward, base)
 
 
 def test_the_second_input_does_not_hold_the_hole(files: Files, tmp_path: Path) -> None:
-    clip, (images, masks) = adopt_release(*files, tmp_path / "reward").backbone.clip, batch()
+    clip, (images, masks) = adopt_prefpaint(*files, tmp_path / "reward").backbone.clip, batch()
     with torch.no_grad():
         one, other = (clip(x, masks) for x in (images, torch.where(masks > 0, -images, images)))
     half = clip.output_dim // 2
@@ -101,16 +101,15 @@ def test_the_second_input_does_not_hold_the_hole(files: Files, tmp_path: Path) -
 
 
 def test_without_calibration_bounds_are_infinite_and_nothing_is_nan(files: Files, tmp_path: Path) -> None:
-    scored = adopt_release(*files, tmp_path / "reward").score(*batch())
+    scored = adopt_prefpaint(*files, tmp_path / "reward").score(*batch())
     for name in KNOWN:
         assert not torch.isnan(getattr(scored, name)).any(), name
     assert (scored.lower == -torch.inf).all()
     assert (scored.upper == torch.inf).all()
-    assert (scored.theorem_width == torch.inf).all()
 
 
 def test_a_calibrated_bound_covers_the_stated_share_of_its_annotations(files: Files, tmp_path: Path) -> None:
-    adopt_release(*files, tmp_path / "reward")
+    adopt_prefpaint(*files, tmp_path / "reward")
     data = join_annotations(*make_world(8))
     fitted = calibrate(tmp_path / "reward", data, 0.8)
     assert fitted.annotations == len(data.scores)
@@ -124,7 +123,7 @@ def test_a_picture_that_is_not_finite_is_refused_by_number(files: Files, tmp_pat
     images, masks = batch()
     images[3, 0, 0, 0] = torch.nan
     with pytest.raises(UserError, match=r"pictures \[3\] of a batch of 5"):
-        adopt_release(*files, tmp_path / "reward").score(images, masks)
+        adopt_prefpaint(*files, tmp_path / "reward").score(images, masks)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +139,14 @@ def test_a_picture_that_is_not_finite_is_refused_by_number(files: Files, tmp_pat
 def test_what_is_no_inverse_of_a_v_is_refused(files: Files, tmp_path: Path, record: object, message: str) -> None:
     torch.save(record, files[1])
     with pytest.raises(UserError, match=message):
-        adopt_release(*files, tmp_path / "reward")
+        adopt_prefpaint(*files, tmp_path / "reward")
     assert not (tmp_path / "reward").exists()
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pth", "V_inverse.pt", "reward.json"])
 @pytest.mark.parametrize("damage", ["removed", "truncated", "emptied"])
 def test_an_incomplete_folder_is_refused_by_name(files: Files, tmp_path: Path, name: str, damage: str) -> None:
-    adopt_release(*files, tmp_path / "reward")
+    adopt_prefpaint(*files, tmp_path / "reward")
     path = tmp_path / "reward" / name
     whole = path.read_bytes()
     path.unlink()
@@ -158,7 +157,7 @@ def test_an_incomplete_folder_is_refused_by_name(files: Files, tmp_path: Path, n
 
 
 def test_a_record_without_its_fields_is_refused(files: Files, tmp_path: Path) -> None:
-    adopt_release(*files, tmp_path / "reward")
+    adopt_prefpaint(*files, tmp_path / "reward")
     for record in ({"kind": "prefpaint-release"}, [1], {"kind": "prefpaint-release", "checkpoint": "checkpoint.pth"}):
         (tmp_path / "reward/reward.json").write_text(json.dumps(record))
         with pytest.raises(UserError, match="not a complete reward folder"):
@@ -193,7 +192,7 @@ def test_the_released_norm_is_ten_times_the_proper_one_off_that_direction_and_a_
     bound = read_inverse(released_inverse, 256)
     along, *others = torch.linalg.eigh(bound.inverse).eigenvectors.T
     features = torch.stack([along, *others])
-    ratio = bound.released(features) / bound.proper(features)
+    ratio = bound.prefpaint_norm(features) / bound.proper(features)
     assert float(ratio[0]) == pytest.approx(0.101, abs=1e-3)
     assert float(ratio[1:].min()) > 9.9
     assert float(ratio[1:].max()) < 10.1
@@ -201,7 +200,7 @@ def test_the_released_norm_is_ten_times_the_proper_one_off_that_direction_and_a_
     generator = torch.Generator().manual_seed(0)
     spread = torch.rand(500, 1, generator=generator) * torch.randn(500, 256, generator=generator)
     features = along + 0.05 * spread.double()
-    pair = np.stack([bound.released(features).numpy(), bound.proper(features).numpy()], axis=1)
+    pair = np.stack([bound.prefpaint_norm(features).numpy(), bound.proper(features).numpy()], axis=1)
     assert rank_correlation(pair) > 0.999
 
 
@@ -210,11 +209,11 @@ def test_the_released_example_is_scored_with_the_released_v(
 ) -> None:
     """With random weights in place of the released ones: shapes, files and finiteness only."""
     torch.save(release_state({**SMALL, "features": 256}), tmp_path / "c.pt")
-    model = adopt_release(tmp_path / "c.pt", released_inverse, tmp_path / "reward")
+    model = adopt_prefpaint(tmp_path / "c.pt", released_inverse, tmp_path / "reward")
     image = image_to_tensor(Image.open(test_data / "prefpaint_release/image.png").convert("RGB"))[None]
     mask = Image.open(test_data / "prefpaint_release/mask.png").convert("L")
     masks = torch.from_numpy(np.asarray(mask) >= 125).float()[None, None]
     scored = model.score(image, masks)
-    assert scored.features.shape == (1, 256)
+    assert model.backbone.output_dim == 256
     assert torch.isfinite(scored.reward).all()
     assert 1.0 <= float(scored.trust_weight) <= 2.21

@@ -14,11 +14,11 @@ from rlhf.diffusion.candidates import load_candidates
 from rlhf.errors import UserError
 from rlhf.rewards.learned.prompt_choice import (
     annotated_last,
+    choose_candidates,
+    choose_prompts,
     order_by_uncertainty,
     order_prompts,
     order_randomly,
-    select_candidates,
-    select_prompts,
     take_prompts,
 )
 
@@ -50,7 +50,7 @@ def test_prompts_of_earlier_rounds_come_last_in_their_order(tmp_path: Path) -> N
     earlier = [tmp_path / "first", tmp_path / "second"]
     assert annotated_last(["b", "a", "d", "c", "e"], earlier) == ["d", "e", "a", "c", "b"]
     counts = dict.fromkeys("abcde", 2)
-    chosen = select_prompts(counts, None, "random", None, seed=0, limit=4, earlier=earlier)  # type: ignore[arg-type]
+    chosen = choose_prompts(counts, None, "random", None, seed=0, limit=4, earlier=earlier)  # type: ignore[arg-type]
     assert set(chosen) == {"d", "e"}
 
 
@@ -61,7 +61,7 @@ def test_the_page_and_the_simulated_annotators_choose_alike(select: str, tmp_pat
     items = load_items(folder, folder / "prompts")
     for_people = order_prompts(items, select, reward, seed=0, limit=10)
     prompts = {p.prompt_id: p for p in load_prompts(folder / "prompts")}
-    chosen = select_candidates(prompts, load_candidates(folder, prompts), select, reward, seed=0, limit=10)
+    chosen = choose_candidates(prompts, load_candidates(folder, prompts), select, reward, seed=0, limit=10)
     assert tuple(dict.fromkeys(name for name, _ in chosen)) == for_people
     assert len(chosen) == 9, "three whole prompts of three samples"
     with pytest.raises(UserError, match="belong together"):

@@ -14,7 +14,8 @@ from rlhf.rewards.learned.bound import effective_rank, fit_ridge
 from rlhf.rewards.learned.clip_backbone import ClipBackbone
 from rlhf.rewards.learned.feature_network import LINEAR_LENGTH, FeatureNetwork, SmallBackbone, build_backbone, whiten
 from rlhf.rewards.learned.reward_folder import load_reward
-from rlhf.rewards.learned.reward_model import Calibration, RewardModel, ScoredImages
+from rlhf.rewards.learned.reward_model import Calibration, RewardModel
+from rlhf.rewards.scores import Scores
 
 CALIBRATION = Calibration(
     coverage=0.9,
@@ -90,7 +91,6 @@ def test_bounds_and_trust_follow_from_the_uncertainty() -> None:
     scored = make_model().score(*batch())
     torch.testing.assert_close(scored.upper - scored.reward, 2.0 * scored.uncertainty)
     torch.testing.assert_close(scored.reward - scored.lower, 2.0 * scored.uncertainty)
-    torch.testing.assert_close(scored.theorem_width, 5.0 * scored.uncertainty)
     torch.testing.assert_close(scored.trust_weight, torch.exp(-0.05 * scored.uncertainty * 7.3 / 0.2 + 0.7))
     assert (scored.uncertainty > 0).all()
 
@@ -106,7 +106,7 @@ def test_a_saved_model_scores_the_same_bit_for_bit(tmp_path: Path) -> None:
     model = make_model()
     model.save(tmp_path)
     before, after = model.score(*batch()), load_reward(tmp_path).score(*batch())
-    for field in fields(ScoredImages):
+    for field in fields(Scores):
         assert torch.equal(getattr(before, field.name), getattr(after, field.name)), field.name
     assert load_reward(tmp_path).calibration == CALIBRATION
 

@@ -14,8 +14,9 @@ from rlhf.config.run_config import RewardConfig
 from rlhf.errors import UserError
 from rlhf.rewards.learned.reward_figures import pair_accuracy, reliability
 from rlhf.rewards.learned.reward_folder import load_reward
-from rlhf.rewards.learned.reward_model import Calibration, ScoredImages
+from rlhf.rewards.learned.reward_model import Calibration
 from rlhf.rewards.learned.reward_training import train_reward
+from rlhf.rewards.scores import Scores
 
 CONFIG = RewardConfig(feature_dim=12, epochs=30, micro_batch_size=64, decorrelation=1.0)
 
@@ -41,9 +42,9 @@ def test_pair_accuracy_compares_samples_of_one_prompt_only() -> None:
 def test_reliability_holds_every_row_once_in_fifths_of_rising_uncertainty() -> None:
     uncertainty = np.random.default_rng(0).permutation(np.arange(1.0, 51.0))
     rows = reliability(0.5 * uncertainty, uncertainty, conformal=0.6)
-    assert [row["uncertainty"] for row in rows] == [5.5, 15.5, 25.5, 35.5, 45.5]
-    assert [row["error"] for row in rows] == [2.75, 7.75, 12.75, 17.75, 22.75]
-    assert all(row["coverage"] == 1.0 and row["bound"] == pytest.approx(0.6 * row["uncertainty"]) for row in rows)
+    assert [row.uncertainty for row in rows] == [5.5, 15.5, 25.5, 35.5, 45.5]
+    assert [row.error for row in rows] == [2.75, 7.75, 12.75, 17.75, 22.75]
+    assert all(row.coverage == 1.0 and row.bound == pytest.approx(0.6 * row.uncertainty) for row in rows)
 
 
 def test_the_reward_finds_what_was_scored_on_photographs_it_never_saw(trained: tuple[Path, dict[str, Any]]) -> None:
@@ -86,5 +87,5 @@ def test_training_again_gives_the_same_scores_bit_for_bit(trained: tuple[Path, d
     images = torch.stack(list(candidates.values())[:20])
     masks = torch.stack([prompts[key[0]].mask for key in list(candidates)[:20]])
     first, again = (load_reward(folder).score(images, masks) for folder in (trained[0], tmp_path))
-    for field in fields(ScoredImages):
+    for field in fields(Scores):
         assert torch.equal(getattr(first, field.name), getattr(again, field.name)), field.name

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rlhf.data.holes import FAMILIES
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.images import encode_png
@@ -22,7 +23,6 @@ from rlhf.workflows.run_report import (
     write_report,
 )
 
-FAMILIES = ("boundary_square", "boundary_band", "box", "brush", "warp")
 MALICIOUS = '<script>alert("x")</script>'
 STAGES = ("prompts", "held-out prompts", "candidates", "annotations", "reward", "align", "evaluate")
 FOLDERS = ("prompts", "held_out_prompts", "candidates", "annotations", "reward", "align", "evaluation")
@@ -47,7 +47,7 @@ def make_run(run, photographs=6, crops=5):
         for index in range(crops):
             original, mask = picture(rng), np.zeros((64, 64), dtype=np.uint8)
             mask[10 : 30 + 4 * index, 12 : 50 - 3 * index] = 255
-            prompt = {"prompt_id": f"{name}-{index}", "hole": FAMILIES[index % 5], "photograph": name}
+            prompt = {"prompt_id": f"{name}-{index}", "hole": list(FAMILIES)[index % 5], "photograph": name}
             cells = {"image": image_cell(encode_png(original), "i"), "mask": None}
             cells["mask"] = image_cell(encode_png(Image.fromarray(mask)), "m")
             prompts.append(prompt | cells | {"source": "made up", "split": "test", "caption": ""})
