@@ -38,10 +38,11 @@ from rlhf.diffusion.policy_folders import list_policies  # noqa: E402
 from rlhf.diffusion.tiles import crop_to_native, plan_passes, surround  # noqa: E402
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
 from rlhf.storage.atomic_files import atomic_write_json  # noqa: E402
-from serve.api.uploads import read_upload  # noqa: E402
+from serve.api.edit_request import EditRequest  # noqa: E402
+from serve.api.upload import open_upload  # noqa: E402
 from serve.application import _bind, to_settings  # noqa: E402
 from serve.engine.engine import Engine  # noqa: E402
-from serve.engine.jobs import Job  # noqa: E402
+from serve.engine.jobs import TileJob  # noqa: E402
 from serve.engine.policy_cache import PolicyCache  # noqa: E402
 from serve.engine.running_batch import advance, finish, start_jobs  # noqa: E402
 
@@ -130,7 +131,7 @@ def measure_overhead(args: argparse.Namespace) -> Figures:
     torch.set_num_threads(1)
     settings = to_settings({}).engine()
     engine = Engine(PolicyCache(str(TINY), settings), None, settings)
-    upload = read_upload(FILES["image"], FILES["mask"])
+    upload = open_upload(FILES["image"], FILES["mask"], EditRequest()).decode()
     box = surround([b for boxes in plan_passes(upload.hole, SIDE) for b in boxes])
     ours = deploy("ours")
     for _ in range(3):
@@ -164,7 +165,7 @@ def _served_seconds(url: str) -> tuple[float, float]:
 
 def _bare_seconds(engine: Any, upload: Any, box: Any) -> float:
     image, hole = crop_to_native(upload, box, SIDE)
-    job = Job(image=image, hole=hole, sample_indices=(0,), seed=0, num_inference_steps=STEPS)
+    job = TileJob(image=image, hole=hole, sample_indices=(0,), seed=0, num_inference_steps=STEPS)
     started = time.perf_counter()
     cache = engine._cache
     running = start_jobs(cache, [cache.take(ServedPolicy(), [])], [job])

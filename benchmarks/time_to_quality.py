@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.studies.paired_statistics import estimate_paired
 from benchmarks.studies.trust_curves import updates_to_reach
 from rlhf.config.config_files import load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.reports.metrics_log import read_metrics
-from rlhf.reports.paired_statistics import estimate_paired
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 from rlhf.workflows.demo import find_run_file
 from rlhf.workflows.stages import Stage, read_stages, run_stages

@@ -1,1 +1,1 @@
-"""Who uses it: the Ray Serve application and its HTTP interface."""
+"""The services: image edits on Ray Serve, rewards over HTTP, and the annotation page."""

@@ -1,4 +1,4 @@
-"""The application: OpenAI's image-edit interface in front of base models and policies, and how it is started."""
+"""Builds and runs the application: OpenAI's image-edit interface in front of base models and policies."""
 
 import logging
 import os
@@ -19,25 +19,25 @@ from rlhf.errors import UserError
 from rlhf.promotion.catalogue import read_catalogue
 from rlhf.rewards.open_reward import reads_captions
 from rlhf.storage.url_path import as_path
-from serve.api.addresses import is_loopback
+from serve.api.admission import is_loopback
 from serve.api.api_keys import VARIABLE, load_api_keys
 from serve.api.http_api import Api
-from serve.engine.inpainter import Inpainter
+from serve.engine.engine import Inpainter
 from serve.settings import ServiceSettings, base_name, name_models
 
 APPLICATION = "prefpaint"
 HEALTH_CHECK_S = 2.0
-"""How often Ray Serve looks whether a replica lives."""
+"""Seconds between Ray Serve's checks that a replica lives."""
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:
-    """The application for `serve run serve.application:build models='[...]' ...`; see ServiceSettings."""
+    """Returns the application for `serve run serve.application:build models='[...]' ...`; see ServiceSettings."""
     settings = to_settings(args)
     return _bind(settings, 1.0 if settings.num_cpus is None else settings.num_cpus)
 
 
 def to_settings(args: dict[str, Any]) -> ServiceSettings:
-    """Arguments as settings; UserError that names what is unknown or does not fit."""
+    """Returns arguments as settings. Raises UserError, naming the argument, if one is unknown or not valid."""
     try:
         return ServiceSettings.model_validate(args)
     except ValidationError as error:
@@ -47,7 +47,7 @@ def to_settings(args: dict[str, Any]) -> ServiceSettings:
 
 
 def _bind(settings: ServiceSettings, num_cpus: float) -> ray_serve.Application:
-    """One deployment for each base model, and the HTTP interface in front."""
+    """Returns one deployment for each base model, and the HTTP interface in front."""
     fixed = name_models(settings)
     bases = dict.fromkeys(served.base for served in fixed.models.values())
     gpus = settings.num_gpus
@@ -72,7 +72,7 @@ def _bind(settings: ServiceSettings, num_cpus: float) -> ray_serve.Application:
         for base in bases
     }
     ingress: Any = Api
-    # Replicas on other nodes do not have this process's environment.
+    # Replicas on other nodes do not inherit this process's environment.
     keys = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
     return ingress.options(
         num_replicas=settings.ingress_replicas,
@@ -83,9 +83,9 @@ def _bind(settings: ServiceSettings, num_cpus: float) -> ray_serve.Application:
 
 
 def start(settings: ServiceSettings, host: str, port: int) -> str:
-    """Deploy on the Ray that this process is connected to; returns the address once the models are loaded.
+    """Deploys on the connected Ray cluster, and returns the address once the models are loaded.
 
-    Raises UserError where a model or the reward model does not load.
+    Raises UserError if a model or the reward model does not load.
     """
     spare = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
     cpus = max(1.0, spare // (settings.max_replicas or settings.replicas))
@@ -102,7 +102,7 @@ def start(settings: ServiceSettings, host: str, port: int) -> str:
 
 
 def _check_room(settings: ServiceSettings, cpus: float) -> None:
-    """UserError where a cluster that does not grow has no room for the replicas: they would be waited for for ever."""
+    """Raises UserError if the cluster has no room for the replicas: starting them would wait for ever."""
     bases = {served.base for served in name_models(settings).models.values()}
     found = ray.cluster_resources()
     for flag, each, kind in (("--num-cpus", cpus, "CPU"), ("--num-gpus", settings.num_gpus or 0.0, "GPU")):
@@ -115,7 +115,7 @@ def _check_room(settings: ServiceSettings, cpus: float) -> None:
 
 
 def _why_not_deployed(error: RuntimeError) -> str:
-    """The UserError that a replica raised, out of the traceback that Ray Serve keeps, else all of it."""
+    """Returns the message of a replica's UserError from the traceback that Ray Serve keeps, or else all of it."""
     deployments = ray_serve.status().applications[APPLICATION].deployments.values()
     lines = [line for deployment in deployments for line in deployment.message.splitlines()]
     marker = f"{UserError.__module__}.{UserError.__name__}: "
@@ -124,9 +124,9 @@ def _why_not_deployed(error: RuntimeError) -> str:
 
 
 def run(settings: ServiceSettings, host: str, port: int) -> None:
-    """Start Ray on this machine alone, serve until Ctrl-C or SIGTERM, and let what is in work finish.
+    """Starts Ray on this machine alone, serves until Ctrl-C or SIGTERM, and finishes the requests in work.
 
-    Raises UserError where the address is taken, a folder is incomplete, or others could reach it without a key.
+    Raises UserError if the address is taken, a folder is incomplete, or other machines could ask without a key.
     """
     _check_before_start(settings, host, port)
     stopped = threading.Event()
@@ -136,12 +136,12 @@ def run(settings: ServiceSettings, host: str, port: int) -> None:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         address = start(settings, host, port)
-        for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray puts handlers of its own when it starts
+        for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray installs its own handlers when it starts
             signal.signal(number, lambda *_: stopped.set())
         print(f"Serving {', '.join(_names(settings))} at {address} until Ctrl-C; open it in a browser, or:")
         print(f"curl -s {address}/v1/images/edits -F image=@photo.png -F mask=@mask.png {_DECODE}", flush=True)
         stopped.wait()
-        print("stopping; what is in work is finished first", flush=True)
+        print("stopping; requests in work are finished first", flush=True)
         _stop(settings)
     finally:
         if starts_ray:
@@ -149,13 +149,13 @@ def run(settings: ServiceSettings, host: str, port: int) -> None:
 
 
 def _names(settings: ServiceSettings) -> list[str]:
-    """What can be asked for; names of the catalogue that cannot be answered are in the log, and tried again."""
+    """Returns the names that are served; the service logs and retries catalogued names that do not load."""
     promoted = read_catalogue(settings.catalogue).models if settings.catalogue is not None else {}
     return list(promoted | name_models(settings).models)
 
 
 def _stop(settings: ServiceSettings) -> None:
-    """The interface first: a request may still need the replicas below several times."""
+    """Stops the interface before the replicas, since a request in work may still need them."""
     try:
         ray_serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=settings.request_timeout_s + 5)
         ray_serve.delete(APPLICATION)
@@ -170,7 +170,7 @@ _DECODE = (
 
 
 def _check_before_start(settings: ServiceSettings, host: str, port: int) -> None:
-    """What can be said at once, before Ray takes its seconds to start."""
+    """Raises UserError for what can be checked before Ray takes seconds to start."""
     for name, served in name_models(settings).models.items():
         folder = as_path(resolve_model(served.base))
         if folder.is_dir() and not (folder / "model_index.json").is_file():

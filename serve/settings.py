@@ -1,4 +1,4 @@
-"""How a service is set up: the arguments of `rlhf serve` and of `serve run serve.application:build`."""
+"""The settings of a service: the arguments of `rlhf serve` and of `serve run serve.application:build`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,70 +18,70 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 def _split_list(value: object) -> object:
-    """`serve run ... models=a,b` gives one text."""
+    """Splits the text that `serve run ... models=a,b` gives."""
     return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
 
 
 class EngineSettings(BaseModel):
-    """How a replica paints."""
+    """The settings of a replica."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     reward: Place | None = None
     """Reward folder, or a run folder or YAML file with `rewards:`; answers then hold reward, lower and upper."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; `auto` takes a GPU where there is one."""
+    """Device of the model; `auto` takes a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the UNet's forward pass; `auto` is bf16 on a GPU and fp32 elsewhere."""
+    """Precision of the network's forward pass; `auto` is bf16 on a GPU and fp32 elsewhere."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
-    """`auto` is PyTorch's SDPA; `xformers` needs CUDA and the extra `gpu`."""
+    """Attention kernels; `auto` is PyTorch's SDPA, `xformers` needs CUDA and the extra `gpu`."""
     compile: bool = False
-    """Compile the UNet's transformer blocks: slow to start, and again for each new policy, which then has a UNet of
-    its own instead of being mixed with others."""
+    """Whether to compile the network's transformer blocks. Starting is slow then, also for each new policy, which gets
+    a network of its own and shares no batch with others."""
     warmup: bool = False
-    """Paint batches of all sizes before the replica says that it is ready."""
+    """Whether to paint batches of all sizes before the replica reports that it is ready."""
     max_batch_images: Count = 8
-    """Images per forward pass of the UNet; a request that asks for more is painted by itself."""
+    """Images per forward pass of the network; a request that asks for more is painted alone."""
     batching: Literal["continuous", "whole"] = "continuous"
-    """`continuous`: requests join between denoising steps; `whole`: only when all others are done."""
+    """When requests join a batch: between denoising steps (`continuous`), or after all others are done (`whole`)."""
     max_policies: Count = 8
-    """Policies that a replica keeps loaded; the one not used for longest goes first."""
+    """Number of policies that a replica keeps loaded; the least recently used is dropped first."""
 
 
 class ServiceSettings(EngineSettings):
-    """All of a service."""
+    """The settings of a service, its replicas included."""
 
     models: Annotated[tuple[str, ...], BeforeValidator(_split_list)] = ()
-    """Runs, policy folders, pipeline folders or hub names, each as PLACE or NAME=PLACE. The first is the default,
-    after what is in the catalogue; without any, the built-in model is served."""
+    """Runs, policy folders, pipeline folders or hub names, each as PLACE or NAME=PLACE. The first is the default
+    if the catalogue has no names; without any, the built-in model is served."""
     catalogue: Place | None = None
-    """File of names that `rlhf promote` writes; it is read again every second."""
+    """File of names that `rlhf promote` writes; the service rereads it every second."""
     replicas: Count = 1
-    """Copies of each base model at the start, and without `max_replicas` for ever."""
+    """Copies of each base model at the start; constant without `max_replicas`."""
     max_replicas: Count | None = None
-    """Ray Serve starts more copies up to this number where requests pile up."""
+    """Most copies of each base model that Ray Serve starts under load."""
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 8.0
     """Requests per copy at which Ray Serve starts one more."""
     num_cpus: Annotated[float, Field(ge=0)] | None = None
-    """Ray CPUs of a copy, and its threads of PyTorch; by default 1, or with `rlhf serve` what there is."""
+    """Ray CPUs and PyTorch threads of a copy; default: 1, or with `rlhf serve` all there are."""
     num_gpus: Annotated[float, Field(ge=0)] | None = None
-    """Ray GPUs of a copy; by default 1 where this process sees a GPU and `device` allows it."""
+    """Ray GPUs of a copy; default: 1 if this process sees a GPU and `device` allows it."""
     max_waiting: Count = 64
-    """Requests in work or waiting, beyond which more are refused with 429."""
+    """Most requests in work or waiting; more are refused with 429."""
     max_megapixels: Annotated[float, Field(ge=1)] = 1000.0
-    """Decoded pixels in work, each sample counted: 8 bytes each and, while an answer is encoded, as much again."""
+    """Most decoded pixels in work, in millions, each sample counted; a pixel takes 8 bytes, 16 during encoding."""
     ingress_replicas: Count = 1
     """Copies of the HTTP interface; each has limits and counts of its own."""
     request_timeout_s: Seconds = 120.0
-    """How long a request may take, from its last byte to its answer."""
+    """Longest time from the last byte of a request to its answer, in seconds."""
     upload_timeout_s: Seconds = 30.0
-    """How long the body of a request may take to arrive."""
+    """Longest time for the body of a request to arrive, in seconds."""
     api_keys: Path | None = None
-    """File of hashed keys, made by `rlhf api-key`; without keys only this machine is answered."""
+    """File of hashed keys, made by `rlhf api-key`; without keys the service answers this machine only."""
     store: Place | None = None
-    """Folder for `response_format=url`; without one that is refused."""
+    """Folder for `response_format=url`, which is refused without one."""
     public_url: str | None = None
-    """What stands before the names of stored images; by default the address that the request came to."""
+    """Address at the head of URLs of stored images; default: the address that the request came to."""
 
     @model_validator(mode="after")
     def _grows(self) -> "ServiceSettings":
@@ -90,14 +90,14 @@ class ServiceSettings(EngineSettings):
         return self
 
     def engine(self) -> EngineSettings:
-        """What a replica is told."""
+        """Returns the settings of a replica."""
         return EngineSettings(**{name: getattr(self, name) for name in EngineSettings.model_fields})
 
 
 def name_models(settings: ServiceSettings) -> Catalogue:
-    """What is served from the start: the models that are given, and every base model by its own name.
+    """Returns what is served from the start: the given models, and every base model under its own name.
 
-    Raises UserError where there is no such model, or two have one name.
+    Raises UserError if a model does not exist, or two have the same name.
     """
     given = settings.models or (() if settings.catalogue is not None else ("tiny",))
     named: dict[str, ServedName] = {}
@@ -118,7 +118,7 @@ def name_models(settings: ServiceSettings) -> Catalogue:
 
 
 def base_name(base: str) -> str:
-    """What a base model is called: the last part of its folder or hub name."""
+    """Returns the name of a base model: the last part of its folder or hub name."""
     return base.rstrip("/").rpartition("/")[2]
 
 
@@ -130,7 +130,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _find(place: str) -> ServedName:
-    """A place as a base model, and the policy on it."""
+    """Returns the base model at a place, and the policy on it."""
     is_folder = "://" in place or Path(place).exists()
     if not is_folder and (place.startswith((".", "/", "~")) or place.count("/") > 1):
         raise UserError(f"{place}: no such folder; give a run, a policy, a pipeline folder or a hub name")

@@ -1,4 +1,4 @@
-"""Annotated images as the studies read them."""
+"""Loads annotated images for the studies."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from rlhf.diffusion.candidates import load_candidates
 
 
 def load_annotated(prompts: Path, candidates: Path, annotations: Path) -> tuple[AnnotatedImages, torch.Tensor | None]:
-    """Annotated images and, where all annotators are simulated, their scores without noise; else None."""
+    """Loads annotated images and, if all annotators are simulated, their scores without noise; otherwise None."""
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images, rows = load_candidates(candidates, by_id), load_annotations(annotations)
     is_simulated = all(row["is_simulated"] for row in rows)

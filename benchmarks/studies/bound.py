@@ -1,16 +1,17 @@
-"""How far uncertainties can be trusted: several kinds compared on the same splits of the photographs.
+"""Compares several kinds of uncertainty of the reward on the same splits of the photographs.
 
-Each kind is given its own conformal multiplier on part C and is judged on part D, so that all state the same
-coverage and differ in width and in whether they know which rewards are wrong.
+Each kind gets its own conformal multiplier on part C and is judged on part D. All kinds therefore state the same
+coverage; they differ in width and in their knowledge of which rewards are wrong.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import torch
 import typer
 
@@ -20,20 +21,41 @@ from rlhf.commands.options import Config, Out, Overrides, resolve_config, save_c
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.evaluation.tasks.resplits import average, run_resplits
-from rlhf.reports.intervals import cluster_bootstrap, rank_correlation, show_estimate
+from rlhf.reports.intervals import Estimate, cluster_bootstrap, rank_correlation, show_estimate
 from rlhf.reports.pages import show
 from rlhf.rewards.learned.bound import conformal_multiplier
 from rlhf.rewards.learned.feature_training import describe_rows, with_descriptions
 from rlhf.rewards.learned.reward_model import RewardModel
 from rlhf.rewards.learned.reward_training import features_of, fit_reward
-from rlhf.storage.atomic_files import atomic_write_json, finite
+from rlhf.storage.atomic_files import atomic_write_json
 
 KINDS = ("proper norm", "released norm", "ensemble", "dropout", "constant")
-"""sqrt(z' V^-1 z); ||V^-1 z||; spread of 5 rewards; spread over dropout masks; no uncertainty at all."""
+"""sqrt(z' V^-1 z); ||V^-1 z||; spread of an ensemble of rewards; spread over dropout masks; a constant."""
 COVERAGES = (0.9, 0.95)
 DROPOUT_PASSES = 20
 LEAST = 1e-3
-"""Added to spreads: where five networks agree by chance the error is not 0."""
+"""Added to spreads, since networks that agree by chance can still be wrong."""
+Figures = dict[str, float | None]
+"""Figures of one kind on one split by name: `error`, `aurc`, `coverage_0.9` and so on; None for no value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFigures:
+    """Figures of one split."""
+
+    kinds: dict[str, Figures]
+    ceiling: float | None
+    """Rank correlation with the noisy errors that the reward's true error would reach."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundSummary:
+    """Summary of all splits."""
+
+    resplits: int
+    kinds: dict[str, dict[str, Estimate | float | None]]
+    """Means over splits by kind and figure; a plain number is a share of splits."""
+    ceiling: Estimate | None
 
 
 def study_bound(
@@ -44,45 +66,52 @@ def study_bound(
     *,
     resplits: int,
     ensemble: int = 5,
-) -> dict[str, Any]:
-    """Judge all kinds on `resplits` splits of the photographs; each split is a file, so a run goes on.
+) -> BoundSummary:
+    """Judges all kinds on `resplits` splits of the photographs; each split is a file, so a study can be resumed.
 
-    `noiseless` is what the annotators' scores would be without noise, [N], where they are simulated.
-    Writes `resplit-*.json` and, last, `bound_study.json`, which is returned. Raises UserError where `out`
-    holds a study of other settings.
+    `noiseless` are the simulated annotators' scores without noise, [N]. Writes `resplit-*.json` and, last,
+    `bound_study.json`. Raises UserError if `out` holds a study with other settings.
     """
     settings = {"config": config.model_dump(mode="json"), "ensemble": ensemble, "rows": len(data.keys)}
     data = with_descriptions(data, config, 0)
     records = run_resplits(
-        out, settings, resplits, lambda seed: judge_split(data, noiseless, config, seed, ensemble), stage="study bound"
+        out,
+        settings,
+        resplits,
+        lambda seed: judge_split(data, noiseless, config, seed, ensemble),
+        SplitFigures,
+        stage="study bound",
     )
-    summary = {"resplits": resplits, "kinds": {kind: _summarise([r[kind] for r in records]) for kind in KINDS}}
-    summary["ceiling"] = average(r["ceiling"] for r in records)
-    atomic_write_json(out / "bound_study.json", summary)
-    return finite(summary)
+    summary = BoundSummary(
+        resplits=resplits,
+        kinds={kind: _summarise([record.kinds[kind] for record in records]) for kind in KINDS},
+        ceiling=average(record.ceiling for record in records),
+    )
+    atomic_write_json(out / "bound_study.json", asdict(summary))
+    return summary
 
 
 def judge_split(
     data: AnnotatedImages, noiseless: torch.Tensor | None, config: RewardConfig, seed: int, ensemble: int
-) -> dict[str, Any]:
-    """One split: figures per kind, and the rank correlation that the reward's true error would reach."""
+) -> SplitFigures:
+    """Fits the reward on one split and judges all kinds."""
     parts = split_photographs(data.photographs, config.parts, seed)
     a, b, c, d = (data.of(part) for part in parts)
     models = [fit_reward(a, b, c, config, 1000 * seed + member).model for member in range(ensemble)]
     truth = None if noiseless is None else noiseless[[name in parts[3] for name in data.photographs]]
     scored_c, scored_d = _score(models, c), _score(models, d)
-    figures: dict[str, Any] = {}
+    figures = {}
     for kind in KINDS:
         (reward_c, width_c), (reward_d, width_d) = scored_c[kind], scored_d[kind]
         multipliers = {level: conformal_multiplier(c.scores - reward_c, width_c, level) for level in COVERAGES}
-        figures[kind] = judge(d, reward_d, width_d, multipliers, truth)
+        figures[kind] = judge_uncertainty(d, reward_d, width_d, multipliers, truth)
     reward = scored_d["proper norm"][0]
-    figures["ceiling"] = None if truth is None else _correlation((d.scores - reward).abs(), (truth - reward).abs())
-    return figures
+    ceiling = None if truth is None else _correlation((d.scores - reward).abs(), (truth - reward).abs())
+    return SplitFigures(kinds=figures, ceiling=ceiling)
 
 
 def _score(models: Sequence[RewardModel], data: AnnotatedImages) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Reward and uncertainty by kind, each float64 [N]."""
+    """Returns reward and uncertainty by kind, float64 [N] each."""
     z = [features_of(model.network, data) for model in models]
     rewards = torch.stack([model.head.reward(features) for model, features in zip(models, z, strict=True)])
     head = models[0].head
@@ -97,7 +126,7 @@ def _score(models: Sequence[RewardModel], data: AnnotatedImages) -> dict[str, tu
 
 @torch.no_grad()
 def _dropout_spread(model: RewardModel, data: AnnotatedImages) -> torch.Tensor:
-    """Standard deviation of the reward over dropout masks (Gal and Ghahramani, 2016), [N]."""
+    """Returns the standard deviation [N] of the reward over dropout masks (Gal and Ghahramani 2016)."""
     first_rows, numbers = distinct_images(data)
     described = describe_rows(model.network, data, first_rows)
     torch.manual_seed(0)
@@ -110,16 +139,19 @@ def _dropout_spread(model: RewardModel, data: AnnotatedImages) -> torch.Tensor:
     return torch.stack(passes).std(0)[numbers]
 
 
-def judge(
+def judge_uncertainty(
     data: AnnotatedImages,
     reward: torch.Tensor,
     uncertainty: torch.Tensor,
     multipliers: dict[float, float],
     truth: torch.Tensor | None,
-) -> dict[str, Any]:
-    """Coverage (and whether its interval holds the nominal one), width, and what the uncertainty knows of errors."""
+) -> Figures:
+    """Returns error, coverage and width by level, and how well the uncertainty ranks the errors.
+
+    `is_nominal_inside_LEVEL` is 1 if the interval of the coverage holds the nominal one, and None without an interval.
+    """
     errors = (data.scores.double() - reward).abs()
-    figures: dict[str, Any] = {
+    figures: Figures = {
         "error": float(errors.mean()),
         "rank_correlation": _correlation(errors, uncertainty),
         "rank_correlation_noiseless": None if truth is None else _correlation((truth - reward).abs(), uncertainty),
@@ -128,8 +160,8 @@ def judge(
     for level, multiplier in multipliers.items():
         covered = (errors <= multiplier * uncertainty).double().numpy()
         estimate = cluster_bootstrap(covered, data.photographs)
-        figures[f"coverage_{level:g}"] = asdict(estimate)
-        is_inside = bool(estimate.low <= level <= estimate.high)
+        figures[f"coverage_{level:g}"] = estimate.value
+        is_inside = float(estimate.low <= level <= estimate.high)
         figures[f"is_nominal_inside_{level:g}"] = is_inside if math.isfinite(estimate.low) else None
         figures[f"width_{level:g}"] = float(2 * multiplier * uncertainty.mean())
     return figures
@@ -140,7 +172,10 @@ def _correlation(errors: torch.Tensor, uncertainty: torch.Tensor) -> float:
 
 
 def risk_coverage_area(errors: np.ndarray, uncertainty: np.ndarray) -> float:
-    """Mean over n of the mean error of the n most certain rewards (Geifman and El-Yaniv, 2017); ties share ranks."""
+    """Returns the mean, over n, of the mean error of the n most certain rewards; ties share ranks.
+
+    It is the area under the risk-coverage curve of Geifman and El-Yaniv (2017).
+    """
     order = np.argsort(uncertainty, kind="stable")
     _, starts, counts = np.unique(uncertainty[order], return_index=True, return_counts=True)
     ranked = errors[order].astype(float)
@@ -149,36 +184,31 @@ def risk_coverage_area(errors: np.ndarray, uncertainty: np.ndarray) -> float:
     return float((np.cumsum(ranked) / np.arange(1, len(ranked) + 1)).mean())
 
 
-def _summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the splits with intervals, and the share of splits whose interval holds the nominal coverage."""
-    summary: dict[str, Any] = {}
-    for name, value in records[0].items():
-        values = [record[name]["value"] if isinstance(value, dict) else record[name] for record in records]
-        known = [value for value in values if value is not None]
+def _summarise(records: Sequence[Figures]) -> dict[str, Estimate | float | None]:
+    """Returns means over the splits, and the share of splits whose interval holds the nominal coverage."""
+    summary: dict[str, Estimate | float | None] = {}
+    for name in records[0]:
+        known = [record[name] for record in records if record[name] is not None]
         share = float(np.mean(known)) if known else None
-        summary[name] = share if name.startswith("is_") else average(values)
+        summary[name] = share if name.startswith("is_") else average(known)
     return summary
 
 
-def format_table(summary: dict[str, Any]) -> str:
-    """The summary as a table for the terminal, a line per kind."""
-    head = f"{'uncertainty':<15}{'coverage 90':>22}{'inside':>8}{'coverage 95':>22}{'width 90':>10}"
-    lines = [head + f"{'rho noisy':>22}{'rho noiseless':>22}{'AURC':>8}"]
-    for kind, figures in summary["kinds"].items():
-        cells = [
-            f"{kind:<15}",
-            f"{show_estimate(figures['coverage_0.9'], '.3f'):>22}",
-            f"{show(figures['is_nominal_inside_0.9'], '.0%'):>8}",
-            f"{show_estimate(figures['coverage_0.95'], '.3f'):>22}",
-            f"{figures['width_0.9']['value']:>10.3f}",
-            f"{show_estimate(figures['rank_correlation'], '.3f'):>22}",
-            f"{show_estimate(figures['rank_correlation_noiseless'], '.3f'):>22}",
-            f"{figures['aurc']['value']:>8.3f}",
-        ]
-        lines.append("".join(cells))
-    ceiling = show_estimate(summary["ceiling"], ".3f")
-    note = f"means over {summary['resplits']} splits; an uncertainty that knew each true error: rho noisy {ceiling}"
-    return "\n".join([*lines, note])
+def format_table(summary: BoundSummary) -> str:
+    """Formats a table with a row per kind."""
+    columns = {"coverage 90": "coverage_0.9", "coverage 95": "coverage_0.95", "width 90": "width_0.9", "AURC": "aurc"}
+    columns |= {"rho noisy": "rank_correlation", "rho noiseless": "rank_correlation_noiseless"}
+    table = pd.DataFrame.from_dict(
+        {
+            kind: {head: show_estimate(figures[name], ".3f") for head, name in columns.items()}
+            | {"inside": show(figures["is_nominal_inside_0.9"], ".0%")}
+            for kind, figures in summary.kinds.items()
+        },
+        orient="index",
+    )
+    ceiling = show_estimate(summary.ceiling, ".3f")
+    note = f"means over {summary.resplits} splits; an uncertainty that knew each true error: rho noisy {ceiling}"
+    return f"{table.to_string()}\n{note}"
 
 
 def main(
@@ -191,7 +221,7 @@ def main(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Compare kinds of uncertainty on the same splits: coverage, width, and what they know of errors."""
+    """Compare kinds of uncertainty on the same splits: coverage, width, and how well they rank errors."""
     resolved = resolve_config(config, overrides)
     save_config(resolved, out)
     data, truth = load_annotated(prompts, candidates, annotations)

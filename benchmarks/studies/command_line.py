@@ -10,7 +10,7 @@ from rlhf.errors import UserError
 
 
 def run_as_program(study: Callable[..., None]) -> None:
-    """Run a study with the options of this process; a UserError ends it with exit code 2 and no traceback."""
+    """Runs a study with the options of this process; a UserError ends it with exit code 2 and no traceback."""
     take_urls(study)
     try:
         typer.run(study)

@@ -1,4 +1,4 @@
-"""How far do photographs extend well? Centre strips grown to their true width, by models and by paddings."""
+"""Study of extension: centre strips of photographs extended to their true width, by models and by paddings."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,13 +1,13 @@
-"""Whether uncertainty rises where the reward has seen nothing alike: corruptions, other holes, other sources.
+"""Tests whether uncertainty rises for images unlike the annotated ones: corruptions, other holes, other sources.
 
-Every model is fitted anew on parts A to C of a split of the photographs; nothing that it is asked about was
-in them. All uncertainties are relative to those of clean fills of part D, which are alike what it has seen.
+Every model is fitted on parts A to C of a split of the photographs and is asked about other photographs only. All
+uncertainties are relative to those of clean fills of part D, which resemble the annotated ones.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from rlhf.data.annotators import load_annotations
 from rlhf.data.prompts import load_prompts
 from rlhf.diffusion.candidates import load_candidates
 from rlhf.evaluation.tasks.resplits import average, run_resplits
+from rlhf.reports.intervals import Estimate
 from rlhf.rewards.learned.feature_training import with_descriptions
 from rlhf.rewards.learned.reward_model import RewardModel
 from rlhf.rewards.learned.reward_training import features_of, fit_reward
@@ -31,25 +32,25 @@ BATCH = 256
 
 
 def blur(images: torch.Tensor, severity: int) -> torch.Tensor:
-    """`severity` passes of a 3x3 mean."""
+    """Blurs by `severity` passes of a 3x3 mean."""
     for _ in range(severity):
         images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     return images
 
 
 def noise(images: torch.Tensor, severity: int) -> torch.Tensor:
-    """Gaussian noise of standard deviation 0.1 x severity; images are 2 wide."""
+    """Adds Gaussian noise of standard deviation 0.1 x severity; images span [-1, 1]."""
     generator = torch.Generator().manual_seed(severity)
     return (images + 0.1 * severity * torch.randn(images.shape, generator=generator)).clamp(-1, 1)
 
 
 def colour_cast(images: torch.Tensor, severity: int) -> torch.Tensor:
-    """More red and less blue, by 0.15 x severity."""
+    """Adds red and removes blue, by 0.15 x severity."""
     return (images + 0.15 * severity * torch.tensor([1.0, 0.0, -1.0])[:, None, None]).clamp(-1, 1)
 
 
 def checkerboard(images: torch.Tensor, severity: int) -> torch.Tensor:
-    """The pattern of transposed convolutions: single pixels lighter and darker in turn, by 0.1 x severity."""
+    """Adds the pattern of transposed convolutions: pixels lighter and darker in turn, by 0.1 x severity."""
     rows, columns = torch.arange(images.shape[-2]), torch.arange(images.shape[-1])
     sign = 1.0 - 2.0 * ((rows[:, None] + columns[None, :]) % 2)
     return (images + 0.1 * severity * sign).clamp(-1, 1)
@@ -65,12 +66,43 @@ CORRUPTIONS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftedImages:
-    """Inpaintings of another source, which nobody annotated."""
+    """Inpaintings of another source that nobody annotated."""
 
     images: torch.Tensor
     """[N, 3, H, W] in [-1, 1]."""
     masks: torch.Tensor
     """[N, 1, H, W]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftFigures:
+    """Uncertainty of shifted images on one split."""
+
+    uncertainty: float
+    """Mean uncertainty relative to clean fills."""
+    ood_share: float
+    """Share of images that are flagged as out of distribution."""
+
+
+Shifts = dict[str, dict[str, ShiftFigures]]
+"""Figures of one split by shift and degree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftMeans:
+    """Means of ShiftFigures over splits."""
+
+    uncertainty: Estimate | None
+    ood_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftSummary:
+    """Summary of all splits."""
+
+    resplits: int
+    shifts: dict[str, dict[str, ShiftMeans]]
+    """Means by shift and degree."""
 
 
 def study_shift(
@@ -81,12 +113,11 @@ def study_shift(
     out: Path,
     *,
     resplits: int,
-) -> dict[str, Any]:
-    """Measure all shifts on `resplits` splits of the photographs; each split is a file, so a run goes on.
+) -> ShiftSummary:
+    """Measures all shifts on `resplits` splits of the photographs; each split is a file, so a study can be resumed.
 
-    `families` names the hole of each row of the data. Writes `resplit-*.json` and, last, `shift_study.json`,
-    which is returned: by shift and degree, uncertainty relative to clean fills and `ood_share`. Raises
-    UserError where `out` holds a study of other settings.
+    `families` are the hole families of the rows of the data. Writes `resplit-*.json` and, last, `shift_study.json`.
+    Raises UserError if `out` holds a study with other settings.
     """
     settings = {
         "config": config.model_dump(mode="json"),
@@ -99,23 +130,24 @@ def study_shift(
         settings,
         resplits,
         lambda seed: measure_split(data, families, others, config, seed),
+        Shifts,
         stage="study shift",
     )
-    summary = {"resplits": resplits, "shifts": _summarise(records)}
-    atomic_write_json(out / "shift_study.json", summary)
+    summary = ShiftSummary(resplits=resplits, shifts=_summarise(records))
+    atomic_write_json(out / "shift_study.json", asdict(summary))
     return summary
 
 
 def measure_split(
     data: AnnotatedImages, families: list[str], others: Mapping[str, ShiftedImages], config: RewardConfig, seed: int
-) -> dict[str, dict[str, dict[str, float]]]:
-    """By shift and degree: `uncertainty`, relative to clean fills of part D, and `ood_share`."""
+) -> Shifts:
+    """Returns the figures of one split, relative to clean fills of part D."""
     parts = split_photographs(data.photographs, config.parts, seed)
     model, held_out = _fit(data, parts, config, seed), data.of(parts[3])
     clean = _mean_uncertainty(model, features_of(model.network, held_out))
     rows, _ = distinct_images(held_out)
     images, masks = held_out.images[rows], held_out.masks[rows]
-    table: dict[str, dict[str, dict[str, float]]] = {}
+    table: Shifts = {}
     for name, corrupt in CORRUPTIONS.items():
         table[name] = {"0": _relate(clean, clean)}
         for severity in SEVERITIES:
@@ -141,8 +173,8 @@ def _leave_out(
     model: RewardModel,
     config: RewardConfig,
     seed: int,
-) -> dict[str, dict[str, float]]:
-    """Part D's holes of one family against its others: where all were annotated, and where this one never was."""
+) -> dict[str, ShiftFigures]:
+    """Compares part D's holes of one family with its others: after annotation of all, and of all but this family."""
     others = data.rows([i for i, name in enumerate(families) if name != family])
     own = data.rows([i for i, name in enumerate(families) if name == family]).of(parts[3])
     without = _fit(others, parts, config, seed)
@@ -153,7 +185,7 @@ def _leave_out(
 
 
 def _mean_uncertainty(model: RewardModel, features: torch.Tensor) -> tuple[float, float]:
-    """Of features [N, d], and the share that raises the alarm."""
+    """Returns the mean uncertainty of features [N, d], and the share of them out of distribution."""
     uncertainty = model.head.uncertainty(features)
     quantile = model.calibration.uncertainty_quantile
     assert quantile is not None
@@ -166,33 +198,24 @@ def _measure_pictures(model: RewardModel, images: torch.Tensor, masks: torch.Ten
     return _mean_uncertainty(model, torch.cat([model.network(i, m) for i, m in parts]))
 
 
-def _relate(measured: tuple[float, float], clean: tuple[float, float]) -> dict[str, float]:
-    return {"uncertainty": measured[0] / clean[0], "ood_share": measured[1]}
+def _relate(measured: tuple[float, float], clean: tuple[float, float]) -> ShiftFigures:
+    return ShiftFigures(uncertainty=measured[0] / clean[0], ood_share=measured[1])
 
 
-def _summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the splits, the uncertainty's with the 95 % interval of a bootstrap over splits."""
-    summary: dict[str, Any] = {}
-    for shift, degrees in records[0].items():
-        summary[shift] = {}
-        for degree in degrees:
-            cells = [record[shift][degree] for record in records]
-            share = sum(cell["ood_share"] for cell in cells) / len(cells)
-            summary[shift][degree] = {
-                "uncertainty": average(cell["uncertainty"] for cell in cells),
-                "ood_share": share,
-            }
-    return summary
+def _summarise(records: Sequence[Shifts]) -> dict[str, dict[str, ShiftMeans]]:
+    def means(shift: str, degree: str) -> ShiftMeans:
+        found = [record[shift][degree] for record in records]
+        share = sum(figures.ood_share for figures in found) / len(found)
+        return ShiftMeans(uncertainty=average(figures.uncertainty for figures in found), ood_share=share)
+
+    return {shift: {degree: means(shift, degree) for degree in degrees} for shift, degrees in records[0].items()}
 
 
-def format_shifts(summary: dict[str, Any]) -> str:
-    """A line per shift: by degree the mean uncertainty relative to clean fills, and the share that raises the alarm."""
-    lines = [f"uncertainty relative to clean fills (share out of distribution); {summary['resplits']} splits"]
-    for shift, degrees in summary["shifts"].items():
-        cells = [
-            f"{degree}: {cell['uncertainty']['value']:.2f} ({cell['ood_share']:.0%})"
-            for degree, cell in degrees.items()
-        ]
+def format_shifts(summary: ShiftSummary) -> str:
+    """Formats a line per shift: mean uncertainty relative to clean fills by degree, and share out of distribution."""
+    lines = [f"uncertainty relative to clean fills (share out of distribution); {summary.resplits} splits"]
+    for shift, degrees in summary.shifts.items():
+        cells = [f"{degree}: {own.uncertainty.value:.2f} ({own.ood_share:.0%})" for degree, own in degrees.items()]
         lines.append(f"{shift:<22}" + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
     return "\n".join(lines)
 
@@ -210,9 +233,8 @@ def main(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Ask for what was never annotated: corrupted fills, other hole families, other sources. Does uncertainty rise?"""
+    """Test whether uncertainty rises for what was never annotated: corrupted fills, other holes, other sources."""
     resolved = resolve_config(config, overrides)
-
     save_config(resolved, out)
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     data = join_annotations(by_id, load_candidates(candidates, by_id), load_annotations(annotations))

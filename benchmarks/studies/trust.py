@@ -1,5 +1,6 @@
-"""Does trust pay? Alignments that over-optimise a reward of few annotations."""
+"""Tests whether trust pays, with alignments that over-optimise a reward from few annotations."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -7,10 +8,10 @@ import typer
 
 from benchmarks.studies.command_line import run_as_program
 from benchmarks.studies.trust_arms import TrustPlan, run_trust_study
-from benchmarks.studies.trust_figures import draw_figure, format_table, write_csv
+from benchmarks.studies.trust_figures import draw_figure, format_table, tabulate
 from benchmarks.studies.trust_summary import summarise
 from rlhf.commands.options import Config, Out, Overrides, resolve_config
-from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 from rlhf.workflows.demo import choose_photographs, find_run_file
 
 
@@ -23,20 +24,19 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of no weight against the proper one.")] = 5,
     other_seeds: Annotated[int, typer.Option(min=1, help="Seeds of the other arms.")] = 3,
     annotated: Annotated[int, typer.Option(min=1, help="Candidates annotated per seed: few.")] = 360,
-    report: Annotated[bool, typer.Option("--report", help="Run nothing; only tell of what is finished.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Run nothing; only report what is finished.")] = False,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Does trust pay? Alignments that over-optimise a reward of few annotations; goes on arm by arm."""
-
+    """Test whether trust pays, with alignments that over-optimise a reward from few annotations; resumes arm by arm."""
     if not report:
         resolved = resolve_config(config or find_run_file("trust_study"), overrides)
         train, judged = choose_photographs("study trust", out, images, eval_images)
         plan = TrustPlan(images=train, eval_images=judged, seeds=seeds, other_seeds=other_seeds, annotated=annotated)
         run_trust_study(plan, resolved, out)
     summary = summarise(out, seeds, other_seeds)
-    atomic_write_json(out / "trust_study.json", summary)
-    write_csv(summary, out / "trust_study.csv")
+    atomic_write_json(out / "trust_study.json", asdict(summary))
+    atomic_write_text(out / "trust_study.csv", tabulate(summary).to_csv(index=False, lineterminator="\n"))
     draw_figure(summary, out / "trust_study.png")
     print(format_table(summary))
 

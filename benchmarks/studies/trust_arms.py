@@ -1,10 +1,10 @@
-"""Does trust pay? Alignments that differ in one setting alone, from identical starts, paired by seed.
+"""Runs alignments that differ in one setting only, from identical starts, paired by seed, to test whether trust pays.
 
 OUT/prompts, held_out_prompts, candidates     of all arms
 OUT/seed-0/annotations, reward                the few annotated prompts, the annotators' noise and the reward of a seed
 OUT/seed-0/proper/align, evaluation           one arm: an alignment, and every policy it saved under both judges
 
-Every stage is a command of `rlhf` that is run once, so the study goes on arm by arm wherever it was interrupted.
+Every stage is a command of `rlhf` that runs once, so an interrupted study resumes arm by arm.
 """
 
 import sys
@@ -18,7 +18,7 @@ from rlhf.storage.atomic_files import atomic_write_text
 from rlhf.workflows.stages import Stage, read_stages, run_stages
 
 CONTROL = "none"
-"""The arm that all others are compared with."""
+"""Arm with which all others are compared."""
 ARMS = {
     "none": (),
     "proper": ("align.trust=proper",),
@@ -28,9 +28,9 @@ ARMS = {
     "all": ("align.log_prob_over=all",),
     "constant": ("align.trust=constant",),
 }
-"""Arms by name, and what each sets besides `align.trust=none`."""
+"""Arms by name, with their settings besides `align.trust=none`."""
 MAIN = ("none", "proper")
-"""The arms with the most seeds."""
+"""Arms with the most seeds."""
 RESTS_ON = {
     "prompts": ("prompts",),
     "held-out prompts": ("prompts",),
@@ -40,34 +40,34 @@ RESTS_ON = {
     "align": ("prompts", "model", "candidates", "annotators", "reward", "rewards", "align", "cluster"),
     "evaluate": ("prompts", "model", "candidates", "annotators", "reward", "rewards", "align", "evaluate"),
 }
-"""Sections of the configuration that a stage rests on, those of earlier folders included."""
+"""Sections of the configuration that a stage depends on, including those of earlier folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrustPlan:
-    """What is run, and how much of it."""
+    """Size of the study."""
 
     images: Path
     """Photographs to train on."""
     eval_images: Path
     """Photographs to judge on."""
     seeds: int = 5
-    """Of `none` and `proper`."""
+    """Number of seeds of `none` and `proper`."""
     other_seeds: int = 3
-    """Of the other arms; `constant` has one."""
+    """Number of seeds of the other arms; `constant` has one."""
     annotated: int = 360
-    """Candidates that each seed's annotators mark, in whole prompts."""
+    """Number of candidates that the annotators of each seed mark, in whole prompts."""
 
 
 def queue(seeds: int, other_seeds: int) -> list[tuple[int, str]]:
-    """Seed and arm of every run: the comparison that matters most first, then seed by seed; `constant` once, last."""
+    """Returns seed and arm of every run: the main comparison first, then seed by seed; `constant` once, last."""
     main = [(seed, arm) for seed in range(seeds) for arm in MAIN]
     others = [arm for arm in ARMS if arm not in (*MAIN, "constant")]
     return main + [(seed, arm) for seed in range(other_seeds) for arm in others] + [(0, "constant")]
 
 
 def arm_folder(out: Path, seed: int, arm: str) -> Path:
-    """Where an arm of a seed lies."""
+    """Returns the folder of an arm and seed."""
     return out / f"seed-{seed}" / arm
 
 
@@ -77,10 +77,10 @@ def is_finished(folder: Path) -> bool:
 
 
 def run_trust_study(plan: TrustPlan, config: RunConfig, out: Path) -> None:
-    """Run or finish all arms; what is done is not done twice.
+    """Runs or resumes all arms; finished stages are skipped.
 
-    Raises UserError where settings have changed on which a begun alignment rests, SystemExit where a stage that all
-    arms of a seed rest on fails, or two arms in a row.
+    Raises UserError if settings have changed on which a started alignment depends, and SystemExit if a stage that all
+    arms of a seed share fails, or two arms in a row fail.
     """
     file = out / "config.yaml"
     atomic_write_text(file, dump_config(config))
@@ -98,7 +98,7 @@ def run_trust_study(plan: TrustPlan, config: RunConfig, out: Path) -> None:
         try:
             run_stages(arm_folder(out, seed, arm), stages, program=f"study, {arm}, seed {seed}")
         except SystemExit:
-            # An arm that diverges must not cost the night; two in a row are no arm's own fault.
+            # One diverging arm must not end the study; two failures in a row have another cause.
             if failed[-1:] == [f"run {number - 1}"]:
                 raise
             failed.append(f"run {number}")

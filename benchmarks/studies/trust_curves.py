@@ -1,4 +1,4 @@
-"""How an alignment went: the reward that it climbed and the gold judge, at every policy that it saved."""
+"""Curve of an alignment: its training reward and the gold judge at every saved policy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,39 +7,39 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.studies.paired_statistics import LEVEL, estimate_paired
 from rlhf.errors import UserError
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 from rlhf.reports.metrics_log import read_metrics
-from rlhf.reports.paired_statistics import LEVEL, estimate_paired
 from rlhf.storage.tables import CURVE, read_table
 
 SPREADS = ("trust_weight_std", "effective_sample_share")
-"""Figures of an update that tell whether weights can do anything."""
+"""Figures of an update that show whether weights have any effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmCurve:
-    """One run: V saved policies, the base model first, on the same N held-out samples of the same noise."""
+    """Marks of V saved policies of a run, the base model first, on the same N held-out samples with the same noise."""
 
     versions: np.ndarray
-    """int [V], ascending from 0: updates."""
+    """Numbers of updates, int [V], ascending from 0."""
     reward: np.ndarray
-    """[V, N], by the reward model that the run was given: the proxy."""
+    """Marks [V, N] by the reward model of the run, the proxy."""
     gold: np.ndarray
-    """[V, N]."""
+    """Marks [V, N] by the gold judge."""
     photographs: tuple[str, ...]
-    """[N]."""
+    """Photographs of the samples, [N]."""
     spread: dict[str, float]
     """Means of SPREADS over the updates, and of their last quarter as `late_*`."""
 
     def rise(self, name: str) -> np.ndarray:
-        """Mean of `reward` or `gold` less that of the base model, [V]."""
+        """Returns the mean of `reward` or `gold` minus that of the base model, [V]."""
         means = getattr(self, name).mean(axis=1)
         return means - means[0]
 
 
 def read_arm(folder: Path) -> ArmCurve:
-    """The curve of a finished arm; UserError where its table is damaged or holds no whole grid."""
+    """Reads the curve of a finished arm. Raises UserError if its table is damaged or incomplete."""
     path = folder / "evaluation" / "curve"
     rows = sorted(read_table(path, CURVE), key=lambda r: (r["policy_version"], r["prompt_id"], r["sample_index"]))
     versions = sorted({row["policy_version"] for row in rows})
@@ -58,7 +58,7 @@ def read_arm(folder: Path) -> ArmCurve:
 
 
 def measure_spread(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means of SPREADS over all updates, and over the last quarter of them."""
+    """Returns means of SPREADS over all updates, and over the last quarter of them."""
     late = lines[-max(1, len(lines) // 4) :] if lines else lines
     found = {name: float(np.mean([line[name] for line in lines])) for name in SPREADS if lines}
     return found | {f"late_{name}": float(np.mean([line[name] for line in late])) for name in SPREADS if lines}
@@ -66,19 +66,19 @@ def measure_spread(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Onset:
-    """Where a run began to over-optimise."""
+    """Start of over-optimisation in a run."""
 
     peak: int
-    """Update of the policy with the highest gold mean so far: what came after was worse."""
+    """Update of the policy with the highest gold mean so far."""
     confirmed: int
-    """Update of the first saved policy that is certainly worse than the peak, though the reward is higher."""
+    """Update of the first saved policy that is significantly worse than the peak, though its reward is higher."""
 
 
 def find_onset(curve: ArmCurve) -> Onset | None:
-    """The first saved policy whose gold is significantly below the best before it while the reward has risen since.
+    """Returns the first saved policy whose gold is significantly below the best before it while the reward has risen.
 
-    Significantly: the t interval of the mean difference over photographs lies below 0, at 5 % divided by the number of
-    policies that are looked at (Bonferroni). None where no policy is that, and below LEAST_PHOTOGRAPHS.
+    Significantly means that the t interval of the mean difference over photographs lies below 0, at 5 % divided by the
+    number of tested policies (Bonferroni). Returns None if there is no such policy, or below LEAST_PHOTOGRAPHS.
     """
     if len(set(curve.photographs)) < LEAST_PHOTOGRAPHS:
         return None
@@ -95,15 +95,15 @@ def find_onset(curve: ArmCurve) -> Onset | None:
 
 
 def mean_by_photograph(values: np.ndarray, photographs: Sequence[str]) -> np.ndarray:
-    """One mean per photograph, in the order of their names; values [N]."""
+    """Returns one mean per photograph of values [N], in the order of their names."""
     _, places = np.unique(np.asarray(photographs), return_inverse=True)
     return np.bincount(places, weights=values) / np.bincount(places)
 
 
 def updates_to_reach(versions: np.ndarray, values: np.ndarray, level: float) -> float | None:
-    """Updates after which `values` [V] first reach the level, on straight lines between saved policies.
+    """Returns the updates after which `values` [V] first reach the level, interpolated between saved policies.
 
-    None where they never do: it would take more than the last update, and nobody knows how many.
+    Returns None if they never reach it.
     """
     above = np.flatnonzero(values >= level)
     if not len(above):

@@ -1,20 +1,19 @@
-"""What `python -m benchmarks.studies.trust` found so far: a table for the terminal, CSV, and a figure."""
+"""Results of the study of trust: tables for the terminal, a long table for CSV, and a figure."""
 
-import csv
-import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.studies.trust_arms import CONTROL
-from rlhf.reports.intervals import show_estimate
+from benchmarks.studies.trust_records import ArmFigures, Claim, RiseComparison, TimeComparison, TrustSummary
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, Estimate, Interval, show_estimate
 from rlhf.reports.pages import show
-from rlhf.storage.atomic_files import atomic_write, atomic_write_text
+from rlhf.storage.atomic_files import atomic_write
 
 COLOURS = {
     "none": "#8a8f98",
@@ -24,7 +23,7 @@ COLOURS = {
     "prefpaint": "#b0483a",
     "all": "#7d55c7",
 }
-"""`constant` is not drawn: its curve is that of `none`."""
+"""Colours of the arms; `constant` is not drawn, since its curve is that of `none`."""
 PANELS = (("none", "proper", "release", "lower"), ("none", "prefpaint", "all"))
 LABELS = {
     "none": "no weight",
@@ -35,149 +34,139 @@ LABELS = {
     "all": "all latents, not the hole's",
     "constant": "constant weight",
 }
-"""Of arms, as readers know them."""
+"""Names of the arms for a reader."""
 
 
-def list_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str, str, Any, Any, Any]]:
-    """Arm or comparison, figure, seeds, value, low, high; empty where something was not measured."""
-    for arm, figures in summary["arms"].items():
-        seeds = len(figures["seeds"])
+def tabulate(summary: TrustSummary) -> pd.DataFrame:
+    """Returns one row per figure of an arm or comparison; figures that were not measured are missing."""
+    return pd.DataFrame(_list_rows(summary), columns=["arm", "figure", "seeds", "value", "low", "high"])
+
+
+def _list_rows(summary: TrustSummary) -> Iterator[tuple[str, str, str, float | None, float | None, float | None]]:
+    for arm, own in summary.arms.items():
+        seeds = str(len(own.seeds))
         for name in ("final_reward", "final_gold", "best_gold"):
-            yield arm, name, str(seeds), *_interval(figures[name])
-        for name, value in figures["spread"].items():
-            yield arm, name, str(seeds), value, "", ""
-        for name in ("reward", "gold"):
-            for seed, rises in zip(figures["seeds"], figures[f"{name}_rise"], strict=True):
-                for update, value in zip(figures["updates"], rises, strict=True):
-                    yield arm, f"{name}_rise at {update}", f"seed {seed}", value, "", ""
-    for entry in summary["comparisons"]:
-        name, pairs, measure = f"{entry['arm']} over {entry['other']}", str(entry["pairs"]), entry["measure"]
-        yield name, measure, pairs, *_interval(entry)
-        if entry.get("over_photographs"):
-            yield name, f"{measure}, over photographs", pairs, *_interval(entry["over_photographs"])
-        yield name, f"{measure}, smallest detectable", pairs, _blank(entry["detectable"]), "", ""
-        yield name, f"{measure}, p by Holm", pairs, _blank(entry["p_holm"]), "", ""
+            yield arm, name, seeds, *_ends(getattr(own, name))
+        for name, value in own.spread.items():
+            yield arm, name, seeds, value, None, None
+        for name, by_seed in (("reward_rise", own.reward_rise), ("gold_rise", own.gold_rise)):
+            for seed, rises in zip(own.seeds, by_seed, strict=True):
+                for update, value in zip(own.updates, rises, strict=True):
+                    yield arm, f"{name} at {update}", f"seed {seed}", value, None, None
+    for entry in summary.comparisons:
+        name, pairs, measure = f"{entry.arm} over {entry.other}", str(entry.pairs), entry.measure
+        yield name, measure, pairs, *_ends(entry)
+        if isinstance(entry, RiseComparison) and entry.over_photographs is not None:
+            yield name, f"{measure}, over photographs", pairs, *_ends(entry.over_photographs)
+        yield name, f"{measure}, smallest detectable", pairs, entry.detectable, None, None
+        yield name, f"{measure}, p by Holm", pairs, entry.p_holm, None, None
 
 
-def _interval(estimate: dict[str, Any]) -> tuple[Any, Any, Any]:
-    return _blank(estimate["value"]), _blank(estimate["low"]), _blank(estimate["high"])
+def _ends(estimate: Interval) -> tuple[float | None, float | None, float | None]:
+    return estimate.value, estimate.low, estimate.high
 
 
-def _blank(value: float | None) -> float | str:
-    return "" if value is None or not math.isfinite(value) else value
-
-
-def write_csv(summary: dict[str, Any], path: Path) -> None:
-    """The long table; empty where something could not be measured."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["arm", "figure", "seeds", "value", "low", "high"])
-    writer.writerows(list_rows(summary))
-    atomic_write_text(path, buffer.getvalue())
-
-
-def format_table(summary: dict[str, Any]) -> str:
-    """The summary for the terminal: arms, comparisons, claims, and what is missing."""
-    lines = [_title(summary), *_arm_lines(summary), "", *_comparison_lines(summary), ""]
-    for entry in summary["claims"]:
-        lines.append(f"claim: {entry['claim']}: {entry['verdict'].upper()} here{_claim_detail(entry)}")
-    same = summary["constant_is_none"]
+def format_table(summary: TrustSummary) -> str:
+    """Formats arms, comparisons, claims and missing runs for the terminal."""
+    unit = (
+        "time: T_other / T_arm - 1 for the updates to the common reward; detectable: of the logarithm of the quotient"
+    )
+    lines = [_title(summary), _format_arms(summary), "", _format_comparisons(summary), unit, ""]
+    lines += [f"claim: {c.claim}: {c.verdict.upper()} here{_claim_detail(c)}" for c in summary.claims]
+    same = summary.constant_is_none
     if same is not None:
         says = "the same to the last bit" if same else "NOT the same, so runs are not repeatable on this machine"
-        lines.append(f"constant weight and none: {says}; weights are divided by their mean, so it has to be")
-    if summary["missing"]:
-        lines.append(f"missing, {len(summary['missing'])} run(s): {'; '.join(summary['missing'])}")
+        lines.append(f"constant weight and none: {says}; weights are divided by their mean, so they must be equal")
+    if summary.missing:
+        lines.append(f"missing, {len(summary.missing)} run(s): {'; '.join(summary.missing)}")
     return "\n".join(lines)
 
 
-def _title(summary: dict[str, Any]) -> str:
+def _title(summary: TrustSummary) -> str:
     return (
         "Rises over the base model, means over seeds [95 % by Student's t]; reward in sd of the normalised score, gold "
-        f"judge (simulated) x 1000; the common reward is {summary['level_share']:.0%} of the highest rise of no weight"
+        f"judge (simulated) x 1000; the common reward is {summary.level_share:.0%} of the highest rise of no weight"
     )
 
 
-def _arm_lines(summary: dict[str, Any]) -> list[str]:
-    head = f"{'arm':<28}{'seeds':>5} {'final reward':>22} {'final gold':>24} {'best gold':>24}"
-    lines = [head + "  best at      over-optimises from  to common reward  weights' sd, late"]
-    for arm, figures in summary["arms"].items():
-        onsets = ["never" if onset is None else str(onset["peak"]) for onset in figures["onsets"]]
-        last = figures["updates"][-1]
-        times = [f">{last}" if t is None else f"{t:.0f}" for t in figures["updates_to_level"]]
-        spread = [show(figures["spread"].get(f"{late}trust_weight_std"), ".3f") for late in ("", "late_")]
-        lines.append(
-            f"{LABELS[arm]:<28}{len(figures['seeds']):>5} {_show(figures['final_reward'], '.2f'):>22} "
-            f"{_show(figures['final_gold'], '+.1f', 1000):>24} {_show(figures['best_gold'], '+.1f', 1000):>24}  "
-            f"{' '.join(map(str, figures['best_gold_at'])):<12} {' '.join(onsets):<20} {' '.join(times):<17} "
-            f"{', '.join(spread)}"
+def _format_arms(summary: TrustSummary) -> str:
+    rows = {}
+    for arm, own in summary.arms.items():
+        spread = [show(own.spread.get(f"{late}trust_weight_std"), ".3f") for late in ("", "late_")]
+        times = [f">{own.updates[-1]}" if time is None else f"{time:.0f}" for time in own.updates_to_level]
+        rows[LABELS[arm]] = {
+            "seeds": len(own.seeds),
+            "final reward": _show(own.final_reward, ".2f"),
+            "final gold": _show(own.final_gold, "+.1f", 1000),
+            "best gold": _show(own.best_gold, "+.1f", 1000),
+            "best at": " ".join(map(str, own.best_gold_at)),
+            "over-optimises from": " ".join("never" if onset is None else str(onset.peak) for onset in own.onsets),
+            "to common reward": " ".join(times),
+            "weights' sd, late": ", ".join(spread),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").to_string() if rows else "no arm is finished"
+
+
+def _format_comparisons(summary: TrustSummary) -> str:
+    rows = []
+    for entry in summary.comparisons:
+        factor, form = (1000, "+.1f") if "gold" in entry.measure else (1, "+.3f")
+        detectable, wider = entry.detectable, entry.over_photographs if isinstance(entry, RiseComparison) else None
+        rows.append(
+            {
+                "paired by seed": f"{LABELS[entry.arm]} less {LABELS[entry.other]}",
+                "measure": entry.measure,
+                "pairs": entry.pairs,
+                "difference": _show_time(entry) if isinstance(entry, TimeComparison) else _show(entry, form, factor),
+                "detectable": "-" if detectable is None else show(detectable * factor, form.replace("+", "")),
+                "p (Holm)": "-" if entry.p_holm is None else show(entry.p_holm, ".3f"),
+                "over photographs": "" if wider is None else _show(wider, form, factor),
+            }
         )
-    return lines
+    return pd.DataFrame(rows).to_string(index=False) if rows else "no pair is finished"
 
 
-def _comparison_lines(summary: dict[str, Any]) -> list[str]:
-    head = f"{'paired by seed':<44}{'measure':<14}{'pairs':>5} {'difference':>26}"
-    lines = [head + "  smallest detectable  p (Holm)   over photographs"]
-    for entry in summary["comparisons"]:
-        name = f"{LABELS[entry['arm']]} less {LABELS[entry['other']]}"
-        factor, form = (1000, "+.1f") if "gold" in entry["measure"] else (1, "+.3f")
-        if entry["measure"] == "time" and entry["censored"]:
-            at_most = "" if entry["value"] is None else f"at most {_show_speed(entry)}; "
-            lines.append(f"{name:<44}{'time':<14}{entry['pairs']:>5} {at_most}{_describe_censored(entry)}")
-            continue
-        shown = _show_speed(entry) if entry["measure"] == "time" else _show(entry, form, factor)
-        detectable = "-" if entry["detectable"] is None else show(entry["detectable"] * factor, form.replace("+", ""))
-        p = "-" if entry["p_holm"] is None else show(entry["p_holm"], ".3f")
-        wider = entry.get("over_photographs")
-        lines.append(
-            f"{name:<44}{entry['measure']:<14}{entry['pairs']:>5} {shown:>26}  {detectable:>19}  {p:>8}   "
-            + ("" if wider is None else _show(wider, form, factor))
-        )
-    lines.append(
-        "time: how much sooner the common reward is reached, T_other / T_arm - 1; detectable: of its logarithm"
-    )
-    return lines
+def _show_time(entry: TimeComparison) -> str:
+    if not entry.censored:
+        return _show_speed(entry)
+    reached = [f"{m:.0f} against {b:.0f}" if m and b else "not reached" for m, b in entry.times]
+    at_most = "" if entry.value is None else f"at most {_show_speed(entry)}; "
+    return f"{at_most}updates to the common reward, by seed: {', '.join(reached)}"
 
 
-def _describe_censored(entry: dict[str, Any]) -> str:
-    reached = [f"{m:.0f} against {b:.0f}" if m and b else "not reached" for m, b in entry["times"]]
-    return "updates to the common reward, by seed: " + ", ".join(reached)
+def _show_speed(entry: Interval) -> str:
+    texts = ["-" if v is None else f"{math.exp(v) - 1:+.0%}" for v in _ends(entry)]
+    return texts[0] if entry.low is None else f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
-def _show_speed(entry: dict[str, Any]) -> str:
-    values = [entry[key] for key in ("value", "low", "high")]
-    texts = ["-" if v is None else f"{math.exp(v) - 1:+.0%}" for v in values]
-    return texts[0] if values[1] is None else f"{texts[0]} [{texts[1]}, {texts[2]}]"
-
-
-def _claim_detail(entry: dict[str, Any]) -> str:
-    figures = entry["figures"]
-    if entry["verdict"] == "not measured":
+def _claim_detail(claim: Claim) -> str:
+    figures = claim.figures
+    if claim.verdict == "not measured" or figures is None:
         return ""
-    if figures["measure"] == "time":
-        return f"; {'at most ' if figures['at_most'] else ''}{_show_speed(figures)} with {figures['pairs']} seeds"
-    if figures["measure"] == "final gold":
-        return f"; {_show(figures, '+.1f', 1000)} / 1000 with {figures['pairs']} seeds"
-    share = {key: figures[key] / figures["of_other"] for key in ("value", "low", "high")}
-    return f"; {_show(share, '+.1%')} of the rise without it, with {figures['pairs']} seeds"
+    if isinstance(figures, TimeComparison):
+        return f"; {'at most ' if figures.at_most else ''}{_show_speed(figures)} with {figures.pairs} seeds"
+    if figures.measure == "final gold":
+        return f"; {_show(figures, '+.1f', 1000)} / 1000 with {figures.pairs} seeds"
+    return f"; {_show(figures, '+.1%', 1 / figures.of_other)} of the rise without it, with {figures.pairs} seeds"
 
 
-def _show(estimate: dict[str, Any], form: str, factor: float = 1.0) -> str:
-    value, low, high = (None if estimate[k] is None else estimate[k] * factor for k in ("value", "low", "high"))
-    return show_estimate({"value": value, "low": low, "high": high}, form, without="")
+def _show(estimate: Interval, form: str, factor: float = 1.0) -> str:
+    value, low, high = (math.nan if end is None else end * factor for end in _ends(estimate))
+    return show_estimate(Estimate(value=value, low=low, high=high, clusters=LEAST_PHOTOGRAPHS), form, without="")
 
 
-def draw_figure(summary: dict[str, Any], path: Path) -> None:
-    """A PNG against updates: reward, gold judge, and gold less that of no weight of the same seed.
+def draw_figure(summary: TrustSummary, path: Path) -> None:
+    """Draws reward, gold judge, and gold minus that of `none` with the same seed, against updates, as a PNG.
 
-    Trust on the left, algorithm and latents on the right.
+    Arms of trust are on the left; algorithm and latents are on the right.
     """
     figure = Figure(figsize=(11, 8.6), layout="constrained")
     axes = figure.subplots(3, 2, sharex=True, sharey="row")
-    arms = summary["arms"]
+    arms = summary.arms
     for column, names in enumerate(PANELS):
         shown = [name for name in names if name in arms]
         for row, rise in enumerate(("reward_rise", "gold_rise")):
-            _draw_arms(axes[row][column], arms, {name: np.array(arms[name][rise]) for name in shown})
+            _draw_arms(axes[row][column], arms, {name: np.array(getattr(arms[name], rise)) for name in shown})
         _draw_arms(axes[2][column], arms, {name: pair_with_control(arms, name) for name in shown if name != CONTROL})
         if shown:
             axes[0][column].legend(frameon=False, fontsize=9)
@@ -190,18 +179,17 @@ def draw_figure(summary: dict[str, Any], path: Path) -> None:
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
 
 
-def pair_with_control(arms: dict[str, Any], name: str) -> np.ndarray:
-    """Rises of gold less those of `none` of the same seed, [seeds, V], of the seeds that both have."""
-    control = arms.get(CONTROL, {"seeds": [], "gold_rise": []})
-    theirs = dict(zip(control["seeds"], control["gold_rise"], strict=True))
-    ours = dict(zip(arms[name]["seeds"], arms[name]["gold_rise"], strict=True))
+def pair_with_control(arms: Mapping[str, ArmFigures], name: str) -> np.ndarray:
+    """Returns rises of gold minus those of `none` [seeds, V], for the seeds that both have."""
+    theirs = dict(zip(arms[CONTROL].seeds, arms[CONTROL].gold_rise, strict=True)) if CONTROL in arms else {}
+    ours = dict(zip(arms[name].seeds, arms[name].gold_rise, strict=True))
     pairs = [np.subtract(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
-    return np.stack(pairs) if pairs else np.empty((0, len(arms[name]["updates"])))
+    return np.stack(pairs) if pairs else np.empty((0, len(arms[name].updates)))
 
 
-def _draw_arms(axes: Axes, arms: dict[str, Any], curves: dict[str, np.ndarray]) -> None:
+def _draw_arms(axes: Axes, arms: Mapping[str, ArmFigures], curves: dict[str, np.ndarray]) -> None:
     for name in [name for name, values in curves.items() if len(values)]:
-        updates, values = arms[name]["updates"], curves[name]
+        updates, values = arms[name].updates, curves[name]
         label = f"{LABELS[name]} ({len(values)} seed{'s' if len(values) > 1 else ''})"
         axes.plot(updates, values.mean(axis=0), color=COLOURS[name], label=label)
         axes.fill_between(updates, values.min(axis=0), values.max(axis=0), color=COLOURS[name], alpha=0.15, linewidth=0)

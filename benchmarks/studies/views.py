@@ -1,4 +1,4 @@
-"""New views against true ones, base and aligned: a stereo pair, and clouds of synthetic scenes."""
+"""Study of new views: base and aligned model compared with a stereo pair and with synthetic scenes."""
 
 from pathlib import Path
 from typing import Annotated

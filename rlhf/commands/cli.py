@@ -64,11 +64,11 @@ for command in COMMANDS:
     app.command()(command)
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "DEEPSPEED_LOG_LEVEL": "error"}
-"""Libraries whose notes say nothing to a user of this command."""
+"""Environment variables that silence the libraries' notes."""
 
 
 def main() -> None:
-    """Run a command; an error that the user can mend ends with exit code 2 and no traceback."""
+    """Runs a command; an error that the user can mend ends with exit code 2 and no traceback."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:

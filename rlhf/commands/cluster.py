@@ -1,4 +1,4 @@
-"""Cluster files before they cost money, and clusters before a run."""
+"""Checks cluster files before they cost money, and clusters before a run: `rlhf check-cluster` and `rlhf doctor`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +12,15 @@ def check_cluster(
     context: typer.Context,
     files: Annotated[
         list[Path],
-        typer.Argument(help="Files for `ray up`, Kubernetes manifests, run files, runtime environments, sbatch."),
+        typer.Argument(
+            help="Files for `ray up`, Kubernetes manifests, run files, runtime environments, sbatch scripts."
+        ),
     ],
     crds: Annotated[
         Path | None, typer.Option("--crds", help="Folder of KubeRay's own definitions (rayclusters.yaml, ...).")
     ] = None,
 ) -> None:
-    """Find mistakes in cluster files: unknown keys, bounds, commands, run files and their keys."""
+    """Find mistakes in cluster files: unknown keys, wrong bounds, commands, run files and their keys."""
     from rlhf.commands.cluster_files import file_problems
     from rlhf.commands.cluster_shell import Checkout
 
@@ -27,23 +29,23 @@ def check_cluster(
     for file in files:
         try:
             problems += [f"{file}: {problem}" for problem in file_problems(file, checkout, crds)]
-        except UserError as error:  # The other files may have mistakes of their own.
+        except UserError as error:  # The other files are checked too.
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
     print(f"no mistake found in {', '.join(map(str, files))}")
     if crds is None:
-        print(
-            "keys of RayCluster, RayJob and RayService are checked with --crds only; of Kubernetes' own kinds, metadata"
-        )
+        print("keys of RayCluster, RayJob and RayService are checked with --crds only; other kinds by metadata only")
 
 
 def doctor(
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
-    storage: Annotated[str | None, typer.Option(help="Folder or URL that all nodes shall share.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Run file whose `cluster:` is to have room.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or URL that all nodes must share.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Run file; the cluster must have room for its `cluster:`.")
+    ] = None,
 ) -> None:
-    """Check a cluster before a run, node by node; exit code 1 where something is wrong, with a remedy each."""
+    """Check a cluster before a run, node by node; exit code 1 if something is wrong, with a remedy for each fault."""
     from rlhf.config.config_files import load_config
     from rlhf.config.run_config import RunConfig
     from rlhf.storage.url_path import as_path

@@ -1,4 +1,4 @@
-"""Cluster files: the mistakes that Ray and Kubernetes would find late, or never."""
+"""Finds mistakes in cluster files that Ray and Kubernetes find late, or never."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 
 RAY_KINDS = ("RayCluster", "RayJob", "RayService")
 METADATA = {"name", "namespace", "labels", "annotations", "finalizers"}
-# Ray hands these on unchecked. Azure's machine parameters are read from Ray's own template.
+# Ray passes these keys on unchecked. Azure's machine parameters come from Ray's own template.
 PROVIDER_KEYS = {
     "aws": {"region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "security_group", "key_pair"},
     "gcp": {"region", "availability_zone", "project_id", "cache_stopped_nodes", "use_internal_ips", "gcp_credentials"},
@@ -38,10 +38,10 @@ NODE_KEYS = {
 
 
 def file_problems(path: Path, checkout: Checkout, crds: Path | None = None) -> list[str]:
-    """What is wrong with a `ray up` file, Kubernetes manifests, a run file, a Serve config, and so on.
+    """Returns the problems of a `ray up` file, Kubernetes manifests, a run file, a Serve config, and so on.
 
-    `crds` is a folder of KubeRay's own definitions (rayclusters.yaml and so on, also .gz); without it
-    the custom resources are checked for what they run only. Raises UserError for a file that is no YAML.
+    `crds` is a folder of KubeRay's own definitions (rayclusters.yaml and so on, also .gz). Without it only the
+    commands and settings inside custom resources are checked. Raises UserError if the file is not YAML.
     """
     if path.suffix == ".sbatch":
         return script_problems(path, checkout)
@@ -69,7 +69,7 @@ def file_problems(path: Path, checkout: Checkout, crds: Path | None = None) -> l
 
 
 def script_problems(path: Path, checkout: Checkout) -> list[str]:
-    """What is wrong with the commands of a shell script; UserError where it cannot be read."""
+    """Returns the problems of a shell script's commands. Raises UserError if the file cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -80,7 +80,7 @@ def script_problems(path: Path, checkout: Checkout) -> list[str]:
 
 
 def ray_up_problems(record: dict[str, Any], checkout: Checkout) -> list[str]:
-    """Ray's own validation, and what it lets pass."""
+    """Returns the problems of a `ray up` file: Ray's own validation, and what it overlooks."""
     import click
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -88,7 +88,7 @@ def ray_up_problems(record: dict[str, Any], checkout: Checkout) -> list[str]:
     kind = provider.get("type") if isinstance(provider, dict) else None
     if not isinstance(kind, str) or kind not in PROVIDER_KEYS:
         return [f"provider.type: {kind!r}; known are {', '.join(PROVIDER_KEYS)}"]
-    # prepare_config stumbles over what the schema would explain, so the schema comes first.
+    # The schema comes first: prepare_config fails on the same mistakes without explaining them.
     problems = _ray_schema_problems(record)
     if problems:
         return problems
@@ -113,7 +113,7 @@ def _ray_schema_problems(record: dict[str, Any]) -> list[str]:
     import ray.autoscaler
 
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
-    # Ray takes it for machines of one's own, though its schema does not know it.
+    # Ray accepts this key for on-premises machines, though its schema lacks it.
     schema["properties"]["min_workers"] = {"type": "integer", "minimum": 0}
     errors = jsonschema.Draft7Validator(schema).iter_errors(record)
     return [f"{'.'.join(map(str, e.absolute_path)) or 'file'}: {e.message}" for e in errors]
@@ -151,7 +151,7 @@ def _unknown(where: str, record: Any, known: set[str]) -> list[str]:
 
 
 def manifest_problems(record: dict[str, Any], checkout: Checkout, crds: Path | None) -> list[str]:
-    """A Kubernetes object; of Ray's kinds also the schema, the job's command and Serve's configuration."""
+    """Returns the problems of a Kubernetes object; Ray's kinds are also checked by schema and content."""
     kind = str(record["kind"])
     metadata, spec = record.get("metadata"), record.get("spec", {})
     if not isinstance(metadata, dict) or not isinstance(spec, dict):
@@ -160,7 +160,7 @@ def manifest_problems(record: dict[str, Any], checkout: Checkout, crds: Path | N
     problems = _unknown("metadata", metadata, METADATA)
     if kind in RAY_KINDS and crds is not None:
         problems += _schema_problems(record, crds / f"{kind.lower()}s.yaml")
-    # What is of another type than the schema says cannot be read further.
+    # Content of the wrong type cannot be checked further.
     if kind in RAY_KINDS and not problems:
         problems = _content_problems(kind, spec, checkout)
     return [f"{name}: {p}" for p in problems]
@@ -186,7 +186,7 @@ def _content_problems(kind: str, spec: dict[str, Any], checkout: Checkout) -> li
 
 
 def _schema_problems(record: dict[str, Any], crd: Path) -> list[str]:
-    """Against the definition's own schema of version v1, in which objects take no keys but their own."""
+    """Returns the problems by the definition's schema of version v1, closed to unknown keys."""
     import jsonschema
 
     packed = crd.with_name(f"{crd.name}.gz")
@@ -207,7 +207,7 @@ def _schema_problems(record: dict[str, Any], crd: Path) -> list[str]:
 
 
 def _close(schema: Any) -> None:
-    """Kubernetes drops keys that it does not know without a word: here they are errors."""
+    """Makes unknown keys errors; Kubernetes drops them silently."""
     if isinstance(schema, list):
         for item in schema:
             _close(item)
@@ -232,7 +232,7 @@ def _runtime_env_problems(text: str) -> list[str]:
 
 
 def serve_problems(text: str, where: str = "serveConfigV2") -> list[str]:
-    """A Serve config: Ray Serve's schema without its tolerance for unknown keys, and our builder's arguments."""
+    """Returns the problems of a Serve config: unknown keys, which Ray Serve tolerates, and our builder's arguments."""
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 
@@ -254,7 +254,7 @@ def serve_problems(text: str, where: str = "serveConfigV2") -> list[str]:
 
 
 def _unknown_fields(where: str, record: Any, model: Any) -> list[str]:
-    """Keys that a pydantic model does not name, at any depth; dictionaries of free content are left alone."""
+    """Returns keys that a pydantic model does not name, at any depth; dictionaries of free content are not checked."""
     from typing import get_args
 
     if isinstance(record, list):

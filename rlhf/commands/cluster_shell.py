@@ -1,4 +1,4 @@
-"""Commands of `rlhf` and `ray` inside cluster files: whether they would be understood, without running them."""
+"""Checks commands of `rlhf` and `ray` in cluster files by parsing them, without running them."""
 
 import re
 import shlex
@@ -10,13 +10,13 @@ from rlhf.config.config_files import load_config
 from rlhf.errors import UserError
 
 IMAGE_FOLDER = "/app/"
-"""Where the container image holds cluster/runs."""
+"""Folder of the container image that holds cluster/runs."""
 SEPARATORS = {";", "&&", "||", "|", "&"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkout:
-    """What commands in cluster files are checked against."""
+    """The repository and the command that cluster files refer to."""
 
     root: Path
     """Folder of the repository."""
@@ -25,9 +25,9 @@ class Checkout:
 
 
 def command_problems(line: str, checkout: Checkout) -> list[str]:
-    """What is wrong with a line of shell; programs other than `rlhf` and `ray` are let pass.
+    """Returns the problems of a line of shell; programs other than `rlhf` and `ray` are not checked.
 
-    Files that the line names are sought in the checkout.
+    Files that the line names must exist in the checkout.
     """
     try:
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -56,7 +56,7 @@ def _simple_command_problems(tokens: list[str], checkout: Checkout) -> list[str]
 
 
 def _rlhf_problems(arguments: list[str], checkout: Checkout) -> list[str]:
-    """The command, its options, the run file and the keys in --set."""
+    """Returns the problems of a command, its options, its run file and the keys in --set."""
     arguments = [a for a in arguments if a not in (">", "/dev/null")]
     if arguments == ["--help"]:
         return []
@@ -76,7 +76,7 @@ def _rlhf_problems(arguments: list[str], checkout: Checkout) -> list[str]:
 
 
 def _ray_problems(arguments: list[str], checkout: Checkout) -> list[str]:
-    """Ray's command and its options; what `job submit` and `symmetric-run` start is checked as well."""
+    """Returns the problems of a Ray command and its options, and of the command that it starts."""
     from ray.scripts.scripts import cli
 
     own, entrypoint = arguments, []
@@ -85,7 +85,7 @@ def _ray_problems(arguments: list[str], checkout: Checkout) -> list[str]:
         own, entrypoint = arguments[:cut], arguments[cut + 1 :]
     problems, values = _parse(cli, [*own, "--", *entrypoint] if entrypoint else own, "ray")
     if own[:1] == ["symmetric-run"] and not problems:
-        # What symmetric-run does not know itself it hands to `ray start`.
+        # symmetric-run passes unknown options to `ray start`.
         rest = [a for a in values["ray_args_and_entrypoint"] if a not in entrypoint]
         problems += _parse(cli, ["start", *rest], "ray")[0]
     problems += [
@@ -97,7 +97,7 @@ def _ray_problems(arguments: list[str], checkout: Checkout) -> list[str]:
 
 
 def _parse(command: Any, arguments: list[str], name: str) -> tuple[list[str], dict[str, Any]]:
-    """Problems, and the values of the innermost command's options; `command` is click's, or typer's copy of it."""
+    """Returns problems, and the options of the innermost command; `command` is click's, or typer's copy of it."""
     while hasattr(command, "commands"):
         if not arguments or arguments[0] not in command.commands:
             known = ", ".join(sorted(command.commands))
@@ -110,7 +110,7 @@ def _parse(command: Any, arguments: list[str], name: str) -> tuple[list[str], di
 
 
 def _usage_errors() -> tuple[Any, ...]:
-    """What an unknown option raises: click's class for Ray, and for `rlhf` the one in typer's copy of click."""
+    """Returns the classes that an unknown option raises: click's for Ray, that of typer's copy of click for `rlhf`."""
     import click
     import typer
 

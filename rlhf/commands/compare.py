@@ -1,5 +1,6 @@
-"""People's comparison of two contestants."""
+"""Command with which people compare two contestants: `rlhf compare`."""
 
+import random
 from pathlib import Path
 from typing import Annotated
 
@@ -7,31 +8,31 @@ import typer
 
 from rlhf.commands.options import Out
 
+Evaluation = Annotated[Path, typer.Option("--evaluation", help="Folder that `rlhf evaluate` wrote.")]
+Database = Annotated[str | None, typer.Option(help="postgresql://... default: OUT/annotations.db.")]
+
 
 def compare(
     first: Annotated[str, typer.Argument(help="Contestant of the evaluation, such as `aligned`.")],
-    second: Annotated[str, typer.Argument(help="The other one, such as `base`.")],
-    evaluation: Annotated[Path, typer.Option("--evaluation", help="Folder that `rlhf evaluate` wrote.")],
-    prompts: Annotated[Path, typer.Option("--prompts", help="The prompts that it was made with.")],
+    second: Annotated[str, typer.Argument(help="Other contestant, such as `base`.")],
+    evaluation: Evaluation,
+    prompts: Annotated[Path, typer.Option("--prompts", help="Prompts of that evaluation.")],
     out: Out,
-    host: Annotated[str, typer.Option(help="Address to bind; beyond this machine a token is asked for.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to bind; beyond this machine a token is required.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 takes a free one.")] = 8001,
-    database: Annotated[str | None, typer.Option(help="postgresql://... default: OUT/annotations.db.")] = None,
-    overlap: Annotated[int, typer.Option(min=1, help="People that each pair is given to.")] = 1,
+    database: Database = None,
+    overlap: Annotated[int, typer.Option(min=1, help="Number of people who see each pair.")] = 1,
     repeat: Annotated[float, typer.Option(min=0, max=1, help="Share of pairs shown twice to the same person.")] = 0.05,
     lease_minutes: Annotated[float, typer.Option(min=0.05, help="Idle minutes until a pair goes to another.")] = 10,
     limit: Annotated[int | None, typer.Option(min=1, help="Pairs to compare, at random; default: all.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of pairs.")] = 0,
-    export: Annotated[bool, typer.Option("--export", help="Only report what was chosen so far.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of pairs.")] = 0,
+    export: Annotated[bool, typer.Option("--export", help="Only report the choices so far.")] = False,
 ) -> None:
-    """Let people choose between two contestants' images on a web page, blind; tells who is preferred, how surely."""
-    import random
-
+    """Let people choose blindly between two contestants' images on a web page, and report the preference."""
     from rlhf.data.annotation_export import open_study
     from rlhf.data.annotation_store import Assignment
     from rlhf.errors import UserError
-    from rlhf.evaluation.blind_choices import format_preference, lay_out_pairs
-    from rlhf.storage.atomic_files import read_json
+    from rlhf.evaluation.blind_choices import SUMMARY, format_choices, lay_out_pairs, read_summary
 
     pairs = lay_out_pairs(evaluation, first, second, prompts, out)
     order = random.Random(seed).sample(pairs.items.prompt_ids, len(pairs.items.prompt_ids))[:limit]
@@ -47,5 +48,5 @@ def compare(
         from serve.annotation.annotation_server import run
 
         run(store, pairs.items, out, host, port, Page("compare.html", "preferences.parquet", pairs.export))
-    if (out / "preference.json").is_file():
-        print(format_preference(read_json(out / "preference.json", "choose again")))
+    if (out / SUMMARY).is_file():
+        print(format_choices(read_summary(out / SUMMARY)))

@@ -1,4 +1,4 @@
-"""Everything in a row, and its report: `rlhf demo` and `rlhf report`."""
+"""Commands that run all stages and write the report: `rlhf demo` and `rlhf report`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,7 @@ def demo(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Everything, from photographs to an aligned model and a report; goes on where it was interrupted."""
+    """Run all stages from photographs to an aligned model and a report; resume where they were interrupted."""
     from rlhf.workflows.demo import run_demo
 
     run_demo(out, images, eval_images, config, tuple(overrides or ()))

@@ -1,4 +1,4 @@
-"""Which policy answers under which name: `rlhf promote`, `rollback`, `models`, and `export`."""
+"""Chooses which policy answers under which name: `rlhf promote`, `rollback`, `models`, and `export`."""
 
 import shlex
 from pathlib import Path
@@ -11,7 +11,7 @@ from rlhf.commands.options import Config, Out, Overrides, PromptsFolder, RewardF
 if TYPE_CHECKING:
     from rlhf.promotion.catalogue import ServedName
     from rlhf.promotion.gate_verdict import Check
-    from rlhf.promotion.promotion import Outcome, Request
+    from rlhf.promotion.promotion import Promotion, PromotionRequest
 
 CatalogueFile = Annotated[Path, typer.Option("--catalogue", help="JSON file that the service reads, local or a URL.")]
 SHOWN = {
@@ -25,18 +25,16 @@ SHOWN = {
 
 def promote(
     policy: Annotated[Path, typer.Argument(help="Policy folder, or run folder for its last policy.")],
-    name: Annotated[str, typer.Option("--name", help="What requests call it, as `model`.")],
+    name: Annotated[str, typer.Option("--name", help="Name that requests give as `model`.")],
     catalogue: CatalogueFile,
     prompts: PromptsFolder,
     reward: RewardFolder,
-    split: Annotated[str, typer.Option(help="Which prompts; held-out ones.")] = "test",
-    min_win_rate: Annotated[
-        float | None, typer.Option(help="What the WinRate's lower end must exceed; default: gate.min_win_rate, 0.5.")
-    ] = None,
-    canary: Annotated[
-        float | None, typer.Option(help="Try it on this share of the requests; default: on all, for good.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Promote whatever the gate says; the verdict tells.")] = False,
+    split: Annotated[str, typer.Option(help="Split of the prompts, held out from training.")] = "test",
+    min_win_rate: Annotated[float | None, typer.Option(help="WinRate to exceed (lower end); default: 0.5.")] = None,
+    canary: Annotated[float | None, typer.Option(help="Share of requests that try it; default: all, for good.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote whatever the gate says; the verdict records it.")
+    ] = False,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -45,7 +43,7 @@ def promote(
     resolved = resolve_config(config, [*(overrides or ()), *limit])
     from rlhf.promotion import promotion
 
-    request = promotion.Request(
+    request = promotion.PromotionRequest(
         policy=policy,
         name=name,
         catalogue=catalogue,
@@ -56,20 +54,17 @@ def promote(
         is_forced=force,
     )
     outcome = promotion.promote(request, resolved)
-    _print_verdict(outcome)
-    if outcome.verdict is not None and outcome.is_refused:
-        failed = "; ".join(SHOWN[check.figure] for check in outcome.verdict.checks if not check.passed)
-        print(f"refused ({failed}); {name} is as it was. --force promotes nevertheless", flush=True)
+    _print_verdict(name, outcome)
+    if outcome.is_refused:
         raise typer.Exit(1)
     _print_change(name, outcome.before, outcome.after)
     if outcome.after is not outcome.before:
-        given = {"--config": config, "--min-win-rate": min_win_rate}
-        settings = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
-        _print_next(request, outcome, settings + [word for text in overrides or () for word in ("--set", text)])
+        given = [("--config", config), ("--min-win-rate", min_win_rate), *(("--set", text) for text in overrides or ())]
+        _print_next(request, outcome, [str(word) for pair in given if pair[1] is not None for word in pair])
 
 
-def _print_next(request: "Request", outcome: "Outcome", settings: list[str]) -> None:
-    """The commands that go on from here, and back."""
+def _print_next(request: "PromotionRequest", outcome: "Promotion", settings: list[str]) -> None:
+    """Prints the commands that go on from here, and back."""
     where = ["--catalogue", str(request.catalogue)]
     if outcome.after.canary is not None and request.canary is not None:
         held_out = ["--prompts", str(request.prompts), "--reward", str(request.reward), "--split", request.split]
@@ -79,7 +74,7 @@ def _print_next(request: "Request", outcome: "Outcome", settings: list[str]) -> 
     print("go back:", shlex.join(["rlhf", "rollback", request.name, *where]))
 
 
-def _print_verdict(outcome: "Outcome") -> None:
+def _print_verdict(name: str, outcome: "Promotion") -> None:
     verdict = outcome.verdict
     if verdict is None:
         return
@@ -95,6 +90,9 @@ def _print_verdict(outcome: "Outcome") -> None:
         f"; painted {verdict.judged}, not again, since nothing that decides has changed" if outcome.is_reused else ""
     )
     print(f"{'passed' if verdict.passed else 'not passed'}{forced}: {outcome.verdict_file}{again}")
+    if outcome.is_refused:
+        failed = "; ".join(SHOWN[check.figure] for check in verdict.checks if not check.passed)
+        print(f"refused ({failed}); {name} is as it was. --force promotes nevertheless", flush=True)
 
 
 def _describe(check: "Check") -> str:
@@ -121,14 +119,14 @@ def rollback(
     name: Annotated[str, typer.Argument(help="Name in the catalogue.")],
     catalogue: CatalogueFile,
 ) -> None:
-    """Drop a name's canary, else bring its previous policy back; at once, no weights are read."""
+    """Drop a name's canary, or else bring its previous policy back, at once and without reading weights."""
     from rlhf.promotion.catalogue import roll_back
 
     _print_change(name, *roll_back(catalogue, name))
 
 
 def models(catalogue: CatalogueFile) -> None:
-    """List the names of a catalogue: which versions answer which share, and where their folders are."""
+    """List the names of a catalogue, their versions, shares and folders."""
     from rlhf.promotion.catalogue import read_catalogue
 
     rows = [("name", "base", "role", "version", "share", "folder")]
@@ -154,7 +152,7 @@ def export(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Merge a policy into its base model: a complete pipeline folder for diffusers."""
+    """Merge a policy into its base model, as a complete pipeline folder for diffusers."""
     resolved = resolve_config(config, overrides)
     from rlhf.diffusion.policy import export_policy
 

@@ -1,11 +1,10 @@
-"""Serve a policy, and say who may ask: `rlhf serve` and `rlhf api-key`."""
+"""Serves policies and makes API keys: `rlhf serve` and `rlhf api-key`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-CatalogueFile = Annotated[Path, typer.Option("--catalogue", help="JSON file that the service reads, local or a URL.")]
 
 
 def serve(
@@ -14,17 +13,16 @@ def serve(
         typer.Argument(help="Run folders, policy folders, pipeline folders or hub names, as PLACE or NAME=PLACE."),
     ] = None,
     catalogue: Annotated[
-        str | None, typer.Option(help="File of names that `rlhf promote` writes; changes are taken up while serving.")
+        str | None, typer.Option(help="File of names that `rlhf promote` writes; reread often.")
     ] = None,
     reward: Annotated[
-        str | None,
-        typer.Option(help="Reward folder, or run folder or YAML file with `rewards:`; default: the first run's own."),
+        str | None, typer.Option(help="Reward folder, run or YAML file; default: the first run's.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to bind; others than this machine's own need keys.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to bind; others than this machine's need keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 8000,
     api_keys: Annotated[Path | None, typer.Option(help="File of hashed keys, made by `rlhf api-key`.")] = None,
     store: Annotated[str | None, typer.Option(help="Folder or URL for answers as URLs (response_format=url).")] = None,
-    public_url: Annotated[str | None, typer.Option(help="Address that stands in such URLs.")] = None,
+    public_url: Annotated[str | None, typer.Option(help="Address at the head of these URLs.")] = None,
     replicas: Annotated[int, typer.Option(help="Copies of each base model.")] = 1,
     max_replicas: Annotated[int | None, typer.Option(help="Start more copies up to this number under load.")] = None,
     num_cpus: Annotated[float | None, typer.Option(help="CPUs and threads of a copy.")] = None,
@@ -45,18 +43,19 @@ def serve(
     given = dict(locals())
     from serve.application import run, to_settings
 
-    own = [as_run(place) / "reward" for place in models or ()]
-    if reward is None:
-        given["reward"] = next((folder for folder in own if (folder / "reward.json").is_file()), None)
-    run(
-        to_settings({**{k: v for k, v in given.items() if k not in ("host", "port")}, "models": models or ()}),
-        host,
-        port,
-    )
+    given["reward"] = own_reward(models or ()) if reward is None else reward
+    settings = {name: value for name, value in given.items() if name not in ("host", "port")}
+    run(to_settings(settings | {"models": models or ()}), host, port)
+
+
+def own_reward(models: Sequence[str]) -> Path | None:
+    """Returns the reward folder of the first run that has one."""
+    folders = [as_run(place) / "reward" for place in models]
+    return next((folder for folder in folders if (folder / "reward.json").is_file()), None)
 
 
 def as_run(model: str) -> Path:
-    """The folder in PLACE or NAME=PLACE."""
+    """Returns the folder in PLACE or NAME=PLACE."""
     from rlhf.storage.url_path import as_path
 
     name, equals, place = model.partition("=")
@@ -64,13 +63,13 @@ def as_run(model: str) -> Path:
 
 
 def api_key(
-    name: Annotated[str, typer.Argument(help="Whose key it is, as logs call them.")],
-    per_minute: Annotated[int, typer.Option(min=1, help="Requests per minute that it allows.")] = 60,
+    name: Annotated[str, typer.Argument(help="Owner of the key, as logs show it.")],
+    per_minute: Annotated[int, typer.Option(min=1, help="Requests per minute that the key allows.")] = 60,
 ) -> None:
-    """Make a random API key: the key itself goes to stderr, the line by which a service knows it to stdout."""
+    """Make a random API key: the key goes to stderr, the line for the service's key file to stdout."""
     from serve.api.api_keys import new_key
 
     key, line = new_key(name, per_minute)
-    typer.echo(f"The key of {name}, shown this once and kept nowhere:\n{key}", err=True)
+    typer.echo(f"The key of {name}, shown only now and stored nowhere:\n{key}", err=True)
     typer.echo("Its line for the file of --api-keys (append with >>), or for PREFPAINT_API_KEYS:", err=True)
     print(line)

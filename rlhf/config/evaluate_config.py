@@ -1,4 +1,4 @@
-"""How contestants are painted and compared."""
+"""Settings with which contestants are painted and compared."""
 
 from rlhf.config.config_types import Count, Section
 
@@ -7,12 +7,12 @@ class EvaluateConfig(Section):
     """Comparison of models and other contestants on held-out prompts."""
 
     samples_per_prompt: Count = 2
-    """Seeds per prompt, the same on both sides."""
+    """Number of samples per prompt, with the same noise for all models."""
     num_inference_steps: Count = 10
-    """Denoising steps, deterministic DDIM."""
+    """Number of denoising steps of deterministic DDIM."""
     micro_batch_size: Count = 64
-    """Images denoised at once."""
+    """Number of images denoised at once."""
     bootstrap: Count = 2000
-    """Resamples of the photographs."""
+    """Number of bootstrap resamples of the photographs."""
     features: str | None = None
-    """CLIP model (folder or hub name) in whose image embeddings FID and KID are taken; null leaves both out."""
+    """CLIP model (folder or hub name) whose image embeddings FID and KID use; null leaves both out."""

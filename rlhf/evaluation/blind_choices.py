@@ -1,7 +1,7 @@
-"""People compare two contestants of an evaluation, pair by pair and blind: the pairs, the choices, the preference."""
+"""Blind choices of people between two contestants of an evaluation: the pairs, the choices, and their summary."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +14,12 @@ from rlhf.data.annotation_items import AnnotationItems, load_items
 from rlhf.data.annotation_store import AnnotationStore
 from rlhf.errors import UserError
 from rlhf.evaluation.judged_store import CONTESTANTS, PAINTED
-from rlhf.reports.intervals import bootstrap_means, show_estimate, summarise_draws
-from rlhf.storage.atomic_files import atomic_write_json, finite
+from rlhf.reports.intervals import Estimate, bootstrap_means, show_estimate, summarise_draws
+from rlhf.reports.records import read_record
+from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.tables import CANDIDATES, read_table, write_table
 
-PREFERENCES = pa.schema(
+BLIND_CHOICES = pa.schema(
     [
         ("prompt_id", pa.string()),
         ("photograph", pa.string()),
@@ -29,43 +30,113 @@ PREFERENCES = pa.schema(
         ("annotated_at", pa.timestamp("us", tz="UTC")),
     ]
 )
-"""Of `preferences.parquet`; `preferred` names a contestant, null where the person saw no difference."""
+"""Columns of `preferences.parquet`; `preferred` names a contestant, or is null if the person saw no difference."""
+SUMMARY = "preference.json"
 FIRST, SECOND = 0, 1
 """Sample indices of the two contestants in the pairs that are laid out."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Choice of one person for one pair."""
+
+    prompt_id: str
+    photograph: str
+    hole: str
+    annotator: str
+    round: int
+    """0, or 1 if the person sees the pair for the second time."""
+    preferred: str | None
+    """Name of a contestant; None if the person saw no difference."""
+    annotated_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceShare(Estimate):
+    """Share of choices for the first contestant; no difference counts half."""
+
+    choices: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """Pairs that a person saw twice."""
+
+    choices: int
+    same: float | None
+    """Share that was judged the same again; None without such pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoicesSummary:
+    """Summary of all choices, as `preference.json` holds it."""
+
+    first: str
+    second: str
+    judge: str = "people, pairwise and blind"
+    preference: ChoiceShare
+    no_difference: float
+    """Share of choices in which the person saw no difference."""
+    by_hole: dict[str, ChoiceShare]
+    by_annotator: dict[str, ChoiceShare]
+    repeated: Repeats
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Two contestants' images of the same prompts, ready to be shown."""
+    """Images of the same prompts by two contestants, ready to be shown."""
 
     first: str
     second: str
     items: AnnotationItems
     photographs: Mapping[str, str]
-    """By prompt."""
+    """Photograph by prompt."""
     holes: Mapping[str, str]
     """Hole family by prompt."""
 
-    def export(self, store: AnnotationStore, out: Path) -> int:
-        """Write `preferences.parquet` and `preference.json` into `out`; returns the number of choices.
+    def read_choices(self, rows: Sequence[Mapping[str, Any]]) -> list[Choice]:
+        """Returns the choices in the marks of an annotation store, where the two pictures of a pair share one point.
 
-        Where there is none, nothing is written.
+        A pair with only one marked picture is left out.
         """
-        rows = read_choices(store.rows(), (self.first, self.second))
-        if not rows:
-            return 0
-        rows = [
-            row | {"photograph": self.photographs[p], "hole": self.holes[p]} for row in rows for p in [row["prompt_id"]]
-        ]
-        write_table(rows, PREFERENCES, out / "preferences.parquet")
-        atomic_write_json(out / "preference.json", summarise_preferences(rows, self.first, self.second))
-        return len(rows)
+        names = (self.first, self.second)
+        pairs: dict[tuple[str, str, int], dict[int, Mapping[str, Any]]] = defaultdict(dict)
+        for row in rows:
+            pairs[row["prompt_id"], row["annotator"], row["round"]][row["sample_index"]] = row
+        choices = []
+        for (prompt_id, annotator, round_), pair in pairs.items():
+            if len(pair) < len(names):
+                continue
+            difference = pair[FIRST]["overall"] - pair[SECOND]["overall"]
+            choices.append(
+                Choice(
+                    prompt_id=prompt_id,
+                    photograph=self.photographs[prompt_id],
+                    hole=self.holes[prompt_id],
+                    annotator=annotator,
+                    round=round_,
+                    preferred=None if difference == 0 else names[FIRST if difference > 0 else SECOND],
+                    annotated_at=datetime.fromtimestamp(max(row["judged_at"] for row in pair.values()), UTC),
+                )
+            )
+        return choices
+
+    def export(self, store: AnnotationStore, out: Path) -> int:
+        """Writes `preferences.parquet` and `preference.json` into `out`, or nothing if there are no choices.
+
+        Returns the number of choices.
+        """
+        choices = self.read_choices(store.rows())
+        if choices:
+            write_table(map(asdict, choices), BLIND_CHOICES, out / "preferences.parquet")
+            atomic_write_json(out / SUMMARY, asdict(summarise_choices(choices, self.first, self.second)))
+        return len(choices)
 
 
 def lay_out_pairs(evaluation: Path, first: str, second: str, prompts: Path, out: Path) -> Pairs:
-    """The first sample of both contestants for every prompt that both filled, kept in `out/pairs`.
+    """Writes the first samples of both contestants, for every prompt that both filled, into `out/pairs`.
 
-    Raises UserError where a contestant is not in the evaluation, is compared with itself, or no prompt is common.
+    Raises UserError if a contestant is missing from the evaluation, is compared with itself, or no prompt is common.
     """
     if first == second:
         raise UserError(f"compare: {first} with itself; name two contestants")
@@ -98,78 +169,52 @@ def _read_images(evaluation: Path, name: str) -> dict[str, dict[str, Any]]:
     return {row["prompt_id"]: row for row in read_table(table, PAINTED) if row["sample_index"] == 0}
 
 
-def read_choices(rows: Sequence[Mapping[str, Any]], names: tuple[str, str]) -> list[dict[str, Any]]:
-    """Stored marks, in which a pair shares one point, as choices: who was preferred by whom, when.
+def summarise_choices(choices: Sequence[Choice], first: str, second: str) -> ChoicesSummary:
+    """Returns how often the first contestant is preferred, with 95 % intervals by bootstrap over photographs.
 
-    A pair of which only one picture is marked yet is left out.
+    Pairs that a person saw for the second time only show how often that person chose the same again.
     """
-    pairs: dict[tuple[str, str, int], dict[int, Mapping[str, Any]]] = defaultdict(dict)
-    for row in rows:
-        pairs[row["prompt_id"], row["annotator"], row["round"]][row["sample_index"]] = row
-    choices = []
-    for (prompt_id, annotator, round_), pair in pairs.items():
-        if len(pair) < len(names):
-            continue
-        difference = pair[FIRST]["overall"] - pair[SECOND]["overall"]
-        choices.append(
-            {
-                "prompt_id": prompt_id,
-                "annotator": annotator,
-                "round": round_,
-                "preferred": None if difference == 0 else names[FIRST if difference > 0 else SECOND],
-                "annotated_at": datetime.fromtimestamp(max(row["judged_at"] for row in pair.values()), UTC),
-            }
-        )
-    return choices
+    shown = [choice for choice in choices if choice.round == 0]
+    repeated = {(choice.annotator, choice.prompt_id): choice.preferred for choice in choices if choice.round > 0}
+    again = [c.preferred == repeated[key] for c in shown if (key := (c.annotator, c.prompt_id)) in repeated]
 
-
-def summarise_preferences(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> dict[str, Any]:
-    """How often the first is preferred, 1/2 for no difference, with 95 % intervals by bootstrap over photographs.
-
-    Pairs that a person saw for the second time tell only how often they chose the same again.
-    """
-    shown = [row for row in rows if row["round"] == 0]
-    repeated = {(row["annotator"], row["prompt_id"]): row["preferred"] for row in rows if row["round"] > 0}
-    again = [
-        row["preferred"] == repeated[key] for row in shown if (key := (row["annotator"], row["prompt_id"])) in repeated
-    ]
-
-    def preference(chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        points = np.array([{first: 1.0, second: 0.0}.get(row["preferred"], 0.5) for row in chosen])
-        photographs = [row["photograph"] for row in chosen]
+    def share(chosen: Sequence[Choice]) -> ChoiceShare:
+        points = np.array([{first: 1.0, second: 0.0}.get(choice.preferred or "", 0.5) for choice in chosen])
+        photographs = [choice.photograph for choice in chosen]
         mean, draws = bootstrap_means(points[:, None], photographs, resamples=2000)
-        found = finite(asdict(summarise_draws(mean[0], draws[:, 0], len(set(photographs)))))
-        return found | {"choices": len(chosen)}
+        return ChoiceShare(**vars(summarise_draws(mean[0], draws[:, 0], len(set(photographs)))), choices=len(chosen))
 
-    def by(column: str) -> dict[str, Any]:
-        return {
-            name: preference([r for r in shown if r[column] == name]) for name in sorted({r[column] for r in shown})
-        }
+    def shares_by(key: Callable[[Choice], str]) -> dict[str, ChoiceShare]:
+        return {name: share([c for c in shown if key(c) == name]) for name in sorted(set(map(key, shown)))}
 
-    return {
-        "first": first,
-        "second": second,
-        "judge": "people, pairwise and blind",
-        "preference": preference(shown),
-        "no_difference": float(np.mean([row["preferred"] is None for row in shown])),
-        "by_hole": by("hole"),
-        "by_annotator": by("annotator"),
-        "repeated": {"choices": len(again), "same": float(np.mean(again)) if again else None},
-    }
+    return ChoicesSummary(
+        first=first,
+        second=second,
+        preference=share(shown),
+        no_difference=float(np.mean([choice.preferred is None for choice in shown])),
+        by_hole=shares_by(lambda choice: choice.hole),
+        by_annotator=shares_by(lambda choice: choice.annotator),
+        repeated=Repeats(choices=len(again), same=float(np.mean(again)) if again else None),
+    )
 
 
-def format_preference(summary: Mapping[str, Any]) -> str:
-    """The summary for the terminal."""
-    people, repeated = summary["by_annotator"], summary["repeated"]
-    lines = [f"{summary['first']} over {summary['second']}: {_describe(summary['preference'])}"]
-    lines += [f"  {hole}: {_describe(found)}" for hole, found in summary["by_hole"].items()]
+def read_summary(path: Path) -> ChoicesSummary:
+    """Reads `preference.json`. Raises UserError if it is damaged."""
+    return read_record(ChoicesSummary, path, "choose again")
+
+
+def format_choices(summary: ChoicesSummary) -> str:
+    """Formats the summary for the terminal."""
+    people, repeated = summary.by_annotator, summary.repeated
+    lines = [f"{summary.first} over {summary.second}: {_describe(summary.preference)}"]
+    lines += [f"  {hole}: {_describe(share)}" for hole, share in summary.by_hole.items()]
     if len(people) > 1:
-        lines += [f"  by {name}: {_describe(found)}" for name, found in people.items()]
-    lines.append(f"no difference seen in {summary['no_difference']:.0%}; 50 % is no preference")
-    if repeated["choices"]:
-        lines.append(f"of {repeated['choices']} pairs seen twice, {repeated['same']:.0%} were judged the same again")
+        lines += [f"  by {name}: {_describe(share)}" for name, share in people.items()]
+    lines.append(f"no difference seen in {summary.no_difference:.0%}; 50 % is no preference")
+    if repeated.same is not None:
+        lines.append(f"{repeated.same:.0%} of {repeated.choices} pairs seen twice were judged the same again")
     return "\n".join(lines)
 
 
-def _describe(found: Mapping[str, Any]) -> str:
-    return f"{show_estimate(found, '.1%')} of {found['choices']} choices, {found['clusters']} photographs"
+def _describe(share: ChoiceShare) -> str:
+    return f"{show_estimate(share, '.1%')} of {share.choices} choices, {share.clusters} photographs"

@@ -1,4 +1,4 @@
-"""Classical inpainting, the floor under every model: colours uint8 [H, W, 3], hole bool [H, W]; known pixels stay."""
+"""Classical inpainting, the baseline of every model: colours uint8 [H, W, 3], hole bool [H, W]; known pixels stay."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ CLASSICAL = ("biharmonic", *OPENCV)
 
 
 def open_classical(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """One of CLASSICAL; UserError where it needs OpenCV, which is not installed."""
+    """Returns one of CLASSICAL. Raises UserError if it needs OpenCV and OpenCV is not installed."""
     if name == "biharmonic":
         return fill_biharmonic
     if not find_spec("cv2"):
@@ -24,7 +24,7 @@ def open_classical(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
 
 
 def fill_biharmonic(rgb: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """The smoothest surface through all sides of the hole: scikit-image's biharmonic."""
+    """Fills the hole with the smoothest surface through its border: scikit-image's biharmonic inpainting."""
     from skimage.restoration import inpaint_biharmonic
 
     filled = inpaint_biharmonic(rgb / 255, hole, split_into_regions=True, channel_axis=-1)
@@ -32,9 +32,9 @@ def fill_biharmonic(rgb: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def fill_with_opencv(rgb: np.ndarray, hole: np.ndarray, method: str) -> np.ndarray:
-    """OpenCV's `telea` (2004) or `navier-stokes` (Bertalmio et al. 2001), radius 3.
+    """Fills the hole by OpenCV's `telea` (2004) or `navier-stokes` (Bertalmio et al. 2001) with radius 3.
 
-    Raises ModuleNotFoundError where OpenCV is not installed; this package does not need it.
+    Raises ModuleNotFoundError if OpenCV is not installed; it is optional.
     """
     import cv2
 

@@ -1,50 +1,53 @@
-"""What contestants are compared by, prompt by prompt; training reward, held-out judges and the original stay apart."""
+"""Measures by which contestants are compared, prompt by prompt.
+
+The training reward, the held-out judges and the original form groups that are shown apart.
+"""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rlhf.evaluation.hole_measures import FIDELITY
-from rlhf.evaluation.judging import JUDGE, LPIPS, LPIPS_SEAM, Judged
+from rlhf.evaluation.judging import JUDGE, LPIPS, LPIPS_SEAM, Judged, describe_judge
 from rlhf.reports.intervals import best_of, wins
 
 SIZES = (1, 3, 10)
-"""S of WinRate(S), as in the paper."""
+"""Values of S in WinRate(S), as in the paper."""
 TRAINED, HELD_OUT, ORIGINAL, SAMPLES = "training reward", "held-out judges", "the original", "across samples"
 GROUPS = (TRAINED, HELD_OUT, ORIGINAL, SAMPLES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One column of the table."""
+    """Column of the table of contestants."""
 
     label: str
     group: str
-    """Of GROUPS."""
+    """One of GROUPS."""
     spec: str
-    """Format of its figures."""
+    """Format specification of its figures."""
     is_tested: bool = False
-    """Whether contestants are compared pairwise by it."""
+    """Whether pairs of contestants are tested by it."""
     more: str = ""
-    """What it is, in a sentence."""
+    """Explanation in one sentence."""
 
 
 def list_measures(held_out: Sequence[str], *, has_lpips: bool = False) -> dict[str, Measure]:
-    """By name, in the order of the table; `held_out` are the marks of judges that nothing was trained on."""
+    """Returns the measures by name, in the order of the table; `held_out` names the marks of held-out judges."""
     measures: dict[str, Measure] = {}
     for judge in ("reward", *held_out):
         group = TRAINED if judge == "reward" else HELD_OUT
         of = {"reward": "", "gold": "gold "}.get(judge, f"{judge.removeprefix(JUDGE)} ")
-        by = "the training reward" if judge == "reward" else f"{describe_judge(judge)}"
+        by = "the training reward" if judge == "reward" else describe_judge(judge)
         for size in SIZES:
             more = f"Share of prompts on which the reward-best of {size} beats one sample of the base, by {by}."
-            # Tested at S = 1 alone: more rates that tell the same would only make Holm's correction harsher.
+            # Only S = 1 is tested: correlated tests would only make Holm's correction harsher.
             measures[win_rate(judge, size)] = Measure(
                 label=f"{of}WinRate({size})", group=group, spec=".1%", is_tested=size == 1, more=more
             )
-        more = f"The same for single samples of the same noise as the base's, by {by}."
+        more = f"Share of single samples that beat the base's sample of the same noise, by {by}."
         measures[f"{judge}_same_noise"] = Measure(label=f"{of}wins, same noise", group=group, spec=".1%", more=more)
         more = f"Mean mark by {by}."
         measures[judge] = Measure(label=f"{of}mean", group=group, spec=".4f", is_tested=True, more=more)
@@ -54,16 +57,16 @@ def list_measures(held_out: Sequence[str], *, has_lpips: bool = False) -> dict[s
             more = "Variance of the reward across a prompt's samples."
             measures["variance"] = Measure(label="Var", group=group, spec=".2e", more=more)
     lpips = (
-        (LPIPS, "LPIPS", ".3f", "Of AlexNet, mean over the hole; 0 is the original."),
-        (LPIPS_SEAM, "seam LPIPS", ".3f", "The same in a band across the hole's border."),
+        (LPIPS, "LPIPS", ".3f", "LPIPS of AlexNet, mean over the hole; 0 is the original."),
+        (LPIPS_SEAM, "seam LPIPS", ".3f", "LPIPS in a band across the hole's border."),
     )
     for name, label, spec, more in (
         *(lpips if has_lpips else ()),
-        ("psnr_db", "PSNR, dB", ".2f", "Inside the hole, against the hidden original; favours blur."),
+        ("psnr_db", "PSNR, dB", ".2f", "PSNR inside the hole, against the hidden original; favours blur."),
         ("ssim", "SSIM", ".3f", "Structural similarity inside the hole."),
-        ("psnr_seam_db", "seam PSNR, dB", ".2f", "In a band across the hole's border, part of which is known."),
+        ("psnr_seam_db", "seam PSNR, dB", ".2f", "PSNR in a band across the hole's border; part of the band is known."),
         ("ssim_seam", "seam SSIM", ".3f", "Structural similarity in that band."),
-        ("seam", "seam", ".1f", "How far jumps across the hole's border are from the original's, of 255; 0 is best."),
+        ("seam", "seam", ".1f", "Difference of jumps across the border from the original's, of 255; 0 is best."),
     ):
         measures[name] = Measure(label=label, group=ORIGINAL, spec=spec, is_tested=True, more=more)
     more = "Mean difference of a prompt's samples inside the hole, levels of 255."
@@ -72,34 +75,29 @@ def list_measures(held_out: Sequence[str], *, has_lpips: bool = False) -> dict[s
 
 
 SET_MEASURES = {
-    "fid": Measure(label="FID", group=ORIGINAL, spec=".2f", more="Of CLIP embeddings; biased for few images."),
-    "kid": Measure(label="KID", group=ORIGINAL, spec=".2e", more="Of CLIP embeddings; unbiased."),
+    "fid": Measure(label="FID", group=ORIGINAL, spec=".2f", more="FID of CLIP embeddings; biased for few images."),
+    "kid": Measure(label="KID", group=ORIGINAL, spec=".2e", more="KID of CLIP embeddings; unbiased."),
 }
-"""Of sets of images, by `feature_distances`."""
-
-
-def describe_judge(judge: str) -> str:
-    """A held-out judge, in words."""
-    return "the gold judge (simulated)" if judge == "gold" else judge.removeprefix(JUDGE)
+"""Measures of sets of images, from `feature_distances`."""
 
 
 def win_rate(judge: str, size: int) -> str:
-    """Name of WinRate(S) by a judge."""
+    """Returns the name of WinRate(S) by a judge."""
     return f"{judge}_win_{size}"
 
 
 def measure_prompts(judged: Judged, base: Judged, *, shares_noise: bool) -> dict[str, np.ndarray]:
-    """By the names of `list_measures`, each [P]; measures that this contestant cannot have are absent.
+    """Returns the measures [P] by the names of `list_measures`, without those that this contestant cannot have.
 
-    `shares_noise`: sample n of both begins with the same noise (or both are the same), so that pairs of equal number
-    are no independent draws.
+    `shares_noise` says that sample n of both starts from the same noise, or that both are the same contestant. Samples
+    of equal number are then no independent draws.
     """
     figures: dict[str, np.ndarray] = {}
     for judge in ("reward", *judged.held_out):
         marks = judged.marks[judge], base.marks[judge]
         for size in SIZES:
             rate = rate_wins(judged.reward, *marks, size=size, shares_noise=shares_noise)
-            if rate is None and judged is base and size == 1:  # of one sample, which ties with itself
+            if rate is None and judged is base and size == 1:  # One sample, which ties with itself.
                 rate = np.full(len(judged.reward), 0.5)
             if rate is not None:
                 figures[win_rate(judge, size)] = rate
@@ -116,7 +114,7 @@ def measure_prompts(judged: Judged, base: Judged, *, shares_noise: bool) -> dict
 
 
 def mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Of rows [P, S], NaN left out; NaN where a row has nothing else."""
+    """Returns the means of rows [P, S] without their NaN; NaN if a row has nothing else."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmean(values, axis=1)
@@ -125,12 +123,12 @@ def mean_of_known(values: np.ndarray) -> np.ndarray:
 def rate_wins(
     reward: np.ndarray, marks: np.ndarray, base: np.ndarray, *, size: int, shares_noise: bool
 ) -> np.ndarray | None:
-    """[P]: how often the reward-best of `size` samples is marked higher than one of the base (ties count half).
+    """Returns the rate [P] at which the reward-best of `size` samples is marked higher than a sample of the base.
 
-    Averaged over every choice of `size` samples and every sample of the base, from reward and marks [P, N] and the
-    base's marks [P, M]. A challenger's sample of the same noise as the base's is no independent draw, so with
-    `shares_noise` that of the same number is left out: the base over itself is then S / (S + 1) by the reward.
-    None where there are too few samples.
+    Ties count half. The rate is the mean over every choice of `size` samples and every sample of the base; reward and
+    marks are [P, N], the base's marks [P, M]. With `shares_noise` the challenger's sample of the same number as the
+    base's is left out, since it is no independent draw; the base over itself then has S / (S + 1) by the reward.
+    Returns None if there are too few samples.
     """
     count = reward.shape[1]
     if not shares_noise:
@@ -145,11 +143,6 @@ def rate_wins(
 
 
 def _expect(reward: np.ndarray, won: np.ndarray, size: int) -> np.ndarray:
-    """[P]: the mean of `won` [P, N] for the reward-best of `size` of N drawn at random."""
+    """Returns the mean [P] of `won` [P, N] for the reward-best of `size` of the N samples, drawn at random."""
     order = np.argsort(-reward, axis=1, kind="stable")
     return np.take_along_axis(won, order, axis=1) @ best_of(reward.shape[1], size)
-
-
-def shares_noise(name: str, base: str, follows: Mapping[str, bool]) -> bool:
-    """Whether two contestants' samples of the same number come from the same draw."""
-    return name == base or (follows[name] and follows[base])

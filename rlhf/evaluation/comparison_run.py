@@ -1,8 +1,8 @@
-"""`rlhf evaluate`: the curve of a run where there is one, then all contestants on the same prompts."""
+"""Runs `rlhf evaluate`: judges the policies of a run, if there is one, then compares all contestants."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,73 +13,124 @@ from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompt
 from rlhf.diffusion.policy_folders import list_policies
 from rlhf.diffusion.sampler import Sampler
 from rlhf.errors import UserError
-from rlhf.evaluation.comparison import ALIGNED, BASE, Entry, check_base, find_common, summarise_contest
-from rlhf.evaluation.comparison_page import write_contest_page
-from rlhf.evaluation.comparison_tables import comparisons_csv, figures_csv, to_latex
+from rlhf.evaluation.comparison import summarise_comparison
+from rlhf.evaluation.comparison_notes import find_common
+from rlhf.evaluation.comparison_page import write_comparison_page
+from rlhf.evaluation.comparison_records import (
+    ALIGNED,
+    BASE,
+    ComparisonReport,
+    ComparisonSettings,
+    JudgedContestant,
+)
+from rlhf.evaluation.comparison_tables import tabulate_figures, tabulate_tests
 from rlhf.evaluation.contestants import IMAGES, Contestant, describe, of_model, open_contestant
-from rlhf.evaluation.evaluation import evaluate
+from rlhf.evaluation.evaluation import EvaluationSummary, evaluate
 from rlhf.evaluation.judged_store import CONTESTANTS, JudgedStore
-from rlhf.evaluation.judges import open_judges
+from rlhf.evaluation.judges import HeldOutJudges, open_judges
 from rlhf.evaluation.judging import Judged, Jury
 from rlhf.rewards.open_reward import checksum_reward, open_reward
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 
 OpenSamplers = Callable[[PromptTable, Sequence[Path]], AbstractContextManager[Callable[[Path | None], Sampler]]]
-"""Given prompts and policies, the function that opens each policy's sampler."""
+"""Given prompts and policies, returns the function that opens each policy's sampler."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContestRequest:
-    """What the command line asks for."""
+class ComparisonRequest:
+    """Comparison that the command line asks for."""
 
     prompts: Path
     split: str
     reward: Path
     run: Path | None
-    """What `rlhf align` wrote: `base` and, of its last policy, `aligned` take part."""
+    """Folder that `rlhf align` wrote; `base` and `aligned`, its last policy, take part."""
     specs: Mapping[str, str]
-    """Further contestants: spec by name."""
+    """Specs of further contestants by name."""
     base: str
     """Name of the contestant that the others are compared with."""
     out: Path
 
+    def read_prompts(self) -> list[Prompt]:
+        """Loads the prompts. Raises UserError if they have several sizes."""
+        prompts = load_prompts(self.prompts, split=self.split)
+        check_sizes(prompts, self.prompts)
+        return prompts
 
-def hold_contest(request: ContestRequest, config: RunConfig, open_samplers: OpenSamplers) -> dict[str, Any]:
-    """Judge everyone and write tables and page; returns `contest`, and of a run its `evaluation` summary.
 
-    Contestants that `out` holds from an interrupted run of the same settings are not painted again. Raises UserError
-    where a contestant is not there, sizes differ, or too few prompts are common to all.
+@dataclass(frozen=True, kw_only=True)
+class ComparisonResult:
+    """Results of `rlhf evaluate`."""
+
+    report: ComparisonReport
+    evaluation: EvaluationSummary | None
+    """Figures of the run, if one takes part."""
+
+
+def run_comparison(request: ComparisonRequest, config: RunConfig, open_samplers: OpenSamplers) -> ComparisonResult:
+    """Judges all contestants and writes tables and page.
+
+    Contestants that `out` holds from an interrupted run with the same settings are not painted again. Raises UserError
+    if a contestant is missing, sizes differ, or too few prompts are common to all.
     """
     policies = list_policies(request.run) if request.run is not None else []
     check_names(request, policies)
-    prompts = load_prompts(request.prompts, split=request.split)
-    check_sizes(prompts, request.prompts)
+    prompts = request.read_prompts()
     table = PromptTable(request.prompts, split=request.split)
-    contestants = [open_contestant(name, spec, config, table.rows) for name, spec in request.specs.items()]
-    if request.run is None and request.base == BASE and BASE not in request.specs:
-        contestants.insert(0, of_model(BASE, "", config, table.rows))
+    contestants = open_contestants(request, config, table)
     captions = {prompt.prompt_id: prompt.caption for prompt in prompts}
     reward = open_reward(request.reward, resolve_device(config.model.device), captions)
     held_out = open_judges(config, prompts)
     jury = Jury(reward=reward, judges=held_out.judges, lpips=held_out.lpips)
     store = JudgedStore(request.out / CONTESTANTS, prompts, jury, settings_of(request, config, prompts, jury))
-    # What needs no model goes first: what is wrong with a folder of images shows before hours of painting.
+    # Contestants without a model go first: a fault in a folder of images shows before hours of painting.
     judged = judge_contestants([c for c in contestants if not c.follows_noise], prompts, jury, store)
     entries, evaluation = judge_run(request, config, policies, prompts, table, jury, store, open_samplers)
     judged |= judge_contestants([c for c in contestants if c.follows_noise], prompts, jury, store)
     entries += [judged[contestant.name] for contestant in contestants]
     entries.sort(key=lambda entry: entry.name != request.base)
-    contest = summarise_contest(entries, request.base, prompts, config.evaluate, held_out.features)
-    contest["left_out"] += held_out.left_out
-    if evaluation:  # of the run's own policies the alarms along its whole curve tell
-        contest["alarms"] = [alarm for alarm in contest["alarms"] if alarm["policy"] != ALIGNED] + evaluation["alarms"]
-    contest["settings"] = describe_settings(request, config)
-    write_contest(contest, entries, prompts, evaluation, request.out)
-    return {"contest": contest, "evaluation": evaluation}
+    report = complete_report(
+        summarise_comparison(entries, request.base, prompts, config.evaluate, held_out.features),
+        held_out,
+        evaluation,
+        ComparisonSettings(
+            seed=config.seed,
+            num_inference_steps=config.evaluate.num_inference_steps,
+            reward=str(request.reward),
+            prompts=str(request.prompts),
+            split=request.split,
+        ),
+    )
+    write_comparison(report, entries, prompts, evaluation, request.out)
+    return ComparisonResult(report=report, evaluation=evaluation)
 
 
-def check_names(request: ContestRequest, policies: Sequence[Path]) -> None:
-    """UserError where there is nobody to compare, or a name is taken by the run."""
+def open_contestants(request: ComparisonRequest, config: RunConfig, table: PromptTable) -> list[Contestant]:
+    """Opens the contestants outside the run; without a run the configured model takes part as `base`."""
+    contestants = [open_contestant(name, spec, config, table.rows) for name, spec in request.specs.items()]
+    if request.run is None and request.base == BASE and BASE not in request.specs:
+        contestants.insert(0, of_model(BASE, "", config, table.rows))
+    return contestants
+
+
+def complete_report(
+    report: ComparisonReport,
+    held_out: HeldOutJudges,
+    evaluation: EvaluationSummary | None,
+    settings: ComparisonSettings,
+) -> ComparisonReport:
+    """Adds the settings, the judges that are left out, and the alarms of the run.
+
+    The alarms along the whole curve of a run replace those about its aligned model alone.
+    """
+    alarms = report.alarms
+    if evaluation is not None:
+        alarms = [alarm for alarm in alarms if alarm.policy != ALIGNED] + evaluation.alarms
+    return replace(report, left_out=report.left_out + held_out.left_out, alarms=alarms, settings=settings)
+
+
+def check_names(request: ComparisonRequest, policies: Sequence[Path]) -> None:
+    """Raises UserError if there is nobody to compare, a name is taken by the run, or the base does not take part."""
     if request.run is None and not request.specs:
         raise UserError("evaluate: nobody to compare; give --run RUN, or --contestant NAME=SPEC")
     taken = {BASE, ALIGNED, *(policy.name for policy in policies)} if policies else set()
@@ -87,19 +138,21 @@ def check_names(request: ContestRequest, policies: Sequence[Path]) -> None:
         if name in taken:
             raise UserError(f"--contestant {name}: the run's own models have that name; give it another")
     own = [BASE, ALIGNED] if policies else [BASE] if request.base == BASE else []
-    check_base(request.base, [*dict.fromkeys([*own, *request.specs])])
+    names = [*dict.fromkeys([*own, *request.specs])]
+    if request.base not in names:
+        raise UserError(f"--base {request.base}: no contestant of that name; there are {', '.join(names)}")
 
 
 def check_sizes(prompts: Sequence[Prompt], place: Path) -> None:
-    """UserError where prompts are of several sizes: they are judged in batches, and scores of sizes do not compare."""
+    """Raises UserError if prompts have several sizes: scores of different sizes cannot be compared."""
     sizes = {tuple(prompt.mask.shape[-2:]): prompt.prompt_id for prompt in prompts}
     if len(sizes) > 1:
-        such = " and ".join(f"{width}x{height} ({name})" for (height, width), name in list(sizes.items())[:2])
-        raise UserError(f"{place}: prompts of several sizes, such as {such}; evaluate each size apart")
+        examples = " and ".join(f"{width}x{height} ({name})" for (height, width), name in list(sizes.items())[:2])
+        raise UserError(f"{place}: prompts of several sizes, such as {examples}; evaluate each size apart")
 
 
-def settings_of(request: ContestRequest, config: RunConfig, prompts: Sequence[Prompt], jury: Jury) -> dict[str, Any]:
-    """What every contestant's images and marks depend on."""
+def settings_of(request: ComparisonRequest, config: RunConfig, prompts: Sequence[Prompt], jury: Jury) -> dict[str, Any]:
+    """Returns the settings on which the images and marks of every contestant depend."""
     return {
         "prompts": checksum_prompts(prompts),
         "reward": checksum_reward(request.reward),
@@ -112,7 +165,7 @@ def settings_of(request: ContestRequest, config: RunConfig, prompts: Sequence[Pr
 
 
 def judge_run(
-    request: ContestRequest,
+    request: ComparisonRequest,
     config: RunConfig,
     policies: list[Path],
     prompts: list[Prompt],
@@ -120,8 +173,8 @@ def judge_run(
     jury: Jury,
     store: JudgedStore,
     open_samplers: OpenSamplers,
-) -> tuple[list[Entry], dict[str, Any] | None]:
-    """Base and aligned model with the summary of `evaluate`; nobody without a run."""
+) -> tuple[list[JudgedContestant], EvaluationSummary | None]:
+    """Judges the policies of the run; returns base and aligned model with the summary, or nobody without a run."""
     kept: dict[str, Judged] = {}
     if request.run is None:
         return [], None
@@ -137,55 +190,42 @@ def judge_run(
             open_policy,
             policies,
             prompts,
-            jury.reward,
+            jury,
             request.out,
             config.evaluate,
             seed=config.seed,
-            judges=jury.judges,
-            lpips=jury.lpips,
             keep=keep,
         )
     specs = {BASE: config.model.path, ALIGNED: str(policies[-1])}
-    return [Entry(name=n, spec=specs[n], follows_noise=True, judged=kept[n]) for n in (BASE, ALIGNED)], summary
+    models = [JudgedContestant(name=n, spec=specs[n], follows_noise=True, judged=kept[n]) for n in (BASE, ALIGNED)]
+    return models, summary
 
 
 def judge_contestants(
     contestants: Sequence[Contestant], prompts: Sequence[Prompt], jury: Jury, store: JudgedStore
-) -> dict[str, Entry]:
-    """Judge them, or read how they were judged, by name; folders of images come first.
+) -> dict[str, JudgedContestant]:
+    """Judges contestants, or reads how they were judged; folders of images come first. Returns them by name.
 
-    Raises UserError where an image does not fit its prompt, or too few prompts are common to all.
+    Raises UserError if an image does not fit its prompt, or too few prompts are common to all.
     """
-    entries: dict[str, Entry] = {}
+    entries: dict[str, JudgedContestant] = {}
     for contestant in sorted(contestants, key=lambda c: not c.spec.startswith(IMAGES)):
         name, spec, judge = contestant.name, contestant.spec, partial(contestant.judge, prompts, jury)
         judged = store.judge(name, contestant.what, judge)
-        entries[name] = Entry(name=name, spec=spec, follows_noise=contestant.follows_noise, judged=judged)
+        entries[name] = JudgedContestant(name=name, spec=spec, follows_noise=contestant.follows_noise, judged=judged)
         find_common(list(entries.values()), prompts)
     return entries
 
 
-def describe_settings(request: ContestRequest, config: RunConfig) -> dict[str, Any]:
-    """For whoever reads the results."""
-    return {
-        "seed": config.seed,
-        "num_inference_steps": config.evaluate.num_inference_steps,
-        "reward": str(request.reward),
-        "prompts": str(request.prompts),
-        "split": request.split,
-    }
-
-
-def write_contest(
-    contest: dict[str, Any],
-    entries: Sequence[Entry],
+def write_comparison(
+    report: ComparisonReport,
+    entries: Sequence[JudgedContestant],
     prompts: Sequence[Prompt],
-    evaluation: dict[str, Any] | None,
+    evaluation: EvaluationSummary | None,
     out: Path,
 ) -> None:
-    """`contestants.csv`, `comparisons.csv`, `contestants.tex`, `contest.html` and, last, `contest.json`."""
-    atomic_write_text(out / "contestants.csv", figures_csv(contest))
-    atomic_write_text(out / "comparisons.csv", comparisons_csv(contest))
-    atomic_write_text(out / "contestants.tex", to_latex(contest))
-    write_contest_page(contest, entries, prompts, evaluation, out / "contest.html")
-    atomic_write_json(out / "contest.json", contest)
+    """Writes `contestants.csv`, `comparisons.csv`, `contest.html` and, last, `contest.json`."""
+    for name, table in (("contestants.csv", tabulate_figures(report)), ("comparisons.csv", tabulate_tests(report))):
+        atomic_write_text(out / name, table.to_csv(index=False, lineterminator="\n"))
+    write_comparison_page(report, entries, prompts, evaluation, out / "contest.html")
+    atomic_write_json(out / "contest.json", asdict(report))

@@ -1,9 +1,8 @@
-"""Who can take part in a comparison of inpaintings: policies, pipelines, classical fills, images made elsewhere."""
+"""Contestants of a comparison of inpaintings: policies, pipelines, classical fills, images made elsewhere."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,27 +23,27 @@ from rlhf.storage.images import decode_image, to_8bit
 from rlhf.storage.url_path import as_path
 
 IMAGES = "images:"
-"""Before a folder of images that were made elsewhere."""
+"""Prefix of the spec of a folder of images that were made elsewhere."""
 BATCH = 32
-"""Prompts that are judged at once where no model paints them."""
+"""Number of prompts that are judged at once if no model paints them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """Whoever fills holes, not opened yet."""
+    """Contestant that is not opened yet."""
 
     name: str
     spec: str
-    what: Mapping[str, Any]
-    """What its images depend on besides prompts, seed and settings: checksum of weights, or of files."""
+    what: Mapping[str, str | None]
+    """Inputs of its images besides prompts, seed and settings, such as the checksum of weights or files."""
     follows_noise: bool
-    """Sample n of all such contestants begins with the same noise, so they are no independent draws."""
+    """Whether sample n starts from the same noise as sample n of other contestants that follow noise."""
     judge: Callable[[Sequence[Prompt], Jury], Judged]
-    """Its samples of the prompts, judged; of those that it has, where images were made elsewhere."""
+    """Returns its judged samples of the prompts; a folder of images may lack some prompts."""
 
 
 def parse_contestants(texts: Sequence[str]) -> dict[str, str]:
-    """`NAME=SPEC` to spec by name; UserError where one is malformed or a name comes twice."""
+    """Parses `NAME=SPEC`; returns specs by name. Raises UserError if one is malformed or a name appears twice."""
     specs: dict[str, str] = {}
     for text in texts:
         name, sign, spec = text.partition("=")
@@ -58,9 +57,9 @@ def parse_contestants(texts: Sequence[str]) -> dict[str, str]:
 
 
 def open_contestant(name: str, spec: str, config: RunConfig, take: TakePrompts) -> Contestant:
-    """A classical fill, `images:FOLDER`, a run or policy folder, or a pipeline from a folder or the hub.
+    """Opens a classical fill, `images:FOLDER`, a run or policy folder, or a pipeline from a folder or the hub.
 
-    What can be checked without weights is; UserError where it is not there.
+    Weights are not loaded yet. Raises UserError if the folder or package that `spec` needs is missing.
     """
     if spec in CLASSICAL:
         fill = open_classical(spec)
@@ -79,7 +78,7 @@ def open_contestant(name: str, spec: str, config: RunConfig, take: TakePrompts) 
 
 
 def of_model(name: str, spec: str, config: RunConfig, take: TakePrompts) -> Contestant:
-    """A run, policy or pipeline folder, or a name on the hub; the configuration's own model for ""."""
+    """Opens a run, policy or pipeline folder, or a name on the hub; an empty spec is the configured model."""
     model, adapter = config.model, None
     folder = as_path(spec)
     if spec and folder.is_dir():
@@ -93,29 +92,22 @@ def of_model(name: str, spec: str, config: RunConfig, take: TakePrompts) -> Cont
 
     def judge(prompts: Sequence[Prompt], jury: Jury) -> Judged:
         sampler = InProcessSampler(load_policy(model, adapter), take)
-        return judge_policy(
-            sampler,
-            list(prompts),
-            jury.reward,
-            config.evaluate,
-            seed=config.seed,
-            stage=f"evaluate: {name}",
-            judges=jury.judges,
-            lpips=jury.lpips,
-        )
+        return judge_policy(sampler, list(prompts), jury, config.evaluate, seed=config.seed, stage=f"evaluate: {name}")
 
     return Contestant(
         name=name, spec=spec or model.path, what=describe(model.path, adapter), follows_noise=True, judge=judge
     )
 
 
-def describe(base: str, policy: Path | None) -> dict[str, Any]:
-    """What a model's samples depend on."""
+def describe(base: str, policy: Path | None) -> dict[str, str | None]:
+    """Returns the base model and the checksum of the weights, on which a model's samples depend."""
     return {"base": base, "weights": None if policy is None else read_manifest(policy)["checksum"]}
 
 
-def judge_fill(fill: Callable[[np.ndarray, np.ndarray], np.ndarray], name: str):  # noqa: ANN202
-    """What judges the fills of a function of colours uint8 [H, W, 3], grey in the hole, and the hole bool [H, W]."""
+def judge_fill(
+    fill: Callable[[np.ndarray, np.ndarray], np.ndarray], name: str
+) -> Callable[[Sequence[Prompt], Jury], Judged]:
+    """Returns a judge of `fill`, a function of colours uint8 [H, W, 3], grey in the hole, and hole bool [H, W]."""
 
     def judge(prompts: Sequence[Prompt], jury: Jury) -> Judged:
         def paint(prompt: Prompt) -> torch.Tensor:
@@ -132,17 +124,17 @@ def judge_fill(fill: Callable[[np.ndarray, np.ndarray], np.ndarray], name: str):
 def _judge_each(
     prompts: Sequence[Prompt], paint: Callable[[Prompt], torch.Tensor], jury: Jury, name: str
 ) -> Iterator[Judged]:
-    """`paint` gives uint8 [S, 3, H, W]."""
+    """Judges batch by batch; `paint` returns uint8 [S, 3, H, W]."""
     batches = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
     for batch in progress_bar(batches, stage=f"evaluate: {name}"):
         yield judge_images(torch.stack([paint(prompt) for prompt in batch]), batch, jury)
 
 
 def judge_folder(folder: Path, prompts: Sequence[Prompt], jury: Jury, name: str) -> Judged:
-    """Images `PROMPT_ID.png`, or `PROMPT_ID_0.png`, `PROMPT_ID_1.png` and so on, of the prompts that are there.
+    """Judges images `PROMPT_ID.png`, or `PROMPT_ID_0.png`, `PROMPT_ID_1.png` and so on, of the prompts that have some.
 
-    As many of each prompt as of that with the fewest. UserError where there are none, or one is of another size than
-    its prompt: images are not resized, which would blur some contestants and not others.
+    Every prompt gets the number of images of the prompt with the fewest. Raises UserError if there are none, or an
+    image has another size than its prompt: resizing would blur some contestants and not others.
     """
     files = {prompt.prompt_id: found for prompt in prompts if (found := _find_images(folder, prompt.prompt_id))}
     if not files:

@@ -1,13 +1,14 @@
-"""Aligned against base on held-out prompts: same initial noise, steps and sampler on both sides."""
+"""Judges the policies of a run on held-out prompts: the same initial noise, steps and sampler for all."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from rlhf.config.run_config import EvaluateConfig
 from rlhf.data.prompts import Prompt
@@ -15,28 +16,92 @@ from rlhf.diffusion.policy_folders import read_manifest
 from rlhf.diffusion.sampler import Sampler, SamplingTask
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
-from rlhf.evaluation.alarms import find_alarms, watch
-from rlhf.evaluation.feature_distances import PictureDistance
+from rlhf.evaluation.alarms import Alarm, RangedEstimate, estimate_ranged, find_alarms
 from rlhf.evaluation.judging import Judged, Jury, encode_picture, join_judged, judge_images
 from rlhf.progress import progress_bar
 from rlhf.reports.grids import save_comparison_grid
-from rlhf.reports.intervals import cluster_bootstrap, wins
-from rlhf.rewards.scores import Reward
-from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.reports.intervals import Estimate, cluster_bootstrap, wins
+from rlhf.reports.records import parse_record
+from rlhf.storage.atomic_files import atomic_write_json, check_schema
 from rlhf.storage.images import blank_hole, decode_image, from_8bit
 from rlhf.storage.tables import CURVE, EVALUATION, image_cell, write_table
 
 SUMMARY_SCHEMA_VERSION = 1
-"""Of `summary.json`."""
+"""Schema version of `summary.json`."""
 COMPARED = 12
-"""Prompts in `comparison.png`."""
-NO_JUDGES: Mapping[str, Reward] = MappingProxyType({})
+"""Number of prompts in `comparison.png`."""
+GOLD_JUDGE = "gold judge: the noiseless utility of the simulated annotators"
 Keep = Callable[[str, Path | None, Callable[[], Judged]], Judged]
-"""Given a contestant's name, its policy folder (None: the base model) and what judges it, how it was judged."""
+"""Returns how a contestant was judged, given its name, policy folder (None: base model) and a function that judges."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """Figures of the aligned model beside the base model, over photographs."""
+
+    win_rate: Estimate
+    """WinRate at S = 1 by the gold judge; ties count half."""
+    win_rate_reward: Estimate
+    """WinRate at S = 1 by the training reward."""
+    gold_base: float
+    """Mean gold mark of the base model, 0 to 1."""
+    gold_aligned: float
+    gold_gain: Estimate
+    reward_gain: Estimate
+    """Gain in standard deviations of an annotation score."""
+    sharpness_ratio: Estimate
+    """Mean sharpness inside the holes, aligned over base."""
+    diversity_ratio: Estimate
+    """Mean difference of a prompt's samples, aligned over base."""
+    known_pixels_differ: int
+    win_rate_by_hole: dict[str, float]
+    """WinRate by the gold judge for each hole family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """Figures of one saved policy on the held-out prompts."""
+
+    policy_version: int
+    """Number of updates; 0 is the base model."""
+    gold: float
+    reward: float
+    win_rate: Estimate
+    """WinRate over the base model by the gold judge."""
+    monitors: dict[str, RangedEstimate]
+    """Figures by key of ALARM_RANGES."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSummary(Gain):
+    """Figures of a run, as `summary.json` holds them."""
+
+    schema_version: int = SUMMARY_SCHEMA_VERSION
+    curve: list[CurvePoint]
+    alarms: list[Alarm]
+    prompts: int
+    photographs: int
+    samples_per_prompt: int
+    num_inference_steps: int
+    judge: str = GOLD_JUDGE
+
+
+def parse_summary(record: Any, path: Path, remedy: str) -> EvaluationSummary:
+    """Returns the summary that `path` holds as `record`; files of earlier versions lack alarms and their figures.
+
+    Raises UserError with the remedy if a field is missing, or if a newer version wrote the file.
+    """
+    check_schema(record.get("schema_version"), SUMMARY_SCHEMA_VERSION, path)
+    curve = [{"monitors": {}} | point for point in record.get("curve", [])]
+    try:
+        return parse_record(EvaluationSummary, {"alarms": []} | record | {"curve": curve})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: damaged ({first['loc'][0]}: {first['msg']}); {remedy}") from error
 
 
 def judge_anew(name: str, policy: Path | None, judge: Callable[[], Judged]) -> Judged:
-    """Whoever it is, as if nothing were known."""
+    """Judges every contestant, as if nothing were known."""
     return judge()
 
 
@@ -44,52 +109,53 @@ def evaluate(
     open_policy: Callable[[Path | None], Sampler],
     policies: list[Path],
     prompts: list[Prompt],
-    reward: Reward,
+    jury: Jury,
     out: Path,
     config: EvaluateConfig,
     *,
     seed: int,
-    judges: Mapping[str, Reward] = NO_JUDGES,
-    lpips: PictureDistance | None = None,
     keep: Keep = judge_anew,
-) -> dict[str, Any]:
-    """Judge base and policies; the last policy is the contestant, earlier ones give the curve.
+) -> EvaluationSummary:
+    """Judges the base model and the policies; the last policy is `aligned`, earlier ones belong to the curve.
 
-    `open_policy` gives the sampler of a policy folder, and of the base model for None; `keep` may know from before
-    how a policy was judged. Writes `samples.parquet` (base and last policy), `curve/samples.parquet` (all, without
-    images), `comparison.png` (masked, base, aligned and original of prompts spread over all) and, last, `summary.json`,
-    which is returned: `monitors` of every policy in its `curve`, and `alarms`.
+    `open_policy` returns the sampler of a policy folder, or of the base model for None; `keep` may know from an earlier
+    run how a policy was judged. Writes `samples.parquet` (base and last policy), `curve/samples.parquet` (all, without
+    images), `comparison.png` (masked, base, aligned and original of some prompts) and, last, `summary.json`.
     """
 
     def judge(name: str, policy: Path | None) -> Judged:
-        def paint() -> Judged:
-            stage = f"evaluate: {name if policy is None else policy.name}"
-            options: dict[str, Any] = {"seed": seed, "stage": stage, "judges": judges, "lpips": lpips}
-            return judge_policy(open_policy(policy), prompts, reward, config, **options)
-
-        return keep(name, policy, paint)
+        stage = f"evaluate: {name if policy is None else policy.name}"
+        return keep(
+            name, policy, lambda: judge_policy(open_policy(policy), prompts, jury, config, seed=seed, stage=stage)
+        )
 
     names = ["base", *(folder.name for folder in policies[:-1]), "aligned"]
     path = [judge(name, policy) for name, policy in zip(names, [None, *policies], strict=True)]
     versions = [0, *(int(read_manifest(policy)["policy_version"]) for policy in policies)]
-    base, judged, photographs = path[0], path[-1], [p.photograph for p in prompts]
-    summary = compare(base, judged, prompts, config) | {
-        "schema_version": SUMMARY_SCHEMA_VERSION,
-        "curve": [_curve_point(v, base, each, prompts, config) for v, each in zip(versions, path, strict=True)],
-        "alarms": find_alarms(["base", *(policy.name for policy in policies)], path, photographs, config.bootstrap),
-        "prompts": len(prompts),
-        "photographs": len(set(photographs)),
-        "samples_per_prompt": config.samples_per_prompt,
-        "num_inference_steps": config.num_inference_steps,
-        "judge": "gold judge: the noiseless utility of the simulated annotators",
-    }
+    summary = summarise(["base", *(policy.name for policy in policies)], versions, path, prompts, config)
     _write_samples(versions, path, prompts, out)
-    atomic_write_json(out / "summary.json", summary)
+    atomic_write_json(out / "summary.json", asdict(summary))
     return summary
 
 
+def summarise(
+    names: Sequence[str], versions: Sequence[int], path: Sequence[Judged], prompts: list[Prompt], config: EvaluateConfig
+) -> EvaluationSummary:
+    """Returns the figures of a run from its judged policies, the base model first and the aligned one last."""
+    base, photographs = path[0], [prompt.photograph for prompt in prompts]
+    return EvaluationSummary(
+        **vars(compare(base, path[-1], prompts, config)),
+        curve=[_curve_point(v, base, each, prompts, config) for v, each in zip(versions, path, strict=True)],
+        alarms=find_alarms(names, path, photographs, config.bootstrap),
+        prompts=len(prompts),
+        photographs=len(set(photographs)),
+        samples_per_prompt=config.samples_per_prompt,
+        num_inference_steps=config.num_inference_steps,
+    )
+
+
 def _write_samples(versions: list[int], path: list[Judged], prompts: list[Prompt], out: Path) -> None:
-    """The tables and `comparison.png`; the base model is first and the last policy last."""
+    """Writes the tables and `comparison.png` of a path that starts at the base model and ends at the last policy."""
     base, judged = path[0], path[-1]
     rows = list(_rows("base", base, prompts)) + list(_rows("aligned", judged, prompts))
     write_table(rows, EVALUATION, out / "samples.parquet")
@@ -104,26 +170,27 @@ def _write_samples(versions: list[int], path: list[Judged], prompts: list[Prompt
 def judge_policy(
     sampler: Sampler,
     prompts: list[Prompt],
-    reward: Reward,
+    jury: Jury,
     config: EvaluateConfig,
     *,
     seed: int,
     stage: str,
-    judges: Mapping[str, Reward] = NO_JUDGES,
-    lpips: PictureDistance | None = None,
 ) -> Judged:
-    """Sample every prompt with deterministic DDIM and let all judges mark the results.
+    """Samples every prompt with deterministic DDIM and lets all judges mark the results.
 
-    Raises UserError where prompts had to be put aside: both sides are judged on the same ones.
+    Raises UserError if prompts were quarantined, since all contestants must be judged on the same prompts.
     """
-    tasks, jury = plan_evaluation(prompts, config, seed), Jury(reward=reward, judges=judges, lpips=lpips)
+    tasks = plan_evaluation(prompts, config, seed)
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     parts: dict[int, Judged] = {}
     for done in progress_bar(sampler.sample(tasks), stage=stage, total=len(tasks)):
         lost = set(tasks[done.task.number].prompt_ids) - set(done.task.prompt_ids)
         if lost:
             names = ", ".join(sorted(lost))
-            raise UserError(f"evaluate: {names} kill samplers; take them out, or remove put_aside.json to try again")
+            raise UserError(
+                f"evaluate: prompts {names} are quarantined (sampling them kills the sampler); remove them from the "
+                "prompts, or delete put_aside.json to try them again"
+            )
         painted = [by_id[name] for name in done.task.prompt_ids]
         pictures = torch.stack([torch.from_numpy(np.array(decode_image(image))) for image in done.images])
         pictures = pictures.permute(0, 3, 1, 2).unflatten(0, (len(painted), config.samples_per_prompt))
@@ -132,7 +199,7 @@ def judge_policy(
 
 
 def plan_evaluation(prompts: list[Prompt], config: EvaluateConfig, seed: int) -> list[SamplingTask]:
-    """All samples of so many prompts as are denoised at once."""
+    """Returns one task, with all samples of its prompts, for each batch that is denoised at once."""
     plan = RolloutPlan(num_inference_steps=config.num_inference_steps, eta=0.0, stochastic_steps=frozenset())
     size = max(1, config.micro_batch_size // config.samples_per_prompt)
     names = [prompt.prompt_id for prompt in prompts]
@@ -149,44 +216,41 @@ def plan_evaluation(prompts: list[Prompt], config: EvaluateConfig, seed: int) ->
     ]
 
 
-def compare(base: Judged, aligned: Judged, prompts: list[Prompt], config: EvaluateConfig) -> dict[str, Any]:
-    """WinRate at S = 1 and gains, with intervals from a bootstrap over photographs."""
+def compare(base: Judged, aligned: Judged, prompts: list[Prompt], config: EvaluateConfig) -> Gain:
+    """Returns WinRate at S = 1 and gains, with intervals from a bootstrap over photographs."""
+    estimate = partial(cluster_bootstrap, clusters=[p.photograph for p in prompts], resamples=config.bootstrap)
 
-    def estimate(values: np.ndarray, statistic: Callable[[np.ndarray], float] = lambda v: float(v.mean())) -> dict:
-        return asdict(cluster_bootstrap(values, photographs, resamples=config.bootstrap, statistic=statistic))
+    def ratio(values: np.ndarray) -> float:
+        return float(values[:, 0].mean() / values[:, 1].mean())
 
-    photographs = [p.photograph for p in prompts]
     gold_wins, reward_wins = wins(aligned.gold, base.gold).mean(1), wins(aligned.reward, base.reward).mean(1)
     families = sorted({p.hole for p in prompts})
     sharp = np.stack([aligned.sharpness.mean(1), base.sharpness.mean(1)], axis=1)
     diverse = np.stack([aligned.diversity, base.diversity], axis=1)
-    return {
-        "win_rate": estimate(gold_wins),
-        "win_rate_reward": estimate(reward_wins),
-        "gold_base": float(base.gold.mean()),
-        "gold_aligned": float(aligned.gold.mean()),
-        "gold_gain": estimate((aligned.gold - base.gold).mean(1)),
-        "reward_gain": estimate((aligned.reward - base.reward).mean(1)),
-        "sharpness_ratio": estimate(sharp, lambda v: float(v[:, 0].mean() / v[:, 1].mean())),
-        "diversity_ratio": estimate(diverse, lambda v: float(v[:, 0].mean() / v[:, 1].mean())),
-        "known_pixels_differ": base.known_pixels_differ + aligned.known_pixels_differ,
-        "win_rate_by_hole": {
-            family: float(gold_wins[[p.hole == family for p in prompts]].mean()) for family in families
-        },
-    }
+    return Gain(
+        win_rate=estimate(gold_wins),
+        win_rate_reward=estimate(reward_wins),
+        gold_base=float(base.gold.mean()),
+        gold_aligned=float(aligned.gold.mean()),
+        gold_gain=estimate((aligned.gold - base.gold).mean(1)),
+        reward_gain=estimate((aligned.reward - base.reward).mean(1)),
+        sharpness_ratio=estimate(sharp, statistic=ratio),
+        diversity_ratio=estimate(diverse, statistic=ratio),
+        known_pixels_differ=base.known_pixels_differ + aligned.known_pixels_differ,
+        win_rate_by_hole={family: float(gold_wins[[p.hole == family for p in prompts]].mean()) for family in families},
+    )
 
 
 def _curve_point(
     version: int, base: Judged, judged: Judged, prompts: list[Prompt], config: EvaluateConfig
-) -> dict[str, Any]:
-    figures = compare(base, judged, prompts, config)
-    return {
-        "policy_version": version,
-        "gold": float(judged.gold.mean()),
-        "reward": float(judged.reward.mean()),
-        "win_rate": figures["win_rate"],
-        "monitors": watch(base, judged, [p.photograph for p in prompts], config.bootstrap),
-    }
+) -> CurvePoint:
+    return CurvePoint(
+        policy_version=version,
+        gold=float(judged.gold.mean()),
+        reward=float(judged.reward.mean()),
+        win_rate=compare(base, judged, prompts, config).win_rate,
+        monitors=estimate_ranged(base, judged, [p.photograph for p in prompts], config.bootstrap),
+    )
 
 
 def _curve_rows(version: int, judged: Judged, prompts: list[Prompt]) -> Iterator[dict[str, Any]]:
@@ -202,7 +266,7 @@ def _curve_rows(version: int, judged: Judged, prompts: list[Prompt]) -> Iterator
             }
 
 
-def _rows(name: str, judged: Judged, prompts: list[Prompt]):  # noqa: ANN202
+def _rows(name: str, judged: Judged, prompts: list[Prompt]) -> Iterator[dict[str, Any]]:
     for p, prompt in enumerate(prompts):
         for s in range(judged.reward.shape[1]):
             path = f"{prompt.prompt_id}_{s}_{name}.png"

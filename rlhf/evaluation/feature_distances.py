@@ -1,4 +1,4 @@
-"""Distances that networks see: LPIPS of fill and original, FID and KID of sets; only where weights are at hand."""
+"""Distances in the features of networks: LPIPS of fill and original, FID and KID of sets. They need weights."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -10,16 +10,16 @@ import torch
 from rlhf.errors import UserError
 
 PictureDistance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Images and originals [B, 3, H, W] in [-1, 1] to a map of distances [B, 1, H, W]."""
+"""Maps images and originals [B, 3, H, W] in [-1, 1] to distances [B, 1, H, W]."""
 Features = Callable[[torch.Tensor], np.ndarray]
-"""Images [B, 3, H, W] in [-1, 1] to [B, d]."""
+"""Maps images [B, 3, H, W] in [-1, 1] to features [B, d]."""
 BATCH = 64
 
 
 def open_lpips(device: torch.device) -> PictureDistance:
-    """LPIPS with AlexNet (arXiv:1801.03924) as a map; UserError where package or weights are missing.
+    """Opens LPIPS with AlexNet (arXiv:1801.03924) as a map. Raises UserError if package or weights are missing.
 
-    The weights are looked for in torch.hub's folder and not downloaded.
+    The weights must lie in torch.hub's folder; they are not downloaded.
     """
     if not find_spec("lpips") or not find_spec("torchvision"):
         raise UserError("its package is not installed: pip install 'prefpaint-ray[metrics]'")
@@ -33,7 +33,7 @@ def open_lpips(device: torch.device) -> PictureDistance:
 
 
 def open_features(path: str | None, device: torch.device) -> Features:
-    """The image embedding of a CLIP model, for FID and KID as in arXiv:2203.06026; UserError where it is not there."""
+    """Opens a CLIP model's image embedding for FID and KID (arXiv:2203.06026). Raises UserError if it is missing."""
     if path is None:
         raise UserError("no weights are named: set evaluate.features to a CLIP model")
     from transformers import CLIPModel
@@ -57,7 +57,7 @@ def open_features(path: str | None, device: torch.device) -> Features:
 def measure_sets(
     features: Features, sets: Mapping[str, torch.Tensor], originals: torch.Tensor
 ) -> dict[str, dict[str, float]]:
-    """`fid` and `kid` of every set of images [N, 3, H, W] against the originals, by name."""
+    """Returns `fid` and `kid` of each set of images [N, 3, H, W] against the originals, by the set's name."""
     true = features(originals)
     return {
         name: {"fid": frechet_distance(found, true), "kid": kernel_distance(found, true)}
@@ -66,19 +66,19 @@ def measure_sets(
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2) of features [N, d] and [M, d]: FID (arXiv:1706.08500).
+    """Returns FID (arXiv:1706.08500) of features [N, d], [M, d]: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2).
 
-    Biased upwards where there are not many more images than features.
+    FID is biased upwards unless there are many more images than features.
     """
     means = first.mean(0) - second.mean(0)
     ours, theirs = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    # The product of two covariances has real eigenvalues that are not negative, but for rounding.
+    # The product of two covariances has real, non-negative eigenvalues up to rounding.
     root = np.sqrt(np.linalg.eigvals(ours @ theirs).real.clip(min=0)).sum()
     return float(means @ means + np.trace(ours) + np.trace(theirs) - 2 * root)
 
 
 def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """KID (arXiv:1801.01401): unbiased squared MMD of features [N, d] and [M, d] with the kernel (x'y / d + 1)^3."""
+    """Returns KID (arXiv:1801.01401) of features [N, d], [M, d]: unbiased squared MMD, kernel (x'y / d + 1)^3."""
 
     def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (x @ y.T / x.shape[1] + 1) ** 3

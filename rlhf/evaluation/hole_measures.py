@@ -1,6 +1,6 @@
-"""What is measured of a filled hole, image by image, without a network: how it looks, how near the original it is."""
+"""Measures of a filled hole without a network: its look, and its distance from the original."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -10,19 +10,20 @@ from rlhf.data.gold_judge import sharpness
 SSIM_WINDOW_PX = 7
 LUMINANCE = (0.299, 0.587, 0.114)
 LOOKS = ("brightness", "saturation", "contrast", "sharpness", "seam_energy")
-"""What `measure_looks` returns."""
+"""Names of the figures of `measure_looks`."""
 FIDELITY = ("psnr_db", "ssim", "psnr_seam_db", "ssim_seam", "seam")
-"""What `measure_fidelity` returns."""
+"""Names of the figures of `measure_fidelity`."""
 BAND_SHARE = 1 / 16
-"""Of an image's shorter side: how far the seam's band reaches to either side of the border."""
+"""Reach of the seam's band to either side of the border, as a share of the image's shorter side."""
 
 
 def measure_looks(images: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
-    """By LOOKS, each float64 [B]; images [B, 3, H, W] in [-1, 1], masks [B, 1, H, W].
+    """Returns the figures of LOOKS, float64 [B] each; images [B, 3, H, W] in [-1, 1], masks [B, 1, H, W].
 
-    Inside the hole: mean luminance and mean chroma (largest less smallest of red, green and blue), 0 to 1; standard
-    deviation of the luminance; mean absolute Laplacian of it. `seam_energy` is the mean absolute difference of
-    neighbours of which one is in the hole, in levels of 255.
+    Inside the hole, `brightness` is the mean luminance and `saturation` the mean chroma (largest minus smallest of red,
+    green and blue), both 0 to 1; `contrast` is the standard deviation of the luminance and `sharpness` its mean
+    absolute Laplacian. `seam_energy` is the mean absolute difference of neighbours on either side of the hole's border,
+    in levels of 255.
     """
     unit = ((images + 1) / 2).double()
     hole = (masks > 0.5).double()
@@ -38,11 +39,11 @@ def measure_looks(images: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.
 
 
 def measure_fidelity(images: torch.Tensor, originals: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
-    """By FIDELITY, each float64 [B]: PSNR and SSIM in the hole and across the seam, and how far jumps there differ.
+    """Returns the figures of FIDELITY, float64 [B] each: PSNR and SSIM in the hole and in `seam_band`, and `seam`.
 
-    Across the seam is in `seam_band`, whose known pixels have no error but where somebody changed them. `seam` is the
-    mean absolute difference between the jumps of image and original over the hole's border, in levels of 255. PSNR is
-    NaN where the hole is the original's, SSIM where the image is smaller than its window.
+    `seam` is the mean absolute difference between the jumps of image and original over the hole's border, in levels of
+    255. Known pixels of the band have no error unless a contestant changed them. PSNR is NaN if the hole equals the
+    original's, SSIM if the image is smaller than its window.
     """
     hole, band = (masks > 0.5).double(), seam_band(masks).double()
     error = (255 * ((images - originals) / 2).double()).square()
@@ -59,9 +60,9 @@ def measure_fidelity(images: torch.Tensor, originals: torch.Tensor, masks: torch
 
 
 def seam_band(masks: torch.Tensor) -> torch.Tensor:
-    """Pixels near the hole's border, known ones and filled ones, as float [B, 1, H, W] of 0 and 1.
+    """Returns the known and filled pixels near the hole's border, as float [B, 1, H, W] of 0 and 1.
 
-    No farther than BAND_SHARE of the shorter side, at least 2 pixels, from one of the other kind.
+    Near means within BAND_SHARE of the shorter side, at least 2 pixels.
     """
     hole = (masks > 0.5).float()
     reach = max(2, round(BAND_SHARE * min(masks.shape[-2:])))
@@ -74,7 +75,7 @@ def _psnr_db(error: torch.Tensor) -> torch.Tensor:
 
 
 def _similarity(image: np.ndarray, original: np.ndarray) -> np.ndarray:
-    """Structural similarity by pixel and channel, [H, W, 3], as are the images, of 0 to 255."""
+    """Returns structural similarity by pixel and channel [H, W, 3] of images [H, W, 3], 0 to 255."""
     from skimage.metrics import structural_similarity
 
     if min(image.shape[:2]) < SSIM_WINDOW_PX:
@@ -84,14 +85,14 @@ def _similarity(image: np.ndarray, original: np.ndarray) -> np.ndarray:
 
 
 def pair_distances(images: torch.Tensor, others: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference inside the hole, in levels of 255, float64 [B]; shapes as in `measure_looks`."""
+    """Returns mean absolute differences in the hole, levels of 255, float64 [B]; shapes as in `measure_looks`."""
     return _mean((images - others).abs().double() * 127.5, (masks > 0.5).double())
 
 
 def measure_diversity(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Mean `pair_distances` of a prompt's samples, float64 [P]; images [P, S, 3, H, W], masks [P, 1, H, W].
+    """Returns the mean `pair_distances` of a prompt's samples, float64 [P]; NaN for one sample.
 
-    NaN where there is one sample.
+    Shapes: images [P, S, 3, H, W], masks [P, 1, H, W].
     """
     samples = images.shape[1]
     pairs = [pair_distances(images[:, i], images[:, j], masks) for i in range(samples) for j in range(i)]
@@ -99,17 +100,18 @@ def measure_diversity(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor
 
 
 def _mean(values: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-    """Over the hole's pixels and the channels: [B]."""
+    """Returns means [B] over the hole's pixels and the channels."""
     return (values.mean(1, keepdim=True) * hole).sum((1, 2, 3)) / hole.sum((1, 2, 3))
 
 
-def _over_border(steps, hole: torch.Tensor) -> torch.Tensor:  # noqa: ANN001
-    """Mean of `steps(dim)`, differences of neighbours along a dimension, over those of which one is in the hole."""
+def _over_border(steps: Callable[[int], torch.Tensor], hole: torch.Tensor) -> torch.Tensor:
+    """Returns the mean of `steps(dim)`, differences of neighbours along a dimension, over the hole's border."""
     borders = {dim: hole.diff(dim=dim).abs() for dim in (-1, -2)}
-    total = sum((steps(dim).mean(1, keepdim=True) * border).sum((1, 2, 3)) for dim, border in borders.items())
-    return total / sum(border.sum((1, 2, 3)) for border in borders.values())
+    totals = [(steps(dim).mean(1, keepdim=True) * border).sum((1, 2, 3)) for dim, border in borders.items()]
+    counts = [border.sum((1, 2, 3)) for border in borders.values()]
+    return (totals[0] + totals[1]) / (counts[0] + counts[1])
 
 
 def to_arrays(columns: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """The same on the CPU as float64."""
+    """Returns the columns on the CPU as float64."""
     return {name: column.detach().cpu().double().numpy() for name, column in columns.items()}

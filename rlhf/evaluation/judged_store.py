@@ -1,4 +1,4 @@
-"""How contestants were judged, on disk: one table each, so that a comparison goes on where it was interrupted."""
+"""Stores judged contestants on disk, one table each, so that an interrupted comparison can be resumed."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from rlhf.storage.images import decode_image
 from rlhf.storage.tables import IMAGE, image_cell, read_table, write_table
 
 CONTESTANTS = "contestants"
-"""Folder of an evaluation with a table `NAME.parquet` of each contestant's images."""
+"""Folder of an evaluation that holds a table `NAME.parquet` of each contestant's images."""
 PAINTED = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -27,15 +27,15 @@ PAINTED = pa.schema(
         ("image", IMAGE),
     ]
 )
-"""What is read of such a table."""
+"""Columns of such a table that hold the images."""
 PROMPT_COLUMNS = [(name, pa.string()) for name in ("prompt_id", "photograph", "hole", "contestant")]
 
 
 class JudgedStore:
-    """Tables `NAME.parquet` in a folder, each with a record of what it was made from."""
+    """Tables `NAME.parquet` in a folder, each with a record `NAME.json` of its inputs."""
 
     def __init__(self, folder: Path, prompts: Sequence[Prompt], jury: Jury, settings: Mapping[str, Any]) -> None:
-        """`settings` are what all contestants' images and marks depend on."""
+        """`settings` are those on which the images and marks of all contestants depend."""
         self._folder, self._jury = folder, jury
         self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
         self._settings = dict(settings) | {"version": __version__}
@@ -43,7 +43,7 @@ class JudgedStore:
         self._schema = pa.schema(PROMPT_COLUMNS + kinds + [("diversity", pa.float64())])
 
     def judge(self, name: str, what: Mapping[str, Any], judge: Callable[[], Judged]) -> Judged:
-        """Read what is known of contestant `name`, made from `what` with the same settings; else judge and keep it."""
+        """Reads contestant `name` if it was made from `what` with the same settings; otherwise judges and stores it."""
         record = json.loads(json.dumps(self._settings | {"what": dict(what)}, default=str))
         table, known = self._folder / f"{name}.parquet", self._folder / f"{name}.json"
         found = json.loads(known.read_text()) if known.is_file() else {}

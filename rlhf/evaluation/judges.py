@@ -1,4 +1,4 @@
-"""The held-out judges of the configuration's `judges:`; one that cannot judge is left out, and it is said why."""
+"""Opens the held-out judges of the configuration's `judges:`; one that cannot judge is left out with the reason."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from rlhf.config.reward_entry import KINDS
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
+from rlhf.evaluation.comparison_records import LeftOut
 from rlhf.evaluation.feature_distances import Features, PictureDistance, open_features, open_lpips
 from rlhf.rewards.build import build_reward, check_captions
 from rlhf.rewards.scores import Reward
@@ -15,42 +16,41 @@ from rlhf.rewards.scores import Reward
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutJudges:
-    """Those that judge, and what is left out."""
+    """Judges that can judge, and what is left out."""
 
     judges: dict[str, Reward]
     lpips: PictureDistance | None
     features: Features | None
-    left_out: list[dict[str, str]]
-    """`measure` and `reason`."""
+    left_out: list[LeftOut]
 
 
 def open_judges(config: RunConfig, prompts: Sequence[Prompt]) -> HeldOutJudges:
-    """Open every judge and let it mark the first original, so that what is missing shows before hours of painting."""
+    """Opens every judge and lets it mark the first original, so that missing parts show before hours of painting."""
     judges: dict[str, Reward] = {}
-    left_out, device = [], resolve_device(config.model.device)
+    left_out: list[LeftOut] = []
+    device = resolve_device(config.model.device)
     for entry in config.judges:
         try:
             judge = build_reward(entry, None, device)
             check_captions([entry], {prompt.prompt_id: prompt.caption for prompt in prompts})
             judge.score(prompts[0].image[None], prompts[0].mask[None], [prompts[0].caption])
         except UserError as error:
-            left_out.append({"measure": entry.label, "reason": str(error)})
+            left_out.append(LeftOut(measure=entry.label, reason=str(error)))
             continue
         judges[entry.label] = judge
     named = {entry.kind for entry in config.judges}
     for kind, row in KINDS.items():
         if row.published_as is not None and kind not in named:
-            left_out.append(
-                {"measure": row.published_as, "reason": f"no weights are named: add `kind: {kind}` to `judges`"}
-            )
+            reason = f"no weights are named: add `kind: {kind}` to `judges`"
+            left_out.append(LeftOut(measure=row.published_as, reason=reason))
     lpips: PictureDistance | None = None
     features: Features | None = None
     try:
         lpips = open_lpips(device)
     except UserError as error:
-        left_out.append({"measure": "LPIPS", "reason": str(error)})
+        left_out.append(LeftOut(measure="LPIPS", reason=str(error)))
     try:
         features = open_features(config.evaluate.features, device)
     except UserError as error:
-        left_out.append({"measure": "FID, KID", "reason": str(error)})
+        left_out.append(LeftOut(measure="FID, KID", reason=str(error)))
     return HeldOutJudges(judges=judges, lpips=lpips, features=features, left_out=left_out)

@@ -1,4 +1,4 @@
-"""Filled holes and everything that is measured of them: the training reward, held-out judges, looks, the original."""
+"""Judges filled holes: the training reward, held-out judges, looks, and the distance from the original."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,74 +24,74 @@ from rlhf.rewards.scores import Reward
 from rlhf.storage.images import encode_png, from_8bit
 
 MARKS = ("reward", "uncertainty", "lower", "gold", *LOOKS, *FIDELITY)
-"""What every image is given; `lower` is the training reward's conformal lower bound."""
+"""Marks of every image; `lower` is the training reward's conformal lower bound."""
 JUDGE = "judge_"
-"""Before the name of a further held-out judge, to tell it from the measures."""
+"""Prefix of the marks of further held-out judges, which tells them from the measures."""
 LPIPS, LPIPS_SEAM = "lpips", "lpips_seam"
-"""Mean over the hole, and over the band across its border, against the original."""
+"""LPIPS against the original: mean over the hole, and over the band across its border."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jury:
-    """Who marks besides the gold judge."""
+    """Judges besides the gold judge."""
 
     reward: Reward
-    """What policies were trained on."""
+    """Reward on which policies were trained."""
     judges: Mapping[str, Reward] = field(default_factory=dict)
-    """Held out: nothing was trained on them."""
+    """Held-out judges, on which nothing was trained."""
     lpips: PictureDistance | None = None
-    """Where its weights are at hand."""
+    """LPIPS, or None if its weights are missing."""
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """Names of all that an image is given."""
+        """Names of all marks of an image."""
         lpips = () if self.lpips is None else (LPIPS, LPIPS_SEAM)
         return (*MARKS, *lpips, *(JUDGE + name for name in self.judges))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Samples of one contestant: rows are prompts, columns samples."""
+    """Judged samples of one contestant: rows are prompts, columns samples."""
 
     prompt_ids: tuple[str, ...]
     images: torch.Tensor
     """uint8 [P, S, 3, H, W]."""
     marks: Mapping[str, np.ndarray]
-    """float64 [P, S] by MARKS, and by JUDGE and the names of further judges; NaN where there is no value."""
+    """float64 [P, S] by the names of `Jury.marks`; NaN stands for no value."""
     diversity: np.ndarray
-    """[P]: mean absolute difference between a prompt's samples inside the hole, of 255; NaN for one sample."""
+    """[P]: mean absolute difference of a prompt's samples inside the hole, in levels of 255; NaN for one sample."""
     hole_share: np.ndarray
-    """[P]: of the picture's pixels."""
+    """[P]: share of the picture's pixels."""
     known_pixels_differ: int
-    """Pixels outside the holes that are not the prompt's own; must be 0 for whoever paints here."""
+    """Number of pixels outside the holes that differ from the prompt's; 0 for every model painted here."""
 
     @property
     def reward(self) -> np.ndarray:
-        """The training reward."""
+        """Marks of the training reward."""
         return self.marks["reward"]
 
     @property
     def uncertainty(self) -> np.ndarray:
-        """Its uncertainty."""
+        """Uncertainty of the training reward."""
         return self.marks["uncertainty"]
 
     @property
     def gold(self) -> np.ndarray:
-        """The gold judge's utility."""
+        """Utility by the gold judge."""
         return self.marks["gold"]
 
     @property
     def sharpness(self) -> np.ndarray:
-        """Of the hole."""
+        """Sharpness inside the hole."""
         return self.marks["sharpness"]
 
     @property
     def held_out(self) -> list[str]:
-        """The marks of judges that nothing was trained on."""
+        """Names of the marks of held-out judges."""
         return ["gold", *(name for name in self.marks if name.startswith(JUDGE))]
 
     def select(self, prompt_ids: Sequence[str]) -> "Judged":
-        """Those of some prompts, in that order; `known_pixels_differ` stays that of all."""
+        """Returns the samples of some prompts, in that order; `known_pixels_differ` still counts all prompts."""
         places = [self.prompt_ids.index(name) for name in prompt_ids]
         return Judged(
             prompt_ids=tuple(prompt_ids),
@@ -104,9 +104,9 @@ class Judged:
 
 
 def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) -> Judged:
-    """Mark images uint8 [P, S, 3, H, W] of P prompts.
+    """Marks the images uint8 [P, S, 3, H, W] of P prompts.
 
-    Raises UserError that names the prompt where a judge gives no finite number.
+    Raises UserError with the prompt's name if a judge gives no finite number.
     """
     samples = images.shape[1]
     each = [prompt for prompt in prompts for _ in range(samples)]
@@ -144,7 +144,7 @@ def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) ->
 
 
 def join_judged(parts: Iterable[Judged]) -> Judged:
-    """Consecutive prompts as one."""
+    """Joins parts of consecutive prompts."""
     found = list(parts)
     return Judged(
         prompt_ids=tuple(name for part in found for name in part.prompt_ids),
@@ -156,6 +156,11 @@ def join_judged(parts: Iterable[Judged]) -> Judged:
     )
 
 
+def describe_judge(judge: str) -> str:
+    """Returns the name of a held-out judge for a reader."""
+    return "the gold judge (simulated)" if judge == "gold" else judge.removeprefix(JUDGE)
+
+
 def encode_picture(picture: torch.Tensor) -> bytes:
-    """uint8 [3, H, W] as PNG."""
+    """Encodes a picture, uint8 [3, H, W], as PNG."""
     return encode_png(Image.fromarray(picture.permute(1, 2, 0).numpy()))

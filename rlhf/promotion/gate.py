@@ -1,9 +1,8 @@
 """The gate before a name: contender and incumbent paint held-out prompts, and a judge that trained neither decides."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rlhf import __version__
 from rlhf.config.devices import resolve_device
@@ -15,24 +14,25 @@ from rlhf.diffusion.policy_weights import check_weights
 from rlhf.diffusion.sampler import InProcessSampler, Sampler
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import compare, judge_policy
+from rlhf.evaluation.judging import Jury
 from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.promotion.gate_verdict import Comparison, Verdict, timestamp
 from rlhf.rewards.open_reward import checksum_reward, open_reward
 from rlhf.rewards.scores import Reward
 
 BLANK = 0.005
-"""A hole that nowhere is further from mid-grey, 0 in [-1, 1], holds no original but what an import blanked."""
+"""Largest distance from mid-grey (0 in [-1, 1]) of a hole that an import blanked, so that no original is there."""
 
 OpenPolicy = Callable[[Path | None], Sampler]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """What policies are judged on."""
+    """The data and the reward that policies are judged on."""
 
     prompts: list[Prompt]
     open_policy: OpenPolicy
-    """Gives the sampler of a policy folder, and of the base model for None."""
+    """Returns the sampler of a policy folder, or of the base model for None."""
     reward: Reward
     split: str
     prompts_checksum: str
@@ -40,10 +40,10 @@ class HeldOut:
 
 
 def load_held_out(prompts: Path, reward: Path, *, split: str, config: RunConfig) -> HeldOut:
-    """Read and check prompts and reward; policies are those of `config.model`.
+    """Reads and checks prompts and reward; policies are opened on `config.model`.
 
-    Raises UserError where something is unreadable, prompts hold no originals to judge against, they are of fewer
-    photographs than `gate.min_photographs`, or one sample per prompt leaves diversity unknown.
+    Raises UserError if something is unreadable, the prompts hold no originals to judge against or show fewer
+    photographs than `gate.min_photographs`, or there is one sample per prompt, which leaves diversity unknown.
     """
     if config.evaluate.samples_per_prompt < 2:
         raise UserError("evaluate.samples_per_prompt: the gate measures diversity, which takes at least 2")
@@ -51,7 +51,7 @@ def load_held_out(prompts: Path, reward: Path, *, split: str, config: RunConfig)
     photographs, needed = len({p.photograph for p in loaded}), config.gate.min_photographs
     if photographs < needed:
         raise UserError(
-            f"{prompts}: split {split!r} is of {photographs} photograph(s), too few for an interval to trust; make "
+            f"{prompts}: split {split!r} shows {photographs} photograph(s), too few for an interval to trust; make "
             f"prompts from {needed} or more (gate.min_photographs)"
         )
     blank = [p.prompt_id for p in loaded if (p.image[:, p.mask[0] > 0.5].abs() < BLANK).all()]
@@ -75,7 +75,7 @@ def load_held_out(prompts: Path, reward: Path, *, split: str, config: RunConfig)
 def plan_comparison(
     contender: ServedPolicy, incumbent: ServedPolicy, held_out: HeldOut, config: RunConfig
 ) -> Comparison:
-    """What will be compared; UserError where a policy folder is incomplete, or its weights are not its manifest's."""
+    """Describes the comparison. Raises UserError if a policy folder is incomplete or does not match its manifest."""
     sums: dict[str, str | None] = {"contender": None, "incumbent": None}
     for role, policy in (("contender", contender), ("incumbent", incumbent)):
         if policy.folder is not None:
@@ -104,15 +104,16 @@ def judge(
     held_out: HeldOut,
     config: RunConfig,
 ) -> Verdict:
-    """Paint the prompts with both policies, on the same noise, and apply the limits of `config.gate`."""
+    """Paints the prompts with both policies on the same noise, and applies the limits of `config.gate`."""
 
     def paint(policy: ServedPolicy, role: str):  # noqa: ANN202
         stage = f"gate: {role} {policy.version}"
         sampler = held_out.open_policy(policy.folder)
-        return judge_policy(sampler, held_out.prompts, held_out.reward, config.evaluate, seed=config.seed, stage=stage)
+        jury = Jury(reward=held_out.reward)
+        return judge_policy(sampler, held_out.prompts, jury, config.evaluate, seed=config.seed, stage=stage)
 
     before, after = paint(incumbent, "incumbent"), paint(contender, "contender")
-    figures: dict[str, Any] = compare(before, after, held_out.prompts, config.evaluate)
+    figures = compare(before, after, held_out.prompts, config.evaluate)
     now = timestamp()
     return Verdict(
         name=name,
@@ -122,7 +123,7 @@ def judge(
         prompts=len(held_out.prompts),
         photographs=len({p.photograph for p in held_out.prompts}),
         judged=now,
-        figures=figures,
+        figures=asdict(figures),
         decided=now,
         limits=config.gate,
         checks=(),

@@ -1,4 +1,4 @@
-"""The verdict of the gate, as it lies beside the catalogue: what was compared on what, the figures, the limits."""
+"""The verdict of the gate, a file beside the catalogue: the comparison, its figures, and the limits."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -17,49 +17,49 @@ JUDGE = "gold judge, simulated: the noiseless utility of the simulated annotator
 
 
 class Record(BaseModel):
-    """Base of what a verdict is made of."""
+    """Base class of the records of a verdict."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Comparison(Record):
-    """Who against whom, on what and how: where two are equal, so are their figures."""
+    """Everything that determines the figures: equal comparisons give equal figures."""
 
     base: str
-    """The model that both are policies of."""
+    """Base model of both policies."""
     contender: str
-    """Checksum of its weights."""
+    """Checksum of the contender's weights."""
     incumbent: str | None
-    """Checksum of the weights that answer now; None is the base model itself."""
+    """Checksum of the incumbent's weights; None is the base model itself."""
     prompts: str
     """Checksum of the held-out prompts: ids, photographs, pictures, masks."""
     split: str
-    """Which of the prompts."""
+    """Split of the prompts."""
     reward: str
-    """Checksum of the reward folder's files; its figure is shown, but decides nothing."""
+    """Checksum of the reward folder's files; the reward's figure is shown, but decides nothing."""
     seed: int
-    """Of the noise, the same on both sides."""
+    """Seed of the noise, the same for both policies."""
     settings: dict[str, Any]
-    """`evaluate` and what of `model` changes pictures."""
+    """The section `evaluate`, and the fields of `model` that change images."""
     software: str
     """Version of prefpaint-ray."""
 
 
 class Check(Record):
-    """One figure against its limit."""
+    """A figure and its limit."""
 
     figure: str
-    """Its name."""
+    """Name of the figure."""
     value: float | None
-    """As it was measured; None is no number."""
+    """Measured value; None if it is not a number."""
     low: float | None = None
-    """Lower end of the 95 % interval, which decides."""
+    """Lower end of the 95 % interval; it decides."""
     high: float | None = None
-    """Upper end."""
+    """Upper end of the 95 % interval."""
     limit: float | None
-    """To be exceeded by `low`, or for a count not to be exceeded by `value`; None: shown only."""
+    """Number that `low` must exceed, or that a count must not exceed; None if the figure is only shown."""
     passed: bool
-    """Whether it keeps to the limit."""
+    """Whether the figure keeps to the limit."""
 
 
 class Verdict(Record):
@@ -67,36 +67,36 @@ class Verdict(Record):
 
     schema_version: int = SCHEMA_VERSION
     name: str
-    """That the policy is to answer under."""
+    """Name under which the policy is to answer."""
     contender: ServedPolicy
-    """The policy, where it lay when it was judged."""
+    """The policy, at its folder when it was judged."""
     incumbent: ServedPolicy
-    """What answered when it was judged."""
+    """The policy that answered when the contender was judged."""
     comparison: Comparison
-    """Checksums and settings."""
+    """Checksums and settings of the comparison."""
     judge: str = JUDGE
-    """Whose marks the WinRate counts."""
+    """Judge whose marks the WinRate counts."""
     prompts: int
-    """Judged on, each with `settings.samples_per_prompt` samples of either policy."""
+    """Number of prompts, each with `settings.samples_per_prompt` samples of either policy."""
     photographs: int
-    """That the prompts are of."""
+    """Number of photographs that the prompts show."""
     judged: str
-    """When it was painted, ISO 8601."""
+    """Time of the painting, ISO 8601."""
     figures: dict[str, Any]
-    """Of `rlhf.evaluation.evaluation.compare`: intervals at 95 %, from a bootstrap over photographs."""
+    """Figures of `rlhf.evaluation.evaluation.compare`, with 95 % intervals from a bootstrap over photographs."""
     decided: str
-    """When the limits were applied, ISO 8601."""
+    """Time at which the limits were applied, ISO 8601."""
     limits: GateConfig
-    """In force then."""
+    """Limits in force at that time."""
     checks: tuple[Check, ...]
-    """Figure by figure."""
+    """The figures against their limits."""
     passed: bool
-    """All checks passed."""
+    """Whether all checks passed."""
     forced: bool
-    """Promotion was asked for whatever the checks say."""
+    """Whether promotion was asked for whatever the checks say."""
 
     def decide(self, limits: GateConfig, *, forced: bool) -> "Verdict":
-        """The same figures under these limits."""
+        """Returns the same figures under these limits."""
         checks = tuple(check_figures(self.figures, limits))
         passed = all(check.passed for check in checks)
         found = {"limits": limits, "checks": checks, "passed": passed, "forced": forced, "decided": timestamp()}
@@ -104,12 +104,12 @@ class Verdict(Record):
 
 
 def timestamp() -> str:
-    """Now, in UTC."""
+    """Returns the current time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def check_figures(figures: Mapping[str, Any], limits: GateConfig) -> Iterator[Check]:
-    """The figures that decide, and the reward's WinRate, which does not: the policy was trained to raise it."""
+    """Yields the deciding figures, and the WinRate by the reward, which the policy was trained to raise."""
     asked = (
         ("win_rate", limits.min_win_rate),
         ("win_rate_reward", None),
@@ -126,18 +126,18 @@ def check_figures(figures: Mapping[str, Any], limits: GateConfig) -> Iterator[Ch
 
 
 def verdict_file(catalogue: Path, name: str, contender: ServedPolicy, incumbent: ServedPolicy) -> Path:
-    """Where the verdict on a pair lies: `names.verdicts/NAME-VERSION-over-VERSION.json` beside `names.json`."""
+    """Returns the file of a verdict: `names.verdicts/NAME-VERSION-over-VERSION.json` beside `names.json`."""
     folder = catalogue.parent / f"{catalogue.stem}.verdicts"
     return folder / f"{name}-{contender.version}-over-{incumbent.version}.json"
 
 
 def write_verdict(verdict: Verdict, path: Path) -> None:
-    """Whole or not at all."""
+    """Writes a verdict, whole or not at all."""
     atomic_write_json(path, verdict.model_dump(mode="json"))
 
 
 def read_verdict(path: Path) -> Verdict:
-    """UserError where it is damaged or of a newer schema."""
+    """Reads a verdict. Raises UserError if the file is damaged or of a newer schema."""
     remedy = "remove it, and the policies are judged anew"
     record = read_json(path, remedy)
     check_schema(record.get("schema_version") if isinstance(record, dict) else None, SCHEMA_VERSION, path)

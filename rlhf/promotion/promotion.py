@@ -1,4 +1,4 @@
-"""A policy behind a name: through the gate, copied beside the catalogue, then named there."""
+"""Promotion: judges a policy, copies it beside the catalogue, and puts it behind a name there."""
 
 import re
 import shutil
@@ -26,60 +26,62 @@ from rlhf.storage.url_path import as_path, local_copy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What `rlhf promote` is asked."""
+class PromotionRequest:
+    """The arguments of `rlhf promote`."""
 
     policy: Path
     """A policy folder, or a run folder for its last policy."""
     name: str
+    """Name under which the policy is to answer."""
     catalogue: Path
     prompts: Path
     reward: Path
     split: str = "test"
-    """Which of the prompts."""
+    """Split of the prompts to judge on."""
     canary: float | None = None
-    """Share of the requests to try the policy on; None makes it the current one."""
+    """Share of the requests that try the policy; None makes it the current one."""
     is_forced: bool = False
-    """Promote whatever the verdict is."""
+    """Whether to promote whatever the verdict is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What came of it."""
+class Promotion:
+    """The result of a promotion."""
 
     contender: ServedPolicy
-    """The policy as it was given."""
+    """The policy that was to be promoted."""
     before: ServedName
+    """The name before."""
     after: ServedName
-    """The same as `before` where nothing was changed."""
+    """The name after; the same object as `before` if nothing was changed."""
     verdict: Verdict | None = None
-    """None where the policy answers already."""
+    """The verdict of the gate; None if the policy answers already."""
     verdict_file: Path | None = None
     is_reused: bool = False
-    """The figures are those of an earlier verdict on the same comparison."""
+    """Whether the figures come from an earlier verdict on the same comparison."""
 
     @property
     def is_refused(self) -> bool:
-        """The gate was not passed, and nothing was changed."""
+        """Whether the gate was not passed, so that nothing was changed."""
         return self.verdict is not None and not (self.verdict.passed or self.verdict.forced)
 
 
-def promote(request: Request, config: RunConfig) -> Outcome:
-    """Put a policy behind a name, as the current one or on trial, if it passes the gate.
+def promote(request: PromotionRequest, config: RunConfig) -> Promotion:
+    """Puts a policy behind a name, as the current one or as canary, if it passes the gate.
 
-    The contender is judged against what the name serves now, the base model where the name is new; an earlier verdict
-    on the same weights, prompts and settings is used again. The verdict is written beside the catalogue, passed or not.
-    Where it passed, or `is_forced`, the policy's folder is copied to `<catalogue>.policies/VERSION`, which no run
-    removes, and the catalogue is replaced last, whole or not at all: whoever reads it finds all that it names.
+    The contender is judged against what the name serves now, or against the base model if the name is new. An earlier
+    verdict on the same weights, prompts and settings is reused. The verdict is written beside the catalogue, passed or
+    not. If it passed, or `is_forced`, the policy's folder is copied to `<catalogue>.policies/VERSION`, which no run
+    removes. The catalogue is replaced last, whole or not at all, so that readers find every folder that it names.
 
-    Raises UserError where an input is unsound, the policy is of another base model than the name's, or the name was
+    Raises UserError if an input is unsound, the policy belongs to another base model than the name's, or the name was
     changed while the policies painted.
     """
     catalogue = request.catalogue.resolve()
     _check_request(request)
     found, folder = _locate(request.policy, config)
     contender = describe_policy(folder)
-    with locked(catalogue):  # Says now, not after the painting, what cannot be read or written.
+    with locked(catalogue):  # Fails before the painting if the catalogue cannot be read or locked.
         names = read_or_new(catalogue)
     before = names.models.get(request.name) or ServedName(base=found)
     if absolute_base(before.base) != found:
@@ -87,8 +89,8 @@ def promote(request: Request, config: RunConfig) -> Outcome:
     if contender.version == before.current.version:
         if request.canary is not None:
             raise UserError(f"{request.name} answers with {contender} already; leave --canary out")
-        keep_policy(folder, catalogue)  # Where somebody removed the copy, it is there again.
-        return Outcome(contender=contender, before=before, after=before)
+        keep_policy(folder, catalogue)  # Restores the copy if somebody removed it.
+        return Promotion(contender=contender, before=before, after=before)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": found})})
     held_out = load_held_out(request.prompts, request.reward, split=request.split, config=config)
     verdict, is_reused = _judge_or_recall(request, contender, before.current, held_out, config)
@@ -96,12 +98,12 @@ def promote(request: Request, config: RunConfig) -> Outcome:
     write_verdict(verdict, file)
     is_let_through = verdict.passed or request.is_forced
     after = put_behind_name(request, before, keep_policy(folder, catalogue)) if is_let_through else before
-    return Outcome(
+    return Promotion(
         contender=contender, before=before, after=after, verdict=verdict, verdict_file=file, is_reused=is_reused
     )
 
 
-def _check_request(request: Request) -> None:
+def _check_request(request: PromotionRequest) -> None:
     if not re.fullmatch(NAME_PATTERN, request.name):
         raise UserError(
             f"--name {request.name!r}: takes letters, digits, dots, dashes and underscores, 64 at most, "
@@ -112,7 +114,7 @@ def _check_request(request: Request) -> None:
 
 
 def _locate(policy: Path, config: RunConfig) -> tuple[str, Path]:
-    """The base model and the folder of a policy that a user names."""
+    """Returns the base model and the folder of a policy that a user names."""
     if not policy.exists():
         raise UserError(f"{policy}: no such folder; name a policy folder, or the run folder that holds it")
     found, folder = locate_policy(config.model, policy)
@@ -122,14 +124,14 @@ def _locate(policy: Path, config: RunConfig) -> tuple[str, Path]:
 
 
 def absolute_base(base: str) -> str:
-    """The base model for a service that starts in another folder; `tiny`, URLs and hub names as they are."""
+    """Returns a base model's folder as an absolute path; `tiny`, URLs and hub names are returned unchanged."""
     return str(Path(base).resolve()) if base == str(as_path(base)) and Path(base).is_dir() else base
 
 
 def _judge_or_recall(
-    request: Request, contender: ServedPolicy, incumbent: ServedPolicy, held_out: HeldOut, config: RunConfig
+    request: PromotionRequest, contender: ServedPolicy, incumbent: ServedPolicy, held_out: HeldOut, config: RunConfig
 ) -> tuple[Verdict, bool]:
-    """A verdict, and whether its figures are an earlier one's; the limits are always this configuration's."""
+    """Returns a verdict by the limits of `config`, and whether its figures come from an earlier one."""
     comparison = plan_comparison(contender, incumbent, held_out, config)
     file = verdict_file(request.catalogue.resolve(), request.name, contender, incumbent)
     if file.is_file():
@@ -141,10 +143,10 @@ def _judge_or_recall(
 
 
 def keep_policy(folder: Path, catalogue: Path) -> ServedPolicy:
-    """Copy a policy folder to where nothing removes it: `names.policies/VERSION` beside `names.json`.
+    """Copies a policy folder to `names.policies/VERSION` beside `names.json`, where nothing removes it.
 
-    File by file, each whole, the manifest last; a complete copy of the same checksum is left as it is. Raises UserError
-    where the weights are not those of the manifest, or cannot be written.
+    Copies file by file, each whole, the manifest last; a complete copy of the same checksum is kept. Raises UserError
+    if the weights do not match the manifest, or cannot be written.
     """
     described = describe_policy(folder)
     target = catalogue.parent / f"{catalogue.stem}.policies" / described.version
@@ -161,8 +163,8 @@ def keep_policy(folder: Path, catalogue: Path) -> ServedPolicy:
     return describe_policy(target)
 
 
-def put_behind_name(request: Request, judged: ServedName, policy: ServedPolicy) -> ServedName:
-    """Name the policy in the catalogue; UserError where the name has another current policy than was judged."""
+def put_behind_name(request: PromotionRequest, judged: ServedName, policy: ServedPolicy) -> ServedName:
+    """Puts a policy behind a name. Raises UserError if the name was changed since the policy was judged."""
     catalogue = request.catalogue.resolve()
     with locked(catalogue):
         names = read_or_new(catalogue)

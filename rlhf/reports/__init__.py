@@ -1,1 +1,1 @@
-"""Numbers for people: intervals, tests, charts, pages, run logs, trackers."""
+"""Figures for readers: intervals, tests, charts, pages, run logs, trackers."""

@@ -1,4 +1,4 @@
-"""Grids of pictures."""
+"""Grids of pictures, as PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from rlhf.storage.images import encode_png, tensor_to_image
 
 
 def image_grid(rows: Sequence[Sequence[Image.Image]], *, zoom: int = 1, gap_px: int = 2) -> Image.Image:
-    """Equally large pictures in rows, on white."""
+    """Arranges pictures of one size in rows on a white background."""
     width, height = rows[0][0].width * zoom, rows[0][0].height * zoom
     columns = max(len(row) for row in rows)
     grid = Image.new("RGB", (columns * (width + gap_px) - gap_px, len(rows) * (height + gap_px) - gap_px), "white")
@@ -24,16 +24,16 @@ def image_grid(rows: Sequence[Sequence[Image.Image]], *, zoom: int = 1, gap_px: 
 
 
 def save_rollout_grid(images: torch.Tensor, samples_per_prompt: int, path: Path) -> None:
-    """Samples [B, 3, H, W], prompt by prompt, one row per prompt, as a PNG."""
+    """Writes samples [B, 3, H, W], which lie prompt by prompt, as a PNG with one row per prompt."""
     pictures = [tensor_to_image(image) for image in images]
     rows = [pictures[i : i + samples_per_prompt] for i in range(0, len(pictures), samples_per_prompt)]
     _save(image_grid(rows, zoom=2), path)
 
 
 def save_comparison_grid(columns: Sequence[torch.Tensor], path: Path, *, per_row: int = 2) -> None:
-    """Pictures that belong together side by side, e.g. masked, base, aligned, original: each column [N, 3, H, W].
+    """Writes a PNG of pictures side by side, e.g. masked, base, aligned, original; each column is [N, 3, H, W].
 
-    `per_row` such sets share a row of the PNG.
+    Each row of the PNG holds `per_row` sets of pictures.
     """
     sets = [[tensor_to_image(image) for image in images] for images in zip(*columns, strict=True)]
     rows = [sum(sets[i : i + per_row], []) for i in range(0, len(sets), per_row)]

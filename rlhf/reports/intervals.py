@@ -1,27 +1,50 @@
-"""Intervals by bootstrap over photographs, and the rates that rest on them."""
+"""95 % intervals by bootstrap over photographs, and the rates for which they are given."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
+from rlhf.reports.records import Number
+
 LEAST_PHOTOGRAPHS = 6
-"""With fewer, a contestant no better than the other wins all of them by chance in more than 2.5 %, of five in 2^-5 or
-3.1 %, which an interval of 95 % could not tell from a better one: there is none then."""
+"""Fewest photographs for which an interval is given. With five, an equal contestant wins all five by chance with
+probability 2^-5 = 3.1 %, more than the 2.5 % tail of a 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval, which does not exist below LEAST_PHOTOGRAPHS; NaN stands for no value."""
 
-    value: float
-    low: float
-    """NaN, as `high` is, where there is no interval."""
-    high: float
+    value: Number
+    low: Number
+    high: Number
     clusters: int
-    """Photographs that it rests on, or whatever else was resampled."""
+    """Number of photographs, or of other units, that were resampled."""
+
+    def __post_init__(self) -> None:
+        """Drops an interval of too few clusters; files of earlier versions hold such intervals."""
+        if self.clusters < LEAST_PHOTOGRAPHS:
+            object.__setattr__(self, "low", math.nan)
+            object.__setattr__(self, "high", math.nan)
+
+
+class Interval(Protocol):
+    """Any figure with an interval; None and NaN stand for no value."""
+
+    @property
+    def value(self) -> float | None:
+        """The figure."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
 
 
 def cluster_bootstrap(
@@ -32,7 +55,7 @@ def cluster_bootstrap(
     seed: int = 0,
     statistic: Callable[[np.ndarray], float] = lambda v: float(v.mean()),
 ) -> Estimate:
-    """A statistic with its 95 % percentile interval, resampling whole photographs; none below LEAST_PHOTOGRAPHS.
+    """Returns a statistic with its 95 % percentile interval from resamples of whole photographs.
 
     Args:
         values: [N] or [N, m], one row per measurement.
@@ -49,28 +72,13 @@ def cluster_bootstrap(
     return summarise_draws(statistic(values), np.array(draws), len(names))
 
 
-def wins(challenger: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """1 where the challenger scores higher, 0.5 at a tie, 0 otherwise."""
-    return (challenger > base) + 0.5 * (challenger == base)
-
-
-def rank_correlation(pairs: np.ndarray) -> float:
-    """Spearman's rho of two columns [N, 2]; NaN where one is constant."""
-    from scipy.stats import rankdata
-
-    ranks = np.stack([rankdata(pairs[:, 0]), rankdata(pairs[:, 1])])
-    if (ranks.std(axis=1) == 0).any():
-        return float("nan")
-    return float(np.corrcoef(ranks)[0, 1])
-
-
 def bootstrap_means(
     values: np.ndarray, clusters: Sequence[str], *, resamples: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means of columns, each over the rows where it is no NaN: [m], and of resamples of whole photographs, [B, m].
+    """Returns the means of columns [m], and their means in resamples of whole photographs [B, m].
 
-    `cluster_bootstrap` of many columns at once, all on the same draws, so that ratios of means can be taken of them.
-    NaN where no row has a value.
+    This is `cluster_bootstrap` for many columns at once. All columns share the same draws, so ratios of their means
+    can be formed draw by draw. Rows that are NaN in a column do not count there; a column without values gives NaN.
 
     Args:
         values: [N, m], one row per prompt.
@@ -87,57 +95,49 @@ def bootstrap_means(
         return sums.sum(0) / sizes.sum(0), (draws @ sums) / (draws @ sizes)
 
 
-def sign_flip_test(
-    differences: np.ndarray, clusters: Sequence[str], *, resamples: int = 20_000, seed: int = 0
-) -> float:
-    """Two-sided p that the mean difference is 0, by flipping the signs of whole photographs.
+def summarise_draws(value: float, draws: np.ndarray, clusters: int) -> Estimate:
+    """Returns a statistic with the 95 % percentile interval of its resamples [B].
 
-    Under the hypothesis that two contestants are alike, a photograph's differences [N] are as likely with the other
-    sign. All sign patterns are tried where they are no more than `resamples`, else as many at random, with the
-    observed one among them, so that p is never 0 (Phipson and Smyth 2010).
+    Resamples without a value, such as a correlation with a constant, are ignored. The ends are NaN if none remains.
     """
-    _, place = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(place, weights=differences)
-    if 2 ** len(sums) <= resamples:
-        patterns = np.array(np.meshgrid(*[[-1, 1]] * len(sums))).reshape(len(sums), -1).T
-    else:
-        patterns = np.random.default_rng(seed).choice([-1, 1], size=(resamples, len(sums)))
-        patterns[0] = 1
-    # Equal sums in another order of addition may differ in the last bits.
-    least = abs(sums.sum()) - 1e-9 * np.abs(sums).sum()
-    return float((np.abs(patterns @ sums) >= least).mean())
+    drawn = draws[np.isfinite(draws)]
+    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
+    return Estimate(value=float(value), low=float(low), high=float(high), clusters=clusters)
+
+
+def wins(challenger: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Returns 1 where the challenger scores higher, 0.5 at a tie and 0 otherwise."""
+    return (challenger > base) + 0.5 * (challenger == base)
 
 
 def best_of(sizes: int, chosen: int) -> np.ndarray:
-    """[sizes]: how likely the sample of each rank, best first, is the best of `chosen` drawn without replacement."""
+    """Returns the probabilities [sizes] that the sample of each rank, best first, is the best of `chosen` samples.
+
+    The `chosen` samples are drawn without replacement.
+    """
     total = math.comb(sizes, chosen)
     return np.array([math.comb(sizes - 1 - rank, chosen - 1) / total for rank in range(sizes)])
 
 
-def summarise_draws(value: float, draws: np.ndarray, clusters: int) -> Estimate:
-    """A statistic with the 95 % percentile interval of its resamples [B].
+def rank_correlation(pairs: np.ndarray) -> float:
+    """Returns Spearman's rho of two columns [N, 2], or NaN if one of them is constant."""
+    from scipy.stats import rankdata
 
-    Resamples without a value, as a correlation with a constant has none, are passed over. The ends are NaN below
-    LEAST_PHOTOGRAPHS, and where no resample has a value.
+    ranks = np.stack([rankdata(pairs[:, 0]), rankdata(pairs[:, 1])])
+    if (ranks.std(axis=1) == 0).any():
+        return float("nan")
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def show_estimate(estimate: Interval | None, spec: str, *, without: str = " (no interval)") -> str:
+    """Formats a figure as `value [low, high]`, or as `-` if it has no value.
+
+    `without` replaces the interval if there is none.
     """
-    drawn = draws[np.isfinite(draws)]
-    has_interval = clusters >= LEAST_PHOTOGRAPHS and len(drawn) > 0
-    low, high = np.percentile(drawn, [2.5, 97.5]) if has_interval else (np.nan, np.nan)
-    return Estimate(value=float(value), low=float(low), high=float(high), clusters=clusters)
-
-
-def show_estimate(estimate: Mapping[str, Any] | None, spec: str, *, without: str = " (no interval)") -> str:
-    """An `Estimate` as a dict, perhaps from JSON, as text: `value [low, high]`; `-` where there is no value.
-
-    `without` stands for the interval where there is none.
-    """
-    if estimate is None or not _is_number(estimate["value"]):
+    if estimate is None or not _is_number(estimate.value):
         return "-"
-    value, low, high = (estimate[key] for key in ("value", "low", "high"))
-    # Files of earlier versions hold intervals of fewer.
-    is_enough = estimate.get("clusters", LEAST_PHOTOGRAPHS) >= LEAST_PHOTOGRAPHS
-    interval = f" [{low:{spec}}, {high:{spec}}]" if is_enough and _is_number(low) else without
-    return f"{value:{spec}}{interval}"
+    interval = f" [{estimate.low:{spec}}, {estimate.high:{spec}}]" if _is_number(estimate.low) else without
+    return f"{estimate.value:{spec}}{interval}"
 
 
 def _is_number(value: float | None) -> bool:

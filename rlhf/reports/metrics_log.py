@@ -10,9 +10,10 @@ from rlhf.storage.url_path import UrlPath
 
 
 class MetricsLog:
-    """Adds to `metrics.jsonl` and to `tensorboard/`; lines from `first_update` on are dropped first.
+    """Appends updates to `metrics.jsonl` and `tensorboard/`.
 
-    At a URL, where nothing can be appended, both are stored anew with every update.
+    Lines after `first_update` are dropped first. A URL cannot be appended to, so both are stored whole with every
+    update there.
     """
 
     def __init__(self, out: Path, *, first_update: int) -> None:
@@ -26,7 +27,7 @@ class MetricsLog:
         self._events = SummaryWriter(str(self._folder), purge_step=first_update + 1)
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """Add one update's figures; on disk or at the URL when this returns. UserError where there is no room."""
+        """Appends the figures of one update, stored when this returns. Raises UserError if no room is left."""
         append_text(self._path, json.dumps(metrics) + "\n")
         with writing(self._out):
             for name, value in metrics.items():
@@ -38,7 +39,7 @@ class MetricsLog:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """All complete lines of `metrics.jsonl`; a line cut off by a crash is left out."""
+    """Returns the complete lines of `metrics.jsonl`; a line cut off by a crash is ignored."""
     path = out / "metrics.jsonl"
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""The figures of a run to Weights & Biases and MLflow, where they are configured; both packages are optional."""
+"""Sends the figures of a run to Weights & Biases and MLflow if they are configured; both packages are optional."""
 
 import importlib.util
 import os
@@ -13,10 +13,11 @@ from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 
 Figures = dict[str, Any]
+"""Figures of one update by name, as a line of `metrics.jsonl` has them, or settings by section."""
 
 
 def check_packages(config: LoggingConfig) -> None:
-    """UserError where a service is configured whose package is missing."""
+    """Raises UserError if the package of a configured service is not installed."""
     wanted = {"wandb_project": ("wandb", config.wandb_project), "mlflow_uri": ("mlflow", config.mlflow_uri)}
     for key, (package, value) in wanted.items():
         if value is not None and importlib.util.find_spec(package) is None:
@@ -25,22 +26,22 @@ def check_packages(config: LoggingConfig) -> None:
 
 @dataclass(kw_only=True)
 class Service:
-    """A run that a service has opened."""
+    """Run that is open at a tracking service."""
 
     run_id: str
     send: Callable[[Figures], None]
-    """The figures of one update."""
+    """Sends the figures of one update."""
     finish: Callable[[], None]
 
 
 class Tracker:
-    """Sends lines of `metrics.jsonl` to a service, each once; `tracking.json` in the run folder knows how far it got.
+    """Sends each line of `metrics.jsonl` to a service once; `tracking.json` in the run folder holds the last one sent.
 
-    A service that fails is warned of once; what it missed is sent with the next line that reaches it.
+    A failure of the service gives one warning. Lines that it missed are sent again with the next line.
     """
 
     def __init__(self, name: str, open_run: Callable[[str | None], Service], errors: tuple, out: Path) -> None:
-        """`open_run` takes the id of a run to go on with; `errors` are what the service raises."""
+        """`open_run` takes the id of the run to resume, or None; `errors` are the exceptions of the service."""
         self._name, self._open, self._errors = name, open_run, (*errors, OSError, UserError)
         self._path = out / "tracking.json"
         self._service: Service | None = None
@@ -48,11 +49,11 @@ class Tracker:
         self._has_failed = False
 
     def send(self, lines: Sequence[Figures]) -> str | None:
-        """Send what is new in `lines`; returns the first failure's warning."""
+        """Sends the lines that are new; returns the warning of the first failure."""
         return self._guard(lambda: self._send_new(lines))
 
     def finish(self) -> str | None:
-        """Tell the service that the run has ended."""
+        """Ends the run at the service."""
         service = self._service
         return None if service is None else self._guard(service.finish)
 
@@ -82,17 +83,19 @@ class Tracker:
 
 
 def start_trackers(config: LoggingConfig, out: Path, settings: Figures) -> list[Tracker]:
-    """One for each service that is configured; `settings` are the run's, as nested dictionaries."""
+    """Opens a tracker for each configured service; `settings` are the run's, by section."""
     trackers = []
     name = "/".join(out.resolve().parts[-2:])
     if config.wandb_project is not None:
-        os.environ.setdefault("WANDB_SILENT", "true")  # It would write over the progress bar.
+        os.environ.setdefault("WANDB_SILENT", "true")  # Its output would overwrite the progress bar.
         import wandb
 
         open_run = _wandb(config.wandb_project, config.experiment, name, settings)
         trackers.append(Tracker("wandb", open_run, (wandb.Error,), out))
     if config.mlflow_uri is not None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # By default a silent server takes minutes.
+        os.environ.setdefault(
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
+        )  # By default an unreachable server blocks for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
         import mlflow
 
@@ -124,7 +127,7 @@ def _mlflow(uri: str, experiment: str | None, name: str, settings: Figures) -> C
         if run_id is None:
             run_id = client.create_run(_experiment_id(client, experiment), run_name=name).info.run_id
             params = [Param(key, str(value)) for key, value in _flat(settings).items()]
-            for start in range(0, len(params), 100):  # MLflow takes no more at once.
+            for start in range(0, len(params), 100):  # MLflow accepts at most 100 at once.
                 client.log_batch(run_id, params=params[start : start + 100])
         else:
             client.update_run(run_id, status="RUNNING")
@@ -139,7 +142,7 @@ def _mlflow(uri: str, experiment: str | None, name: str, settings: Figures) -> C
 
 
 def _flat(settings: Figures) -> Figures:
-    """Sections spelt out as `section.key`."""
+    """Returns the settings with keys `section.key`."""
     flat: Figures = {}
     for name, value in settings.items():
         flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -147,7 +150,7 @@ def _flat(settings: Figures) -> Figures:
 
 
 def _experiment_id(client: Any, name: str | None) -> str:
-    """Of the experiment of that name, which is made where there is none; MLflow's own default is 0."""
+    """Returns the id of the experiment, which is created if it does not exist; MLflow's own default is 0."""
     if name is None:
         return "0"
     found = client.get_experiment_by_name(name)

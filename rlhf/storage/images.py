@@ -4,6 +4,8 @@ Everywhere: images are float32 [B, 3, H, W] in [-1, 1]; masks are float32 [B, 1,
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +23,31 @@ def decode_image(source: bytes | Path, *, name: str | None = None) -> Image.Imag
     """Decode a photograph to upright 8-bit RGB.
 
     Palette, grey, CMYK, 16-bit and transparent images are converted (transparency on white).
-    Raises UserError, naming the file, where the bytes are no image, empty, truncated, or larger
+    Raises UserError, naming the file, if the bytes are no image, empty, truncated, or larger
     than `MAX_PIXELS`.
     """
     label = name or (str(source) if isinstance(source, Path) else "image")
+    with unreadable_as_user_error(label), open_image(source, label) as image:
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def open_image(source: bytes | Path, label: str) -> Image.Image:
+    """Open a photograph and read its header only.
+
+    Raises UserError, naming `label`, if it is no image or larger than `MAX_PIXELS`.
+    """
+    with unreadable_as_user_error(label):
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(f"{label}: {image.width}x{image.height} is more than {MAX_PIXELS} pixels; scale it down")
+        return image
+
+
+@contextmanager
+def unreadable_as_user_error(label: str) -> Iterator[None]:
+    """Turn what Pillow raises for a damaged file into a UserError that names `label`."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"{label}: {image.width}x{image.height} is more than {MAX_PIXELS} pixels; scale it down"
-                )
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
-    except UserError:
-        raise
+        yield
     except Image.DecompressionBombError as error:
         raise UserError(f"{label}: {error}; scale it down") from error
     except UnidentifiedImageError as error:
@@ -43,7 +56,8 @@ def decode_image(source: bytes | Path, *, name: str | None = None) -> Image.Imag
         raise UserError(f"{label}: not a readable image ({error}); replace or remove it") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB, transparency on white."""
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, dtype=np.float32)
         # `I;16` spans 0-65535; `I` and `F` do not say what they span.

@@ -1,1 +1,1 @@
-"""Commands in a row: the demo, rounds of feedback, the report of a run."""
+"""Sequences of commands: the demo, rounds of feedback, and the report of a run."""

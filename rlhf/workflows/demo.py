@@ -1,4 +1,4 @@
-"""All stages in a row, each as the command a user would type, with timings; then the report."""
+"""Runs the demo: all stages in order, each as the command a user would type, then the report."""
 
 import shutil
 import sys
@@ -17,9 +17,9 @@ PHOTOGRAPHS = (
     ("brick.png", "grass.png", "gravel.png"),
     ("hubble_deep_field.jpg", "ihc.png", "moon.png", "retina.jpg"),
 )
-"""Photographs inside scikit-image by kind (things, surfaces, instruments' views); the first of each is held out."""
+"""scikit-image's photographs by kind (things, surfaces, views of instruments); the first of each is held out."""
 NEVER_TRAINED_ON = ("motorcycle_left.png", "page.png", "text.png")
-"""Of kinds that none is trained on, so that enough are held out for an interval: a stereo pair's left, two writings."""
+"""Held-out photographs of kinds that are not trained on, so that there are enough for an interval."""
 SECTIONS = {
     "prompts": ("prompts",),
     "held-out prompts": ("prompts",),
@@ -29,17 +29,17 @@ SECTIONS = {
     "align": ("model", "rewards", "align", "cluster"),
     "evaluate": ("model", "evaluate"),
 }
-"""Sections of the configuration that a stage rests on; a change there outdates it and all that follow."""
+"""Sections of the configuration that a stage depends on; a change outdates the stage and all later ones."""
 CROPS_OF_FEW = 24
-"""Prompts per photograph where only scikit-image's few are at hand."""
+"""Number of prompts per photograph if only scikit-image's few photographs are used."""
 
 
 def run_demo(
     out: Path, images: Path | None, eval_images: Path | None, config: Path | None, overrides: tuple[str, ...]
 ) -> None:
-    """Run or finish the demo in `out`; a stage whose command has not changed is not run twice.
+    """Runs or resumes the demo in `out`; finished stages that have not changed are skipped.
 
-    Raises UserError where only one of the two photograph folders is given, or `out` is not writable.
+    Raises UserError if only one of the two photograph folders is given, or `out` is not writable.
     """
     started = time.perf_counter()
     file = config or find_run_file("demo")
@@ -68,7 +68,7 @@ def run_demo(
 
 
 def stage_commands(out: Path, images: Path, eval_images: Path) -> list[tuple[str, list[str]]]:
-    """Name and `rlhf` arguments of every stage, in order."""
+    """Returns the name and the `rlhf` arguments of every stage, in order."""
     prompts, candidates, annotations = str(out / "prompts"), str(out / "candidates"), str(out / "annotations")
     held_out, reward, align = str(out / "held_out_prompts"), str(out / "reward"), str(out / "align")
     return [
@@ -86,7 +86,7 @@ def stage_commands(out: Path, images: Path, eval_images: Path) -> list[tuple[str
 
 
 def find_run_file(name: str) -> Path:
-    """A run configuration that ships with the package, or lies in `cluster/runs` of a checkout."""
+    """Returns the path of a run configuration in the package, or in `cluster/runs` of a checkout."""
     for folder in (PACKAGE / "runs", PACKAGE.parent / "cluster" / "runs"):
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
@@ -94,9 +94,9 @@ def find_run_file(name: str) -> Path:
 
 
 def choose_photographs(program: str, out: Path, images: Path | None, eval_images: Path | None) -> tuple[Path, Path]:
-    """Folders to train on and to judge on: the user's, or scikit-image's photographs, laid out in `out`.
+    """Returns the folders to train and to judge on: the user's, or scikit-image's photographs copied into `out`.
 
-    Raises UserError where only one is given.
+    Raises UserError if only one folder is given.
     """
     if (images is None) != (eval_images is None):
         raise UserError(f"{program}: give both --images (to train on) and --eval-images (to judge on), or neither")
@@ -106,7 +106,7 @@ def choose_photographs(program: str, out: Path, images: Path | None, eval_images
 
 
 def lay_out_photographs(folder: Path) -> tuple[Path, Path]:
-    """Copy scikit-image's photographs into `folder`; returns those to train on and those held out."""
+    """Copies scikit-image's photographs into `folder`; returns the folder to train on and the held-out one."""
     import skimage.data
 
     source = Path(skimage.data.__file__).parent

@@ -1,14 +1,19 @@
-"""Annotate, learn the reward, align, judge; again with the aligned policy's own candidates. Every stage a command."""
+"""Rounds of the method: annotate, learn the reward, align, evaluate; each round starts from the last one's policy.
+
+Every stage is a command.
+"""
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf.config.config_files import load_config
 from rlhf.config.run_config import RunConfig
-from rlhf.reports.intervals import show_estimate
+from rlhf.evaluation.evaluation import parse_summary
+from rlhf.reports.intervals import Estimate, show_estimate
+from rlhf.reports.records import parse_record
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, read_table, stream_table, write_table
 from rlhf.workflows.demo import find_run_file
@@ -17,32 +22,57 @@ from rlhf.workflows.stages import Stage, run_stages
 
 @dataclass(frozen=True, kw_only=True)
 class RoundsPlan:
-    """What the command line says of all rounds."""
+    """Settings of all rounds, from the command line."""
 
     out: Path
     rounds: int
     annotations_per_round: int
-    """Candidates annotated in a round, in whole prompts."""
+    """Number of candidates annotated in a round, in whole prompts."""
     select: str
-    """`uncertain` or `random`; the first round, which has no reward yet, is random."""
+    """`uncertain` or `random`; the first round is random, since it has no reward yet."""
     people: bool
-    """People annotate, on the page; else simulated annotators do."""
+    """Whether people annotate on the page; otherwise simulated annotators do."""
     config: RunConfig
     options: tuple[str, ...]
-    """--config and --set, as every stage gets them."""
+    """Options --config and --set, which every stage gets."""
 
     def folder(self, number: int) -> Path:
-        """Of a round, from 1."""
+        """Returns the folder of a round, from 1."""
         return self.out / f"round-{number}"
 
     def policy(self, number: int) -> Path | None:
-        """That a round has aligned; None for the base model, which is that of round 0."""
+        """Returns the policy that a round has aligned; None, the base model, for round 0."""
         return self.folder(number) / "align" / f"policy-{self.config.align.updates:06d}" if number else None
 
     def settings(self, *sections: str) -> dict[str, Any]:
-        """Resolved settings that a stage rests on."""
+        """Returns the resolved settings on which a stage depends."""
         resolved = self.config.model_dump(mode="json")
         return {name: resolved[name] for name in ("seed", *sections)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSummary:
+    """Figures of a finished round: a line of `rounds.json`."""
+
+    round: int
+    """Number of the round, from 1."""
+    select: str
+    """Selection of the annotated prompts."""
+    annotated_candidates: int
+    annotations: int
+    is_simulated: bool
+    """Whether an annotator is simulated."""
+    policy: str
+    """Folder of the aligned policy."""
+    win_rate: Estimate
+    """WinRate over the base model by the gold judge."""
+    gold_gain: Estimate
+    win_rate_reward: Estimate
+    """WinRate over the base model by the round's reward."""
+    coverage_measured: Estimate
+    """Coverage of the reward's bound on held-out annotations."""
+    pair_accuracy: float | None
+    """Share of held-out pairs of one prompt that the reward orders as annotated."""
 
 
 def run_rounds(
@@ -56,11 +86,11 @@ def run_rounds(
     people: bool = False,
     config: Path | None = None,
     overrides: tuple[str, ...] = (),
-) -> list[dict[str, Any]]:
-    """Run or finish all rounds; returns the lines of `out/rounds.json`, one per finished round.
+) -> list[RoundSummary]:
+    """Runs or resumes all rounds; returns the lines of `out/rounds.json`, one per finished round.
 
-    Where people annotate it ends, with the command of their page, at a round that has no annotations
-    yet; the same call then goes on. Raises UserError and SystemExit as `run_stages` does.
+    If people annotate, it stops at a round without annotations and prints the command of their page; the same call
+    then resumes. Raises UserError and SystemExit as `run_stages` does.
     """
     file = config or find_run_file("demo")
     plan = RoundsPlan(
@@ -73,21 +103,21 @@ def run_rounds(
         options=("--config", str(file), *(word for override in overrides for word in ("--set", override))),
     )
     _run(plan, prompt_stages(plan, images, eval_images), 1)
-    lines: list[dict[str, Any]] = []
+    lines: list[RoundSummary] = []
     for number in range(1, rounds + 1):
         if not _run_round(plan, number):
             break
         lines.append(summarise_round(plan, number))
-        atomic_write_json(plan.out / "rounds.json", lines)
+        atomic_write_json(plan.out / "rounds.json", list(map(asdict, lines)))
         print(describe_round(lines[-1]))
     return lines
 
 
 def _run_round(plan: RoundsPlan, number: int) -> bool:
-    """False where it waits for people."""
+    """Runs one round; returns False if the round waits for people."""
     _run(plan, candidate_stages(plan, number), number)
     if plan.people and not (plan.folder(number) / "annotations" / "annotations.parquet").is_file():
-        print(f"round {number}: let people annotate, then run the same command again to go on:")
+        print(f"round {number}: let people annotate, then run the same command again to continue:")
         print(f"    {shlex.join(['rlhf', *annotate_arguments(plan, number)])}")
         return False
     if plan.config.rounds.refit:
@@ -103,7 +133,7 @@ def _run(plan: RoundsPlan, stages: list[Stage], number: int) -> None:
 
 
 def prompt_stages(plan: RoundsPlan, images: Path, eval_images: Path) -> list[Stage]:
-    """Prompts to train on and prompts held out."""
+    """Returns the stages of the training prompts and the held-out prompts."""
     return [
         Stage(
             name=name,
@@ -118,9 +148,9 @@ def prompt_stages(plan: RoundsPlan, images: Path, eval_images: Path) -> list[Sta
 
 
 def candidate_stages(plan: RoundsPlan, number: int) -> list[Stage]:
-    """The policy's candidates for all prompts, and simulated annotations of some.
+    """Returns the stages of the policy's candidates for all prompts, and of simulated annotations for some.
 
-    Candidates are numbered on from the last round's: their noise is new, and both can lie in one table.
+    Candidate numbers continue those of the last round, so their noise is new and all rounds fit in one table.
     """
     first = (number - 1) * plan.config.candidates.samples_per_prompt
     policy = plan.policy(number - 1)
@@ -142,7 +172,7 @@ def candidate_stages(plan: RoundsPlan, number: int) -> list[Stage]:
 
 
 def annotate_arguments(plan: RoundsPlan, number: int) -> list[str]:
-    """Of `rlhf annotate`: the chosen prompts of a round; those of earlier rounds only where no others are left."""
+    """Returns the arguments of `rlhf annotate`; prompts of earlier rounds come only after all others."""
     folder = plan.folder(number)
     words = ["annotate", str(folder / "candidates"), "--out", str(folder / "annotations")]
     words += ["--limit", str(plan.annotations_per_round)]
@@ -154,11 +184,11 @@ def annotate_arguments(plan: RoundsPlan, number: int) -> list[str]:
 
 
 def learning_stages(plan: RoundsPlan, number: int) -> list[Stage]:
-    """The reward of all annotations so far, the alignment from the last round's policy, its judgement."""
+    """Returns the stages of the reward from all annotations so far, the alignment, and its evaluation."""
     folder, prompts = plan.folder(number), str(plan.out / "prompts")
     reward, run = str(folder / "reward"), folder / "align"
     align = ["align", "--prompts", prompts, "--reward", reward, "--out", str(run), *plan.options]
-    # The rollouts of each round have noise of their own.
+    # Each round has its own rollout noise.
     align += ["--set", f"seed={plan.config.seed + number - 1}"]
     start = plan.policy(number - 1)
     align += ["--policy", str(start)] if start else []
@@ -198,12 +228,12 @@ def _reward_arguments(plan: RoundsPlan, number: int) -> list[str]:
 
 
 def _annotated(plan: RoundsPlan, number: int) -> dict[str, int]:
-    """How many annotations there are, so that more of them outdate a reward."""
+    """Returns the number of annotations as a setting, so that further annotations outdate a reward."""
     return {"annotations": len(read_table(plan.folder(number) / "annotations", ANNOTATIONS))}
 
 
 def collect_annotated(plan: RoundsPlan, number: int) -> None:
-    """Put the annotations of all rounds so far, and the candidates they are of, into one folder."""
+    """Copies the annotations of all rounds so far, and their candidates, into one folder."""
     folders = [plan.folder(n) for n in range(1, number + 1)]
     rows = [row for folder in folders for row in read_table(folder / "annotations", ANNOTATIONS)]
     keys = {(row["prompt_id"], row["sample_index"]) for row in rows}
@@ -219,31 +249,33 @@ def collect_annotated(plan: RoundsPlan, number: int) -> None:
     write_table(rows, ANNOTATIONS, out / "annotations" / "annotations.parquet")
 
 
-def summarise_round(plan: RoundsPlan, number: int) -> dict[str, Any]:
-    """What a finished round comes to: its line of `rounds.json`."""
+def summarise_round(plan: RoundsPlan, number: int) -> RoundSummary:
+    """Returns the figures of a finished round."""
     folder = plan.folder(number)
-    judged = read_json(folder / "evaluation" / "summary.json", "remove evaluation/ to evaluate again")
+    path, remedy = folder / "evaluation" / "summary.json", "remove evaluation/ to evaluate again"
+    judged = parse_summary(read_json(path, remedy), path, remedy)
     reward = read_json(folder / "reward" / "report.json", "remove reward/ to train it again")
     rows = read_table(folder / "annotations", ANNOTATIONS)
-    return {
-        "round": number,
-        "select": plan.select if number > 1 else "random",
-        "annotated_candidates": len({(row["prompt_id"], row["sample_index"]) for row in rows}),
-        "annotations": len(rows),
-        "is_simulated": any(row["is_simulated"] for row in rows),
-        "policy": str(plan.policy(number)),
-        "win_rate": judged["win_rate"],
-        "gold_gain": judged["gold_gain"],
-        "win_rate_reward": judged["win_rate_reward"],
-        "coverage_measured": reward["coverage_measured"],
-        "pair_accuracy": reward["pair_accuracy"],
-    }
+    return RoundSummary(
+        round=number,
+        select=plan.select if number > 1 else "random",
+        annotated_candidates=len({(row["prompt_id"], row["sample_index"]) for row in rows}),
+        annotations=len(rows),
+        is_simulated=any(row["is_simulated"] for row in rows),
+        policy=str(plan.policy(number)),
+        win_rate=judged.win_rate,
+        gold_gain=judged.gold_gain,
+        win_rate_reward=judged.win_rate_reward,
+        coverage_measured=parse_record(Estimate, reward["coverage_measured"]),
+        pair_accuracy=reward["pair_accuracy"],
+    )
 
 
-def describe_round(line: dict[str, Any]) -> str:
-    """A round in a line: WinRate over the base model by the gold judge, which is simulated."""
+def describe_round(line: RoundSummary) -> str:
+    """Formats a round as one line: WinRate over the base model by the gold judge, which is simulated."""
+    simulated = ", simulated" if line.is_simulated else ""
     return (
-        f"round {line['round']}: {line['annotated_candidates']} candidates annotated ({line['select']}"
-        f"{', simulated' if line['is_simulated'] else ''}); WinRate over base (gold judge, simulated) "
-        f"{show_estimate(line['win_rate'], '.1%')}, gain {line['gold_gain']['value']:+.4f}"
+        f"round {line.round}: {line.annotated_candidates} candidates annotated ({line.select}{simulated}); "
+        f"WinRate over base (gold judge, simulated) {show_estimate(line.win_rate, '.1%')}, "
+        f"gain {line.gold_gain.value:+.4f}"
     )

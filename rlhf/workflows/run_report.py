@@ -1,20 +1,20 @@
-"""One self-contained HTML page about a run, and the last lines on the screen."""
+"""Report of a run: one self-contained HTML page, and a summary for the terminal."""
 
 import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.evaluation.evaluation import SUMMARY_SCHEMA_VERSION
+from rlhf.evaluation.evaluation import CurvePoint, EvaluationSummary, parse_summary
 from rlhf.reports.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
-from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, cluster_bootstrap, show_estimate, wins
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, Estimate, cluster_bootstrap, show_estimate, wins
 from rlhf.reports.metrics_log import read_metrics
 from rlhf.reports.pages import (
     FEW_PHOTOGRAPHS,
@@ -25,8 +25,8 @@ from rlhf.reports.pages import (
     show_hole,
     write_page,
 )
+from rlhf.reports.records import parse_record
 from rlhf.rewards.learned.reward_charts import reliability_charts
-from rlhf.storage.atomic_files import check_schema
 from rlhf.storage.images import decode_image, decode_mask
 from rlhf.storage.tables import EVALUATION, PROMPTS, read_table
 from rlhf.workflows.stages import read_stages
@@ -36,24 +36,23 @@ GALLERY_PROMPTS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One prompt and initial noise, filled by both models: two rows of `samples.parquet`."""
+    """Fills of one prompt and initial noise by both models: two rows of `samples.parquet`."""
 
-    base: dict[str, Any]
-    aligned: dict[str, Any]
+    base: Mapping[str, Any]
+    aligned: Mapping[str, Any]
 
     @property
     def gain(self) -> float:
-        """Gold mark of the aligned minus that of the base model."""
+        """Gold mark of the aligned model minus that of the base model."""
         return self.aligned["gold"] - self.base["gold"]
 
 
 def write_report(run: Path) -> Path:
-    """Write `run/report.html`, a page that loads nothing from elsewhere; returns its path.
+    """Writes `run/report.html`, a page that loads nothing from elsewhere; returns its path.
 
-    Raises UserError naming the file, and the stage to run, where one is missing or unreadable.
+    Raises UserError with the file and the stage to run if one is missing or damaged.
     """
-    summary = _read_json(run / "evaluation" / "summary.json", "evaluate")
-    check_schema(summary.get("schema_version"), SUMMARY_SCHEMA_VERSION, run / "evaluation" / "summary.json")
+    summary = read_evaluation(run)
     reward = _read_json(run / "reward" / "report.json", "reward")
     pairs = pair_samples(read_table(run / "evaluation" / "samples.parquet", EVALUATION))
     return write_page(
@@ -63,9 +62,9 @@ def write_report(run: Path) -> Path:
         summary=summary,
         reward=reward,
         pair_count=len(pairs),
-        contest=(run / "evaluation" / "contest.html").is_file(),
+        has_comparison=(run / "evaluation" / "contest.html").is_file(),
         gallery=_gallery(run, pairs),
-        charts=_training_charts(read_metrics(run / "align"), summary["curve"]) | _judged_charts(summary, reward, pairs),
+        charts=_training_charts(read_metrics(run / "align"), summary.curve) | _judged_charts(summary, reward, pairs),
         grids={path.stem: data_uri(path.read_bytes(), "png") for path in sorted(run.glob("align/grids/*.png"))[-4:]},
         stages=read_stages(run),
         configurations={path.parent.name: path.read_text() for path in sorted(run.glob("*/config.yaml"))},
@@ -74,31 +73,37 @@ def write_report(run: Path) -> Path:
 
 
 def summarise(run: Path, report: Path, duration_s: float) -> list[str]:
-    """The last lines on the screen: what was found, how far to trust it, and how to go on."""
-    summary = _read_json(run / "evaluation" / "summary.json", "evaluate")
+    """Returns the summary for the terminal: the figures, how far to trust them, and how to continue."""
+    summary = read_evaluation(run)
     reward = _read_json(run / "reward" / "report.json", "reward")
-    rests_on = f"{summary['prompts']} prompts of {summary['photographs']} held-out photographs"
-    if summary["photographs"] < LEAST_PHOTOGRAPHS:
+    rests_on = f"{summary.prompts} prompts of {summary.photographs} held-out photographs"
+    if summary.photographs < LEAST_PHOTOGRAPHS:
         rests_on += f": too few (below {LEAST_PHOTOGRAPHS}) for intervals"
-    elif summary["photographs"] < FEW_PHOTOGRAPHS:
+    elif summary.photographs < FEW_PHOTOGRAPHS:
         rests_on += f": few (below {FEW_PHOTOGRAPHS}), so the intervals are rough"
-    coverage = show_estimate(reward["coverage_measured"], ".1%")
+    coverage = show_estimate(parse_record(Estimate, reward["coverage_measured"]), ".1%")
     lines = {
-        "WinRate over base": show_estimate(summary["win_rate"], ".1%") + ", 50% is no difference",
-        "gold gain": show_estimate(summary["gold_gain"], "+.3f") + " on a scale of 0 to 1",
-        "sharpness ratio": show_estimate(summary["sharpness_ratio"], ".2f") + " aligned / base",
-        "diversity ratio": show_estimate(summary["diversity_ratio"], ".2f") + " aligned / base",
+        "WinRate over base": show_estimate(summary.win_rate, ".1%") + ", 50% is no difference",
+        "gold gain": show_estimate(summary.gold_gain, "+.3f") + " on a scale of 0 to 1",
+        "sharpness ratio": show_estimate(summary.sharpness_ratio, ".2f") + " aligned / base",
+        "diversity ratio": show_estimate(summary.diversity_ratio, ".2f") + " aligned / base",
         "coverage measured": f"{coverage}, stated {reward['coverage_stated']:.0%}",
         "effective rank": f"{reward['effective_rank']:.1f} of {reward['feature_dim']} features",
         "rests on": rests_on,
-        "alarms": "; ".join(alarm["message"] for alarm in summary.get("alarms", [])) or "none",
+        "alarms": "; ".join(alarm.message for alarm in summary.alarms) or "none",
         "judged by": f"{'simulated annotators' if reward['is_simulated'] else 'people'}, then a simulated gold judge",
         "total time": show_duration(duration_s),
         "report": str(report),
-        "go on with": f"rlhf serve {shlex.quote(str(run))}",
+        "continue with": f"rlhf serve {shlex.quote(str(run))}",
         "or": "rlhf demo --images YOUR_PHOTOS --eval-images OTHER_PHOTOS --out runs/mine",
     }
     return ["", *(f"{label:<18} {text}" for label, text in lines.items())]
+
+
+def read_evaluation(run: Path) -> EvaluationSummary:
+    """Reads `summary.json` of a run. Raises UserError if it is missing, damaged or of a newer version."""
+    path = run / "evaluation" / "summary.json"
+    return parse_summary(_read_json(path, "evaluate"), path, "run `rlhf evaluate` again")
 
 
 def _read_json(path: Path, stage: str) -> Any:
@@ -109,9 +114,9 @@ def _read_json(path: Path, stage: str) -> Any:
         raise UserError(f"{path} {reason}; run `rlhf {stage}`, or `rlhf demo`, which runs what is left") from error
 
 
-def pair_samples(rows: list[dict[str, Any]]) -> list[Pair]:
-    """Samples that both models drew from the same prompt and noise, largest gold gain first; UserError if none."""
-    sides: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+def pair_samples(rows: Sequence[Mapping[str, Any]]) -> list[Pair]:
+    """Pairs the samples of both models by prompt and noise, largest gold gain first. Raises UserError if none pair."""
+    sides: dict[tuple[str, int], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         sides.setdefault((row["prompt_id"], row["sample_index"]), {})[row["policy"]] = row
     pairs = [Pair(base=s["base"], aligned=s["aligned"]) for s in sides.values() if {"base", "aligned"} <= s.keys()]
@@ -121,9 +126,9 @@ def pair_samples(rows: list[dict[str, Any]]) -> list[Pair]:
 
 
 def choose_spread(pairs: list[Pair], count: int) -> list[int]:
-    """Places of up to `count` of `pairs` (sorted by gain): the best, the worst, one per equal band between.
+    """Returns the indices of up to `count` of `pairs`, sorted by gain: the best, the worst, and one per equal band.
 
-    Within a band, the photographs and hole families shown least come first; no prompt comes twice.
+    Within a band, the photographs and hole families shown least come first; no prompt is shown twice.
     """
     bands = np.array_split(np.arange(len(pairs)), min(count, len(pairs)))
     shown: Counter[tuple[str, str]] = Counter()
@@ -138,8 +143,19 @@ def choose_spread(pairs: list[Pair], count: int) -> list[int]:
     return sorted(chosen)
 
 
-def _gallery(run: Path, pairs: list[Pair]) -> Iterator[dict[str, Any]]:
-    """What the template shows of each chosen pair; the hole is transparent in the masked photograph."""
+@dataclass(frozen=True, kw_only=True)
+class GalleryEntry:
+    """Pair in the gallery."""
+
+    pair: Pair
+    rank: int
+    """Rank by gold gain, from 1."""
+    is_small: bool
+    pictures: dict[str, str]
+    """Data URIs by title; the hole is transparent in the masked photograph."""
+
+
+def _gallery(run: Path, pairs: list[Pair]) -> Iterator[GalleryEntry]:
     prompts = {row["prompt_id"]: row for row in read_table(run / "held_out_prompts", PROMPTS)}
     for place in choose_spread(pairs, GALLERY_PROMPTS):
         pair = pairs[place]
@@ -150,40 +166,43 @@ def _gallery(run: Path, pairs: list[Pair]) -> Iterator[dict[str, Any]]:
         mask = decode_mask(prompt["mask"]["bytes"], size=original.size, name=f"mask of {prompt['prompt_id']}")
         pictures = {"masked": show_hole(original, mask), "base": base, "aligned": aligned, "original": original}
         uris = {title: picture_uri(picture) for title, picture in pictures.items()}
-        yield {"pair": pair, "rank": place + 1, "is_small": original.width <= MAX_PICTURE_PX // 2, "pictures": uris}
+        is_small = original.width <= MAX_PICTURE_PX // 2
+        yield GalleryEntry(pair=pair, rank=place + 1, is_small=is_small, pictures=uris)
 
 
-def _training_charts(metrics: list[dict[str, Any]], curve: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """Training by update, held-out prompts by policy version; titles and captions are the template's."""
-    updates, versions = [line["update"] for line in metrics], [p["policy_version"] for p in curve]
+def _training_charts(metrics: Sequence[Mapping[str, Any]], curve: Sequence[CurvePoint]) -> dict[str, dict[str, str]]:
+    """Draws training by update and held-out prompts by policy version; the template has titles and captions."""
+    updates, versions = [line["update"] for line in metrics], [p.policy_version for p in curve]
 
     def track(name: str, key: str, colour: str = REWARD) -> Series:
         return {name: (colour, [line.get(key, math.nan) for line in metrics])}
 
-    rates = {"": (GOLD, [p["win_rate"]["value"] for p in curve])}
-    band = [(p["win_rate"]["low"], p["win_rate"]["high"]) for p in curve]
+    rates = [point.win_rate for point in curve]
+    wins_by_version = {"": (GOLD, [rate.value for rate in rates])}
     trust = track("sd (mean is 1)", "trust_weight_std") | track("effective share", "effective_sample_share", GREY)
     by_version, sd = "policy version (updates; 0 is the base model)", "reward (sd of scores)"
     return {
         "reward": draw_lines(updates, track("", "reward"), "update", sd),
         "kl": draw_lines(updates, track("", "kl_to_base"), "update", "KL (nats per latent element)"),
         "trust": draw_lines(updates, trust, "update", "trust weights (no unit)"),
-        "held_out_reward": draw_lines(versions, {"": (REWARD, [p["reward"] for p in curve])}, by_version, sd),
-        "held_out_gold": draw_lines(
-            versions, {"": (GOLD, [p["gold"] for p in curve])}, by_version, "gold mark (0 to 1)"
+        "held_out_reward": draw_lines(versions, {"": (REWARD, [p.reward for p in curve])}, by_version, sd),
+        "held_out_gold": draw_lines(versions, {"": (GOLD, [p.gold for p in curve])}, by_version, "gold mark (0 to 1)"),
+        "held_out_wins": draw_lines(
+            versions, wins_by_version, by_version, "WinRate (share)", band=rates, reference=0.5
         ),
-        "held_out_wins": draw_lines(versions, rates, by_version, "WinRate (share)", band=band, reference=0.5),
     }
 
 
-def _judged_charts(summary: dict[str, Any], reward: dict[str, Any], pairs: list[Pair]) -> dict[str, dict[str, str]]:
-    """WinRate by hole family, ratios, and the bound by fifths of the uncertainty."""
-    rates = {"all holes": summary["win_rate"]}
+def _judged_charts(
+    summary: EvaluationSummary, reward: dict[str, Any], pairs: Sequence[Pair]
+) -> dict[str, dict[str, str]]:
+    """Draws WinRate by hole family, ratios, and the bound by fifths of the uncertainty."""
+    rates = {"all holes": summary.win_rate}
     for hole in sorted({pair.base["hole"] for pair in pairs}):
         own = [pair for pair in pairs if pair.base["hole"] == hole]
         won = wins(np.array([pair.gain for pair in own]), np.zeros(len(own)))
-        rates[hole] = asdict(cluster_bootstrap(won, [pair.base["photograph"] for pair in own]))
-    ratios = {name: summary[f"{name}_ratio"] for name in ("sharpness", "diversity")}
+        rates[hole] = cluster_bootstrap(won, [pair.base["photograph"] for pair in own])
+    ratios = {"sharpness": summary.sharpness_ratio, "diversity": summary.diversity_ratio}
     return {
         "win_rates": draw_forest(rates, "WinRate over base (share)", 0.5),
         "ratios": draw_forest(ratios, "aligned / base (ratio)", 1.0),

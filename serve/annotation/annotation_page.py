@@ -1,4 +1,4 @@
-"""The annotation page over HTTP: the page itself, and the requests that its script makes."""
+"""Serves the annotation page over HTTP, and the requests that its script makes."""
 
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -40,21 +40,21 @@ def _to_name(value: str) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """What people do on the page, and what becomes of it."""
+    """A kind of judging page, and its export."""
 
     template: str
     file: str
-    """What is exported to."""
+    """Name of the exported file."""
     export: Callable[[AnnotationStore, FilePath], int]
-    """Writes what was judged into a folder; gives the number of judgements."""
+    """Writes the judgements into a folder and returns their number."""
 
 
 SCORES = Page("annotate.html", "annotations.parquet", export_annotations)
-"""Candidates are scored."""
+"""The page on which people score candidates."""
 
 
 class Person(BaseModel):
-    """Who asks."""
+    """The sender of a request."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -62,7 +62,7 @@ class Person(BaseModel):
 
 
 class PictureMarks(BaseModel):
-    """A person's marks of the picture at a position of the page, in steps of one half."""
+    """A person's marks of one picture, in steps of one half."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -75,7 +75,7 @@ class PictureMarks(BaseModel):
 def build_page(
     store: AnnotationStore, items: AnnotationItems, out: FilePath, token: str | None, kind: Page = SCORES
 ) -> FastAPI:
-    """The application. Where there is a token, every request must bring it; on shutdown it exports to `out`."""
+    """Returns the application. If there is a token, every request must bring it. On shutdown it exports to `out`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -103,7 +103,7 @@ def _export_at_the_end(store: AnnotationStore, out: FilePath, kind: Page) -> Non
     try:
         count = kind.export(store, out)
     except (UserError, SQLAlchemyError) as error:
-        print(f"error: {error}\nthe judgements are in the database; free what stands in the way, then --export")
+        print(f"error: {error}\nthe judgements are in the database; remove the cause, then run --export")
         return
     print(f"{count} judgements in {out / kind.file}" if count else "no judgements yet", flush=True)
 
@@ -119,7 +119,7 @@ def _answer_database_failure(request: Request, error: SQLAlchemyError) -> JSONRe
 
 
 def _token_check(token: str) -> Callable[..., Awaitable[Response]]:
-    """Middleware: the token comes once in the page's address, from then on in a cookie, or as a bearer."""
+    """Returns middleware that accepts the token once in the page's address, then in a cookie, or as a bearer."""
 
     def is_token(value: str) -> bool:
         return secrets.compare_digest(value.encode(errors="replace"), token.encode())
@@ -150,7 +150,7 @@ def _add_page(page: FastAPI, store: AnnotationStore, kind: Page) -> None:
 
 
 def _view(store: AnnotationStore, annotator: str) -> dict[str, Any]:
-    """What the page shows next: the task, or why there is none, and how far everyone is."""
+    """Returns what the page shows next: the task if there is one, and everyone's progress."""
     task = store.next_task(annotator)
     return {
         "task": None if task is None else _describe(task),
@@ -160,7 +160,7 @@ def _view(store: AnnotationStore, annotator: str) -> dict[str, Any]:
 
 
 def _describe(task: Task) -> dict[str, Any]:
-    """A task without the names of prompt and samples."""
+    """Returns a task without the names of its prompt and samples."""
     marks = [{"position": position, **values} for position, values in sorted(task.marks.items())]
     return {"key": task.key, "pictures": len(task.sample_order), "marks": marks}
 

@@ -1,4 +1,4 @@
-"""Starting the annotation page: its address, its token, and its end."""
+"""Starts and stops the annotation page, and chooses its address and token."""
 
 import os
 import secrets
@@ -12,22 +12,22 @@ from rlhf.data.annotation_items import AnnotationItems
 from rlhf.data.annotation_store import AnnotationStore
 from rlhf.errors import UserError
 from serve.annotation.annotation_page import SCORES, Page, build_page
-from serve.api.addresses import is_loopback
+from serve.api.admission import is_loopback
 
 TOKEN_VARIABLE = "PREFPAINT_TOKEN"
 
 
 def run(store: AnnotationStore, items: AnnotationItems, out: Path, host: str, port: int, kind: Page = SCORES) -> None:
-    """Serve the page until Ctrl-C or SIGTERM, then export what was judged to `out`.
+    """Serves the page until Ctrl-C or SIGTERM, then exports the judgements to `out`.
 
-    Raises UserError where the address cannot be listened on.
+    Raises UserError if the address cannot be listened on.
     """
     token = choose_token(host)
     listener = listen(host, port)
     page = build_page(store, items, out, token, kind)
     server = uvicorn.Server(uvicorn.Config(page, log_level="warning", access_log=False))
     address = page_address(host, listener.getsockname()[1], token)
-    # uvicorn passes the signal on once it has stopped; the caller still has something to say then.
+    # uvicorn raises the signal again once it has stopped; the caller still prints a line after that.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"Judge {len(store.assignment.order)} prompts at {address} until Ctrl-C", flush=True)
     try:
@@ -40,7 +40,7 @@ def run(store: AnnotationStore, items: AnnotationItems, out: Path, host: str, po
 
 
 def choose_token(host: str) -> str | None:
-    """The token of the environment; a new one where other machines can reach `host`; else None."""
+    """Returns the token in the environment, or a new one if other machines can reach `host`, or else None."""
     given = os.environ.get(TOKEN_VARIABLE)
     if given:
         return given
@@ -48,7 +48,7 @@ def choose_token(host: str) -> str | None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections; UserError where the address is taken or not this machine's."""
+    """Returns a listening socket. Raises UserError if the address is taken or not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -62,6 +62,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def page_address(host: str, port: int, token: str | None) -> str:
-    """What to open in a browser; for all addresses at once, this machine's name."""
+    """Returns the address to open in a browser; it has this machine's name if all addresses are bound."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"?token={token}" if token else "")

@@ -13,11 +13,11 @@ from rlhf.errors import UserError
 
 logger = logging.getLogger("ray.serve")
 RETRY_AFTER_S = 2.0
-"""What a 429 asks for that knows no better."""
+"""Seconds in `retry-after` of a 429 without a time of its own."""
 
 
 class ApiError(Exception):
-    """A request that cannot be answered, and what its sender can do about it."""
+    """A refused request; the message says why, and what its sender can do."""
 
     def __init__(
         self,
@@ -30,30 +30,30 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.param = param
-        """The field of the form that is at fault."""
+        """Name of the field at fault."""
         self.code = code
-        """A word for programs, such as `image_too_large`."""
+        """Word for programs, such as `image_too_large`."""
         self.status = status
         """HTTP status."""
         self.retry_after_s = retry_after_s
-        """When the request may come again; the reply rounds it up to whole seconds."""
+        """Seconds after which the request may come again; the reply rounds them up."""
 
     def record(self) -> dict[str, str | None]:
-        """What the JSON of the reply says of it."""
+        """Returns the error object of the reply's JSON."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = "rate_limit_error" if self.status == 429 else kind
         return {"message": str(self), "type": kind, "param": self.param, "code": self.code}
 
 
 class BodyLimit:
-    """Middleware that stops reading a request at `limit_bytes`, whatever length it declares."""
+    """Middleware that stops reading a request at `limit_bytes`, whatever length the request declares."""
 
     def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
         self.app = app
         self.limit_bytes = limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request; beyond the limit the route sees an HTTPException 413 in place of more bytes."""
+        """Passes one request on. Beyond the limit the route gets an HTTPException 413 in place of more bytes."""
         received = 0
 
         async def receive_within_limit() -> Message:
@@ -68,7 +68,7 @@ class BodyLimit:
 
 
 def answer_api_error(request: Request, error: ApiError) -> JSONResponse:
-    """The reply to an ApiError."""
+    """Replies to an ApiError."""
     headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
     if error.status == 429 or error.retry_after_s is not None:
         seconds = RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
@@ -79,7 +79,7 @@ def answer_api_error(request: Request, error: ApiError) -> JSONResponse:
 
 
 def answer_invalid_form(request: Request, error: RequestValidationError) -> JSONResponse:
-    """The reply to a form that lacks a field, or holds a value of another kind or range."""
+    """Replies to a form that lacks a field, or holds a value of the wrong type or range."""
     first = error.errors()[0]
     names = [part for part in first["loc"] if isinstance(part, str) and part != "body"]
     field = names[-1] if names else None
@@ -88,21 +88,21 @@ def answer_invalid_form(request: Request, error: RequestValidationError) -> JSON
 
 
 def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
-    """The reply to an unknown path or method, a body that is no form, or one that is too long."""
+    """Replies to an unknown path or method, or to a body that is no form or too long."""
     return answer_api_error(request, ApiError(str(error.detail), status=error.status_code))
 
 
 def answer_user_error(request: Request, error: UserError) -> JSONResponse:
-    """The reply where whoever runs the service must put something right: a policy that is gone, a full disk."""
+    """Replies 503 to a failure that the operator must mend, such as a missing policy or a full disk."""
     return answer_api_error(request, to_api_error(error))
 
 
 def to_api_error(error: UserError) -> ApiError:
-    """What a client is told of it; folders of the server are for its log."""
+    """Logs the error, and returns one for the client that names no folder of the server."""
     logger.error("%s", error)
     return ApiError("the service cannot do this at present; its log says why", code="unavailable", status=503)
 
 
 def answer_failure(request: Request, error: Exception) -> JSONResponse:
-    """The reply where the server is at fault; the traceback is in the log of the replica."""
+    """Replies 500 to an unexpected failure; the traceback is in the log of the replica."""
     return answer_api_error(request, ApiError("the server failed; see the log of the replica", status=500))

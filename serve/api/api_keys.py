@@ -1,7 +1,7 @@
-"""Who may ask, and how often: API keys, of which a service knows the SHA-256 alone.
+"""API keys: who may ask, and how often. A service stores only the SHA-256 of each key.
 
-A key holds 256 random bits, so its plain hash tells nothing of it. A line of the file, or of PREFPAINT_API_KEYS, is
-`NAME:SHA-256 in hex[:requests per minute]`, as `rlhf api-key NAME` prints it.
+A key has 256 random bits, so a plain hash protects it. A line of the file, or of PREFPAINT_API_KEYS, is
+`NAME:SHA-256 in hex[:requests per minute]`; `rlhf api-key NAME` prints it.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from serve.api.api_errors import ApiError
 VARIABLE = "PREFPAINT_API_KEYS"
 PREFIX = "pp-"
 DEFAULT_PER_MINUTE = 60
-"""Of a line that names no rate."""
+"""Rate of a key whose line names none."""
 NAME_RULE = "takes letters, digits, dots, dashes and underscores, 64 at most, a letter or digit first"
 REMEDY = "make a line with `rlhf api-key NAME`"
 
@@ -32,43 +32,43 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
-    """One line."""
+    """One line of a key file."""
 
     name: str
-    """Whose key it is."""
+    """Owner of the key."""
     sha256: bytes
-    """Of the key, 32 bytes."""
+    """SHA-256 of the key, 32 bytes."""
     per_minute: int = DEFAULT_PER_MINUTE
-    """Requests that may come at once, and that are allowed again within a minute."""
+    """Number of requests that may come at once; the budget refills within a minute."""
 
 
 @dataclass
 class Bucket:
-    """The requests that a key has left."""
+    """The remaining requests of a key (token bucket)."""
 
     left: float
     since_s: float
-    """When `left` was true, on the caller's clock."""
+    """Time of the last update, in seconds on the caller's clock."""
 
 
 class ApiKeys:
-    """The keys of a service and what each has left; counts are of this process alone, and start full.
+    """The keys of a service and their remaining requests. Thread-safe.
 
-    May be asked from several threads.
+    Each process counts for itself, and starts with full budgets.
     """
 
     def __init__(self, keys: tuple[ApiKey, ...], file: Path | None = None, stamp: tuple | None = None) -> None:
         self.keys = keys
         self.file = file
-        """Read again by `reload_if_changed`."""
+        """File that `reload_if_changed` reads again; None if the keys come from the environment."""
         self._stamp = stamp
         self._buckets: dict[ApiKey, Bucket] = {}
         self._lock = threading.Lock()
 
     def authorize(self, authorization: str | None, now: float) -> str:
-        """The name of the key in an Authorization header, at `now` seconds on a clock that never goes back.
+        """Returns the name of the key in an Authorization header. `now` is in seconds on a monotonic clock.
 
-        Raises ApiError 401 where there is no key or an unknown one, 429 where the key has no request left.
+        Raises ApiError 401 if the key is missing or unknown, 429 if it has no request left.
         """
         scheme, _, given = (authorization or "").strip().partition(" ")
         if scheme.lower() != "bearer" or not given.strip():
@@ -87,7 +87,7 @@ class ApiKeys:
         return found.name
 
     def _find(self, digest: bytes) -> ApiKey | None:
-        """Every key is compared, each in constant time: how long it takes tells nothing."""
+        """Compares every key in constant time, so that the duration reveals nothing."""
         found = None
         for key in self.keys:
             if hmac.compare_digest(key.sha256, digest):
@@ -100,7 +100,7 @@ class ApiKeys:
             bucket = self._buckets.setdefault(key, Bucket(left=float(key.per_minute), since_s=now))
             bucket.left = min(float(key.per_minute), bucket.left + max(0.0, now - bucket.since_s) * rate)
             bucket.since_s = now
-            if bucket.left < 1 - 1e-9:  # Thirds of a request do not add up to one to the last bit.
+            if bucket.left < 1 - 1e-9:  # Rounding: three thirds may be less than 1.
                 raise ApiError(
                     f"Rate limit reached for requests: limit {key.per_minute} per minute. Try again later.",
                     code="rate_limit_exceeded",
@@ -110,10 +110,10 @@ class ApiKeys:
             bucket.left -= 1
 
     def reload_if_changed(self) -> bool:
-        """Take in the file where it was changed since; whether the keys are new ones.
+        """Reads the file again if it changed. Returns whether keys were replaced.
 
-        A file that is gone or damaged leaves the keys as they are, and the log says so, once per change. Keys whose
-        lines are unchanged keep their counts. Keys from the environment or a URL stay as they were read.
+        A missing or damaged file leaves the keys as they are and is logged once per change. Keys with unchanged lines
+        keep their budgets. Keys from the environment or a URL are never read again.
         """
         if self.file is None or isinstance(self.file, UrlPath):
             return False
@@ -134,9 +134,9 @@ class ApiKeys:
 
 
 def load_api_keys(file: Path | None, environment: Mapping[str, str] = os.environ) -> ApiKeys | None:
-    """The keys in a file, else those in PREFPAINT_API_KEYS; None where neither is named: everyone may ask.
+    """Returns the keys in a file, or else those in PREFPAINT_API_KEYS; None if neither is given.
 
-    Raises UserError where what is named holds no key, or a damaged line.
+    Raises UserError if the file or the variable holds no key, or a damaged line.
     """
     if file is not None:
         stamp = None if isinstance(file, UrlPath) else _stamp(file)
@@ -146,7 +146,7 @@ def load_api_keys(file: Path | None, environment: Mapping[str, str] = os.environ
 
 
 def read_keys(file: Path) -> tuple[ApiKey, ...]:
-    """The keys in a file; UserError that names file and line."""
+    """Reads the keys in a file. Raises UserError, naming file and line, if it is damaged."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -155,9 +155,9 @@ def read_keys(file: Path) -> tuple[ApiKey, ...]:
 
 
 def parse_keys(text: str, place: str) -> tuple[ApiKey, ...]:
-    """Keys line by line; blank lines and those that begin with # are passed over.
+    """Parses keys line by line; blank lines and comments (#) are skipped.
 
-    Raises UserError that names place and line, never what the line holds: it may be a key put there by mistake.
+    Raises UserError with place and line number, but never with the content: it may be a key put there by mistake.
     """
     lines: dict[str | bytes, int] = {}
     keys = []
@@ -192,7 +192,7 @@ def _parse_line(line: str, where: str) -> ApiKey:
 
 
 def new_key(name: str, per_minute: int = DEFAULT_PER_MINUTE) -> tuple[str, str]:
-    """A random key, and its line; UserError where the name or the rate does not fit into one."""
+    """Returns a random key and its line. Raises UserError if the name or the rate is not valid."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise UserError(f"api-key: {name!r} {NAME_RULE}")
     key = PREFIX + secrets.token_urlsafe(32)
@@ -202,7 +202,7 @@ def new_key(name: str, per_minute: int = DEFAULT_PER_MINUTE) -> tuple[str, str]:
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Changes when the file does; None where it is gone."""
+    """Returns a value that changes with the file; None if the file is gone."""
     try:
         status = file.stat()
     except OSError:

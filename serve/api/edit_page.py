@@ -1,4 +1,4 @@
-"""The pages of the inpainting service: at `/` a photograph and a hole painted on it, at `/docs` the interface."""
+"""The pages of the inpainting service: the editor at `/`, the description of the interface at `/docs`."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from starlette.exceptions import HTTPException
 
 from rlhf.storage.images import MAX_PIXELS
 from serve.api.edit_request import MAX_EXPAND_PX
-from serve.api.uploads import MAX_UPLOAD_BYTES
+from serve.api.upload import MAX_UPLOAD_BYTES
 
 STATIC = Path(__file__).parents[1] / "static"
 CONTENT_POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; frame-ancestors 'none'"
-"""Scripts and styles from this service alone, none of them inline; pictures also from the page's own memory."""
+"""Content security policy: scripts and styles from this service only, none inline; images also from memory."""
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
 FILES = (
     "annotate.css",
@@ -32,10 +32,10 @@ FILES = (
 
 
 def add_page(api: FastAPI) -> None:
-    """Add `GET /`, `GET /docs` and the files under `/static/` that they load; none needs a key.
+    """Adds `GET /`, `GET /docs` and the files under `/static/` that they load; none needs a key.
 
-    The files are read here, once, and travel with the application: on another machine of the
-    cluster the package may lie elsewhere.
+    The files are read once, here, and travel with the application, since the package may be
+    installed elsewhere on other machines of the cluster.
     """
     html = _render("edit.html", max_upload_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_PIXELS, max_expand_px=MAX_EXPAND_PX)
     files = {name: (STATIC / name).read_bytes() for name in FILES}
@@ -49,7 +49,7 @@ def add_page(api: FastAPI) -> None:
 
     @api.get("/docs", include_in_schema=False)
     async def show_interface(http: Request) -> HTMLResponse:
-        # Not FastAPI's own page, which loads its scripts from elsewhere: clusters often cannot.
+        # FastAPI's own page loads scripts from the internet, which clusters often cannot reach.
         return HTMLResponse(_render("docs.html", document=http.app.openapi()), headers=pages)
 
     @api.get("/static/{name}", include_in_schema=False)

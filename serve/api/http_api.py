@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy
-from serve.api.admission import GateKeeper
-from serve.api.answers import Answers, to_event
+from serve.api.admission import Admission
+from serve.api.answers import Answers, to_event, to_timing
 from serve.api.api_errors import (
     ApiError,
     BodyLimit,
@@ -31,18 +31,19 @@ from serve.api.api_errors import (
     to_api_error,
 )
 from serve.api.api_keys import load_api_keys
-from serve.api.edit import Edit, log_answer, read_edit, refuse_unsafe, to_timing
 from serve.api.edit_page import add_page
-from serve.api.edit_request import describe_body, receive_edit
+from serve.api.edit_request import EditRequest, describe_body
 from serve.api.image_store import ImageStore
-from serve.api.painting import Estimate, Painted, paint
+from serve.api.painting import Edit, EditProgress, Painted, paint, plan_edit
 from serve.api.replicas import Replicas
-from serve.api.request_metrics import Measured, observe, render
+from serve.api.request_metrics import Measured, record_edit, render
 from serve.api.served_names import ServedNames
-from serve.api.uploads import MAX_UPLOAD_BYTES, count_pixels
+from serve.api.upload import MAX_UPLOAD_BYTES, Upload
+from serve.engine.jobs import Served
 from serve.settings import ServiceSettings, base_name
 
 HEALTH_TIMEOUT_S = 10.0
+"""Seconds within which every model must answer a readiness check."""
 
 api = FastAPI(title="prefpaint-ray", docs_url=None, redoc_url=None)
 api.add_middleware(BodyLimit, limit_bytes=2 * MAX_UPLOAD_BYTES * 4 // 3 + 1_000_000)
@@ -55,7 +56,7 @@ api.exception_handler(Exception)(answer_failure)
 add_page(api)
 
 
-# Ray freezes the routes when it decorates the class: all that they call stands above it.
+# Ray freezes the routes when it decorates the class, so everything that they call is defined above it.
 @ray_serve.deployment(
     max_ongoing_requests=1_000,
     max_queued_requests=1_000,
@@ -66,13 +67,14 @@ add_page(api)
 )
 @ray_serve.ingress(api)
 class Api:
-    """The HTTP interface: reads uploads, cuts them to size, and puts the answers back."""
+    """The HTTP interface: receives uploads, has them painted tile by tile, and answers the finished photographs."""
 
     def __init__(self, handles: dict[str, DeploymentHandle], catalogue: Catalogue, settings: ServiceSettings) -> None:
         self.settings = settings
         self.replicas = {base: Replicas(handle) for base, handle in handles.items()}
         self.names = ServedNames(catalogue, settings.catalogue, set(handles), self._prepare)
-        self.gate = GateKeeper(load_api_keys(settings.api_keys), settings.max_waiting, settings.max_megapixels)
+        keys = load_api_keys(settings.api_keys)
+        self.admission = Admission(keys, settings.max_waiting, settings.max_megapixels, settings.upload_timeout_s)
         self.store = ImageStore(settings.store) if settings.store is not None else None
         self.created = int(time.time())
 
@@ -80,19 +82,19 @@ class Api:
         await self.replicas[base].prepare(policy)
 
     async def drain(self) -> None:
-        """Let what is in work finish before the replicas below are stopped; called by whoever stops the service."""
-        await self.gate.close(self.settings.request_timeout_s)
+        """Refuses new requests and waits for those in work; the replicas must be stopped after it."""
+        await self.admission.close(self.settings.request_timeout_s)
 
     @api.head("/healthz", include_in_schema=False)
     @api.get("/healthz")
     async def health(self) -> dict[str, str]:
-        """200: this process answers."""
+        """200 if this process answers."""
         return {"status": "ok"}
 
     @api.head("/readyz", include_in_schema=False)
     @api.get("/readyz")
     async def ready(self) -> JSONResponse:
-        """200 where every base model is loaded and answers, else 503."""
+        """200 if every base model is loaded and answers, else 503."""
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
                 await asyncio.gather(*(replicas.describe() for replicas in self.replicas.values()))
@@ -104,23 +106,24 @@ class Api:
 
     @api.get("/metrics", response_class=PlainTextResponse)
     async def metrics(self, http: Request) -> Response:
-        """Counters for Prometheus."""
-        self.gate.check(http)
+        """Metrics in Prometheus' text format."""
+        self.admission.check(http)
         return PlainTextResponse(render())
 
     @api.get("/v1/models")
     async def models(self, http: Request) -> dict[str, Any]:
-        """What can be asked for; the first is the default."""
-        self.gate.check(http)
+        """The models that are served; the first is the default."""
+        self.admission.check(http)
         await self.names.refresh()
         return {"object": "list", "data": [await self._card(*item) for item in self.names.names.items()]}
 
     @api.get("/v1/models/{name}")
     async def model(self, name: str, http: Request) -> dict[str, Any]:
-        """One of them."""
-        self.gate.check(http)
+        """One of the models that are served."""
+        self.admission.check(http)
         await self.names.refresh()
-        return await self._card(*self.names.choose(name, None)[:2])
+        chosen = self.names.choose(name, None)
+        return await self._card(chosen.name, chosen.served)
 
     async def _card(self, name: str, model: ServedName) -> dict[str, Any]:
         served = await self.replicas[model.base].served()
@@ -139,7 +142,7 @@ class Api:
 
     @api.get("/v1/files/{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
     async def file(self, name: str) -> Response:
-        """An image that was answered as a URL; whoever knows its name may fetch it."""
+        """An image that was answered as a URL; its name is the only key to it."""
         data = await asyncio.to_thread(self.store.get, name) if self.store is not None else None
         if data is None:
             raise ApiError("there is no such file, or it is older than an hour", code="file_not_found", status=404)
@@ -152,36 +155,31 @@ class Api:
     )
     async def edit(self, http: Request) -> Response:
         """Repaint what `mask` marks, or the transparent part of `image`, or a border that `expand` adds."""
-        client = self.gate.check(http)
-        with ExitStack() as places:
-            edit = await self._read(http, places)
+        client = self.admission.check(http)
+        with ExitStack() as held:
+            edit = await self._plan(await self.admission.admit(http, held))
             files_url = (self.settings.public_url or str(http.base_url).rstrip("/")) + "/v1/files/"
-            answers = Answers(edit.asked, edit.upload, edit.region, self.store, files_url)
+            answers = Answers(edit, self.store, files_url)
             if edit.asked.stream:
-                kept = places.pop_all()
+                kept = held.pop_all()
                 stream = self._stream(edit, answers, client, kept)
-                response = StreamingResponse(stream, media_type="text/event-stream", headers=edit.headers)
-                # A client that is gone already leaves a stream that never begins, and so never ends.
+                response = StreamingResponse(stream, media_type="text/event-stream", headers=answers.headers)
+                # If the client is gone already, the stream never begins, and so never closes what it holds.
                 weakref.finalize(response, kept.close)
                 return response
-            painted = [told async for told in self._paint(edit, client) if isinstance(told, Painted)]
+            painted = [event async for event in self._paint(edit, client) if isinstance(event, Painted)]
             body = await asyncio.to_thread(answers.body, painted[0])
-        return JSONResponse(body, headers=edit.headers | {"server-timing": to_timing(painted[0])})
+        return JSONResponse(body, headers=answers.headers | {"server-timing": to_timing(painted[0])})
 
-    async def _read(self, http: Request, places: ExitStack) -> Edit:
-        """Receive a request and check it; ApiError or RequestValidationError for whatever cannot be answered."""
-        try:
-            with self.gate.upload():
-                async with asyncio.timeout(self.settings.upload_timeout_s):
-                    received = await receive_edit(http)
-                places.enter_context(self.gate.place())
-        except TimeoutError as error:
-            message = f"the request took longer than {self.settings.upload_timeout_s:g} s to arrive"
-            raise ApiError(message, code="upload_timeout", status=408) from error
+    async def _plan(self, upload: Upload) -> Edit:
+        """Chooses the policy that paints. Raises ApiError if the service or the policy cannot do what is asked."""
         await self.names.refresh()
-        asked = received.request
-        chosen = self.names.choose(asked.model, asked.policy_version)
-        served = await self.replicas[chosen[1].base].served()
+        chosen = self.names.choose(upload.asked.model, upload.asked.policy_version)
+        served = await self.replicas[chosen.served.base].served()
+        self._check(upload.asked, served)
+        return await asyncio.to_thread(plan_edit, upload, chosen, served.native_px)
+
+    def _check(self, asked: EditRequest, served: Served) -> None:
         if asked.best_of is not None and not served.has_reward:
             raise ApiError("best_of: no reward model is served, so samples cannot be ranked", param="best_of")
         if served.reads_captions and not asked.prompt.strip():
@@ -189,33 +187,26 @@ class Api:
         if asked.response_format == "url" and self.store is None:
             message = "response_format: no store is configured; use b64_json, or start the service with --store"
             raise ApiError(message, param="response_format")
-        pixels = count_pixels(received.image, received.mask, expand=asked.expand)
-        pixels = max(pixels, asked.answer_pixels)
-        places.enter_context(self.gate.room(pixels * (1 + (asked.best_of or asked.n))))
-        return await asyncio.to_thread(read_edit, received, chosen, served)
 
-    async def _paint(self, edit: Edit, client: str) -> AsyncIterator[Estimate | Painted]:
-        """Estimates and at last what was painted, within the time that a request may take."""
-        send = self.replicas[edit.base].inpaint
+    async def _paint(self, edit: Edit, client: str) -> AsyncIterator[EditProgress | Painted]:
+        """Yields previews and at last what was painted. Raises ApiError 408 if the request takes too long."""
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
-                async for told in paint(edit.upload, edit.passes, edit.job(), edit.served.native_px, send):
-                    if isinstance(told, Painted):
-                        refuse_unsafe(told)
-                        observe(told, edit.name, edit.policy.version)
-                        log_answer(edit, told, client, time.perf_counter() - started)
-                    yield told
+                async for event in paint(edit, self.replicas[edit.base].inpaint):
+                    if isinstance(event, Painted):
+                        record_edit(edit, event, client, time.perf_counter() - started)
+                    yield event
         except TimeoutError as error:
             message = f"not done within {self.settings.request_timeout_s:g} s; ask for fewer images or steps"
             raise ApiError(message, code="request_timeout", status=408) from error
 
     async def _stream(self, edit: Edit, answers: Answers, client: str, kept: ExitStack) -> AsyncIterator[bytes]:
-        """Server-sent events; what fails after the first byte is an event too."""
+        """Yields server-sent events; a failure after the first byte is an event too."""
         with kept:
             try:
-                async for told in self._paint(edit, client):
-                    for event in await asyncio.to_thread(answers.events, told):
+                async for painted in self._paint(edit, client):
+                    for event in await asyncio.to_thread(answers.events, painted):
                         yield event
             except (ApiError, UserError) as error:
                 refusal = error if isinstance(error, ApiError) else to_api_error(error)

@@ -1,4 +1,4 @@
-"""Where images lie that are answered as URLs."""
+"""The store of images that are answered as URLs."""
 
 import re
 import secrets
@@ -10,13 +10,13 @@ from rlhf.storage.atomic_files import atomic_write, writing
 from rlhf.storage.url_path import UrlPath
 
 KEPT_S = 3600.0
-"""How long an image can be fetched, as in OpenAI's interface."""
+"""Seconds for which an image can be fetched, as in OpenAI's interface."""
 NAME = re.compile(r"[A-Za-z0-9_-]{32}\.(png|jpeg|webp)")
-"""Names are random and long enough that whoever knows one was told it."""
+"""Pattern of names; they are random and too long to guess."""
 
 
 class ImageStore:
-    """A folder, local or at a URL. At a URL old images are left to the bucket's own lifecycle rules."""
+    """A folder, local or at a URL. At a URL the bucket's lifecycle rules must remove old images."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -25,14 +25,14 @@ class ImageStore:
             folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes, kind: str) -> str:
-        """Store an image whole or not at all; returns its name. UserError where it cannot be written."""
+        """Stores an image, whole or not at all, and returns its name. Raises UserError if it cannot be written."""
         self._sweep()
         name = f"{secrets.token_urlsafe(24)}.{kind}"
         atomic_write(self._folder / name, lambda path: path.write_bytes(data))
         return name
 
     def get(self, name: str) -> bytes | None:
-        """An image, or None where there is none of that name, or none any more."""
+        """Returns an image, or None if there is none of that name or it is too old."""
         path = self._folder / name
         if NAME.fullmatch(name) is None or not path.is_file() or self._is_old(path):
             return None
@@ -45,7 +45,7 @@ class ImageStore:
         return not isinstance(path, UrlPath) and time.time() - path.stat().st_mtime > KEPT_S
 
     def _sweep(self) -> None:
-        """Remove what is too old, at most once a minute."""
+        """Removes images that are too old, at most once a minute."""
         if isinstance(self._folder, UrlPath) or time.monotonic() - self._swept < 60:
             return
         self._swept = time.monotonic()

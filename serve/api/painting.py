@@ -1,23 +1,74 @@
-"""One request from photograph to finished samples: each turn's squares become jobs, painted wherever a replica is."""
+"""One edit from its plan to its finished samples: tiles become jobs, painted by any replica."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rlhf.diffusion.tile_painting import REFINE_STRENGTH, Square, Turn, go_on, take_turns
-from rlhf.diffusion.tiles import Box, Canvas
-from serve.engine.jobs import Inpainted, Job, Partial
+from rlhf.diffusion.tiles import Box, Canvas, plan_passes, surround
+from rlhf.promotion.catalogue import ServedPolicy
+from serve.api.api_errors import ApiError
+from serve.api.edit_request import EditRequest
+from serve.api.served_names import Chosen
+from serve.api.upload import Upload
+from serve.engine.jobs import Inpainted, Partial, SampleScore, TileJob
 
-Send = Callable[[Job], AsyncIterator[Partial | Inpainted]]
-"""Paints a job somewhere: estimates as they come, and at last the answer."""
+Send = Callable[[TileJob], AsyncIterator[Partial | Inpainted]]
+"""Sends a job to a replica: yields previews as they come, and at last the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What the samples look like before they are finished."""
+class Edit:
+    """A decoded request, and the plan by which it is painted."""
+
+    asked: EditRequest
+    canvas: Canvas
+    """The photograph, extended if asked, and its hole."""
+    model: str
+    """Name of the model, as in `GET /v1/models`."""
+    base: str
+    """Base model of the policy."""
+    policy: ServedPolicy
+    native_px: int
+    """Side of the square images that the model was made for."""
+    seed: int
+    passes: list[list[Box]]
+    """Tiles in pixels of the canvas, pass by pass."""
+
+    @property
+    def region(self) -> Box:
+        """The part of the canvas that the tiles cover."""
+        return surround([box for boxes in self.passes for box in boxes])
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles of all passes."""
+        return sum(map(len, self.passes))
+
+    def job(self) -> TileJob:
+        """Returns the job of the whole edit; `paint` puts the tiles in one by one."""
+        asked = self.asked
+        return TileJob(
+            policy=self.policy,
+            image=self.canvas.rgb[:0],
+            hole=self.canvas.hole[:0],
+            sample_indices=tuple(range(asked.best_of or asked.n)),
+            seed=self.seed,
+            num_inference_steps=asked.num_inference_steps,
+            prompt=asked.prompt,
+            guidance_scale=asked.guidance_scale,
+            partial_images=asked.partial_images if asked.stream else 0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditProgress:
+    """A preview: what the samples look like before they are finished."""
 
     samples: list[Canvas]
     index: int
+    """0 for the first preview."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,33 +76,47 @@ class Painted:
     """Finished samples."""
 
     samples: list[Canvas]
-    """Each the region that `surround` gives."""
-    scores: list[dict[str, float | None]]
-    """Per sample: reward, lower, upper, the means over the squares of the last pass; empty without a reward model."""
+    """The region of the edit, once per sample."""
+    scores: list[SampleScore]
+    """Per sample, the mean over the tiles of the last pass; empty without a reward model."""
     unsafe: list[bool]
-    """Per sample, whether the safety checker flagged any square; empty where there is none."""
+    """Per sample, whether the safety checker flagged any tile; empty without a checker."""
     jobs: list[Inpainted]
-    """As they were answered, for measurements."""
+    """The answers of the replicas, for measurements."""
 
 
-async def paint(canvas: Canvas, passes: list[list[Box]], job: Job, native_px: int, send: Send) -> AsyncIterator:
-    """Yields Estimates, as many as `job.partial_images` where the steps allow it, and at last what was Painted.
+def plan_edit(upload: Upload, chosen: Chosen, native_px: int) -> Edit:
+    """Decodes the pictures and plans the tiles. Raises ApiError if the pictures do not mark a hole."""
+    canvas, asked = upload.decode(), upload.asked
+    return Edit(
+        asked=asked,
+        canvas=canvas,
+        model=chosen.name,
+        base=chosen.served.base,
+        policy=chosen.policy,
+        native_px=native_px,
+        seed=random.randrange(2**31) if asked.seed is None else asked.seed,
+        passes=plan_passes(canvas.hole, native_px),
+    )
 
-    `job` says what is wanted; its square is put in here.
+
+async def paint(edit: Edit, send: Send) -> AsyncIterator[EditProgress | Painted]:
+    """Yields up to `partial_images` previews, and at last the finished samples.
+
+    Raises ApiError if the safety checker flags a sample.
     """
-    count = sum(map(len, passes))
-    told = _spread(job.partial_images, count) if count > 1 else []
-    turns = take_turns(canvas, passes, job.sample_indices, native_px)
+    job, count = edit.job(), edit.tiles
+    previewed = _spread(job.partial_images, count) if count > 1 else []
+    turns = take_turns(edit.canvas, edit.passes, job.sample_indices, edit.native_px)
     done: list[list[Inpainted]] = []
     last_pass: list[list[Inpainted]] = []
     turn, samples = await asyncio.to_thread(go_on, turns, None)
     while turn is not None:
-        estimates = job.partial_images if count == 1 else 0
-        jobs = [_to_job(job, turn, square, estimates) for square in turn.squares]
+        jobs = [_to_job(job, turn, square, job.partial_images if count == 1 else 0) for square in turn.squares]
         if count == 1:
             async for event in send(jobs[0]):
                 if isinstance(event, Partial):
-                    yield Estimate(samples=turn.show(list(event.images)), index=event.index)
+                    yield EditProgress(samples=turn.show(list(event.images)), index=event.index)
                 else:
                     done.append([event])
         else:
@@ -59,18 +124,22 @@ async def paint(canvas: Canvas, passes: list[list[Box]], job: Job, native_px: in
         last_pass += [done[-1]] if turn.is_last_pass else []
         number = turn.number
         turn, samples = await asyncio.to_thread(go_on, turns, [i for answer in done[-1] for i in answer.images])
-        if number in told:
-            yield Estimate(samples=samples, index=told.index(number))
-    answers = [answer for square in done for answer in square]
-    yield Painted(samples=samples, scores=_mean_scores(last_pass), unsafe=_any_unsafe(done), jobs=answers)
+        if number in previewed:
+            yield EditProgress(samples=samples, index=previewed.index(number))
+    unsafe = _any_unsafe(done)
+    if any(unsafe):
+        message = "the model's safety checker refused what was painted; use another seed or hole"
+        raise ApiError(message, code="moderation_blocked", status=400)
+    answers = [answer for tile in done for answer in tile]
+    yield Painted(samples=samples, scores=_mean_scores(last_pass), unsafe=unsafe, jobs=answers)
 
 
-def _spread(estimates: int, squares: int) -> list[int]:
-    """After which squares an estimate is told, evenly and never after the last."""
-    return sorted({(i + 1) * squares // (estimates + 1) - 1 for i in range(estimates)} - {-1, squares - 1})
+def _spread(previews: int, tiles: int) -> list[int]:
+    """Numbers of the tiles after which a preview is sent, evenly spaced and never after the last."""
+    return sorted({(i + 1) * tiles // (previews + 1) - 1 for i in range(previews)} - {-1, tiles - 1})
 
 
-def _to_job(job: Job, turn: Turn, square: Square, estimates: int) -> Job:
+def _to_job(job: TileJob, turn: Turn, square: Square, previews: int) -> TileJob:
     return replace(
         job,
         image=square.image,
@@ -79,30 +148,30 @@ def _to_job(job: Job, turn: Turn, square: Square, estimates: int) -> Job:
         sample_indices=square.sample_indices,
         start=square.start,
         strength=1.0 if square.start is None else REFINE_STRENGTH,
-        partial_images=estimates,
+        partial_images=previews,
     )
 
 
-async def _answer(send: Send, job: Job) -> Inpainted:
+async def _answer(send: Send, job: TileJob) -> Inpainted:
     async for event in send(job):
         if isinstance(event, Inpainted):
             return event
     raise RuntimeError("a job ended without an answer")
 
 
-def _mean_scores(squares: Sequence[Sequence[Inpainted]]) -> list[dict[str, float | None]]:
-    """Means over squares. The mean of errors is at most the mean of their bounds, so lower and upper stay bounds."""
-    rows = [[score for answer in answers for score in answer.scores] for answers in squares]
+def _mean_scores(tiles: Sequence[Sequence[Inpainted]]) -> list[SampleScore]:
+    """Means over tiles. The mean of errors is at most the mean of their bounds, so lower and upper stay bounds."""
+    rows = [[score for answer in answers for score in answer.scores] for answers in tiles]
     samples = list(zip(*rows, strict=True))
-    return [{name: _mean([score[name] for score in scores]) for name in scores[0]} for scores in samples]
+    return [SampleScore(*map(_mean, zip(*scores, strict=True))) for scores in samples]
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _any_unsafe(squares: Sequence[Sequence[Inpainted]]) -> list[bool]:
-    """A square before the samples part counts for all of them."""
-    rows = [[flag for answer in answers for flag in answer.unsafe] for answers in squares]
+def _any_unsafe(tiles: Sequence[Sequence[Inpainted]]) -> list[bool]:
+    """Whether any tile of a sample was flagged. A tile painted before samples diverge flags every sample."""
+    rows = [[flag for answer in answers for flag in answer.unsafe] for answers in tiles]
     return [any(flags) for flags in zip(*rows, strict=True)]

@@ -1,76 +1,74 @@
-"""The replicas of a base model as the HTTP interface sees them: jobs go out, and again where a replica dies."""
+"""The replicas of a base model, as the HTTP interface sees them: a job is sent again if its replica dies."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from rlhf.promotion.catalogue import ServedPolicy
 from serve.api.api_errors import ApiError
 from serve.api.request_metrics import RETRIED
-from serve.engine.jobs import Inpainted, Job, Partial, Served
+from serve.engine.jobs import Inpainted, Partial, Served, TileJob
 
 ATTEMPTS = 4
-"""How often a job is tried; its seed makes it the same each time."""
-RETRY_WAIT_S = 0.2
-DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError)
+"""Number of times a job is tried; its seed makes every attempt paint the same."""
+FIRST_RETRY_WAIT_S = 0.4
+"""Seconds before the second attempt; each further wait is twice as long."""
 
 
 class Replicas:
-    """Of one base model."""
+    """The replicas of one base model."""
 
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
+    def __init__(self, handle: Any, first_retry_wait_s: float = FIRST_RETRY_WAIT_S) -> None:
+        self._handle, self._first_retry_wait_s = handle, first_retry_wait_s
         self._served: Served | None = None
 
     async def describe(self) -> Served:
-        """What is served; an answer means that a replica has loaded its model."""
-        async for attempt in _attempts():
-            with attempt:
-                return await self._handle.describe.remote()
-        raise _nobody()
+        """Returns what is served; an answer means that a replica has loaded its model."""
+        return await self._call("describe")
 
     async def served(self) -> Served:
-        """As `describe`, asked once: it is the same for all replicas."""
+        """Returns what `describe` returned first: all replicas serve the same."""
         if self._served is None:
             self._served = await self.describe()
         return self._served
 
     async def prepare(self, policy: ServedPolicy) -> None:
-        """Load a policy in one replica; UserError where it does not load."""
-        async for attempt in _attempts():
-            with attempt:
-                return await self._handle.prepare.remote(policy)
-        raise _nobody()
+        """Loads a policy in one replica. Raises UserError if it does not load."""
+        await self._call("prepare", policy)
 
-    async def inpaint(self, job: Job) -> AsyncIterator[Partial | Inpainted]:
-        """Estimates as they come, each once, and at last the answer; a death of the replica starts the job again."""
-        told = -1
-        async for attempt in _attempts():
+    async def inpaint(self, job: TileJob) -> AsyncIterator[Partial | Inpainted]:
+        """Yields each preview once, and at last the answer. Raises ApiError 503 if replicas keep dying."""
+        shown = -1
+        async for attempt in self._attempts():
             with attempt:
                 if not job.partial_images:  # one answer costs less than a stream of one
                     yield await self._handle.inpaint.remote(job)
                     return
                 async for event in self._handle.options(stream=True).stream.remote(job):
                     if isinstance(event, Partial):
-                        if event.index <= told:
+                        if event.index <= shown:
                             continue
-                        told = event.index
+                        shown = event.index
                     yield event
                 return
-        raise _nobody()
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        async def call() -> Any:
+            return await getattr(self._handle, method).remote(*arguments)
+
+        return await self._attempts()(call)
+
+    def _attempts(self) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception_type((ActorDiedError, ActorUnavailableError, RayActorError)),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential(multiplier=self._first_retry_wait_s),
+            before_sleep=lambda _: RETRIED.inc(),
+            retry_error_callback=_give_up,
+        )
 
 
-async def _attempts() -> AsyncIterator[suppress]:
-    """Contexts in which a replica may die, with growing pauses between them."""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            RETRIED.inc()
-            await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
-        yield suppress(*DEATHS)
-
-
-def _nobody() -> ApiError:
-    return ApiError("the model's replicas die; see their logs", code="unavailable", status=503)
+def _give_up(state: RetryCallState) -> NoReturn:
+    raise ApiError("the model's replicas die; see their logs", code="unavailable", status=503)

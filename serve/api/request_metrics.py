@@ -1,14 +1,16 @@
-"""What Prometheus is told at `/metrics`: requests, images, and where their time went."""
+"""The metrics at `/metrics` and the log line of each edit: requests, images, and where their time went."""
 
+import logging
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.painting import Painted
+from serve.api.painting import Edit, Painted
 
+logger = logging.getLogger("ray.serve")
 REGISTRY = CollectorRegistry()
-"""Of this process; with several ingress replicas each tells its own."""
+"""The metrics of this process; each ingress replica has its own."""
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 REQUESTS = Counter("prefpaint_requests", "Requests by path and status.", ["path", "status"], registry=REGISTRY)
 LATENCY = Histogram(
@@ -23,36 +25,48 @@ DENOISED = Histogram("prefpaint_denoised_seconds", "First step to image.", bucke
 BATCH = Histogram(
     "prefpaint_batch_images", "Images denoised together.", buckets=(1, 2, 4, 8, 16, 32), registry=REGISTRY
 )
-PATHS = {"/", "/healthz", "/readyz", "/metrics", "/v1/models", "/v1/images/edits", "/docs", "/openapi.json"}
 
 
-def observe(painted: Painted, model: str, version: str) -> None:
-    """Count what was painted."""
-    IMAGES.labels(model, version).inc(len(painted.samples))
+def record_edit(edit: Edit, painted: Painted, client: str, seconds: float) -> None:
+    """Counts what was painted, and writes one structured log line; Ray Serve adds the request's id."""
+    IMAGES.labels(edit.model, edit.policy.version).inc(len(painted.samples))
     for job in painted.jobs:
         QUEUED.observe(job.queued_s)
         DENOISED.observe(job.denoised_s)
         BATCH.observe(job.batch_images)
+    height, width = edit.canvas.hole.shape
+    fields = {
+        "client": client,
+        "model": edit.model,
+        "policy_version": edit.policy.version,
+        "seed": edit.seed,
+        "size": f"{width}x{height}",
+        "squares": edit.tiles,
+        "samples": len(painted.samples),
+        "steps": edit.asked.num_inference_steps,
+        "seconds": round(seconds, 4),
+        "queued_s": round(sum(job.queued_s for job in painted.jobs), 4),
+        "batch_images": round(sum(job.batch_images for job in painted.jobs) / len(painted.jobs), 2),
+    }
+    logger.info("edit", extra=fields)
 
 
 def render() -> bytes:
-    """In Prometheus' text format."""
+    """Returns the metrics in Prometheus' text format."""
     return generate_latest(REGISTRY)
 
 
 class Measured:
-    """Middleware that counts requests by path and status, and takes their time."""
+    """Middleware that counts requests by route and status, and measures their duration."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request; a client that leaves counts as 499."""
+        """Passes one request on. A client that leaves counts as 499, a path without a route as `other`."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        path = path if path in PATHS else "other"
         started, status = time.perf_counter(), 499
 
         async def send_and_look(message: Message) -> None:
@@ -64,5 +78,6 @@ class Measured:
         try:
             await self.app(scope, receive, send_and_look)
         finally:
+            path = getattr(scope.get("route"), "path", "other")
             REQUESTS.labels(path, status).inc()
             LATENCY.labels(path).observe(time.perf_counter() - started)

@@ -1,1 +1,1 @@
-"""What paints inside one replica."""
+"""The engine that paints inside one replica."""

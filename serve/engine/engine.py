@@ -1,4 +1,4 @@
-"""The engine of a replica: which jobs are denoised together, and who is told what."""
+"""The Ray Serve deployment of a base model, and its engine, which chooses the jobs that are denoised together."""
 
 import asyncio
 import time
@@ -6,35 +6,41 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from ray import serve as ray_serve
+
+from rlhf.config.devices import resolve_device
 from rlhf.errors import UserError
+from rlhf.promotion.catalogue import ServedPolicy
+from rlhf.rewards.open_reward import open_reward, reads_captions
 from rlhf.rewards.scores import Reward
-from serve.engine.jobs import Inpainted, Job, Partial
+from serve.engine.jobs import Inpainted, Partial, Served, TileJob
 from serve.engine.policy_cache import PolicyCache
 from serve.engine.running_batch import RunningJob, advance, estimate, finish, start_jobs
 from serve.settings import EngineSettings
 
 Event = Partial | Inpainted | BaseException
 GATHER_S = 0.01
-"""How long an idle engine waits for further requests where batches are whole."""
+"""Seconds that an idle engine waits for further requests if batches are whole."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Ticket:
-    """A job, and what its client has still to be told."""
+    """A job, and the events that its client has not yet received."""
 
-    job: Job
+    job: TileJob
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     came: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     running: RunningJob | None = None
     is_over: bool = False
-    """Answered, failed, or its client left."""
+    """Whether the job was answered, failed, or lost its client."""
 
 
 class Engine:
-    """Runs jobs in a thread, step by step; between steps finished and abandoned ones leave and waiting ones join.
+    """Runs jobs in a thread, step by step; between steps finished and abandoned jobs leave and waiting ones join.
 
-    All else happens on the event loop, so that no state is shared with the thread while it works.
+    Everything else happens on the event loop, so that the thread shares no state while it works.
     """
 
     def __init__(self, cache: PolicyCache, reward: Reward | None, settings: EngineSettings) -> None:
@@ -43,8 +49,8 @@ class Engine:
         self._running: list[Ticket] = []
         self._driver: asyncio.Task[None] | None = None
 
-    async def inpaint(self, job: Job) -> AsyncIterator[Partial | Inpainted]:
-        """Estimates as they come, and at last the answer; a client that leaves takes its job with it."""
+    async def inpaint(self, job: TileJob) -> AsyncIterator[Partial | Inpainted]:
+        """Yields previews as they come, and at last the answer; a client that leaves cancels its job."""
         ticket = Ticket(job=job)
         self._waiting.append(ticket)
         self._drive()
@@ -63,7 +69,7 @@ class Engine:
             self._driver.add_done_callback(self._pick_up)
 
     def _pick_up(self, driver: "asyncio.Task[None]") -> None:
-        """A step that failed fails the jobs that were in it, and no others."""
+        """Restarts the loop; a failed step fails the jobs that were in it, and no others."""
         self._driver = None
         failure = None if driver.cancelled() else driver.exception()
         if failure is not None:
@@ -86,7 +92,7 @@ class Engine:
                 ticket.events.put_nowait(event)
 
     def _choose(self) -> list[Ticket]:
-        """Who joins: the longest waiting, as long as the batch has room; at least one where it is empty."""
+        """Returns the jobs that join, longest waiting first, as long as the batch has room; an empty one takes any."""
         chosen: list[Ticket] = []
         if self._running and self._settings.batching == "whole":
             return chosen
@@ -104,7 +110,7 @@ class Engine:
         return chosen
 
     def _work(self, tickets: list[Ticket]) -> list[tuple[Ticket, Event]]:
-        """One step, in the thread."""
+        """Takes one step of all jobs, in the thread."""
         events: list[tuple[Ticket, Event]] = []
         self._start([t for t in tickets if t.running is None], tickets, events)
         active = [(t, t.running) for t in tickets if t.running is not None]
@@ -140,11 +146,65 @@ class Engine:
                 ticket.running = running
 
 
-def warm_up(cache: PolicyCache, reward: Reward | None, settings: EngineSettings, make: Callable[[int], Job]) -> None:
-    """Paint batches of all sizes once, so that the first clients do not wait for what is done once."""
+def warm_up(
+    cache: PolicyCache, reward: Reward | None, settings: EngineSettings, make: Callable[[int], TileJob]
+) -> None:
+    """Paints a batch of each size, so that the first clients do not wait for one-time work."""
     base = cache.take(make(1).policy, [])
     for size in range(1, settings.max_batch_images + 1):
         running = start_jobs(cache, [base], [make(size)])
         while not running[0].is_done:
             advance(cache, running)
         finish(cache, reward, running)
+
+
+@ray_serve.deployment(max_ongoing_requests=10_000, max_constructor_retry_count=1)
+class Inpainter:
+    """One replica; the HTTP interface limits the number of requests that reach it."""
+
+    def __init__(self, model: str, settings: EngineSettings) -> None:
+        place = settings.reward
+        reward = open_reward(place, resolve_device(settings.device)) if place is not None else None
+        cache = PolicyCache(model, settings)
+        if settings.warmup:
+            warm_up(cache, reward, settings, lambda size: _blank_job(cache.base.native_px, size))
+        self.served = Served(
+            native_px=cache.base.native_px,
+            has_reward=reward is not None,
+            reads_captions=place is not None and reads_captions(place),
+        )
+        self.engine = Engine(cache, reward, settings)
+
+    async def describe(self) -> Served:
+        """Returns what is served; an answer means that the model is loaded."""
+        return self.served
+
+    async def prepare(self, policy: ServedPolicy) -> None:
+        """Loads a policy before it takes requests. Raises UserError if it does not load."""
+        job = _blank_job(self.served.native_px, 1, policy)
+        async for _ in self.engine.inpaint(job):
+            pass
+
+    async def inpaint(self, job: TileJob) -> Inpainted:
+        """Returns the answer without previews."""
+        return [event async for event in self.engine.inpaint(job) if isinstance(event, Inpainted)][0]
+
+    async def stream(self, job: TileJob) -> AsyncIterator[Partial | Inpainted]:
+        """Yields previews as they come, and at last the answer."""
+        async for event in self.engine.inpaint(job):
+            yield event
+
+
+def _blank_job(native_px: int, images: int, policy: ServedPolicy | None = None) -> TileJob:
+    """Returns a job of one step on a grey tile."""
+    hole = np.zeros((native_px, native_px), bool)
+    hole[: native_px // 2] = True
+    return TileJob(
+        policy=policy or ServedPolicy(),
+        image=np.full((native_px, native_px, 3), 128, np.uint8),
+        hole=hole,
+        sample_indices=tuple(range(images)),
+        seed=0,
+        num_inference_steps=1,
+        prompt="a grey square",
+    )

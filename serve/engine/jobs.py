@@ -1,76 +1,85 @@
-"""What passes between the HTTP interface and the deployment that holds the policies."""
+"""The messages between the HTTP interface and the deployment that holds the policies."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from rlhf.promotion.catalogue import ServedPolicy
 
 MAX_IMAGES = 8
-"""The most samples that one request can ask for."""
+"""Most samples that one request can ask for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """Samples of one square, cut to the model's native size."""
+class TileJob:
+    """Samples of one tile, cut to the model's native size."""
 
     policy: ServedPolicy = field(default_factory=ServedPolicy)
-    """Who paints."""
+    """The policy that paints."""
     image: np.ndarray
     """uint8 [native, native, 3]."""
     hole: np.ndarray
     """bool [native, native], True = repaint."""
     sample_indices: tuple[int, ...]
-    """Which samples are wanted, at most MAX_IMAGES; sample i is the same whatever the others are."""
+    """Indices of the samples, at most MAX_IMAGES; a sample does not depend on the others."""
     seed: int
-    """Of the initial noise."""
+    """Seed of the initial noise."""
     tile: int = 0
-    """Place among the squares of a large hole; each has noise of its own."""
+    """Position among the tiles of a large hole; each tile has noise of its own."""
     num_inference_steps: int
-    """Denoising steps, deterministic DDIM."""
+    """Number of denoising steps, deterministic DDIM."""
     start: np.ndarray | None = None
-    """uint8 [n, native, native, 3], what to refine: the samples start from these images, noised; None is noise."""
+    """uint8 [n, native, native, 3], images to refine, which are noised first; None starts from pure noise."""
     strength: float = 1.0
-    """Share of the steps that are run where there is a `start`."""
+    """Share of the steps that are run if there is a `start`."""
     prompt: str = ""
-    """Text for guidance, read only if there is a `guidance_scale`; and caption for rewards that compare texts."""
+    """Text for guidance, used only with `guidance_scale`, and caption for rewards that compare texts."""
     guidance_scale: float | None = None
     """Classifier-free guidance towards the prompt; None paints without text, as the policy was aligned."""
     partial_images: int = 0
-    """How often the estimate of the finished image is told before the end."""
+    """Number of previews before the answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Partial:
-    """The estimate of the finished images after some of the steps."""
+    """A preview: the finished images as predicted after some of the steps."""
 
     images: np.ndarray
     """uint8 [n, native, native, 3]."""
     index: int
-    """0 for the first."""
+    """0 for the first preview."""
+
+
+class SampleScore(NamedTuple):
+    """The reward of one image and its bound; None for a number that is not finite."""
+
+    reward: float | None
+    lower: float | None
+    upper: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inpainted:
-    """The answer to a Job."""
+    """The answer to a TileJob."""
 
     images: np.ndarray
     """uint8 [n, native, native, 3]."""
-    scores: tuple[dict[str, float | None], ...]
-    """Reward, lower and upper of each native crop, None if unknown or not finite; empty without a reward."""
+    scores: tuple[SampleScore, ...]
+    """Score of each image's native crop; empty without a reward."""
     unsafe: tuple[bool, ...]
-    """Per image, what the pipeline's safety checker says; empty where it has none."""
+    """Per image, whether the pipeline's safety checker flags it; empty without a checker."""
     queued_s: float
-    """From the job's arrival at the replica to its first step."""
+    """Seconds from the job's arrival at the replica to its first step."""
     denoised_s: float
-    """From there to its end."""
+    """Seconds from the first step to the finished image."""
     batch_images: float
-    """Mean number of images that were denoised together."""
+    """Mean number of images denoised together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Served:
-    """What a replica holds."""
+    """A description of what a replica holds."""
 
     native_px: int
     """Side of the square images that the model was made for."""

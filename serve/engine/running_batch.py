@@ -20,7 +20,7 @@ from rlhf.diffusion.rollout import start_from_images
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.rewards.scores import Reward
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit
-from serve.engine.jobs import Inpainted, Job, Partial
+from serve.engine.jobs import Inpainted, Partial, SampleScore, TileJob
 from serve.engine.policy_cache import LoadedPolicy, PolicyCache
 
 
@@ -28,7 +28,7 @@ from serve.engine.policy_cache import LoadedPolicy, PolicyCache
 class RunningJob:
     """A job of n images between two of its steps."""
 
-    job: Job
+    job: TileJob
     policy: LoadedPolicy
     text: TextEmbedding
     """For one image."""
@@ -59,7 +59,7 @@ class RunningJob:
 
 
 @torch.no_grad()
-def start_jobs(cache: PolicyCache, policies: Sequence[LoadedPolicy], jobs: Sequence[Job]) -> list[RunningJob]:
+def start_jobs(cache: PolicyCache, policies: Sequence[LoadedPolicy], jobs: Sequence[TileJob]) -> list[RunningJob]:
     """Draw the noise of jobs and encode their squares; noise depends on seed, tile and sample index alone."""
     base = cache.base
     prompts = [_to_prompt(job) for job in jobs]
@@ -86,7 +86,9 @@ def start_jobs(cache: PolicyCache, policies: Sequence[LoadedPolicy], jobs: Seque
     return started
 
 
-def _first_latents(cache: PolicyCache, job: Job, schedule: Schedule, noise: torch.Tensor) -> tuple[torch.Tensor, int]:
+def _first_latents(
+    cache: PolicyCache, job: TileJob, schedule: Schedule, noise: torch.Tensor
+) -> tuple[torch.Tensor, int]:
     """Initial latents and the first step, which lies late in the schedule for a job that refines images."""
     if job.start is None:
         return noise, 0
@@ -95,7 +97,7 @@ def _first_latents(cache: PolicyCache, job: Job, schedule: Schedule, noise: torc
     return start_from_images(schedule, cache.base.family.encode_images(images), noise, step), step
 
 
-def _to_prompt(job: Job) -> Prompt:
+def _to_prompt(job: TileJob) -> Prompt:
     return Prompt(
         prompt_id=f"{job.seed}/{job.tile}" if job.tile else str(job.seed),
         photograph="",
@@ -190,11 +192,8 @@ def _to_pixels(images: torch.Tensor) -> np.ndarray:
     return to_8bit(images).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _score(
-    reward: Reward, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]
-) -> list[dict[str, float | None]]:
+def _score(reward: Reward, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> list[SampleScore]:
     """Returns reward and bound of every image; None for what is not finite, or not known."""
     scored = reward.score(images, masks, captions)
-    columns = {"reward": scored.reward, "lower": scored.lower, "upper": scored.upper}
-    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [{k: v if math.isfinite(v) else None for k, v in zip(columns, row, strict=True)} for row in rows]
+    rows = zip(*(column.tolist() for column in (scored.reward, scored.lower, scored.upper)), strict=True)
+    return [SampleScore(*(value if math.isfinite(value) else None for value in row)) for row in rows]

@@ -1,4 +1,4 @@
-// The annotation page. The server holds all state; what is on the page is the open task.
+// The annotation page. The server holds all state; the page shows the open task.
 "use strict";
 
 const MARKS = ["structure", "texture", "overall"];
@@ -54,7 +54,7 @@ function tell(text, durationMs = 6000) {
   tell.timer = setTimeout(() => ($("message").hidden = true), durationMs);
 }
 
-// One request that changes what is shown at a time; its refusal is told, not thrown.
+// Sends one request at a time that changes the view; a refusal becomes a message, not an exception.
 async function act(work) {
   if (isBusy) return;
   isBusy = true;
@@ -72,7 +72,7 @@ async function act(work) {
   }
 }
 
-// Asks again what is to be done; where it is the same task, marks not yet stored are sent again.
+// Asks for the task again; if it is the same, marks not yet stored are sent again.
 async function reload() {
   const unsaved = pending;
   const before = task && task.key;
@@ -125,7 +125,7 @@ function renew() {
   ask("POST", `/api/tasks/${task.key}/renew`).catch(retry);
 }
 
-// What is shown
+// View
 
 function show(view) {
   task = view.task;
@@ -263,7 +263,7 @@ function moveFocus(from, offset) {
   next.closest(".card").scrollIntoView({ block: "nearest" });
 }
 
-// What a person can do
+// Actions
 
 const verbs = {
   again: reload,

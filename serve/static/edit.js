@@ -12,12 +12,12 @@ const SETTINGS = ["num_inference_steps", "prompt", "guidance_scale"];
 const $ = (id) => document.getElementById(id);
 
 let models = [];
-let picture = null; // what is worked on
+let picture = null; // the opened photograph
 let former = []; // what was worked on before, the latest last
 let chosen = null; // the candidate that is looked at
 let view = "empty";
 
-// What is shown
+// View
 
 function setView(name) {
   view = name;
@@ -122,7 +122,7 @@ async function paintCandidates(signal, onBusy) {
   await showCandidates();
 }
 
-// The same request to the base model: same hole, same seed, and so the same noise for each candidate.
+// Sends the same request to the base model: same hole and seed, so the same noise for each candidate.
 async function paintBase(signal, onBusy) {
   const { round } = picture;
   const form = new FormData();

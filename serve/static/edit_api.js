@@ -1,9 +1,9 @@
-// What the page asks of the service, and how it waits where the service is busy.
+// The page's requests to the service, and its retries while the service is busy.
 
 const KEY = "api-key"; // in sessionStorage alone: it is gone with the tab
 const RETRY_S = 2; // where a busy service does not say when to come back
 
-// Said by the service, with its HTTP status, or by the page about a file or the connection, with 0.
+// An error of the service with its HTTP status, or of the page (a file, the connection) with 0.
 export class Refusal extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -20,7 +20,7 @@ function headers() {
   return key ? { authorization: `Bearer ${key}` } : {};
 }
 
-// The answer to a request, in time: 429 is asked again after as long as the service says.
+// Returns the answer to a request; after a 429 it retries when the service says.
 async function request(path, options, onBusy = () => {}) {
   for (;;) {
     let answer;
@@ -77,7 +77,7 @@ export async function listModels(signal) {
   return data;
 }
 
-// Candidates in the order of the noise that they were painted from, so that two models' can be set side by side.
+// Returns candidates in the order of their noise, so that those of two models can be compared.
 export async function paint(form, signal, onBusy) {
   const answer = await request("v1/images/edits", { method: "POST", body: form, signal }, onBusy);
   const content = await answer.json();

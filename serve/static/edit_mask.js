@@ -1,4 +1,4 @@
-// A worker: the hole as a PNG as large as the photograph, white where it is to be repainted.
+// A worker that encodes the hole as a PNG of the photograph's size, white = repaint.
 import { drawStroke, setInk } from "./edit_strokes.js";
 
 async function makeMask({ width, height, strokes }) {
@@ -12,5 +12,5 @@ async function makeMask({ width, height, strokes }) {
   return canvas.convertToBlob({ type: "image/png" });
 }
 
-// Null where the canvas is too large for the browser.
+// Null if the canvas is too large for the browser.
 addEventListener("message", async ({ data }) => postMessage(await makeMask(data).catch(() => null)));

@@ -1,4 +1,4 @@
-// A photograph as the page holds it, what is painted on it, and the files that are sent of both.
+// A photograph on the page, the hole painted on it, and the files that are sent for both.
 import { Refusal } from "./edit_api.js";
 import { drawStroke, setInk } from "./edit_strokes.js";
 
@@ -44,7 +44,7 @@ function hasTransparency(bitmap) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  // Below one half, as the service sees a hole.
+  // Alpha below one half is a hole, as for the service.
   return countPixels(context, (alpha) => alpha < 128) > 0;
 }
 
@@ -64,7 +64,7 @@ export function isExtended({ expand }) {
   return SIDES.some((side) => expand[side] > 0);
 }
 
-// A square around the hole, twice as long: left, top and side in pixels; null where the whole is hardly larger.
+// A square around the hole, twice as long: left, top and side in pixels; null if the photograph is hardly larger.
 export function closeUp(picture) {
   const painted = picture.strokes.filter(({ erases }) => !erases);
   if (painted.length === 0 || isExtended(picture)) return null;
@@ -80,7 +80,7 @@ export function closeUp(picture) {
   return { left, top, side };
 }
 
-// Stripes are seen on any photograph.
+// Stripes are visible on any photograph.
 export function makeStripes(context) {
   const tile = makeCanvas(STRIPE_PX, STRIPE_PX);
   const brush = tile.getContext("2d");
@@ -116,10 +116,10 @@ export async function drawAsked(canvas, picture, widthPx) {
   context.drawImage(layer, 0, 0);
 }
 
-// What is sent
+// Upload
 
-// PNG as large as the photograph, white where it is to be repainted; made aside, since a browser that has just been
-// clicked puts the encoding off, and a large one stops the page.
+// Encodes a PNG of the photograph's size, white = repaint, in a worker: after a click browsers
+// postpone the encoding, and a large one blocks the page.
 export function makeMask({ width, height, strokes }) {
   const worker = new Worker("static/edit_mask.js", { type: "module" });
   return new Promise((resolve, reject) => {
@@ -130,7 +130,7 @@ export function makeMask({ width, height, strokes }) {
   }).finally(() => worker.terminate());
 }
 
-// The file as it was opened, wherever the service takes it and reads it as the browser does.
+// Returns the file as it was opened, if the service accepts it and reads it as the browser does.
 export async function makeUpload({ blob, name }) {
   const limit = Number(limits.maxUploadBytes);
   const turnsUnseen = await isWebpWithExif(blob);
@@ -149,7 +149,7 @@ export async function makeUpload({ blob, name }) {
   throw new Refusal(`${name} is larger than ${limit / 1e6} MB in every format. Scale it down first.`);
 }
 
-// The service turns such a file upright; browsers show it as it lies.
+// The service turns such a file upright; browsers do not.
 async function isWebpWithExif(blob) {
   const bytes = new Uint8Array(await blob.slice(0, 21).arrayBuffer());
   const text = String.fromCharCode(...bytes.slice(0, 16));

@@ -1,4 +1,4 @@
-// Four candidates, and one of them set against the photograph or the base model's.
+// Four candidates, and the comparison of one with the photograph or the base model's.
 import { closeUp, drawAsked, fullSize, isExtended } from "./edit_picture.js";
 
 const ASKED_WIDTH_PX = 544;
@@ -8,7 +8,7 @@ export function letter(position) {
   return String.fromCharCode(65 + position);
 }
 
-// The best first: the order of the lower ends, and of the noise where there are none.
+// The best first: ordered by the lower ends, or by the noise if there are none.
 export function sortCandidates(candidates) {
   const lower = (candidate) => candidate.lower ?? -Infinity;
   return [...candidates].sort((a, b) => (lower(a) === lower(b) ? a.index - b.index : lower(b) - lower(a)));
@@ -22,13 +22,13 @@ function number(value) {
   return value.toFixed(2).replace("-", "−");
 }
 
-// An end that the service does not know is without limit.
+// An unknown end counts as infinite.
 function describeBound({ lower, upper }) {
   if (lower === null && upper === null) return "no bound";
   return `[${lower === null ? "−∞" : number(lower)}, ${upper === null ? "∞" : number(upper)}]`;
 }
 
-// Reward and bound in words, and drawn on the scale of all that are compared.
+// Shows reward and bound in words, and draws them on the common scale of all candidates.
 function makeScore(scored, all) {
   const { reward, lower, upper } = scored;
   const words = document.createElement("p");
@@ -56,7 +56,7 @@ function makeInterval({ reward, lower, upper }, all) {
   return box;
 }
 
-// The whole pictures, or what is around the hole.
+// Shows the whole pictures, or the surroundings of the hole.
 export function frameCandidates(picture) {
   const around = closeUp(picture);
   $("framing").hidden = around === null;
@@ -110,7 +110,7 @@ function shareStyle(picture) {
   };
 }
 
-// `base` is the base model's candidate from the same noise, or null where the photograph stands left of the line.
+// `base` is the base model's candidate from the same noise, or null if the photograph is left of the line.
 export function showComparison(picture, round, candidate, base) {
   const position = round.candidates.indexOf(candidate);
   const [width, height] = fullSize(picture);
@@ -144,7 +144,7 @@ export function moveLine() {
   $("split").setAttribute("aria-valuetext", `${Math.round(share)} % from the left`);
 }
 
-// Why the base model cannot be set left of the line, or nothing.
+// Returns the reason why the base model cannot be compared, or nothing.
 export function whyNoBase(models, modelId, seed) {
   const model = models.find(({ id }) => id === modelId);
   if (seed === null) return "The service did not say which seed it used.";

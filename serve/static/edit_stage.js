@@ -1,4 +1,4 @@
-// The photograph as it is worked on: a brush on it, and borders that can be dragged outwards.
+// The photograph under work: a brush on it, and borders that can be dragged outwards.
 import { SIDES, countPixels, fullSize, makeStripes } from "./edit_picture.js";
 import { drawStroke, setInk } from "./edit_strokes.js";
 
@@ -80,7 +80,7 @@ function marginOf(length) {
   return Math.min(Math.max(MARGIN.least_px, length * MARGIN.share), MARGIN.most_px);
 }
 
-// The paper around the photograph, which stays where it is.
+// Draws the paper around the photograph, which keeps its place.
 function place() {
   const { left, top } = picture.expand;
   const [width, height] = fullSize(picture);
@@ -96,7 +96,7 @@ function place() {
     handle.setAttribute("aria-valuemax", maxExpandPx);
     handle.setAttribute("aria-valuetext", `${pixels} pixels`);
     handle.querySelector("output").textContent = pixels ? `+${pixels}` : "";
-    // What is being typed is not written over.
+    // A field in use is not overwritten.
     if (document.activeElement !== field(side)) field(side).value = pixels;
   }
 }
@@ -112,7 +112,7 @@ function redraw() {
   change();
 }
 
-// The share of the photograph that is painted, of what is shown of it.
+// Share of the visible photograph that is painted.
 function change() {
   const pixels = picture.strokes.length ? countPixels(context, (alpha) => alpha > 0) : 0;
   picture.coverage = pixels / (canvas.width * canvas.height);

@@ -1,8 +1,8 @@
-// What the page waits for: one thing at a time, with a way out, and every failure in words.
+// Waiting: one task at a time, which can be cancelled; every failure becomes a message.
 
 const $ = (id) => document.getElementById(id);
 
-let running = null; // AbortController of what is waited for
+let running = null; // AbortController of the current task
 let onChange = () => {};
 
 export function start(listener) {
@@ -25,7 +25,7 @@ export function tell(text) {
   $("message").hidden = !text;
 }
 
-// `work` is told when to stop, and tells how long a busy service makes it wait.
+// `work` gets an abort signal, and reports how long a busy service makes it wait.
 export async function act(words, work) {
   if (running) return;
   running = new AbortController();
@@ -46,12 +46,12 @@ export async function act(words, work) {
   }
 }
 
-// A key is asked for where one is missing, and what was refused without it is then done again.
+// Asks for a key if one is missing, and then repeats the refused request.
 export function fail(error, again) {
   if (error.name === "AbortError") return;
   if (error.status === 401) askKey(error.message, again);
   else tell(error.message);
-  // What has no status is no answer of the service, and no refusal of a file: a fault of this page.
+  // An error without a status is a fault of this page.
   if (error.status === undefined) throw error;
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from rlhf.diffusion.policy_weights import save_policy
 from rlhf.diffusion.sampler import InProcessSampler
 from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.evaluation.evaluation import evaluate
+from rlhf.evaluation.judging import Jury
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.tables import CANDIDATES, read_table
 
@@ -89,7 +91,7 @@ def test_an_evaluation_by_samplers_has_the_figures_of_one_process(
     settings = EvaluateConfig(num_inference_steps=3, micro_batch_size=4, bootstrap=50)
 
     def figures(open_policy, out: Path) -> dict:
-        return evaluate(open_policy, [policy], prompts, reward, out, settings, seed=0)
+        return asdict(evaluate(open_policy, [policy], prompts, Jury(reward=reward), out, settings, seed=0))
 
     here = figures(lambda p: InProcessSampler(load_policy(config.model, p), table.rows), tmp_path / "here")
     with remote_samplers(config, table.rows, [policy], tmp_path, workers=2) as open_policy:

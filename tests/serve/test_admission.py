@@ -1,4 +1,4 @@
-"""Who is let in, and how many at a time."""
+"""Admission: who may ask, and how many requests at a time."""
 
 import hashlib
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve.api.admission import GateKeeper
+from serve.api.admission import Admission
 from serve.api.api_errors import ApiError
 from serve.api.api_keys import ApiKeys, parse_keys
 
@@ -20,58 +20,58 @@ def request(host: str = "127.0.0.1", **headers: str) -> Any:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "127.8.8.8"])
 def test_without_keys_this_machine_is_answered(host: str):
-    assert GateKeeper(None, 1).check(request(host)) == "local"
+    assert Admission(None, 1).check(request(host)) == "local"
 
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "10.0.0.1", "::ffff:192.0.2.7", "fe80::1", "nonsense"])
 def test_without_keys_no_other_machine_is_answered(host: str):
     with pytest.raises(ApiError) as refused:
-        GateKeeper(None, 1).check(request(host))
+        Admission(None, 1).check(request(host))
     assert (refused.value.status, refused.value.code) == (403, "no_api_keys")
 
 
 def test_with_keys_every_machine_needs_one_and_its_rate_holds():
-    gate = GateKeeper(KEYS, 1)
+    admission = Admission(KEYS, 1)
     for headers in ({}, {"authorization": "Bearer pp-other"}):
         with pytest.raises(ApiError) as refused:
-            gate.check(request(**headers))
+            admission.check(request(**headers))
         assert refused.value.status == 401
     bearer = {"authorization": f"Bearer {KEY}"}
-    assert [gate.check(request("192.0.2.7", **bearer)) for _ in range(2)] == ["alice", "alice"]
+    assert [admission.check(request("192.0.2.7", **bearer)) for _ in range(2)] == ["alice", "alice"]
     with pytest.raises(ApiError) as refused:
-        gate.check(request(**bearer))
+        admission.check(request(**bearer))
     assert refused.value.status == 429
     assert 0 < (refused.value.retry_after_s or 0) <= 30
 
 
 def test_pages_of_other_sites_are_refused_and_the_own_page_is_not():
-    gate = GateKeeper(None, 1)
+    admission = Admission(None, 1)
     own = SimpleNamespace(headers={"origin": "http://localhost:8000", "host": "localhost:8000"}, client=None)
-    assert gate.check(own) == "local"
+    assert admission.check(own) == "local"
     for origin in ("https://elsewhere.example", "null", "http://localhost:8001", ""):
         other = SimpleNamespace(headers={"origin": origin, "host": "localhost:8000"}, client=None)
         with pytest.raises(ApiError) as refused:
-            gate.check(other)
+            admission.check(other)
         assert refused.value.status == 403
 
 
 def test_pixels_are_counted_and_given_back():
-    gate = GateKeeper(None, 9, max_megapixels=1)
-    with gate.room(900_000):
-        with pytest.raises(ApiError, match="large photographs") as refused, gate.room(200_000):
+    admission = Admission(None, 9, max_megapixels=1)
+    with admission.memory(900_000):
+        with pytest.raises(ApiError, match="large photographs") as refused, admission.memory(200_000):
             pass
         assert refused.value.status == 429
-    with gate.room(1_000_000):
+    with admission.memory(1_000_000):
         pass
 
 
 def test_places_are_counted_given_back_and_refused_with_a_time_to_come_again():
-    gate = GateKeeper(None, 2)
-    with gate.place(), gate.place():
-        with pytest.raises(ApiError) as refused, gate.place():
+    admission = Admission(None, 2)
+    with admission.place(), admission.place():
+        with pytest.raises(ApiError) as refused, admission.place():
             pass
         assert (refused.value.status, refused.value.code) == (429, "overloaded")
-    with pytest.raises(ZeroDivisionError), gate.place():
+    with pytest.raises(ZeroDivisionError), admission.place():
         1 / 0  # noqa: B018
-    with gate.place(), gate.place():
+    with admission.place(), admission.place():
         pass

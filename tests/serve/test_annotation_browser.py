@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_study import start_command, start_server, write_evaluation, write_study
 
-from rlhf.evaluation.blind_choices import PREFERENCES
+from rlhf.evaluation.blind_choices import BLIND_CHOICES
 from rlhf.storage.tables import PAGE_ANNOTATIONS, read_table
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
@@ -27,7 +27,7 @@ def progress(page: sync_api.Page, text: str) -> None:
 
 
 def click_slider(page: sync_api.Page, card: int, name: str, value: float) -> None:
-    """Click where the thumb stands for a value."""
+    """Clicks at the slider position of a value."""
     slider = page.locator(f'.card[data-position="{card}"] input[name={name}]')
     slider.scroll_into_view_if_needed()
     box = slider.bounding_box()
@@ -148,5 +148,5 @@ def test_two_contestants_are_compared_by_a_key_or_a_click(tmp_path: Path, page: 
     finally:
         server.terminate()
         server.wait()
-    rows = read_table(tmp_path / "out" / "preferences.parquet", PREFERENCES)
+    rows = read_table(tmp_path / "out" / "preferences.parquet", BLIND_CHOICES)
     assert sorted(row["preferred"] is None for row in rows) == [False, False, True, True]

@@ -1,4 +1,4 @@
-"""API keys: who is let in, how often, and what a damaged file says without telling what it holds."""
+"""API keys: who may ask, how often, and what the error for a damaged file reveals."""
 
 import hashlib
 import json

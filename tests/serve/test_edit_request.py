@@ -1,4 +1,4 @@
-"""What a request may ask for, without a server."""
+"""The fields of a request, without a server."""
 
 import pytest
 

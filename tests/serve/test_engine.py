@@ -1,6 +1,7 @@
 """The engine: a job's images are those of the one denoising loop, whoever else is in the batch."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,12 @@ from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.open_reward import open_reward
 from rlhf.storage.images import tensor_to_image
 from serve.engine.engine import Engine, warm_up
-from serve.engine.jobs import Inpainted, Job, Partial
+from serve.engine.jobs import Inpainted, Partial, TileJob
 from serve.engine.policy_cache import PolicyCache
 from serve.settings import EngineSettings
 
 ROUNDING = 1
-"""Levels of 255 by which an image may differ where it was denoised in a batch of another size."""
+"""Levels of 255 by which an image may differ if it was denoised in a batch of another size."""
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,18 @@ def policies(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     ]
 
 
-def run_together(engine: Engine, *jobs: Job) -> list[Inpainted]:
+async def collect(events: AsyncIterator[Partial | Inpainted]) -> list[Partial | Inpainted]:
+    return [event async for event in events]
+
+
+def run_together(engine: Engine, *jobs: TileJob) -> list[Inpainted]:
     async def gather() -> list[Inpainted]:
         return await asyncio.gather(*(answer(engine, job) for job in jobs))
 
     return asyncio.run(gather())
 
 
-def reference(small_pipeline: Path, job: Job) -> np.ndarray:
+def reference(small_pipeline: Path, job: TileJob) -> np.ndarray:
     """The same samples by the loop that training and evaluation run."""
     policy = load_policy(ModelConfig(path=str(small_pipeline)), job.policy.folder)
     plan = RolloutPlan(num_inference_steps=job.num_inference_steps, eta=0.0, stochastic_steps=frozenset())
@@ -134,10 +139,7 @@ def test_guidance_of_one_job_leaves_its_neighbour_alone(small_pipeline: Path):
 def test_estimates_come_before_the_answer_and_keep_known_pixels(small_pipeline: Path):
     job = job_of(partial_images=2)
 
-    async def collect() -> list[Partial | Inpainted]:
-        return [event async for event in new_engine(small_pipeline).inpaint(job)]
-
-    *partials, last = asyncio.run(collect())
+    *partials, last = asyncio.run(collect(new_engine(small_pipeline).inpaint(job)))
     assert [p.index for p in partials] == [0, 1]
     assert isinstance(last, Inpainted)
     for event in (*partials, last):
@@ -162,10 +164,10 @@ def test_a_client_that_leaves_frees_its_place_between_two_steps(small_pipeline: 
     engine = new_engine(small_pipeline, max_batch_images=2)
 
     async def leave() -> tuple[int, Inpainted]:
-        long = asyncio.create_task(answer(engine, job_of(0, num_inference_steps=100)))
-        await asyncio.sleep(0.2)
+        long = engine.inpaint(job_of(0, num_inference_steps=100, partial_images=3))
+        assert isinstance(await anext(long), Partial)
         assert len(engine._running) == 1
-        long.cancel()
+        await long.aclose()
         done = await answer(engine, job_of(1))
         return len(engine._running), done
 
@@ -178,10 +180,11 @@ def test_a_newcomer_joins_between_steps_or_waits_as_the_setting_says(small_pipel
         engine = new_engine(small_pipeline, batching=batching, max_batch_images=4)
 
         async def race() -> bool:
-            slow = asyncio.create_task(answer(engine, job_of(0, num_inference_steps=60)))
-            await asyncio.sleep(0.1)
+            slow = engine.inpaint(job_of(0, num_inference_steps=60, partial_images=3))
+            assert isinstance(await anext(slow), Partial)
+            rest = asyncio.create_task(collect(slow))
             await answer(engine, job_of(1, num_inference_steps=2))
-            return not slow.done()
+            return not rest.done()
 
         return asyncio.run(race())
 
@@ -229,7 +232,7 @@ def test_rewards_and_bounds_are_those_of_the_reward_model(small_pipeline: Path, 
     images = torch.from_numpy(done.images).permute(0, 3, 1, 2).float() / 127.5 - 1
     expected = reward.score(images, torch.from_numpy(job.hole).float().expand(2, 1, -1, -1))
     for column in ("reward", "lower", "upper"):
-        found = [score[column] for score in done.scores]
+        found = [getattr(score, column) for score in done.scores]
         assert found == pytest.approx(getattr(expected, column).tolist(), abs=1e-3)
 
 
@@ -244,18 +247,18 @@ def test_the_sum_that_a_policy_climbed_ranks_its_samples(small_pipeline: Path, t
     (done,) = run_together(engine, job)
     images = torch.from_numpy(done.images).permute(0, 3, 1, 2).float() / 127.5 - 1
     expected = reward.score(images, torch.from_numpy(job.hole).float().expand(2, 1, -1, -1), ["a hill"] * 2)
-    assert [score["reward"] for score in done.scores] == pytest.approx(expected.reward.tolist(), abs=1e-2)
+    assert [score.reward for score in done.scores] == pytest.approx(expected.reward.tolist(), abs=1e-2)
     if "model" in kinds:
-        assert [score["lower"] for score in done.scores] == pytest.approx(expected.lower.tolist(), abs=1e-2)
+        assert [score.lower for score in done.scores] == pytest.approx(expected.lower.tolist(), abs=1e-2)
     else:
-        assert [score["lower"] for score in done.scores] == [None, None], "the seam alone bounds nothing"
+        assert [score.lower for score in done.scores] == [None, None], "the seam alone bounds nothing"
 
 
 def test_warm_up_paints_every_size_of_batch(small_pipeline: Path):
     settings = EngineSettings(device="cpu", max_batch_images=3)
     sizes: list[int] = []
 
-    def make(size: int) -> Job:
+    def make(size: int) -> TileJob:
         sizes.append(size)
         return job_of(sample_indices=tuple(range(size)), num_inference_steps=1)
 

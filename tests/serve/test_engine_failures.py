@@ -1,4 +1,4 @@
-"""The engine where a policy is broken or a step fails."""
+"""The engine when a policy is broken or a step fails."""
 
 import asyncio
 from pathlib import Path

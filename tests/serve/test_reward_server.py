@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,8 +22,8 @@ from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.wire import MAX_IMAGES, decode_request, encode_request
 
 CPU = torch.device("cpu")
-Answer = tuple[int, bytes, float]
-"""Status, body, and seconds before it."""
+Answer = tuple[int, bytes, bool]
+"""Status, body, and whether the server is silent instead."""
 
 
 def batch(count: int = 3) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -33,13 +32,13 @@ def batch(count: int = 3) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
 
 
 def good(count: int = 3) -> Answer:
-    return 200, json.dumps({"rewards": [float(i) for i in range(count)]}).encode(), 0.0
+    return 200, json.dumps({"rewards": [float(i) for i in range(count)]}).encode(), False
 
 
 @pytest.fixture
 def scripted() -> Iterator[Callable[..., tuple[str, list[dict]]]]:
     """Start a server that gives these answers in turn (the last one again and again); returns URL and requests."""
-    servers = []
+    servers, is_over = [], threading.Event()
 
     def start(*answers: Answer) -> tuple[str, list[dict]]:
         seen: list[dict] = []
@@ -47,8 +46,9 @@ def scripted() -> Iterator[Callable[..., tuple[str, list[dict]]]]:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # noqa: N802
                 seen.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-                status, body, delay_s = answers[min(len(seen), len(answers)) - 1]
-                time.sleep(delay_s)
+                status, body, is_silent = answers[min(len(seen), len(answers)) - 1]
+                if is_silent:
+                    is_over.wait()
                 self.send_response(status)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
@@ -63,6 +63,7 @@ def scripted() -> Iterator[Callable[..., tuple[str, list[dict]]]]:
         return f"http://127.0.0.1:{server.server_port}/v1/rewards", seen
 
     yield start
+    is_over.set()
     for server in servers:
         server.shutdown()
         server.server_close()
@@ -83,7 +84,7 @@ def test_what_is_sent_is_what_was_made_bit_for_bit() -> None:
 
 
 def test_a_server_that_fails_once_is_asked_again(scripted: Callable) -> None:
-    url, seen = scripted((500, b"out of memory", 0.0), good())
+    url, seen = scripted((500, b"out of memory", False), good())
     assert ask(url).tolist() == [0.0, 1.0, 2.0]
     assert len(seen) == 2
     assert seen[0] == seen[1]
@@ -91,14 +92,14 @@ def test_a_server_that_fails_once_is_asked_again(scripted: Callable) -> None:
 
 
 def test_a_server_that_is_slow_once_is_asked_again(scripted: Callable) -> None:
-    url, seen = scripted((200, b"{}", 1.5), good())
+    url, seen = scripted((200, b"{}", True), good())
     assert ask(url, timeout_s=0.5).tolist() == [0.0, 1.0, 2.0]
     assert len(seen) == 2
 
 
 def test_null_and_nan_are_no_numbers(scripted: Callable) -> None:
     for body in (b'{"rewards": [1, null, 3]}', b'{"rewards": [1, NaN, 3]}'):
-        url, _ = scripted((200, body, 0.0))
+        url, _ = scripted((200, body, False))
         assert ask(url).isnan().tolist() == [False, True, False]
 
 
@@ -111,16 +112,16 @@ def test_large_batches_are_sent_in_parts(scripted: Callable) -> None:
 @pytest.mark.parametrize(
     ("answer", "tries", "message"),
     [
-        ((500, b"out of memory", 0.0), 2, r"answered 500: out of memory \(2 tries\)"),
-        ((503, b"", 0.0), 2, "answered 503"),
-        ((429, b"busy", 0.0), 2, "answered 429: busy"),
-        ((200, b"", 1.0), 2, r"was silent for 0\.4 s; raise timeout_s"),
-        ((404, b"no such path", 0.0), 1, "refused the request with 404: no such path"),
-        ((200, b"<html>", 0.0), 1, "answered '<html>', which is not"),
-        ((200, b'{"scores": [1, 2, 3]}', 0.0), 1, "rewards: Field required"),
-        ((200, b'{"rewards": ["1", "2", "3"]}', 0.0), 1, "rewards.0: "),
-        ((200, b'{"rewards": [1, 2]}', 0.0), 1, "answered 2 rewards for 3 images"),
-        ((200, b"\xff\xfe", 0.0), 1, "which is not"),
+        ((500, b"out of memory", False), 2, r"answered 500: out of memory \(2 tries\)"),
+        ((503, b"", False), 2, "answered 503"),
+        ((429, b"busy", False), 2, "answered 429: busy"),
+        ((200, b"", True), 2, r"was silent for 0\.4 s; raise timeout_s"),
+        ((404, b"no such path", False), 1, "refused the request with 404: no such path"),
+        ((200, b"<html>", False), 1, "answered '<html>', which is not"),
+        ((200, b'{"scores": [1, 2, 3]}', False), 1, "rewards: Field required"),
+        ((200, b'{"rewards": ["1", "2", "3"]}', False), 1, "rewards.0: "),
+        ((200, b'{"rewards": [1, 2]}', False), 1, "answered 2 rewards for 3 images"),
+        ((200, b"\xff\xfe", False), 1, "which is not"),
     ],
 )
 def test_a_server_that_does_not_mend_is_told_apart(

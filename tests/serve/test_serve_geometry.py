@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from small_uploads import hole_in, mask_png, png
+from small_uploads import hole_in, mask_png, png, read_upload
 
 from rlhf.diffusion.tiles import (
     LEAST_KNOWN,
@@ -17,7 +17,6 @@ from rlhf.diffusion.tiles import (
     put_back,
     surround,
 )
-from serve.api.uploads import read_upload
 
 NATIVE = 64
 

@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from small_service import (
 )
 
 from rlhf.promotion.catalogue import Catalogue, ServedName, describe_policy, write_catalogue
+from serve.api.served_names import REFRESH_S
 
 pytestmark = pytest.mark.ray
 
@@ -161,30 +164,40 @@ def test_a_policy_that_does_not_load_never_answers(address: str, folder: Path):
             )
         else:
             (folder / "names.json").write_text(text)
-        time.sleep(2.5)
-        assert version_of(address, model="careful") == good.current.version
+        deadline = time.monotonic() + 2 * REFRESH_S
+        while time.monotonic() < deadline:  # Every request may read the catalogue again.
+            assert version_of(address, model="careful") == good.current.version
+
+
+@contextmanager
+def asking(address: str, **form: object) -> Iterator[list[requests.Response]]:
+    """Four clients that ask again and again until the block ends; yields their answers so far."""
+    answers: list[requests.Response] = []
+    stopped = threading.Event()
+
+    def ask() -> None:
+        while not stopped.is_set():
+            answers.append(post(address, **form))
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(ask) for _ in range(4)]
+        try:
+            yield answers
+        finally:
+            stopped.set()
+            for client in clients:
+                client.result()
 
 
 def test_swapping_under_load_fails_no_request(address: str, folder: Path):
     put(folder, 1, name="swapped")
     wait_until(lambda: post(address, model="swapped").status_code == 200)
-    deadline = time.monotonic() + 6
-
-    def ask(_: int) -> list[tuple[int, str]]:
-        told = []
-        while time.monotonic() < deadline:
-            response = post(address, model="swapped", num_inference_steps=3)
-            told.append((response.status_code, response.headers.get("x-policy-version", response.text)))
-        return told
-
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask, i) for i in range(4)]
+    with asking(address, model="swapped", num_inference_steps=3) as answers:
         for version in (3, 1, 3):
-            time.sleep(1.5)
-            put(folder, version, name="swapped")
-    told = [entry for future in asking for entry in future.result()]
-    assert {status for status, _ in told} == {200}
-    assert len({version for _, version in told}) == 2
+            put_version = put(folder, version, name="swapped").current.version
+            wait_until(lambda wanted=put_version: answers[-1:] and answers[-1].headers["x-policy-version"] == wanted)
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.headers["x-policy-version"] for answer in answers}) == 2
 
 
 def replica_pids(kind: str) -> list[int]:
@@ -203,25 +216,16 @@ def replica_pids(kind: str) -> list[int]:
 
 def test_killed_replicas_fail_no_request(address: str):
     expected = post(address, seed=8, num_inference_steps=30).json()["data"][0]
-    deadline = time.monotonic() + 8
-
-    def ask(_: int) -> list[int]:
-        told = []
-        while time.monotonic() < deadline:
-            response = post(address, seed=8, num_inference_steps=30)
-            assert response.status_code != 200 or response.json()["data"][0].keys() == expected.keys()
-            told.append(response.status_code)
-        return told
-
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask, i) for i in range(4)]
-        time.sleep(2)
-        victims = replica_pids("Inpainter")
-        assert len(victims) == 2
-        os.kill(victims[0], signal.SIGKILL)
-        statuses = [status for future in asking for status in future.result()]
-    assert set(statuses) == {200}
-    wait_until(lambda: len(replica_pids("Inpainter")) == 2, 60)
+    with asking(address, seed=8, num_inference_steps=30) as answers:
+        wait_until(lambda: len(answers) >= 4)
+        before = replica_pids("Inpainter")
+        assert len(before) == 2
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: len(replica_pids("Inpainter")) == 2 and before[0] not in replica_pids("Inpainter"), 60)
+        count = len(answers)
+        wait_until(lambda: len(answers) >= count + 8)
+    assert {answer.status_code for answer in answers} == {200}
+    assert all(answer.json()["data"][0].keys() == expected.keys() for answer in answers)
 
 
 def test_a_slow_upload_ends_and_others_are_answered_meanwhile(address: str):

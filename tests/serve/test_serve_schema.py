@@ -10,7 +10,7 @@ from small_service import IMAGE, MASK, running_service, save_models
 
 pytestmark = pytest.mark.ray
 FEW_FIT = ("model", "policy_version", "size", "expand")
-"""Fields of which hardly any drawn value is answered."""
+"""Fields for which few drawn values are accepted."""
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def ask_all(address: str, cases: int) -> dict[int, int]:
-    """Statuses of at least so many requests, most of them edits, in half of which the pictures are real ones."""
+    """Statuses of at least `cases` requests, most of them edits, half of those with real pictures."""
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
     operations = [operation.ok() for operation in schema.get_all_operations()]
     statuses: dict[int, int] = {}

@@ -1,14 +1,23 @@
-"""What the service reads of uploads, and what it refuses, without Ray."""
+"""Uploads that the service reads or refuses, without Ray."""
 
+import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_uploads import hole_in, mask_png, png
+from small_uploads import hole_in, mask_png, png, read_upload
 
+from rlhf.diffusion.tiles import cut
+from rlhf.promotion.catalogue import ServedName, ServedPolicy
+from serve.api.answers import Answers
 from serve.api.api_errors import ApiError
-from serve.api.uploads import count_pixels, read_upload
+from serve.api.edit_request import EditRequest
+from serve.api.image_store import ImageStore
+from serve.api.painting import Painted, plan_edit
+from serve.api.served_names import Chosen
+from serve.api.upload import open_upload
 
 
 def test_alpha_below_128_is_the_hole():
@@ -88,14 +97,14 @@ def test_damaged_files_are_refused_or_read_and_never_fail_otherwise(file_format:
 
 def test_an_extension_is_a_hole_around_the_photograph_and_needs_no_mask():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    upload = read_upload(png(pixels), None, expand=(3, 0, 0, 5))
+    upload = read_upload(png(pixels), None, expand=[3, 0, 0, 5])
     assert upload.hole.shape == (25, 33)
     assert not upload.hole[:20, 3:].any()
     assert upload.hole[:, :3].all()
     assert upload.hole[20:].all()
     assert np.array_equal(upload.rgb[:20, 3:], pixels)
     with pytest.raises(ApiError, match="megapixels"):
-        read_upload(png(np.zeros((5000, 1, 3), np.uint8)), None, expand=(4096, 4096, 4096 * 2, 4096))
+        read_upload(png(np.zeros((6000, 1, 3), np.uint8)), None, expand=[4096] * 4)
 
 
 def test_a_white_mask_is_what_is_painted_white_also_on_nothing():
@@ -103,7 +112,7 @@ def test_a_white_mask_is_what_is_painted_white_also_on_nothing():
     white = np.where(hole, 255, 0).astype(np.uint8)
     strokes = np.dstack([np.full((20, 30, 3), 255, np.uint8), white])
     for mask in (white, np.dstack([white] * 3), strokes):
-        assert np.array_equal(read_upload(png(pixels), png(mask), convention="white").hole, hole)
+        assert np.array_equal(read_upload(png(pixels), png(mask), mask_convention="white").hole, hole)
 
 
 def _saved(image: Image.Image, file_format: str, **options: object) -> bytes:
@@ -139,22 +148,47 @@ def test_animated_files_are_refused(file_format: str):
         read_upload(_saved(frames[0], file_format, save_all=True, append_images=frames[1:]), None)
 
 
+OTHER_FILES = {
+    "archive": b"PK\x03\x04" + b"\0" * 30 + b"evil.exe" + b"PK\x05\x06" + b"\0" * 18,
+    "page": b"<html><script>alert('evil.exe')</script></html>",
+    "document": b"%PDF-1.7 evil.exe",
+    "program": b"#!/bin/sh\nevil.exe\n",
+}
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP"])
-def test_a_file_that_is_an_image_and_something_else_is_refused(file_format: str):
+def test_nothing_but_pixels_of_an_upload_reaches_answers_or_the_store(
+    file_format: str, output_format: str, tmp_path: Path
+):
     hole = hole_in(24, 30, 4, 4, 9, 9)
     pixels = np.random.default_rng(3).integers(0, 256, (24, 30, 3), dtype=np.uint8)
-    whole = _saved(Image.fromarray(pixels), file_format)
-    assert read_upload(whole + b"\0" * 50, mask_png(hole)).hole.shape == (24, 30)
-    for other in (
-        b"PK\x03\x04" + b"\0" * 99 + b"x",
-        b"<html><script>alert(1)</script>",
-        b"%PDF-1.7",
-        bytes(range(256)),
-    ):
-        with pytest.raises(ApiError, match="another one follows"):
-            read_upload(whole + other, mask_png(hole))
+    exif = Image.Exif()
+    exif[0x010E] = "evil.exe"
+    options = {"comment": b"evil.exe"} if file_format in ("JPEG", "GIF") else {"exif": exif}
+    plain, noted = (_saved(Image.fromarray(pixels), file_format, **fields) for fields in ({}, options))
+    assert b"evil.exe" in noted
+    expected = _answered(plain, mask_png(hole), output_format, tmp_path)
+    for other in OTHER_FILES.values():
+        answered = _answered(noted + other, mask_png(hole) + other, output_format, tmp_path)
+        assert answered == expected
+        assert not any(b"evil" in data for data in answered)
         with pytest.raises(ApiError):
-            read_upload(other + whole, mask_png(hole))
+            read_upload(other + plain, mask_png(hole))
+
+
+def _answered(image: bytes, mask: bytes, output_format: str, folder: Path) -> list[bytes]:
+    """The image file of an answer as base64, and as stored for a URL."""
+    chosen = Chosen("tiny", ServedName(base="tiny"), ServedPolicy())
+    answered = []
+    for response_format in ("b64_json", "url"):
+        fields = {"output_format": output_format, "response_format": response_format, "seed": 0}
+        edit = plan_edit(open_upload(image, mask, EditRequest.model_validate(fields)), chosen, 64)
+        painted = Painted(samples=[cut(edit.canvas, edit.region)], scores=[], unsafe=[], jobs=[])
+        (record,) = Answers(edit, ImageStore(folder), "").records(painted)
+        stored = "url" in record
+        answered.append((folder / record["url"]).read_bytes() if stored else base64.b64decode(record["b64_json"]))
+    return answered
 
 
 def test_photographs_of_phones_with_a_film_or_further_pictures_behind_are_taken():
@@ -174,9 +208,12 @@ def test_photographs_of_phones_with_a_film_or_further_pictures_behind_are_taken(
 
 
 def test_pixels_are_counted_without_decoding():
-    picture = png(np.zeros((20, 30, 3), np.uint8))
-    assert count_pixels(picture, mask_png(hole_in(20, 30, 0, 0, 2, 2)), expand=(1, 2, 3, 4)) == 26 * 34 + 600
-    assert count_pixels(b"nonsense", None) == 0
+    picture = png(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    mask = mask_png(hole_in(20, 30, 0, 0, 2, 2))
+    asked = EditRequest.model_validate({"expand": [1, 2, 3, 4], "n": 2})
+    upload = open_upload(picture[:200], mask, asked)
+    assert upload.pixels == 26 * 34 + 600
+    assert upload.pixels_in_work == 3 * upload.pixels
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():

@@ -9,7 +9,7 @@ from rlhf.errors import UserError
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, write_catalogue
 from serve.api import served_names
 from serve.api.api_errors import ApiError
-from serve.api.served_names import ServedNames
+from serve.api.served_names import ServedNames, choose_policy, find_policy
 
 OLD = ServedPolicy(folder=Path("/old"), version="1-aaaaaaaa")
 NEW = ServedPolicy(folder=Path("/new"), version="2-bbbbbbbb")
@@ -28,6 +28,20 @@ def names_of(file: Path | None, *, broken: frozenset[str] = frozenset(), prepare
 
 def write(file: Path, name: str = "aligned", base: str = "tiny", **fields: object) -> None:
     write_catalogue(Catalogue(models={name: ServedName(base=base, **fields)}), file)
+
+
+def test_the_canary_answers_its_share_and_no_more():
+    name = ServedName(base="tiny", current=OLD, canary=NEW, canary_share=0.25)
+    answers = [choose_policy(name, draw) for draw in (0.0, 0.2499, 0.25, 0.999)]
+    assert answers == [NEW, NEW, OLD, OLD]
+    assert choose_policy(ServedName(base="tiny", current=OLD, canary=NEW), 0.0) == OLD
+
+
+def test_a_version_is_found_whole_or_by_its_generation():
+    old, new = (ServedPolicy(folder=Path("/a"), version=version) for version in ("10-aaaaaaaa", "20-bbbbbbbb"))
+    name = ServedName(base="tiny", current=new, previous=old)
+    found = [find_policy(name, version) for version in ("10-aaaaaaaa", "20", "2", "10-b")]
+    assert found == [old, new, None, None]
 
 
 async def look_again(names: ServedNames) -> None:
@@ -122,7 +136,7 @@ def test_the_request_after_a_rollback_gets_the_old_policy_and_none_waits_until_a
 
     async def load(base: str, policy: ServedPolicy) -> None:
         if policy == OLD:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
     async def ask() -> list[ServedPolicy]:
         names, answers = ServedNames(FIXED, file, {"tiny"}, load), []

@@ -1,4 +1,4 @@
-"""What a person does on the page of the inpainting service, and what it then shows."""
+"""The actions of a person on the page of the inpainting service, and the state of the page."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ def add_photograph(page: Page, data: bytes, name: str = "photograph.png") -> Non
 
 
 def at(page: Page, x: float, y: float) -> tuple[float, float]:
-    """Where a point of the photograph, in shares of its width and height, stands on the page."""
+    """Returns the place on the page of a point in shares of the photograph's width and height."""
     box = page.locator("#hole").bounding_box()
     assert box is not None
     return box["x"] + x * box["width"], box["y"] + y * box["height"]

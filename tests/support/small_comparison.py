@@ -16,7 +16,7 @@ SETTINGS = ["--set", "evaluate.num_inference_steps=2", "--set", "evaluate.bootst
 ATTACK = '<script>alert("x")</script>.png'
 
 
-def contest_prompts(count: int = 16) -> list[Prompt]:
+def make_prompts(count: int = 16) -> list[Prompt]:
     """Two of each photograph; the first photograph's name is an attack."""
     names = [ATTACK, *(f"photo{i}.png" for i in range(1, count))]
     return [replace(p, photograph=names[i // 2], split="test") for i, p in enumerate(small_prompts(count))]
@@ -38,10 +38,10 @@ def prepare(folder: Path, pipeline: Path) -> dict[str, Path]:
     for version in (10, 20):
         save_moved_policy(pipeline, folder / "run" / f"policy-{version:06d}", version=version)
     return {
-        "prompts": write_prompts(contest_prompts(), folder / "prompts"),
+        "prompts": write_prompts(make_prompts(), folder / "prompts"),
         "reward": save_small_reward(folder / "reward"),
         "run": folder / "run",
-        "images": write_images(contest_prompts(), folder / "images"),
+        "images": write_images(make_prompts(), folder / "images"),
     }
 
 

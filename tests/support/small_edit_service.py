@@ -1,5 +1,6 @@
 """A service of image edits without a model: requests are read by the service's own code, holes get one colour."""
 
+import asyncio
 import base64
 import io
 import threading
@@ -19,13 +20,13 @@ from PIL import Image
 from rlhf.diffusion.tiles import Canvas
 from serve.api.api_errors import ApiError, answer_api_error, answer_invalid_form
 from serve.api.edit_page import add_page
-from serve.api.edit_request import EditRequest, receive_edit
-from serve.api.uploads import read_upload
+from serve.api.edit_request import EditRequest
+from serve.api.upload import receive_upload
 
 BASE = {"id": "tiny", "object": "model", "created": 0, "owned_by": "prefpaint-ray", "base": None}
 ALIGNED = BASE | {"id": "aligned", "base": "tiny", "policy_version": "30-9f86d081", "has_reward": True}
 LOWER = (0.1, 0.4, 0.2, 0.3)
-"""Of the reward of sample 0, 1, 2 and 3."""
+"""Lower ends of the reward's bound for samples 0 to 3."""
 
 
 @dataclass(kw_only=True)
@@ -39,21 +40,21 @@ class Received:
 
 @dataclass(kw_only=True)
 class SmallService:
-    """What the service says, and what it was asked; tests change the first and look at the second."""
+    """The answers of the service, which tests change, and the requests that it received."""
 
     address: str = ""
     models: list[dict[str, Any]] = field(default_factory=lambda: [ALIGNED, BASE])
     has_reward: bool = True
     key: str | None = None
     refusals: list[Response] = field(default_factory=list)
-    """Given in place of the next answers, the first first."""
-    seconds: float = 0.0
-    """That an answer takes."""
+    """Answers to send in place of the next ones, in this order."""
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    """Cleared by a test to hold answers back."""
     received: list[Received] = field(default_factory=list)
 
 
 def colour(model: str | None, sample: int) -> tuple[int, int, int]:
-    """What a hole is filled with."""
+    """Returns the colour that fills a hole."""
     return (200 if model == "tiny" else 20, 40 + 50 * sample, 90)
 
 
@@ -78,11 +79,10 @@ def _build(service: SmallService) -> FastAPI:
         _check_key(service, http)
         if service.refusals:
             return service.refusals.pop(0)
-        sent = await receive_edit(http)
-        asked = sent.request
-        upload = read_upload(sent.image, sent.mask, convention=asked.mask_convention, expand=asked.expand)
-        service.received.append(Received(asked=asked, image=sent.image, upload=upload))
-        time.sleep(service.seconds)
+        sent = await receive_upload(http)
+        asked, upload = sent.asked, sent.decode()
+        service.received.append(Received(asked=asked, image=sent.image.data, upload=upload))
+        await asyncio.to_thread(service.may_answer.wait)
         data = [_fill(service, upload, asked, sample) for sample in range(asked.n)]
         headers = {"x-policy-version": "30-9f86d081", "x-seed": str(asked.seed)}
         size = f"{upload.hole.shape[1]}x{upload.hole.shape[0]}"
@@ -104,6 +104,7 @@ def _fill(service: SmallService, upload: Canvas, asked: EditRequest, sample: int
 def run_small_service() -> Iterator[SmallService]:
     """Serve on a free port of this machine until the block ends."""
     service = SmallService()
+    service.may_answer.set()
     server = uvicorn.Server(uvicorn.Config(_build(service), host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -113,11 +114,12 @@ def run_small_service() -> Iterator[SmallService]:
     try:
         yield service
     finally:
+        service.may_answer.set()
         server.should_exit = True
         thread.join()
 
 
 def make_photograph(width: int, height: int) -> np.ndarray:
-    """Uint8 [H, W, 3] with another colour in each corner, so that a turned one is told from an upright one."""
+    """Uint8 [H, W, 3] with another colour in each corner, so that rotations are visible."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return np.dstack([x, y, 255 - (x + y) / 2]).astype(np.uint8)

@@ -1,1 +1,1 @@
-"""Image extension and new views, judged against the truth."""
+"""Image extension and new views, compared with the truth."""

@@ -1,19 +1,17 @@
-"""How far a model can go on from a photograph: centre strips are extended to the true width, and judged step by step.
+"""Extends centre strips of photographs to the true width, and compares every step with the true rest.
 
-Of each photograph a centre strip is kept and extended to both sides in equal steps, by every contestant from the same
-noise; each step sees what the ones before it painted, so errors add up as they do where nobody knows the rest. The
-rest is known here: it judges. Photographs are painted at their own size, in the tiles of `tile_painting`.
+Every contestant extends the centre strip of each photograph to both sides in equal steps, from the same noise. Each
+step sees what earlier steps painted, so errors accumulate as in ordinary use. Photographs are painted at their own
+size, in the tiles of `tile_painting`.
 """
 
-import csv
-import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
@@ -22,39 +20,60 @@ from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.policy_folders import locate_policy, read_manifest
 from rlhf.errors import UserError
 from rlhf.evaluation.tasks.extension_figures import draw_steps, format_table, save_sheet
-from rlhf.evaluation.tasks.extension_measures import COLUMNS, measure_band, summarise_rows
+from rlhf.evaluation.tasks.extension_measures import BandFigures, measure_band, summarise_rows
+from rlhf.evaluation.tasks.extension_summary import ExtensionSummary
+from rlhf.evaluation.tasks.resplits import AGAIN, check_settings
 from rlhf.progress import progress_bar
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
-from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read_json
+from rlhf.reports.records import read_record
+from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 from rlhf.storage.images import list_photographs
 from rlhf.storage.tables import write_table
 from rlhf.views.extension import LEAST_SIDE_PX, read_photograph, save_png
 from rlhf.views.growth import Fill, Margins, fill_by_padding, fill_by_policy, grow, plan_bands
 
-SCHEMA_VERSION = 1
-"""Of `extension_study.json`."""
 LEAST_STEP_PX = 4
-"""Of the width that a step adds at a side."""
+"""Smallest width that a step adds at a side."""
 SHOWN = 8
-"""Photographs in `extension_study.png`'s sheet."""
-AGAIN = "remove it, and the study measures it again"
+"""Number of photographs in `pictures.png`."""
 FLOORS = {"edge": "edge", "mirror": "symmetric"}
-"""Contestants without a model, and numpy's paddings that they are: the outermost pixels drawn out; a mirror image."""
+"""Contestants without a model, as modes of numpy's padding: the outermost pixels repeated, and a mirror image."""
 ROWS = pa.schema(
     [("photograph", pa.string()), ("contestant", pa.string()), ("step", pa.int32()), ("side", pa.string())]
     + [(name, pa.int32()) for name in ("band_px", "known_pixels_differ")]
-    + [(name, pa.float64()) for name in COLUMNS]
+    + [(field.name, pa.float64()) for field in fields(BandFigures)]
 )
+
+
+"""Columns of `extension_study.parquet`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandPlace:
+    """Place of a band, and what painting it changed elsewhere."""
+
+    photograph: str
+    contestant: str
+    step: int
+    side: str
+    band_px: int
+    """Width of the band."""
+    known_pixels_differ: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandRow(BandFigures, BandPlace):
+    """Figures of one band of one contestant: a row of `extension_study.parquet`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtensionPlan:
-    """What is extended, and how far."""
+    """Photographs to extend, and how far."""
 
     images: Path
     """Folder of photographs."""
     photographs: int = 24
-    """How many of them, spread over the folder's names."""
+    """Number of photographs, spread over the folder's names."""
     growth: float = 3.0
     """True width over the strip's."""
     steps_per_side: int = 4
@@ -64,7 +83,7 @@ class ExtensionPlan:
     """Resamples of the photographs."""
 
     def check(self) -> None:
-        """UserError where a number makes no sense."""
+        """Raises UserError if a number is out of range."""
         if not 1 < self.growth <= 100:
             raise UserError(f"extension: --growth {self.growth} is not above 1 and at most 100; 3 keeps a third")
         for option, value, least in (
@@ -77,11 +96,11 @@ class ExtensionPlan:
 
 
 Contestants = Mapping[str, Callable[[str], Fill]]
-"""By name, the first is what the others are compared with; each gives its fill for a photograph's name."""
+"""Contestants by name, the first being the reference; each returns its fill, given a photograph's name."""
 
 
 def open_contestants(config: RunConfig, run: Path | None) -> Contestants:
-    """The base model, `aligned` where there is a run, both from the same noise, and FLOORS."""
+    """Opens the base model, `aligned` if there is a run, both with the same noise, and FLOORS."""
     located, adapter = locate_policy(config.model, run)
     policies = {"base": load_policy(config.model if adapter is None else located)}
     if run is not None:
@@ -95,8 +114,8 @@ def open_contestants(config: RunConfig, run: Path | None) -> Contestants:
     return {name: of_policy(policy) for name, policy in policies.items()} | floors
 
 
-def describe_contestants(config: RunConfig, run: Path | None) -> dict[str, Any]:
-    """What they are, and what their noise and steps are; UserError where `run` holds no model."""
+def describe_contestants(config: RunConfig, run: Path | None) -> dict[str, str | int | None]:
+    """Returns models, number of steps and seed. Raises UserError if `run` holds no model."""
     located, adapter = locate_policy(config.model, run)
     aligned = None if run is None else located.path
     if adapter is not None:
@@ -111,7 +130,7 @@ def describe_contestants(config: RunConfig, run: Path | None) -> dict[str, Any]:
 
 
 def evaluate_extension(plan: ExtensionPlan, config: RunConfig, run: Path | None, out: Path) -> str:
-    """Extend with the base model, the aligned one of `run` and FLOORS; returns the table for the terminal.
+    """Extends with the base model, the aligned one of `run` and FLOORS; returns the table for the terminal.
 
     Raises UserError as `study_extension` does.
     """
@@ -121,14 +140,14 @@ def evaluate_extension(plan: ExtensionPlan, config: RunConfig, run: Path | None,
 
 
 def study_extension(
-    plan: ExtensionPlan, open_all: Callable[[], Contestants], out: Path, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Extend and judge; every photograph is a folder in `out/photographs`, so that a study goes on.
+    plan: ExtensionPlan, open_all: Callable[[], Contestants], out: Path, settings: Mapping[str, str | int | None]
+) -> ExtensionSummary:
+    """Extends and judges; every photograph is a folder in `out/photographs`, so that a study can be resumed.
 
-    `open_all` gives the contestants, once all else is checked; `settings` say what they are. Writes
-    `extension_study.csv` and `.parquet` (a row per photograph, contestant, step and side), `extension_study.png`
-    (curves), `pictures.png`, `skipped.json` and, last, `extension_study.json`, which is returned. Raises UserError
-    where a setting makes no sense, too few photographs are readable and wide enough, or `out` holds another study.
+    `open_all` opens the contestants after all checks; `settings` describe them. Writes `extension_study.csv` and
+    `.parquet` (a row per photograph, contestant, step and side), `extension_study.png` (curves), `pictures.png`,
+    `skipped.json` and, last, `extension_study.json`. Raises UserError if a setting is out of range, too few photographs
+    are readable and wide enough, or `out` holds another study.
     """
     plan.check()
     names, skipped = choose_photographs(plan)
@@ -139,37 +158,40 @@ def study_extension(
         folders.append(out / "photographs" / f"{number:03d}-{Path(name).stem}")
         if not (folders[-1] / "record.json").is_file():
             measure_photograph(plan, name, contestants, folders[-1])
-    rows = [row for folder in folders for row in read_json(folder / "record.json", AGAIN)]
-    summary = _summarise(plan, rows, list(contestants), settings) | {"skipped": len(skipped)}
-    write_table(rows, ROWS, out / "extension_study.parquet")
-    atomic_write_text(out / "extension_study.csv", to_csv(rows))
+    rows = [row for folder in folders for row in read_record(list[BandRow], folder / "record.json", AGAIN)]
+    summary = _summarise(plan, rows, list(contestants), len(skipped))
+    write_table(map(asdict, rows), ROWS, out / "extension_study.parquet")
+    atomic_write_text(out / "extension_study.csv", tabulate(rows).to_csv(index=False, lineterminator="\n"))
     atomic_write_json(out / "skipped.json", skipped)
     draw_steps(summary, out / "extension_study.png")
     shown = np.linspace(0, len(folders) - 1, min(SHOWN, len(folders))).astype(int)
     save_sheet([folders[i] for i in shown], ["strip", *contestants, "photograph"], out / "pictures.png")
-    atomic_write_json(out / "extension_study.json", summary)
+    atomic_write_json(out / "extension_study.json", dict(settings) | asdict(summary))
     return summary
 
 
+def tabulate(rows: Sequence[BandRow]) -> pd.DataFrame:
+    """Returns the rows as a table with the columns of ROWS; figures that cannot be computed are missing."""
+    return pd.DataFrame(map(asdict, rows), columns=ROWS.names)
+
+
 def _summarise(
-    plan: ExtensionPlan, rows: list[dict[str, Any]], contestants: list[str], settings: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        **settings,
-        "growth": plan.growth,
-        "steps_per_side": plan.steps_per_side,
-        "height_px": plan.height_px,
-        "photographs": len({row["photograph"] for row in rows}),
-        "known_pixels_differ": sum(row["known_pixels_differ"] for row in rows),
-        "judge": "gold judge: the noiseless utility of the simulated annotators",
-        "reference": contestants[0],
-        **summarise_rows(rows, resamples=plan.bootstrap),
-    }
+    plan: ExtensionPlan, rows: Sequence[BandRow], contestants: Sequence[str], skipped: int
+) -> ExtensionSummary:
+    return ExtensionSummary(
+        **vars(summarise_rows(tabulate(rows), resamples=plan.bootstrap)),
+        growth=plan.growth,
+        steps_per_side=plan.steps_per_side,
+        height_px=plan.height_px,
+        photographs=len({row.photograph for row in rows}),
+        skipped=skipped,
+        known_pixels_differ=sum(row.known_pixels_differ for row in rows),
+        reference=contestants[0],
+    )
 
 
 def choose_photographs(plan: ExtensionPlan) -> tuple[list[str], list[dict[str, str]]]:
-    """Names of photographs that can be judged, and those that cannot with the reason; UserError where few can."""
+    """Returns the photographs that can be judged, and the others with the reason. Raises UserError if too few can."""
     paths = list_photographs(plan.images)
     chosen = np.linspace(0, len(paths) - 1, min(plan.photographs, len(paths))).astype(int)
     names, skipped = [], []
@@ -190,7 +212,7 @@ def choose_photographs(plan: ExtensionPlan) -> tuple[list[str], list[dict[str, s
 
 
 def read_truth(plan: ExtensionPlan, name: str) -> np.ndarray:
-    """A photograph at the height of the plan, uint8 [H, W, 3]; UserError where it is lower."""
+    """Loads a photograph at the height of the plan, uint8 [H, W, 3]. Raises UserError if it is lower."""
     pixels = read_photograph(plan.images / name)
     height, width = pixels.shape[:2]
     if plan.height_px in (None, height):
@@ -202,7 +224,7 @@ def read_truth(plan: ExtensionPlan, name: str) -> np.ndarray:
 
 
 def margins_of(truth: np.ndarray, plan: ExtensionPlan, name: str) -> Margins:
-    """What is hidden to the left and right of the strip; UserError where strip or steps are too narrow."""
+    """Returns the widths hidden beside the strip. Raises UserError if strip or steps are too narrow."""
     width = truth.shape[1]
     strip = round(width / plan.growth)
     left = (width - strip) // 2
@@ -214,19 +236,16 @@ def margins_of(truth: np.ndarray, plan: ExtensionPlan, name: str) -> Margins:
     return Margins(left=left, right=width - strip - left)
 
 
-def _check_settings(plan: ExtensionPlan, names: list[str], settings: dict[str, Any], out: Path) -> None:
-    """Note what the study is of; UserError where `out` holds another."""
+def _check_settings(
+    plan: ExtensionPlan, names: Sequence[str], settings: Mapping[str, str | int | None], out: Path
+) -> None:
     files = {name: f"{zlib.crc32((plan.images / name).read_bytes()):08x}" for name in names}
-    record = settings | {"growth": plan.growth, "steps_per_side": plan.steps_per_side, "height_px": plan.height_px}
-    record["photographs"] = files
-    path = out / "settings.json"
-    if path.is_file() and read_json(path, AGAIN) != record:
-        raise UserError(f"{out}: holds a study with other settings or photographs; choose another --out")
-    atomic_write_json(path, record)
+    numbers = {"growth": plan.growth, "steps_per_side": plan.steps_per_side, "height_px": plan.height_px}
+    check_settings(out, dict(settings) | numbers | {"photographs": files})
 
 
 def measure_photograph(plan: ExtensionPlan, name: str, contestants: Contestants, folder: Path) -> None:
-    """Extend one photograph by all contestants: pictures, and the rows of the table in `record.json`, last."""
+    """Extends one photograph by all contestants; writes the pictures and, last, its rows in `record.json`."""
     truth = read_truth(plan, name)
     margins = margins_of(truth, plan, name)
     height, width = truth.shape[:2]
@@ -236,21 +255,19 @@ def measure_photograph(plan: ExtensionPlan, name: str, contestants: Contestants,
     for contestant, fill_for in contestants.items():
         for painted in grow(strip, margins, bands, fill_for(name)):
             band = painted.band
-            place = {"photograph": name, "contestant": contestant, "step": band.step, "side": band.side}
-            place |= {"band_px": band.box[2] - band.box[0], "known_pixels_differ": painted.known_pixels_differ}
-            rows.append(place | measure_band(painted.extended, truth, band))
+            row = BandRow(
+                photograph=name,
+                contestant=contestant,
+                step=band.step,
+                side=band.side,
+                band_px=band.box[2] - band.box[0],
+                known_pixels_differ=painted.known_pixels_differ,
+                **vars(measure_band(painted.extended, truth, band)),
+            )
+            rows.append(row)
         save_png(painted.extended, folder / f"{contestant}.png")
     grey = np.full_like(truth, 128)
     grey[:, margins.left : width - margins.right] = strip
     save_png(grey, folder / "strip.png")
     save_png(truth, folder / "photograph.png")
-    atomic_write_json(folder / "record.json", rows)
-
-
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of the table; what cannot be computed is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ROWS.names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    atomic_write_json(folder / "record.json", list(map(asdict, rows)))

@@ -1,72 +1,119 @@
-"""How near a painted band is to the true rest of the photograph, and how it meets what lies beside it."""
+"""Measures of an extended band: its distance from the photograph's true rest, and its joint with the known part."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from rlhf.data.gold_judge import gold_utility, sharpness
 from rlhf.evaluation.hole_measures import SSIM_WINDOW_PX
-from rlhf.reports.intervals import cluster_bootstrap
+from rlhf.reports.intervals import Estimate, cluster_bootstrap
 from rlhf.storage.images import image_to_tensor, mask_to_tensor
 from rlhf.views.growth import Band, band_hole
 
 CONTEXT_PX = 24
-"""What of a band's neighbourhood the measures see; the widest blur of the gold judge reaches as far."""
-Row = Mapping[str, Any]
-"""`photograph`, `contestant`, `step`, `side`, and the figures of `measure_band`; None where one cannot be computed."""
+"""Width of the neighbourhood of a band that the measures see; the widest blur of the gold judge reaches as far."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
-    """A figure over photographs: the mean of a column, or the ratio of the means of two."""
+class BandFigures:
+    """Figures of one band; None if one cannot be computed."""
+
+    psnr_db: float | None
+    """PSNR inside the band; None if the band equals the photograph."""
+    ssim: float | None
+    """Structural similarity; None if the band is smaller than its window."""
+    colour_drift: float
+    """Distance of mean colours in CIE Lab."""
+    sharpness: float
+    sharpness_true: float
+    seam: float
+    """Mean difference between the jumps at the border of extension and photograph, in levels of 255."""
+    jump: float
+    """Mean jump at the border, in levels of 255."""
+    jump_true: float
+    gold: float
+    """Utility by the gold judge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMeasure:
+    """Measure over photographs: the mean of a column, or the ratio of the means of two."""
 
     label: str
-    """What it is, with unit and which way is better."""
+    """Name, with unit and the direction that is better."""
     column: str
+    """Field of BandFigures."""
     over: str | None = None
-    """Column in the denominator."""
+    """Field in the denominator."""
 
 
-MEASURES = {
-    "psnr_db": Measure(label="PSNR, dB: higher is nearer", column="psnr_db"),
-    "ssim": Measure(label="SSIM: 1 is the photograph", column="ssim"),
-    "colour_drift": Measure(label="distance of mean colours, Lab: 0 is the photograph", column="colour_drift"),
-    "sharpness_ratio": Measure(label="sharpness: 1 is the photograph's", column="sharpness", over="sharpness_true"),
-    "seam": Measure(label="extra jump at the border, levels of 255: 0 is the photograph", column="seam"),
-    "jump_ratio": Measure(label="jump at the border: 1 is the photograph's", column="jump", over="jump_true"),
-    "gold": Measure(label="utility by the gold judge: 1 is the photograph", column="gold"),
+STEP_MEASURES = {
+    "psnr_db": StepMeasure(label="PSNR, dB: higher is nearer", column="psnr_db"),
+    "ssim": StepMeasure(label="SSIM: 1 is the photograph", column="ssim"),
+    "colour_drift": StepMeasure(label="distance of mean colours, Lab: 0 is the photograph", column="colour_drift"),
+    "sharpness_ratio": StepMeasure(label="sharpness: 1 is the photograph's", column="sharpness", over="sharpness_true"),
+    "seam": StepMeasure(label="extra jump at the border, levels of 255: 0 is the photograph", column="seam"),
+    "jump_ratio": StepMeasure(label="jump at the border: 1 is the photograph's", column="jump", over="jump_true"),
+    "gold": StepMeasure(label="utility by the gold judge: 1 is the photograph", column="gold"),
 }
-COLUMNS = tuple(dict.fromkeys(c for m in MEASURES.values() for c in (m.column, m.over) if c is not None))
 
 
-def measure_band(extended: np.ndarray, truth: np.ndarray, band: Band) -> dict[str, float | None]:
-    """The figures of one band, by COLUMNS; pictures uint8 [H, W, 3], all margins included.
+@dataclass(frozen=True, kw_only=True)
+class StepEstimates:
+    """Estimates of one measure over photographs; None if no photograph has it."""
 
-    What lies inwards of the band is taken as it is in `extended`: painted, from the second step on. `psnr_db` is None
-    where band and truth are equal, `ssim` where they are smaller than its window.
+    steps: list[Estimate | None]
+    """One estimate per step."""
+    all: Estimate | None
+    """Estimate over all steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContestantSteps(StepEstimates):
+    """Estimates of one measure for one contestant."""
+
+    drift: Estimate | None
+    """Last step minus first."""
+    left_out: int
+    """Number of bands for which the measure cannot be computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSummary:
+    """Estimates by measure and contestant."""
+
+    measures: dict[str, dict[str, ContestantSteps]]
+    differences: dict[str, dict[str, StepEstimates]]
+    """Differences from the first contestant, paired band by band."""
+
+
+def measure_band(extended: np.ndarray, truth: np.ndarray, band: Band) -> BandFigures:
+    """Returns the figures of one band; pictures uint8 [H, W, 3], all margins included.
+
+    The neighbourhood inwards of the band is taken from `extended`; from the second step on it is painted too.
     """
     image, original, hole = _cut(extended, truth, band)
     error = float(((image.astype(float) - original) ** 2)[hole].mean())
     jump, jump_true = (_jumps(pixels.astype(float), hole) for pixels in (image, original))
     images, originals = (image_to_tensor(pixels)[None] for pixels in (image, original))
     masks = mask_to_tensor(hole)[None]
-    return {
-        "psnr_db": None if error == 0 else float(10 * np.log10(255**2 / error)),
-        "ssim": _ssim(image, original, hole),
-        "colour_drift": _colour_distance(image[hole], original[hole]),
-        "sharpness": float(sharpness(images, masks)),
-        "sharpness_true": float(sharpness(originals, masks)),
-        "seam": float(np.abs(jump - jump_true).mean()),
-        "jump": float(np.abs(jump).mean()),
-        "jump_true": float(np.abs(jump_true).mean()),
-        "gold": float(gold_utility(images, originals, masks).overall),
-    }
+    return BandFigures(
+        psnr_db=None if error == 0 else float(10 * np.log10(255**2 / error)),
+        ssim=_ssim(image, original, hole),
+        colour_drift=_colour_distance(image[hole], original[hole]),
+        sharpness=float(sharpness(images, masks)),
+        sharpness_true=float(sharpness(originals, masks)),
+        seam=float(np.abs(jump - jump_true).mean()),
+        jump=float(np.abs(jump).mean()),
+        jump_true=float(np.abs(jump_true).mean()),
+        gold=float(gold_utility(images, originals, masks).overall),
+    )
 
 
 def _cut(extended: np.ndarray, truth: np.ndarray, band: Band) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Band and context in both pictures, and which of it the band is."""
+    """Cuts the band and its neighbourhood out of both pictures; the mask [H, W] marks the band."""
     left, top, right, bottom = band.extent
     x = max(left, band.box[0] - CONTEXT_PX), min(right, band.box[2] + CONTEXT_PX)
     y = max(top, band.box[1] - CONTEXT_PX), min(bottom, band.box[3] + CONTEXT_PX)
@@ -75,7 +122,7 @@ def _cut(extended: np.ndarray, truth: np.ndarray, band: Band) -> tuple[np.ndarra
 
 
 def _jumps(pixels: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Differences [n, 3] of neighbouring pixels of which one is in the hole."""
+    """Returns differences [n, 3] of neighbouring pixels on either side of the hole's border."""
     return np.concatenate([np.diff(pixels, axis=axis)[np.diff(hole, axis=axis)] for axis in (0, 1)])
 
 
@@ -90,81 +137,70 @@ def _ssim(image: np.ndarray, original: np.ndarray, hole: np.ndarray) -> float | 
 
 
 def _colour_distance(pixels: np.ndarray, true: np.ndarray) -> float:
-    """Distance of mean colours in CIE Lab, of uint8 [n, 3]."""
+    """Returns the distance of mean colours in CIE Lab; colours uint8 [n, 3]."""
     from skimage.color import rgb2lab
 
     means = [rgb2lab(part[None]).mean(axis=(0, 1)) for part in (pixels, true)]
     return float(np.linalg.norm(means[0] - means[1]))
 
 
-def summarise_rows(rows: Sequence[Row], *, resamples: int) -> dict[str, Any]:
-    """By measure and contestant: each step, all steps, and `drift`, the last step less the first; then differences.
+def summarise_rows(rows: pd.DataFrame, *, resamples: int) -> StepSummary:
+    """Returns the estimates of all measures, with 95 % intervals by bootstrap over photographs.
 
-    Each is an estimate with its 95 % interval by bootstrap over photographs, or None where no photograph has it;
-    `left_out` counts the bands that had to be left out. Differences are contestant less the first contestant,
-    band by band; where either lacks a figure, the band is left out of both.
+    `rows` has one row per band, with columns `photograph`, `contestant`, `step`, `side` and the fields of BandFigures.
+    A band without a figure in one contestant is left out of the difference of both.
     """
-    contestants = list(dict.fromkeys(row["contestant"] for row in rows))
-    steps = sorted({row["step"] for row in rows})
-    of = {name: [row for row in rows if row["contestant"] == name] for name in contestants}
-    summary: dict[str, Any] = {"measures": {}, "differences": {}}
-    for name, measure in MEASURES.items():
+    summary = StepSummary(measures={}, differences={})
+    contestants = {name: rows[rows["contestant"] == name] for name in rows["contestant"].unique()}
+    reference, *others = contestants
+    steps = sorted(rows["step"].unique())
+    for name, measure in STEP_MEASURES.items():
 
-        def estimate(*sets: Sequence[Row], measure: Measure = measure) -> dict[str, Any] | None:
+        def estimate(*sets: pd.DataFrame, measure: StepMeasure = measure) -> Estimate | None:
             return estimate_difference(measure, *sets, resamples=resamples)
 
-        parts = {c: {s: [r for r in of[c] if r["step"] == s] for s in steps} for c in contestants}
-        summary["measures"][name] = {
-            c: {
-                "steps": [estimate(parts[c][s]) for s in steps],
-                "all": estimate(of[c]),
-                "drift": estimate(parts[c][steps[-1]], parts[c][steps[0]]),
-                "left_out": sum(not _has(row, measure) for row in of[c]),
-            }
-            for c in contestants
+        parts = {c: [own[own["step"] == step] for step in steps] for c, own in contestants.items()}
+        summary.measures[name] = {
+            c: ContestantSteps(
+                steps=[estimate(part) for part in parts[c]],
+                all=estimate(own),
+                drift=estimate(parts[c][-1], parts[c][0]),
+                left_out=len(own) - len(_values(own, measure)),
+            )
+            for c, own in contestants.items()
         }
-        first, *others = contestants
-        summary["differences"][name] = {
-            c: {"steps": [estimate(parts[c][s], parts[first][s]) for s in steps], "all": estimate(of[c], of[first])}
+        summary.differences[name] = {
+            c: StepEstimates(
+                steps=[estimate(*pair) for pair in zip(parts[c], parts[reference], strict=True)],
+                all=estimate(contestants[c], contestants[reference]),
+            )
             for c in others
         }
     return summary
 
 
-def _has(row: Row, measure: Measure) -> bool:
-    return row[measure.column] is not None and (measure.over is None or row[measure.over] is not None)
+def estimate_difference(measure: StepMeasure, *sets: pd.DataFrame, resamples: int) -> Estimate | None:
+    """Returns a measure of one set of rows, or of the first minus the second, paired by photograph, side and step.
 
-
-def estimate_difference(measure: Measure, *sets: Sequence[Row], resamples: int) -> dict[str, Any] | None:
-    """A measure of one set of rows, or of the first less the second, paired by photograph, side and place in order.
-
-    None where no rows, or no pairs, have it, or where a denominator is 0.
+    Returns None if no rows, or no pairs, have it, or if a denominator is 0.
     """
-    keyed = [_by_key(rows, measure) for rows in sets]
-    keys = [key for key in keyed[0] if all(key in other for other in keyed)]
-    values = np.array([[number for rows in keyed for number in rows[key]] for key in keys])
-    statistic = _statistic(len(sets))
-    if not keys or not np.isfinite(statistic(values)):
+    paired = pd.concat([_values(rows, measure) for rows in sets], axis=1, join="inner")
+    values, statistic = np.ascontiguousarray(paired.to_numpy()), _statistic(len(sets))
+    if not len(values) or not np.isfinite(statistic(values)):
         return None
-    photographs = [key[0] for key in keys]
-    return asdict(cluster_bootstrap(values, photographs, resamples=resamples, statistic=statistic))
+    photographs = list(paired.index.get_level_values("photograph"))
+    return cluster_bootstrap(values, photographs, resamples=resamples, statistic=statistic)
 
 
-def _by_key(rows: Sequence[Row], measure: Measure) -> dict[tuple[str, str, int], tuple[float, float]]:
-    """Numerator and denominator by photograph, side and number of the step among those of the rows."""
-    places = {step: place for place, step in enumerate(sorted({row["step"] for row in rows}))}
-    return {
-        (row["photograph"], row["side"], places[row["step"]]): (
-            row[measure.column],
-            1.0 if measure.over is None else row[measure.over],
-        )
-        for row in rows
-        if _has(row, measure)
-    }
+def _values(rows: pd.DataFrame, measure: StepMeasure) -> pd.DataFrame:
+    """Returns numerator and denominator of rows that have both, by photograph, side and rank of the step."""
+    keys = [rows["photograph"], rows["side"], rows["step"].rank(method="dense")]
+    over = 1.0 if measure.over is None else rows[measure.over]
+    return pd.DataFrame({"value": rows[measure.column], "over": over}).astype(float).set_index(keys).dropna()
 
 
 def _statistic(sets: int) -> Callable[[np.ndarray], float]:
-    """Ratio of means of columns 0 and 1, less that of columns 2 and 3 where there are two sets."""
+    """Returns the ratio of the means of columns 0 and 1, minus that of columns 2 and 3 if there are two sets."""
 
     def compute(values: np.ndarray) -> float:
         means = values.mean(axis=0)

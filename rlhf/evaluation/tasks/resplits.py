@@ -1,50 +1,57 @@
-"""Studies that measure the same on several splits of the photographs: each split a file, so that a study goes on."""
+"""Studies that take the same measurement on several splits; each split is a file, so a study can be resumed."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
-from rlhf.reports.intervals import cluster_bootstrap
-from rlhf.storage.atomic_files import atomic_write_json, read_json
+from rlhf.reports.intervals import Estimate, cluster_bootstrap
+from rlhf.reports.records import dump_record, read_record
+from rlhf.storage.atomic_files import atomic_write_json, finite, read_json
 
 AGAIN = "remove it, and the study measures it again"
+T = TypeVar("T")
 
 
 def run_resplits(
     out: Path,
     settings: dict[str, Any],
     count: int,
-    measure: Callable[[int], dict[str, Any]],
+    measure: Callable[[int], T],
+    kind: type[T],
     *,
     stage: str,
     name: str = "resplit",
-) -> list[dict[str, Any]]:
-    """What `measure` says of the splits 0 to `count` - 1; those that lie in `out` are not measured again.
+) -> list[T]:
+    """Returns the records, of type `kind`, of `measure` for splits 0 to `count` - 1; those in `out` are read back.
 
-    Splits are whatever differs by its seed; `name` begins the names of their files.
-    Raises UserError where `out` holds a study of other settings.
+    Splits differ by their seed; `name` is the prefix of their files. Raises UserError if `out` holds a study with other
+    settings.
     """
-    path = out / "settings.json"
-    if path.is_file() and read_json(path, AGAIN) != settings:
-        raise UserError(f"{out}: holds a study with other settings or annotations; choose another --out")
-    atomic_write_json(path, settings)
+    check_settings(out, settings)
     records = []
     for seed in progress_bar(range(count), stage=stage):
         path = out / f"{name}-{seed:02d}.json"
         if not path.is_file():
-            atomic_write_json(path, measure(seed))
-        records.append(read_json(path, AGAIN))
+            atomic_write_json(path, dump_record(measure(seed)))
+        records.append(read_record(kind, path, AGAIN))
     return records
 
 
-def average(values: Iterable[float | None]) -> dict[str, Any] | None:
-    """Mean of one figure per split with the 95 % interval of a bootstrap over splits; None where no split has it."""
+def check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Writes `settings.json` into the folder of a study. Raises UserError if the folder holds another study."""
+    path, record = out / "settings.json", finite(dump_record(settings))
+    if path.is_file() and read_json(path, AGAIN) != record:
+        raise UserError(f"{out}: holds a study with other settings or inputs; choose another --out")
+    atomic_write_json(path, record)
+
+
+def average(values: Iterable[float | None]) -> Estimate | None:
+    """Returns the mean of one figure per split with a 95 % bootstrap interval over splits; None if no split has it."""
     known = [value for value in values if value is not None and np.isfinite(value)]
     if not known:
         return None
-    return asdict(cluster_bootstrap(np.array(known), [str(i) for i in range(len(known))]))
+    return cluster_bootstrap(np.array(known), [str(i) for i in range(len(known))])

@@ -1,7 +1,7 @@
-"""The motorcycle of Middlebury (Scharstein et al. 2014): a photograph, its true disparity, and the true other view.
+"""The Middlebury motorcycle (Scharstein et al. 2014): a photograph, its true disparity, and the true other view.
 
-It comes inside scikit-image, at a quarter of its size. The left picture is warped to the right camera; what opens up
-there is compared with what the right camera saw.
+scikit-image includes the pair at a quarter of its size. The left picture is warped to the right camera, and the holes
+that open there are compared with the right picture.
 """
 
 from dataclasses import dataclass, replace
@@ -16,32 +16,32 @@ from rlhf.views.warping import View, Warped, warp, whole_view
 
 FOCAL_PX, CENTRE_PX = 994.978, (311.193, 254.877)
 BASELINE_MM, OFFSET_PX = 193.001, 31.086
-"""Calibration of the pair at the size that scikit-image has, by the docstring of `skimage.data.stereo_motorcycle`."""
+"""Calibration of the pair at scikit-image's size, from the docstring of `skimage.data.stereo_motorcycle`."""
 SSIM_WINDOW_PX = 7
 SPECK_PX = 8
-"""Islands in holes that are dropped; as `rlhf novel-view` does."""
+"""Largest size of islands in holes that are dropped, as in `rlhf novel-view`."""
 REGIONS = (6, 9)
-"""Rows and columns of the grid whose cells a bootstrap draws."""
+"""Rows and columns of the grid whose cells the bootstrap resamples."""
 PARTS = ("hole", "behind", "outside", "seen")
-"""The whole hole; what objects hid; what lay outside of the left picture; for scale, what was warped."""
+"""The whole hole; its part behind objects; its part outside the left picture; and, for scale, the warped pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StereoPair:
-    """The left picture from the right camera, and the right picture."""
+    """Left picture warped to the right camera, and the true right picture."""
 
     warped: Warped
     truth: np.ndarray
     """uint8 [H, W, 3]."""
     parts: dict[str, np.ndarray]
-    """bool [H, W] by the names of PARTS; what true disparity alone brings there is `seen`."""
+    """Masks bool [H, W] by the names of PARTS; `seen` are the pixels that true disparity reaches."""
 
 
 def load_motorcycle(shrink: int = 1) -> StereoPair:
-    """The pair with its sides divided by `shrink`: so is the baseline in pixels, and with it the width of holes.
+    """Loads the pair with its sides, its baseline in pixels, and so the width of holes divided by `shrink`.
 
-    Pixels without true disparity are mended from the far side around them for the warp, so that what is merely unknown
-    is no hole; they are not in `seen`. Edges are made steps, since scaling left values between two surfaces there.
+    Pixels without true disparity get the depth of the far side around them, so that they open no holes; they are not in
+    `seen`. Edges are sharpened, since scaling left values between two surfaces there.
     """
     from skimage.data import stereo_motorcycle
     from skimage.transform import downscale_local_mean
@@ -79,7 +79,7 @@ def _cameras(height: int, width: int, shrink: int) -> tuple[Camera, Camera]:
 
 
 def _leaves(view: View, filled: Warped) -> np.ndarray:
-    """Pixels of the new view, with depth everywhere, that lie outside of the old one."""
+    """Returns the pixels of the new view, which has depth everywhere, that lie outside the old view."""
     u, v = pixel_grid(filled.camera)
     columns, rows, _ = project(view.camera, unproject(filled.camera, u, v, filled.depth))
     is_inside = (columns >= -0.5) & (columns < view.camera.width_px - 0.5)
@@ -87,10 +87,10 @@ def _leaves(view: View, filled: Warped) -> np.ndarray:
 
 
 def judge_against_truth(pair: StereoPair, filled: np.ndarray) -> dict[str, list[list[float]]]:
-    """Of each part a row per region: pixels, sum of squared errors over pixels and channels, sum of SSIM.
+    """Returns, for each part, a row per region: pixels, sum of squared errors over pixels and channels, sum of SSIM.
 
-    SSIM is Wang et al.'s (2004) with a window of SSIM_WINDOW_PX, averaged over channels, of the whole pictures; the
-    sum takes its map inside the part, so windows at a hole's border look at known pixels too.
+    SSIM (Wang et al. 2004) has a window of SSIM_WINDOW_PX and is averaged over channels. Its map is computed for the
+    whole pictures and summed inside the part, so windows at a hole's border include known pixels.
     """
     from skimage.metrics import structural_similarity
 
@@ -109,13 +109,13 @@ def judge_against_truth(pair: StereoPair, filled: np.ndarray) -> dict[str, list[
 
 
 def _regions(shape: tuple[int, ...]) -> np.ndarray:
-    """The number of the grid cell of every pixel."""
+    """Returns the number of the grid cell of every pixel."""
     row, column = (np.arange(side) * cells // side for side, cells in zip(shape, REGIONS, strict=True))
     return row[:, None] * REGIONS[1] + column
 
 
 def psnr(rows: np.ndarray) -> float:
-    """Decibel, of rows [N, >= 2] of pixels and summed squared errors over three channels; NaN without pixels."""
+    """Returns PSNR in dB from rows [N, >= 2] of pixels and summed squared errors over three channels; NaN without."""
     pixels, error = rows[:, 0].sum(), rows[:, 1].sum()
     if pixels == 0:
         return float("nan")

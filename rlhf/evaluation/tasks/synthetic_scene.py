@@ -1,7 +1,7 @@
-"""Scenes of simple geometry with exact depth from any camera: the ground truth that photographs lack.
+"""Synthetic scenes with exact depth from any camera: the ground truth that photographs lack.
 
-A room with textured boxes and spheres, cast ray by ray. Nothing reflects and the light does not move, so that a point
-has one colour from everywhere.
+A scene is a room with textured boxes and spheres, rendered by ray casting. Nothing reflects and the light does not
+move, so a point has the same colour from every camera.
 """
 
 from collections.abc import Sequence
@@ -14,26 +14,26 @@ from rlhf.views.cameras import Camera, pixel_grid
 from rlhf.views.warping import View
 
 SUPERSAMPLING = 3
-"""Rays per pixel, across and down, whose colours are averaged; depth is that of the pixel's centre."""
+"""Number of rays per pixel, across and down, whose colours are averaged; depth is that of the pixel's centre."""
 LIGHT = np.array([-0.4, -0.8, -0.45])
 """Direction towards the light."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Texture:
-    """A colour for every point: two colours in cells, and noise."""
+    """Colour of every point: two colours in cells, with noise."""
 
     colours: np.ndarray
     """float64 [2, 3], 0-255."""
     cell: float
-    """Side of a cell, in the world's unit."""
+    """Side of a cell, in the scene's unit."""
     kind: str
     """`checks`, `stripes` or `waves`."""
     phase: np.ndarray
-    """float64 [3], shifts the pattern."""
+    """Shift of the pattern, float64 [3]."""
 
     def colour(self, points: np.ndarray) -> np.ndarray:
-        """Colours float64 [N, 3] of points [N, 3]."""
+        """Returns colours float64 [N, 3] of points [N, 3]."""
         place = points / self.cell + self.phase
         if self.kind == "checks":
             share = np.floor(place + 1e-9).sum(axis=1) % 2
@@ -46,29 +46,29 @@ class Texture:
 
 
 class Thing(Protocol):
-    """What a ray can hit."""
+    """Object that a ray can hit."""
 
     @property
     def texture(self) -> Texture:
-        """Its colours."""
+        """Texture of the surface."""
 
     def hit(self, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distances [N] in lengths of the rays [N, 3], infinite where missed, and normals [N, 3]."""
+        """Returns distances [N] in lengths of the rays [N, 3], infinite for a miss, and normals [N, 3]."""
 
     def distance(self, points: np.ndarray) -> np.ndarray:
-        """From points [N, 3] to the nearest of its surface, [N]."""
+        """Returns distances [N] of points [N, 3] from the surface."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sphere:
-    """A ball."""
+    """Ball."""
 
     centre: np.ndarray
     radius: float
     texture: Texture
 
     def hit(self, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The nearer root of |o + t r - c| = radius."""
+        """Solves |o + t r - c| = radius for the nearer root."""
         offset = origin - self.centre
         a, b, c = (rays**2).sum(1), rays @ offset, offset @ offset - self.radius**2
         root = b**2 - a * c
@@ -78,13 +78,13 @@ class Sphere:
         return distance, (points - self.centre) / self.radius
 
     def distance(self, points: np.ndarray) -> np.ndarray:
-        """From points [N, 3] to the nearest of the surface, [N]."""
+        """Returns distances [N] of points [N, 3] from the surface."""
         return np.abs(np.linalg.norm(points - self.centre, axis=1) - self.radius)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Box:
-    """A box along the axes; seen from inside it is a room."""
+    """Box along the axes; seen from inside, it is a room."""
 
     low: np.ndarray
     high: np.ndarray
@@ -92,7 +92,7 @@ class Box:
     is_room: bool = False
 
     def hit(self, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The slab method (Kay and Kajiya 1986): where the ray is within all three slabs."""
+        """Intersects by the slab method (Kay and Kajiya 1986)."""
         slopes = np.where(np.abs(rays) < 1e-12, 1e-12, rays)
         first, second = (self.low - origin) / slopes, (self.high - origin) / slopes
         entries, exits = np.minimum(first, second), np.maximum(first, second)
@@ -106,15 +106,15 @@ class Box:
         return np.where(is_hit, distance, np.inf), normals
 
     def distance(self, points: np.ndarray) -> np.ndarray:
-        """From points [N, 3] to the nearest of the surface, [N]."""
+        """Returns distances [N] of points [N, 3] from the surface."""
         beyond = np.abs(points - (self.low + self.high) / 2) - (self.high - self.low) / 2
         return np.where((beyond <= 0).all(1), -beyond.max(1), np.linalg.norm(beyond.clip(0), axis=1))
 
 
 def make_scene(seed: int) -> list[Thing]:
-    """A room 6 long with two or three boxes on its floor and one or two balls, drawn by `seed`.
+    """Returns a random room, 9 long and 6 wide, with boxes on its floor and balls.
 
-    The floor lies at y = 1, the back wall at z = 6; things lie between z = 2.4 and 4.6.
+    The floor lies at y = 1 and the back wall at z = 6; objects lie between z = 2.4 and 4.6.
     """
     rng = np.random.default_rng(seed)
     room = Box(
@@ -142,12 +142,12 @@ def _texture(rng: np.random.Generator, cell: float) -> Texture:
 
 
 def surface_distance(things: Sequence[Thing], points: np.ndarray) -> np.ndarray:
-    """From points [N, 3] to the nearest surface of the scene, exactly, [N]."""
+    """Returns the exact distances [N] of points [N, 3] from the nearest surface of the scene."""
     return np.min([thing.distance(points) for thing in things], axis=0)
 
 
 def render(things: Sequence[Thing], camera: Camera) -> View:
-    """What `camera` sees: shaded colours, and the exact depth of every pixel's centre."""
+    """Renders the view of `camera`: shaded colours, and the exact depth of every pixel's centre."""
     u, v = pixel_grid(camera)
     depth, _ = _cast(things, camera, u, v)
     offsets = (np.arange(SUPERSAMPLING) + 0.5) / SUPERSAMPLING - 0.5
@@ -157,7 +157,7 @@ def render(things: Sequence[Thing], camera: Camera) -> View:
 
 
 def _cast(things: Sequence[Thing], camera: Camera, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth [H, W] and colours float64 [H, W, 3] along the rays of columns u and rows v; rays have z = 1."""
+    """Returns depth [H, W] and colours float64 [H, W, 3] along the rays of columns u and rows v; rays have z = 1."""
     x, y = ((w - c) / camera.focal_px for w, c in zip((u, v), camera.centre_px, strict=True))
     rays = (np.stack([x, y, np.ones_like(x)], axis=-1) @ camera.rotation).reshape(-1, 3)
     depth, colours = np.full(len(rays), np.inf), np.zeros((len(rays), 3))

@@ -1,8 +1,8 @@
-"""Is an aligned model better at new views? Measured against the true right view of a stereo pair, and true scenes.
+"""Compares new views of base and aligned model with the true right view of a stereo pair, and with synthetic scenes.
 
-The stereo pair is one scene: its intervals are by bootstrap over regions of the picture, all seeds of one together, so
-they tell how sure the figure is of this scene, and nothing of others. Those of the synthetic scenes are by bootstrap
-over scenes.
+The stereo pair is one scene. Its intervals come from a bootstrap over regions of the picture, all seeds of a region
+together; they say how certain the figure is for this scene and nothing about others. Intervals of the synthetic scenes
+come from a bootstrap over scenes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,25 +21,46 @@ from rlhf.evaluation.classical_fills import fill_biharmonic, fill_with_opencv
 from rlhf.evaluation.tasks.resplits import average, run_resplits
 from rlhf.evaluation.tasks.scenes import measure_scene
 from rlhf.evaluation.tasks.stereo_pair import REGIONS, StereoPair, judge_against_truth, load_motorcycle, psnr
-from rlhf.evaluation.tasks.views_figures import draw_figure, format_table, write_csv
+from rlhf.evaluation.tasks.views_figures import draw_figure, format_table, tabulate
+from rlhf.evaluation.tasks.views_records import (
+    CloudFigures,
+    FillFigures,
+    PartFigures,
+    RegionEstimate,
+    RegionSums,
+    ScenesSummary,
+    ViewsSummary,
+)
 from rlhf.evaluation.tasks.views_sheets import draw_motorcycle, draw_scene
-from rlhf.reports.intervals import cluster_bootstrap
-from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.reports.intervals import Estimate, cluster_bootstrap
+from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 from rlhf.views.depth_filling import fill_with_nearest_background
 from rlhf.views.novel_view import Fill, paint_with, save_picture
 from rlhf.views.warping import Warped
 
 SHRINKS = (1, 2)
-"""The pair at its own size, and at half of it with half the baseline in pixels."""
+"""Divisors of the pair's sides, and with them of its baseline in pixels."""
 MODELS = ("base", "aligned")
 NO_OPENCV = "Telea's and Navier-Stokes inpainting are left out: OpenCV is not installed (prefpaint-ray[fillers])"
-SCENE_FIGURES = ("completeness", "accuracy", "precision", "added_accuracy", "added_precision", "reached", "psnr")
+SCENE_FIGURES = (
+    "completeness",
+    "accuracy",
+    "precision",
+    "added_accuracy",
+    "added_precision",
+    "reached",
+    "psnr",
+    "psnr_unseen",
+)
+"""Fields of CloudFigures that are summarised."""
+PAIRS = (("aligned", "base"), ("aligned", "without"), ("aligned", "nearest background"), ("aligned", "biharmonic"))
+"""Fillers whose differences are summarised."""
 OpenFill = Callable[[str, int], Fill]
-"""The fill of `base` or `aligned` with a seed."""
+"""Returns the fill of `base` or `aligned` with a seed."""
 
 
 def classical_fills() -> dict[str, Callable[[Warped], np.ndarray]]:
-    """The floors by name; OpenCV's where it is installed."""
+    """Returns the classical fills by name; those of OpenCV if it is installed."""
     fills: dict[str, Callable[[Warped], np.ndarray]] = {
         "nearest background": fill_with_nearest_background,
         "biharmonic": lambda warped: fill_biharmonic(warped.rgb, warped.hole),
@@ -51,7 +72,7 @@ def classical_fills() -> dict[str, Callable[[Warped], np.ndarray]]:
 
 
 def evaluate_views(config: RunConfig, run: Path, out: Path, *, seeds: int = 5, scenes: int = 6) -> str:
-    """Compare new views of the base model and the aligned one of `run`; returns the table for the terminal.
+    """Compares new views of the base model and the aligned one of `run`; returns the table for the terminal.
 
     Raises UserError as `study_views` does.
     """
@@ -60,7 +81,7 @@ def evaluate_views(config: RunConfig, run: Path, out: Path, *, seeds: int = 5, s
 
     @cache
     def open_policy(name: str) -> Policy:
-        # The base of an adapter is its own base model; that of a whole pipeline is the one of the configuration.
+        # An adapter has its own base model; a whole pipeline is compared with the configured model.
         base = aligned_model if aligned is not None else config.model
         return load_policy(base) if name == "base" else load_policy(aligned_model, aligned)
 
@@ -75,7 +96,7 @@ def evaluate_views(config: RunConfig, run: Path, out: Path, *, seeds: int = 5, s
         "seed": seed,
     }
     summary = study_views(open_fill, settings, out, seeds=seeds, scenes=scenes)
-    write_csv(summary, out / "views_study.csv")
+    atomic_write_text(out / "views_study.csv", tabulate(summary).to_csv(index=False, lineterminator="\n"))
     draw_figure(summary, out / "views_study.png")
     return format_table(summary)
 
@@ -89,13 +110,12 @@ def study_views(
     scenes: int,
     shrinks: Sequence[int] = SHRINKS,
     scale: float = 1.0,
-) -> dict[str, Any]:
-    """Measure both parts; every seed and scene is a file, so that the study goes on where it was interrupted.
+) -> ViewsSummary:
+    """Measures both parts; every seed and scene is a file, so that the study can be resumed.
 
-    `settings` says what the fills are, and is compared with what `out` holds. Writes `motorcycle-SHRINK/`, `scenes/`,
-    sheets of pictures, and last `views_study.json`, which is returned. `shrinks` and `scale` are of `load_motorcycle`
-    and `measure_scene`.
-    Raises UserError where `out` holds a study of other settings.
+    `settings` describe the fills and are compared with those in `out`. `shrinks` and `scale` are arguments of
+    `load_motorcycle` and `measure_scene`. Writes `motorcycle-SHRINK/`, `scenes/`, sheets of pictures, and last
+    `views_study.json`. Raises UserError if `out` holds a study with other settings.
     """
     floors = classical_fills()
     known = dict(settings) | {"floors": list(floors), "scale": scale}
@@ -103,25 +123,30 @@ def study_views(
     for shrink in shrinks:
         folder = out / f"motorcycle-{shrink}"
         measure = partial(_measure_motorcycle, open_fill, floors, load_motorcycle(shrink), folder)
-        records = run_resplits(folder, known, seeds, measure, stage=f"motorcycle 1/{shrink}", name="seed")
+        stage = f"motorcycle 1/{shrink}"
+        records = run_resplits(folder, known, seeds, measure, RegionSums, stage=stage, name="seed")
         pairs[str(shrink)] = summarise_motorcycle(records)
-    fills = {name: _as_fill(floor) for name, floor in floors.items()}
-
-    def measure_one(seed: int) -> dict[str, Any]:
-        figures, pictures = measure_scene(seed, {name: open_fill(name, seed) for name in MODELS} | fills, scale=scale)
-        draw_scene(pictures, out / "scenes" / f"scene-{seed:02d}.png")
-        return figures
-
-    records = run_resplits(out / "scenes", known, scenes, measure_one, stage="scenes", name="figures")
-    summary = {
-        "settings": known,
-        "seeds": seeds,
-        "motorcycle": pairs,
-        "scenes": summarise_scenes(records),
-        "notes": [] if "telea" in floors else [NO_OPENCV],
-    }
-    atomic_write_json(out / "views_study.json", summary)
+    measure_one = partial(_measure_scene, open_fill, floors, out / "scenes", scale)
+    kind = dict[str, CloudFigures]
+    clouds = run_resplits(out / "scenes", known, scenes, measure_one, kind, stage="scenes", name="figures")
+    summary = ViewsSummary(
+        settings=known,
+        seeds=seeds,
+        motorcycle=pairs,
+        scenes=summarise_scenes(clouds),
+        notes=[] if "telea" in floors else [NO_OPENCV],
+    )
+    atomic_write_json(out / "views_study.json", asdict(summary))
     return summary
+
+
+def _measure_scene(
+    open_fill: OpenFill, floors: Mapping[str, Callable[[Warped], np.ndarray]], folder: Path, scale: float, seed: int
+) -> dict[str, CloudFigures]:
+    fills = {name: open_fill(name, seed) for name in MODELS} | {name: _as_fill(floor) for name, floor in floors.items()}
+    figures, pictures = measure_scene(seed, fills, scale=scale)
+    draw_scene(pictures, folder / f"scene-{seed:02d}.png")
+    return figures
 
 
 def _as_fill(floor: Callable[[Warped], np.ndarray]) -> Fill:
@@ -134,8 +159,8 @@ def _measure_motorcycle(
     pair: StereoPair,
     folder: Path,
     seed: int,
-) -> dict[str, Any]:
-    """By filler and part, rows of regions; the floors, which know no seed, with seed 0 alone."""
+) -> RegionSums:
+    """Returns rows of regions by filler and part; the floors ignore the seed and are measured with seed 0 only."""
     pictures = {name: open_fill(name, seed)(pair.warped, 0)[0] for name in MODELS}
     if seed == 0:
         pictures |= {name: floor(pair.warped) for name, floor in floors.items()}
@@ -145,24 +170,28 @@ def _measure_motorcycle(
     return {name: judge_against_truth(pair, picture) for name, picture in pictures.items()}
 
 
-def summarise_motorcycle(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each part and filler PSNR and SSIM, and the gain of the aligned over the base model, with intervals."""
-    summary: dict[str, Any] = {}
+def summarise_motorcycle(records: Sequence[RegionSums]) -> dict[str, PartFigures]:
+    """Returns, for each part, PSNR and SSIM of every filler and the gain of the aligned over the base model."""
+    summary = {}
     for part in records[0]["base"]:
         rows = {name: _stack(records, name, part) for name in records[0]}
         if not rows["base"][:, 0].any():
             continue
-        figures = {name: _interval(own, psnr) | {"ssim": _interval(own, _ssim)} for name, own in rows.items()}
         paired = np.concatenate([rows["base"], rows["aligned"]], axis=1)
-        gain = _interval(paired, lambda both: psnr(both[:, 3:]) - psnr(both[:, :3]))
-        gain["ssim"] = _interval(paired, lambda both: _ssim(both[:, 3:]) - _ssim(both[:, :3]))
-        pixels = int(np.sum(records[0]["base"][part], axis=0)[0])
-        summary[part] = {"pixels": pixels, "fillers": figures, "aligned_over_base": gain}
+        summary[part] = PartFigures(
+            pixels=int(np.sum(records[0]["base"][part], axis=0)[0]),
+            fillers={name: _estimate(own, psnr, _ssim) for name, own in rows.items()},
+            aligned_over_base=_estimate(
+                paired,
+                lambda both: psnr(both[:, 3:]) - psnr(both[:, :3]),
+                lambda both: _ssim(both[:, 3:]) - _ssim(both[:, :3]),
+            ),
+        )
     return summary
 
 
-def _stack(records: Sequence[Mapping[str, Any]], name: str, part: str) -> np.ndarray:
-    """Rows [seeds x regions, 3] of one filler: region 0 of all seeds comes first in each seed's block."""
+def _stack(records: Sequence[RegionSums], name: str, part: str) -> np.ndarray:
+    """Returns rows [seeds x regions, 3] of one filler, seed by seed."""
     return np.concatenate([np.asarray(record[name][part]) for record in records if name in record])
 
 
@@ -170,26 +199,33 @@ def _ssim(rows: np.ndarray) -> float:
     return float(rows[:, 2].sum() / rows[:, 0].sum()) if rows[:, 0].any() else float("nan")
 
 
-def _interval(rows: np.ndarray, statistic: Callable[[np.ndarray], float]) -> dict[str, Any]:
-    """The statistic with an interval by bootstrap over the regions that hold pixels."""
+def _estimate(
+    rows: np.ndarray, psnr_of: Callable[[np.ndarray], float], ssim_of: Callable[[np.ndarray], float]
+) -> FillFigures:
+    return FillFigures(**vars(_interval(rows, psnr_of)), ssim=_interval(rows, ssim_of))
+
+
+def _interval(rows: np.ndarray, statistic: Callable[[np.ndarray], float]) -> RegionEstimate:
+    """Returns a statistic with an interval by bootstrap over the regions that hold pixels."""
     count = REGIONS[0] * REGIONS[1]
     names = np.array([str(i % count) for i in range(len(rows))])
     filled = rows[:, 0] > 0
-    estimate = asdict(cluster_bootstrap(rows[filled], names[filled].tolist(), statistic=statistic))
-    return estimate | {"regions": estimate.pop("clusters")}
+    found = cluster_bootstrap(rows[filled], names[filled].tolist(), statistic=statistic)
+    return RegionEstimate(value=found.value, low=found.low, high=found.high, regions=found.clusters)
 
 
-def summarise_scenes(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over scenes by filler, and paired differences: filled over without, aligned over base."""
-    names = (*SCENE_FIGURES, "psnr_unseen")
-    means = {
-        filler: {name: average(record[filler][name] for record in records) for name in names} for filler in records[0]
-    }
+def summarise_scenes(records: Sequence[Mapping[str, CloudFigures]]) -> ScenesSummary:
+    """Returns means over scenes by filler, and the paired differences of PAIRS."""
 
-    def difference(first: str, second: str, name: str) -> dict[str, Any] | None:
-        pairs = [(record[first][name], record[second][name]) for record in records]
+    def difference(first: str, second: str, name: str) -> Estimate | None:
+        pairs = [(getattr(record[first], name), getattr(record[second], name)) for record in records]
         return average(a - b for a, b in pairs if a is not None and b is not None)
 
-    pairs = [("aligned", "base"), ("aligned", "without"), ("aligned", "nearest background"), ("aligned", "biharmonic")]
-    differences = {f"{a} over {b}": {name: difference(a, b, name) for name in names} for a, b in pairs}
-    return {"count": len(records), "means": means, "differences": differences}
+    return ScenesSummary(
+        count=len(records),
+        means={
+            filler: {name: average(getattr(record[filler], name) for record in records) for name in SCENE_FIGURES}
+            for filler in records[0]
+        },
+        differences={f"{a} over {b}": {name: difference(a, b, name) for name in SCENE_FIGURES} for a, b in PAIRS},
+    )

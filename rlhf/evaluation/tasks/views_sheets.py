@@ -1,4 +1,4 @@
-"""Sheets of pictures of new views: what each filler made of the same holes, beside the truth."""
+"""Sheets of pictures of new views: the same holes filled by each filler, beside the truth."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from rlhf.storage.atomic_files import atomic_write
 from rlhf.storage.images import encode_png
 
 CROP_PX = 144
-"""Side of the crops of the whole-size motorcycle; of smaller pictures at most half their short side."""
+"""Side of a crop of the motorcycle; at most half the short side of the picture."""
 CROPS = 4
 LABEL_PX = 14
 GREY = 128
 
 
 def draw_motorcycle(pair: StereoPair, pictures: Mapping[str, np.ndarray], path: Path) -> None:
-    """The places with the largest holes behind objects: as warped, by every filler, and the true right view."""
+    """Draws the places with the largest holes behind objects: as warped, by every filler, and the true right view."""
     warped = np.where(pair.warped.hole[..., None], GREY, pair.warped.rgb).astype(np.uint8)
     columns = {"warped": warped, **pictures, "true right view": pair.truth}
     side = min(CROP_PX, min(warped.shape[:2]) // 2)
@@ -31,7 +31,7 @@ def draw_motorcycle(pair: StereoPair, pictures: Mapping[str, np.ndarray], path: 
 
 
 def _choose_crops(part: np.ndarray, side: int) -> list[tuple[int, int]]:
-    """Corners of squares that do not overlap, those with most of `part` first."""
+    """Returns the corners of squares that do not overlap; squares with the largest area of `part` come first."""
     density = uniform_filter(part.astype(float), side, mode="constant")
     density[: side // 2] = density[-(side // 2) :] = 0
     density[:, : side // 2] = density[:, -(side // 2) :] = 0
@@ -46,7 +46,7 @@ def _choose_crops(part: np.ndarray, side: int) -> list[tuple[int, int]]:
 
 
 def draw_scene(renderings: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
-    """One row per held-out camera, one column per filler; the truth last."""
+    """Draws one row per held-out camera and one column per filler, with the truth last."""
     columns = {name: pictures for name, pictures in renderings.items() if name != "truth"}
     columns["truth"] = renderings["truth"]
     _save_sheet(list(columns), list(map(list, zip(*columns.values(), strict=True))), path)

@@ -1,6 +1,7 @@
 """Finished runs compared: on the same prompts and noise, over the base and over one another."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,13 @@ def write_rounds(folder: Path, gain: float, *, rounds: int = 1, annotations: int
 def test_the_better_policy_wins_by_its_share_of_the_samples(tmp_path: Path) -> None:
     three, one = write_rounds(tmp_path / "three", 0.2, rounds=3), write_rounds(tmp_path / "one", 0.1)
     summary = study_runs([("three", three), ("one", one)], tmp_path / "out")
-    over = summary["over_others"]["one"]
-    assert over["win_rate"]["value"] == pytest.approx(0.75), "half of the samples tie"
-    assert over["gold_gain"]["value"] == pytest.approx(0.05)
-    assert over["gold_gain"]["clusters"] == PROMPTS // 2, "prompts of one photograph are one cluster"
-    assert over["is_equal_effort"]
-    assert summary["over_base"]["three"]["gold_gain"]["value"] == pytest.approx(0.1)
-    assert summary["runs"]["three"][0] | {"folder": ""} == {
+    over = summary.over_others["one"]
+    assert over.win_rate.value == pytest.approx(0.75), "half of the samples tie"
+    assert over.gold_gain.value == pytest.approx(0.05)
+    assert over.gold_gain.clusters == PROMPTS // 2, "prompts of one photograph are one cluster"
+    assert over.is_equal_effort
+    assert summary.over_base["three"].gold_gain.value == pytest.approx(0.1)
+    assert asdict(summary.runs["three"][0]) | {"folder": ""} == {
         "folder": "",
         "rounds": 3,
         "annotated_candidates": 12,
@@ -50,7 +51,7 @@ def test_the_better_policy_wins_by_its_share_of_the_samples(tmp_path: Path) -> N
         "is_simulated": True,
         "updates": 30,
     }
-    assert json.loads((tmp_path / "out" / "runs_study.json").read_text()) == summary
+    assert json.loads((tmp_path / "out" / "runs_study.json").read_text()) == asdict(summary)
 
 
 def test_several_seeds_are_paired_in_order(tmp_path: Path) -> None:
@@ -60,10 +61,10 @@ def test_several_seeds_are_paired_in_order(tmp_path: Path) -> None:
         for name, gain in (("a", 0.2), ("b", 0.1))
         for seed, base in enumerate(bases)
     ]
-    over = study_runs(named, tmp_path / "out")["over_others"]["b"]
-    assert [pair["gold_gain"]["value"] for pair in over["pairs"]] == pytest.approx([0.05, 0.1])
-    assert over["gold_gain"]["value"] == pytest.approx(0.075)
-    assert over["gold_gain"]["clusters"] == PROMPTS // 2, "the same photographs, whatever the seed"
+    over = study_runs(named, tmp_path / "out").over_others["b"]
+    assert [pair.gold_gain.value for pair in over.pairs] == pytest.approx([0.05, 0.1])
+    assert over.gold_gain.value == pytest.approx(0.075)
+    assert over.gold_gain.clusters == PROMPTS // 2, "the same photographs, whatever the seed"
 
 
 def test_unequal_numbers_of_annotations_are_said(tmp_path: Path) -> None:
@@ -104,5 +105,5 @@ def test_evaluations_are_compared_as_rounds_are(tmp_path: Path) -> None:
             study_runs([("a", folders[-1]), ("b", folders[-1])], tmp_path / "out")
         (folders[-1] / "summary.json").write_text("{}")
     summary = study_runs([("a", folders[0]), ("b", folders[1])], tmp_path / "out")
-    assert summary["over_others"]["b"]["gold_gain"]["value"] == pytest.approx(0.05)
+    assert summary.over_others["b"].gold_gain.value == pytest.approx(0.05)
     assert "round(s)" not in format_study(summary)

@@ -1,6 +1,7 @@
 """Active choice against random: the same beginning and number of annotations, whole prompts, paired differences."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ from benchmarks.studies.selection import (
     summarise,
     take_in,
 )
+from benchmarks.studies.selection_records import RewardPoint, SelectionSummary
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, join_annotations
 from rlhf.errors import UserError
+from rlhf.storage.atomic_files import finite
 
 CONFIG = RewardConfig(feature_dim=12, epochs=2, micro_batch_size=64, decorrelation=1.0)
 PHOTOGRAPHS = 60
@@ -34,12 +37,14 @@ def data() -> AnnotatedImages:
 
 
 @pytest.fixture(scope="module")
-def study(data: AnnotatedImages, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+def study(data: AnnotatedImages, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SelectionSummary]:
     out = tmp_path_factory.mktemp("study")
     return out, study_selection(data, data.scores.double() - 0.1, CONFIG, out, seeds=2, portion=PORTION)
 
 
-def test_all_begin_alike_and_are_given_whole_prompts_up_to_the_same_number(study: tuple[Path, dict]) -> None:
+def test_all_begin_alike_and_are_given_whole_prompts_up_to_the_same_number(
+    study: tuple[Path, SelectionSummary],
+) -> None:
     record = json.loads((study[0] / "resplit-00.json").read_text())
     curves = [record[f"{learning} {selection}"] for learning in LEARNING for selection in SELECTIONS]
     assert all(curve[0] == curves[0][0] for curve in curves)
@@ -48,21 +53,24 @@ def test_all_begin_alike_and_are_given_whole_prompts_up_to_the_same_number(study
     assert all([point["annotations"] for point in curve] == expected for curve in curves)
 
 
-def test_the_study_writes_a_table_a_figure_and_its_differences(study: tuple[Path, dict]) -> None:
+def test_the_study_writes_a_table_a_figure_and_its_differences(study: tuple[Path, SelectionSummary]) -> None:
     out, summary = study
-    assert json.loads((out / "selection_study.json").read_text()) == summary
+    assert json.loads((out / "selection_study.json").read_text()) == finite(asdict(summary))
     assert (out / "selection_study.png").read_bytes().startswith(b"\x89PNG")
-    last, curves = summary["differences"]["refit uncertain"][-1], summary["curves"]
-    means = [curves[f"refit {selection}"][-1]["squared_error"]["value"] for selection in ("uncertain", "random")]
-    assert last["squared_error"]["value"] == pytest.approx(means[0] - means[1])
+    last, curves = summary.differences["refit uncertain"][-1], summary.curves
+    means = [curves[f"refit {selection}"][-1].squared_error.value for selection in ("uncertain", "random")]
+    assert last.squared_error.value == pytest.approx(means[0] - means[1])
     table = format_table(summary)
     assert all(word in table for word in (*LEARNING, "squared error noiseless", "pair accuracy", "2 splits"))
 
 
-def test_the_study_goes_on_and_refuses_other_settings(study: tuple[Path, dict], data: AnnotatedImages) -> None:
+def test_the_study_goes_on_and_refuses_other_settings(
+    study: tuple[Path, SelectionSummary], data: AnnotatedImages
+) -> None:
     out, summary = study
     before = {path: path.stat().st_mtime_ns for path in out.glob("resplit-*.json")}
-    assert study_selection(data, None, CONFIG, out, seeds=2, portion=PORTION) == summary
+    again = study_selection(data, None, CONFIG, out, seeds=2, portion=PORTION)
+    assert finite(asdict(again)) == finite(asdict(summary))
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("resplit-*.json")}
     with pytest.raises(UserError, match="other settings"):
         study_selection(data, None, CONFIG, out, seeds=2, portion=0.2)
@@ -71,15 +79,17 @@ def test_the_study_goes_on_and_refuses_other_settings(study: tuple[Path, dict], 
 def test_a_difference_is_paired_within_splits() -> None:
     records = [
         {
-            f"{learning} {selection}": [{"annotations": 10, "squared_error": base + gain}] * 3
+            f"{learning} {selection}": [
+                RewardPoint(annotations=10, squared_error=base + gain, absolute_error=0.0, pair_accuracy=None)
+            ]
+            * 3
             for learning in LEARNING
             for selection, gain in zip(SELECTIONS, (-0.1, 0.0), strict=True)
         }
         for base in (1.0, 3.0, 9.0, 2.0, 5.0, 7.0)
     ]
-    differences = summarise(records)["differences"]
-    difference = differences["refit uncertain"][0]["squared_error"]
-    assert (difference["value"], difference["low"], difference["high"]) == pytest.approx((-0.1,) * 3)
+    difference = summarise(records).differences["refit uncertain"][0].squared_error
+    assert (difference.value, difference.low, difference.high) == pytest.approx((-0.1,) * 3)
 
 
 def test_taking_prompts_in_leaves_the_features_and_those_that_calibrate_and_report_out(data: AnnotatedImages) -> None:

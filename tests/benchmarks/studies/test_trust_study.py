@@ -13,13 +13,14 @@ import yaml
 from small_rounds import TINY as TINY_ROUNDS
 from small_rounds import photographs
 
+from benchmarks.studies.paired_statistics import estimate_paired
 from benchmarks.studies.trust_arms import ARMS, arm_folder, queue
 from benchmarks.studies.trust_curves import ArmCurve, Onset, find_onset, mean_by_photograph, read_arm, updates_to_reach
-from benchmarks.studies.trust_figures import draw_figure, format_table, list_rows, pair_with_control, write_csv
+from benchmarks.studies.trust_figures import draw_figure, format_table, pair_with_control, tabulate
+from benchmarks.studies.trust_records import Comparison, TrustSummary
 from benchmarks.studies.trust_summary import summarise, summarise_runs
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
-from rlhf.reports.paired_statistics import estimate_paired
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.tables import CURVE, write_table
 
@@ -118,77 +119,77 @@ def runs_of(factor: float, *, seeds: int = 3) -> dict[tuple[str, int], ArmCurve]
     return runs
 
 
-def find(summary: dict, measure: str) -> dict:
-    return next(c for c in summary["comparisons"] if (c["measure"], c["arm"]) == (measure, "proper"))
+def find(summary: TrustSummary, measure: str) -> Comparison:
+    return next(c for c in summary.comparisons if (c.measure, c.arm) == (measure, "proper"))
 
 
 def test_twice_as_fast_is_found_and_shown() -> None:
     summary = summarise_runs(runs_of(2.0))
     time = find(summary, "time")
-    assert time["times"][0] == (pytest.approx(12), pytest.approx(24)), "80 % of a rise of 3 by 0.1 an update"
-    assert math.exp(time["value"]) - 1 == pytest.approx(1.04, abs=0.01)
-    assert [claim["verdict"] for claim in summary["claims"]] == ["shown", "shown", "shown"]
-    assert find(summary, "final gold")["value"] == pytest.approx(0.09, abs=1e-6)
+    assert time.times[0] == (pytest.approx(12), pytest.approx(24)), "80 % of a rise of 3 by 0.1 an update"
+    assert math.exp(time.value) - 1 == pytest.approx(1.04, abs=0.01)
+    assert [claim.verdict for claim in summary.claims] == ["shown", "shown", "shown"]
+    assert find(summary, "final gold").value == pytest.approx(0.09, abs=1e-6)
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.3, "shown, but smaller"), (0.9, "excluded")])
 def test_a_claim_of_speed_is_judged_by_its_size_too(factor: float, verdict: str) -> None:
-    assert summarise_runs(runs_of(factor))["claims"][1]["verdict"] == verdict
+    assert summarise_runs(runs_of(factor)).claims[1].verdict == verdict
 
 
 def test_too_few_or_too_different_seeds_show_nothing() -> None:
     runs = runs_of(2.0, seeds=2)
     runs["proper", 1] = runs["none", 1]
-    assert [claim["verdict"] for claim in summarise_runs(runs)["claims"]] == ["not shown"] * 3
+    assert [claim.verdict for claim in summarise_runs(runs).claims] == ["not shown"] * 3
 
 
 def test_a_reward_that_the_arm_never_reaches_took_it_longer_than_it_ran() -> None:
     summary = summarise_runs(runs_of(0.5))
     time = find(summary, "time")
-    assert (time["at_most"], time["p_value"], time["detectable"], time["censored"]) == (True, None, None, [0, 1, 2])
-    assert time["value"] == pytest.approx(math.log(24 / 30)), "30 updates were not enough where the other took 24"
-    assert summary["claims"][1]["verdict"] == "excluded"
-    assert "at most -20%" in format_table(summary | {"missing": []})
-    assert "not reached, not reached, not reached" in format_table(summary | {"missing": []})
-    assert summary["arms"]["proper"]["updates_to_level"] == [None, None, None]
+    assert (time.at_most, time.p_value, time.detectable, time.censored) == (True, None, None, [0, 1, 2])
+    assert time.value == pytest.approx(math.log(24 / 30)), "30 updates were not enough where the other took 24"
+    assert summary.claims[1].verdict == "excluded"
+    assert "at most -20%" in format_table(summary)
+    assert "not reached, not reached, not reached" in format_table(summary)
+    assert summary.arms["proper"].updates_to_level == [None, None, None]
 
 
 def test_one_seed_in_which_the_arm_does_not_reach_it_leaves_a_bound_that_shows_no_claim() -> None:
     slow = {key: run for key, run in runs_of(0.5).items() if key == ("proper", 1)}
     summary = summarise_runs(runs_of(2.0) | slow)
     time = find(summary, "time")
-    assert time["value"] == pytest.approx((math.log(2) + math.log(24 / 30) + math.log(2.08)) / 3)
-    assert (time["censored"], time["times"][1][0], time["at_most"]) == ([1], None, True)
-    assert summary["claims"][1]["verdict"] == "not measured"
+    assert time.value == pytest.approx((math.log(2) + math.log(24 / 30) + math.log(2.08)) / 3)
+    assert (time.censored, time.times[1][0], time.at_most) == ([1], None, True)
+    assert summary.claims[1].verdict == "not measured"
 
 
 def test_a_reward_that_the_other_never_reaches_leaves_no_mean() -> None:
     slow = {("release", seed): run for (arm, seed), run in runs_of(0.5).items() if arm == "proper"}
-    found = summarise_runs(runs_of(2.0) | slow)["comparisons"]
-    time = next(c for c in found if (c["measure"], c["arm"], c["other"]) == ("time", "proper", "release"))
-    assert (time["value"], time["low"], time["censored"], time["pairs"]) == (None, None, [0, 1, 2], 0)
+    found = summarise_runs(runs_of(2.0) | slow).comparisons
+    time = next(c for c in found if (c.measure, c.arm, c.other) == ("time", "proper", "release"))
+    assert (time.value, time.low, time.censored, time.pairs) == (None, None, [0, 1, 2], 0)
 
 
 def test_one_seed_gives_differences_and_no_verdict() -> None:
     summary = summarise_runs(runs_of(2.0, seeds=1))
-    assert find(summary, "final gold")["value"] == pytest.approx(0.1, abs=1e-6)
-    assert {claim["verdict"] for claim in summary["claims"]} == {"not measured"}
-    assert summary["constant_is_none"] is None
+    assert find(summary, "final gold").value == pytest.approx(0.1, abs=1e-6)
+    assert {claim.verdict for claim in summary.claims} == {"not measured"}
+    assert summary.constant_is_none is None
 
 
 def test_differences_are_those_of_the_same_seed() -> None:
     runs = runs_of(2.0)
     del runs["proper", 0]
     del runs["none", 2]
-    paired = pair_with_control(summarise_runs(runs)["arms"], "proper")
+    paired = pair_with_control(summarise_runs(runs).arms, "proper")
     assert paired == pytest.approx(np.array([[0, 0, 0.05, 0.09]]))
 
 
 def test_constant_is_checked_against_none_bit_by_bit() -> None:
     runs = runs_of(2.0, seeds=1)
-    assert summarise_runs(runs | {("constant", 0): runs["none", 0]})["constant_is_none"] is True
+    assert summarise_runs(runs | {("constant", 0): runs["none", 0]}).constant_is_none is True
     nearly = curve([0.5, 0.6, 0.5, 0.3], [0.0, 1.0, 2.0, 3.0000001])
-    assert summarise_runs(runs | {("constant", 0): nearly})["constant_is_none"] is False
+    assert summarise_runs(runs | {("constant", 0): nearly}).constant_is_none is False
 
 
 def write_arm(folder: Path, run: ArmCurve) -> None:
@@ -217,13 +218,13 @@ def test_what_is_finished_is_reported_and_what_is_missing_named(tmp_path: Path) 
         write_arm(arm_folder(tmp_path, seed, arm), run)
     (arm_folder(tmp_path, 0, "release") / "align").mkdir(parents=True)
     summary = summarise(tmp_path, 2, 1)
-    assert list(summary["arms"]) == ["none", "proper"]
-    assert summary["missing"] == [f"{arm}, seed 0" for arm in ("release", "lower", "prefpaint", "all", "constant")]
-    assert find(summary, "final gold")["value"] == pytest.approx(0.095, abs=1e-6)
-    write_csv(summary, tmp_path / "study.csv")
+    assert list(summary.arms) == ["none", "proper"]
+    assert summary.missing == [f"{arm}, seed 0" for arm in ("release", "lower", "prefpaint", "all", "constant")]
+    assert find(summary, "final gold").value == pytest.approx(0.095, abs=1e-6)
     draw_figure(summary, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
-    assert len((tmp_path / "study.csv").read_text().splitlines()) == 1 + len(list(list_rows(summary)))
+    rows = tabulate(summary)
+    assert set(rows["arm"]) == {"none", "proper", "proper over none"}
     table = format_table(summary)
     assert "missing, 5 run(s): release, seed 0;" in table
     assert "(simulated)" in table
@@ -231,7 +232,7 @@ def test_what_is_finished_is_reported_and_what_is_missing_named(tmp_path: Path) 
 
 def test_nothing_finished_is_all_missing(tmp_path: Path) -> None:
     summary = summarise(tmp_path, 5, 3)
-    assert (summary["arms"], summary["comparisons"], len(summary["missing"])) == ({}, [], 23)
+    assert (summary.arms, summary.comparisons, len(summary.missing)) == ({}, [], 23)
     draw_figure(summary, tmp_path / "study.png")
     assert "missing, 23 run(s)" in format_table(summary)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,12 @@ from rlhf.data.gold_judge import sharpness
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.sampler import SampledTask, SamplingTask, to_png
-from rlhf.evaluation.alarms import MONITORS
-from rlhf.evaluation.comparison import Entry, summarise_contest
-from rlhf.evaluation.evaluation import evaluate
+from rlhf.evaluation.alarms import ALARM_RANGES
+from rlhf.evaluation.comparison import summarise_comparison
+from rlhf.evaluation.comparison_records import JudgedContestant
+from rlhf.evaluation.evaluation import EvaluationSummary, evaluate
 from rlhf.evaluation.judging import Jury, judge_images
+from rlhf.reports.records import read_record
 from rlhf.rewards.scores import Scores
 from rlhf.storage.images import composite, to_8bit
 
@@ -63,7 +65,10 @@ def evaluate_path(path: list[Painter], folder: Path) -> dict:
         known = dict.fromkeys(("trainable", "base_model", "checksum"), "none")
         (policy / "manifest.json").write_text(json.dumps(known | {"policy_version": painter.version}))
     by_policy = dict(zip([None, *policies], path, strict=True))
-    return evaluate(by_policy.__getitem__, policies, PROMPTS, LikesSmooth(), folder / "out", CONFIG, seed=0)
+    jury = Jury(reward=LikesSmooth())
+    summary = evaluate(by_policy.__getitem__, policies, PROMPTS, jury, folder / "out", CONFIG, seed=0)
+    assert read_record(EvaluationSummary, folder / "out" / "summary.json", "") == summary
+    return asdict(summary)
 
 
 @pytest.fixture(scope="module")
@@ -81,24 +86,23 @@ def test_a_policy_that_blurs_for_its_reward_trips_the_alarm_where_the_judge_turn
     assert "gold judge (simulated) changes by -" in alarm["message"]
 
 
-def test_its_monitors_leave_their_ranges(hacked: dict) -> None:
+def test_its_figures_leave_their_ranges(hacked: dict) -> None:
     outside = {
         alarm["monitor"] for alarm in hacked["alarms"] if alarm["policy"] == "policy-000030" and "monitor" in alarm
     }
     assert {"sharpness", "contrast", "saturation", "diversity"} <= outside
     figures = hacked["curve"][-1]["monitors"]
-    assert figures.keys() == MONITORS.keys()
+    assert figures.keys() == ALARM_RANGES.keys()
     # Of what varies 0.05 is left, and of the noise half of that.
     assert figures["diversity"]["value"] == pytest.approx(0.05 * 0.5, abs=0.015)
     assert figures["sharpness"]["high"] < 0.8
     assert hacked["curve"][0]["monitors"]["distance"]["value"] == 0
-    assert json.loads(json.dumps(hacked["alarms"])) == hacked["alarms"]
 
 
-def judge(name: str, painter: Painter) -> Entry:
+def judge(name: str, painter: Painter) -> JudgedContestant:
     samples = torch.stack([torch.stack([painter.paint(prompt, index) for index in range(3)]) for prompt in PROMPTS])
     judged = judge_images(to_8bit(samples), PROMPTS, Jury(reward=LikesSmooth()))
-    return Entry(name=name, spec=name, follows_noise=True, judged=judged)
+    return JudgedContestant(name=name, spec=name, follows_noise=True, judged=judged)
 
 
 @pytest.mark.parametrize("name", ["aligned", "mine"])
@@ -106,10 +110,10 @@ def test_a_model_that_is_no_policy_of_a_run_trips_the_alarm_too(name: str) -> No
     entries = [judge("base", Painter(0, 0.15, 0.0)), judge(name, Painter(0, 0.15, 0.5))]
     (alarm,) = [
         alarm
-        for alarm in summarise_contest(entries, "base", PROMPTS, CONFIG)["alarms"]
-        if alarm["kind"] == "over-optimisation"
+        for alarm in summarise_comparison(entries, "base", PROMPTS, CONFIG).alarms
+        if alarm.kind == "over-optimisation"
     ]
-    assert (alarm["policy"], alarm["since"]) == (name, "base")
+    assert (alarm.policy, alarm.since) == (name, "base")
 
 
 def test_a_policy_that_learns_what_the_judge_likes_raises_no_alarm(tmp_path: Path) -> None:

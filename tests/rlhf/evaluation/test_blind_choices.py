@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -14,9 +15,16 @@ from small_study import GREY, start_command, write_evaluation
 from rlhf.data.annotation_export import open_study
 from rlhf.data.annotation_store import AnnotationStore, Assignment, Task
 from rlhf.errors import UserError
-from rlhf.evaluation.blind_choices import PREFERENCES, Pairs, lay_out_pairs, read_choices, summarise_preferences
+from rlhf.evaluation.blind_choices import (
+    BLIND_CHOICES,
+    Choice,
+    Pairs,
+    Repeats,
+    lay_out_pairs,
+    read_summary,
+    summarise_choices,
+)
 from rlhf.reports.intervals import cluster_bootstrap
-from rlhf.storage.atomic_files import read_json
 from rlhf.storage.images import decode_image
 from rlhf.storage.tables import read_table
 
@@ -56,13 +64,13 @@ def test_the_preferred_contestant_is_told_by_its_picture_wherever_it_stood(tmp_p
     tasks = [choose(pairs, store, "ann", name) for name in wanted]
     assert len({task.sample_order for task in tasks}) == 2
     assert pairs.export(store, tmp_path / "out") == len(wanted)
-    rows = read_table(tmp_path / "out" / "preferences.parquet", PREFERENCES)
+    rows = read_table(tmp_path / "out" / "preferences.parquet", BLIND_CHOICES)
     assert {row["prompt_id"]: row["preferred"] for row in rows} == {
         t.prompt_id: n for t, n in zip(tasks, wanted, strict=True)
     }
-    summary = read_json(tmp_path / "out" / "preference.json", "")
-    assert summary["preference"]["value"] == (4 + 0.5) / 8
-    assert summary["no_difference"] == 1 / 8
+    summary = read_summary(tmp_path / "out" / "preference.json")
+    assert summary.preference.value == (4 + 0.5) / 8
+    assert summary.no_difference == 1 / 8
 
 
 def test_a_pair_half_marked_and_one_skipped_count_for_nobody(tmp_path: Path):
@@ -73,19 +81,20 @@ def test_a_pair_half_marked_and_one_skipped_count_for_nobody(tmp_path: Path):
     store.skip(skipped.key)
     half = store.next_task("ann")
     store.save_marks(half.key, {0: {"structure": 1, "texture": 1, "overall": 1}})
-    assert [row["preferred"] for row in read_choices(store.rows(), ("aligned", "base"))] == ["base"]
+    assert [choice.preferred for choice in pairs.read_choices(store.rows())] == ["base"]
 
 
-def rows_of(*choices: tuple[str, str | None, int], annotator: str = "ann") -> list[dict]:
+def rows_of(*choices: tuple[str, str | None, int], annotator: str = "ann") -> list[Choice]:
     return [
-        {
-            "prompt_id": f"{photograph}{i}" if not round_ else f"{photograph}0",
-            "photograph": photograph,
-            "hole": "box",
-            "annotator": annotator,
-            "round": round_,
-            "preferred": preferred,
-        }
+        Choice(
+            prompt_id=f"{photograph}{i}" if not round_ else f"{photograph}0",
+            photograph=photograph,
+            hole="box",
+            annotator=annotator,
+            round=round_,
+            preferred=preferred,
+            annotated_at=datetime.now(UTC),
+        )
         for i, (photograph, preferred, round_) in enumerate(choices)
     ]
 
@@ -93,21 +102,22 @@ def rows_of(*choices: tuple[str, str | None, int], annotator: str = "ann") -> li
 def test_the_interval_is_that_of_whole_photographs_and_second_looks_do_not_count():
     chosen = [("a", "x"), ("a", "x"), ("b", "y"), ("b", None), ("c", "x"), ("d", "y"), ("e", "x"), ("f", "x")]
     rows = rows_of(*((photograph, preferred, 0) for photograph, preferred in chosen), ("a", "y", 1))
-    found = summarise_preferences(rows, "x", "y")
+    found = summarise_choices(rows, "x", "y")
     points = np.array([{"x": 1.0, "y": 0.0, None: 0.5}[preferred] for _, preferred in chosen])
     expected = cluster_bootstrap(points, [photograph for photograph, _ in chosen], resamples=4000, seed=1)
-    preference = found["preference"]
-    assert (preference["value"], preference["clusters"], preference["choices"]) == (expected.value, 6, 8)
-    assert (preference["low"], preference["high"]) == pytest.approx((expected.low, expected.high), abs=0.03)
-    assert found["repeated"] == {"choices": 1, "same": 0.0}
-    mirrored = summarise_preferences(rows, "y", "x")["preference"]
-    assert mirrored["value"] == pytest.approx(1 - expected.value)
-    assert (mirrored["low"], mirrored["high"]) == pytest.approx((1 - preference["high"], 1 - preference["low"]))
+    preference = found.preference
+    assert (preference.value, preference.clusters, preference.choices) == (expected.value, 6, 8)
+    assert (preference.low, preference.high) == pytest.approx((expected.low, expected.high), abs=0.03)
+    assert found.repeated == Repeats(choices=1, same=0.0)
+    mirrored = summarise_choices(rows, "y", "x").preference
+    assert mirrored.value == pytest.approx(1 - expected.value)
+    assert (mirrored.low, mirrored.high) == pytest.approx((1 - preference.high, 1 - preference.low))
 
 
 def test_fewer_than_six_photographs_give_no_interval():
-    found = summarise_preferences(rows_of(*((photograph, "x", 0) for photograph in "aabcde")), "x", "y")["preference"]
-    assert (found["value"], found["low"], found["high"], found["clusters"]) == (1.0, None, None, 5)
+    found = summarise_choices(rows_of(*((photograph, "x", 0) for photograph in "aabcde")), "x", "y").preference
+    assert (found.value, found.clusters) == (1.0, 5)
+    assert np.isnan([found.low, found.high]).all()
 
 
 def test_only_prompts_that_both_filled_are_compared(tmp_path: Path):

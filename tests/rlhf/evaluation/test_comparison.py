@@ -1,4 +1,4 @@
-"""`rlhf evaluate` with several contestants: who takes part, what is kept apart, what is left out, what is written."""
+"""Tests of `rlhf evaluate` with several contestants: who takes part, what is left out, what is written."""
 
 import csv
 import io
@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_comparison import contest_prompts, evaluate, prepare, write_images
+from small_comparison import evaluate, make_prompts, prepare, write_images
 from small_parts import small_prompts, write_prompts
 
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison_page import MAX_PROMPTS, choose_prompts, compare_marks
-from rlhf.evaluation.comparison_tables import escape, figures_csv, show_p, to_latex
+from rlhf.evaluation.comparison_tables import show_p
 from rlhf.evaluation.contestants import parse_contestants
 from rlhf.evaluation.judging import Judged
 from rlhf.evaluation.tasks import extension, views
@@ -30,9 +30,9 @@ def parts(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.fixture(scope="module")
-def contest(parts: dict[str, Path], small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def comparison(parts: dict[str, Path], small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a comparison of a run with a fill and images, by a further judge; one judge has no weights."""
-    out = tmp_path_factory.mktemp("contest") / "out"
+    out = tmp_path_factory.mktemp("comparison") / "out"
     contestants = ["--contestant", "smooth=biharmonic", "--contestant", f"mirror=images:{parts['images']}"]
     samples = ["--set", "evaluate.samples_per_prompt=4", "--set", JUDGES]
     done = evaluate(parts, small_pipeline, out, "--run", str(parts["run"]), *contestants, *samples)
@@ -45,8 +45,8 @@ def read(folder: Path) -> dict:
     return json.loads((folder / "contest.json").read_text())
 
 
-def test_everyone_is_measured_by_family_with_the_training_reward_apart(contest: Path) -> None:
-    found = read(contest)
+def test_everyone_is_measured_by_family_with_the_training_reward_apart(comparison: Path) -> None:
+    found = read(comparison)
     assert list(found["contestants"]) == ["base", "aligned", "smooth", "mirror"]
     assert (found["prompts"], found["photographs"]) == (16, 8)
     aligned = found["contestants"]["aligned"]["figures"]
@@ -64,21 +64,21 @@ def test_everyone_is_measured_by_family_with_the_training_reward_apart(contest: 
     assert {record["known_pixels_differ"] for record in found["contestants"].values()} == {0}
 
 
-def test_what_could_not_be_measured_is_said_and_is_no_zero(contest: Path) -> None:
-    found = read(contest)
+def test_what_could_not_be_measured_is_said_and_is_no_zero(comparison: Path) -> None:
+    found = read(comparison)
     left_out = {gone["measure"]: gone["reason"] for gone in found["left_out"]}
     assert "takes 11 samples" in left_out["WinRate(10)"]
     assert "nowhere" in left_out["clip"]
     assert "`kind: image_reward`" in left_out["ImageReward"]
     assert "judge_clip" not in found["measures"]
     assert any("too few for an interval" in note for note in found["notes"])
-    shown = (contest / "stdout.txt").read_text()
+    shown = (comparison / "stdout.txt").read_text()
     assert "left out: clip: " in shown
     assert "known pixels changed: base 0, aligned 0, smooth 0, mirror 0" in shown
 
 
-def test_pairs_are_tested_and_corrected_as_one_family(contest: Path) -> None:
-    pairs = read(contest)["comparisons"]
+def test_pairs_are_tested_and_corrected_as_one_family(comparison: Path) -> None:
+    pairs = read(comparison)["comparisons"]
     judged, original = ("reward", "gold", "judge_seam"), ("psnr_db", "ssim", "psnr_seam_db", "ssim_seam", "seam")
     tested = {*judged, *(f"{judge}_win_1" for judge in judged), *original}
     assert {pair["measure"] for pair in pairs} == tested
@@ -86,12 +86,12 @@ def test_pairs_are_tested_and_corrected_as_one_family(contest: Path) -> None:
     assert all(pair["p"] <= pair["p_holm"] <= 1 for pair in pairs)
     assert min(pair["p"] for pair in pairs) >= 2 / 2**8
     (ssim,) = [p for p in pairs if (p["measure"], p["first"], p["second"]) == ("ssim", "aligned", "smooth")]
-    figures = {name: read(contest)["contestants"][name]["figures"]["all"]["ssim"] for name in ("aligned", "smooth")}
+    figures = {name: read(comparison)["contestants"][name]["figures"]["all"]["ssim"] for name in ("aligned", "smooth")}
     assert ssim["difference"]["value"] == pytest.approx(figures["smooth"]["value"] - figures["aligned"]["value"])
 
 
-def test_a_win_rate_is_tested_against_that_of_the_base_which_is_half(contest: Path) -> None:
-    found = read(contest)
+def test_a_win_rate_is_tested_against_that_of_the_base_which_is_half(comparison: Path) -> None:
+    found = read(comparison)
     key = ("gold_win_1", "base", "smooth")
     (pair,) = [p for p in found["comparisons"] if (p["measure"], p["first"], p["second"]) == key]
     rates = {name: found["contestants"][name]["figures"]["all"]["gold_win_1"]["value"] for name in ("base", "smooth")}
@@ -99,55 +99,43 @@ def test_a_win_rate_is_tested_against_that_of_the_base_which_is_half(contest: Pa
     assert pair["difference"]["value"] == pytest.approx(rates["smooth"] - 0.5)
 
 
-def test_pairs_stand_in_the_terminal_and_in_latex_with_p_after_holm(contest: Path) -> None:
-    found, shown, latex = (
-        read(contest),
-        (contest / "stdout.txt").read_text(),
-        (contest / "contestants.tex").read_text(),
-    )
+def test_the_terminal_shows_pairs_with_p_after_holm(comparison: Path) -> None:
+    found, shown = read(comparison), (comparison / "stdout.txt").read_text()
     key = ("ssim", "aligned", "smooth")
     (pair,) = [p for p in found["comparisons"] if (p["measure"], p["first"], p["second"]) == key]
     cell = f"{pair['difference']['value']:+.3f} ({show_p(pair['p_holm'])})"
     block = shown.split("the original, pairs")[1].split("\n\n")[0]
     (line,) = [line for line in block.splitlines() if "smooth less aligned" in line]
     assert cell in line
-    assert latex.count("smooth less aligned") == 3, "one block for the reward, the judges, the original"
-    assert cell in latex
+    assert shown.count("smooth less aligned") == 3, "one block for the reward, the judges, the original"
     assert [show_p(p) for p in (1.0, 0.0471, 5e-5)] == ["1.000", "0.047", "<0.001"]
 
 
-def test_tables_hold_what_the_record_holds(contest: Path) -> None:
-    found = read(contest)
-    rows = list(csv.DictReader(io.StringIO((contest / "contestants.csv").read_text())))
+def test_tables_hold_what_the_record_holds(comparison: Path) -> None:
+    found = read(comparison)
+    rows = list(csv.DictReader(io.StringIO((comparison / "contestants.csv").read_text())))
     (row,) = [r for r in rows if (r["contestant"], r["family"], r["measure"]) == ("aligned", "all", "gold")]
     assert float(row["value"]) == found["contestants"]["aligned"]["figures"]["all"]["gold"]["value"]
     assert row["judged_by"] == "held-out judges"
     (single,) = [r for r in rows if (r["contestant"], r["family"], r["measure"]) == ("aligned", "box", "gold")]
     assert (single["low"], single["high"]) == ("", "")
-    assert figures_csv(found) == (contest / "contestants.csv").read_text()
-    latex = to_latex(found)
-    assert latex == (contest / "contestants.tex").read_text()
-    first, *others = latex.split("\\end{tabular}")
-    assert len(others) == 4, "contestants, then pairs by the reward, by judges, by the original"
-    body = [line for line in first.splitlines() if " & " in line]
-    assert {line.count(" & ") for line in body} == {4}
-    assert "%" not in "".join(body).replace(r"\%", "")
-    assert escape("a_b 5% & {x}\\") == r"a\_b 5\% \& \{x\}\textbackslash{}"
-    with parquet_file(contest / "contestants" / "mirror.parquet") as file:
+    pairs = list(csv.DictReader(io.StringIO((comparison / "comparisons.csv").read_text())))
+    assert [float(pair["p_holm"]) for pair in pairs] == [pair["p_holm"] for pair in found["comparisons"]]
+    with parquet_file(comparison / "contestants" / "mirror.parquet") as file:
         assert (file.metadata.num_rows, "judge_seam" in file.schema_arrow.names) == (32, True)
 
 
-def test_the_run_has_its_curve_with_monitors(contest: Path) -> None:
-    summary = json.loads((contest / "summary.json").read_text())
+def test_the_run_has_its_curve_with_figures_that_raise_alarms(comparison: Path) -> None:
+    summary = json.loads((comparison / "summary.json").read_text())
     assert [point["policy_version"] for point in summary["curve"]] == [0, 10, 20]
     assert summary["curve"][2]["monitors"]["distance"]["value"] > 0
     assert summary["curve"][2]["monitors"]["sharpness"].keys() >= {"value", "low", "high", "range", "is_outside"}
 
 
 def test_a_comparison_goes_on_and_what_changed_is_judged_anew(
-    contest: Path, parts: dict[str, Path], small_pipeline: Path, tmp_path: Path
+    comparison: Path, parts: dict[str, Path], small_pipeline: Path, tmp_path: Path
 ) -> None:
-    out = shutil.copytree(contest, tmp_path / "out")
+    out = shutil.copytree(comparison, tmp_path / "out")
     images = shutil.copytree(parts["images"], tmp_path / "images")
     Image.new("RGB", (32, 32), "red").save(images / "p3_0.png")
     before = {path.name: path.stat().st_mtime_ns for path in (out / "contestants").glob("*.parquet")}
@@ -157,7 +145,7 @@ def test_a_comparison_goes_on_and_what_changed_is_judged_anew(
     assert done.exit_code == 0, done.output
     after = {path.name: path.stat().st_mtime_ns for path in (out / "contestants").glob("*.parquet")}
     assert {name for name in after if after[name] != before[name]} == {"mirror.parquet"}
-    old, new = read(contest), read(out)
+    old, new = read(comparison), read(out)
     for name in ("base", "aligned", "smooth"):
         assert new["contestants"][name]["figures"] == old["contestants"][name]["figures"]
         assert new["contestants"][name]["monitors"] == old["contestants"][name]["monitors"]
@@ -168,7 +156,7 @@ def test_a_comparison_goes_on_and_what_changed_is_judged_anew(
 def test_missing_images_cut_everyone_down_to_the_common_prompts(
     parts: dict[str, Path], small_pipeline: Path, tmp_path: Path
 ) -> None:
-    images = write_images(contest_prompts()[:12], tmp_path / "images")
+    images = write_images(make_prompts()[:12], tmp_path / "images")
     option = ["--contestant", f"mirror=images:{images}", "--contestant", f"moved={parts['run'] / 'policy-000010'}"]
     done = evaluate(parts, small_pipeline, tmp_path / "out", *option)
     assert done.exit_code == 0, done.output

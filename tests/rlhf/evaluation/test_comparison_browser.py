@@ -15,9 +15,9 @@ SHOWN = "#gallery figure:visible"
 
 
 @pytest.fixture(scope="module")
-def contest_page(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def comparison_page(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = prepare(tmp_path_factory.mktemp("parts"), small_pipeline)
-    out = tmp_path_factory.mktemp("contest")
+    out = tmp_path_factory.mktemp("comparison")
     contestants = ["--contestant", "smooth=biharmonic", "--contestant", f"mirror=images:{parts['images']}"]
     done = evaluate(parts, small_pipeline, out, "--run", str(parts["run"]), *contestants)
     assert done.exit_code == 0, done.output
@@ -25,10 +25,10 @@ def contest_page(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def gallery(contest_page: Path, page: Page) -> Page:
+def gallery(comparison_page: Path, page: Page) -> Page:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
-    page.goto(contest_page.as_uri())
+    page.goto(comparison_page.as_uri())
     assert {url.split(":")[0] for url in requests} <= {"file", "data"}
     assert sum(url.startswith("file") for url in requests) == 1
     return page

@@ -8,12 +8,13 @@ import torch
 from scipy.ndimage import distance_transform_cdt
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from rlhf.evaluation.comparison import note_weak_tests
 from rlhf.evaluation.comparison_measures import measure_prompts, rate_wins
+from rlhf.evaluation.comparison_notes import note_weak_tests
 from rlhf.evaluation.hole_measures import measure_diversity, measure_fidelity, measure_looks, seam_band
 from rlhf.evaluation.judging import Judged
 from rlhf.evaluation.tasks.extension_measures import measure_band
-from rlhf.reports.intervals import best_of, bootstrap_means, cluster_bootstrap, sign_flip_test, summarise_draws
+from rlhf.reports.intervals import best_of, bootstrap_means, cluster_bootstrap, summarise_draws
+from rlhf.reports.significance import sign_flip_test
 from rlhf.storage.images import from_8bit
 from rlhf.views.growth import Margins, band_hole, plan_bands
 
@@ -94,6 +95,13 @@ def test_the_random_sign_flip_test_agrees_with_the_normal_approximation() -> Non
     assert found == pytest.approx(2 * norm.sf(abs(z)), rel=0.15)
 
 
+def test_sums_that_cancel_up_to_rounding_are_no_difference() -> None:
+    differences = np.array([0.1, 0.2, -0.3])
+    assert 0 < abs(differences.sum()) < 1e-15
+    assert sign_flip_test(differences, list("abc")) == 1
+    assert sign_flip_test(np.zeros(6), list("abcdef")) == sign_flip_test(np.ones(3), list("aaa")) == 1
+
+
 def test_photographs_are_flipped_whole() -> None:
     """Five crops of one photograph are no five witnesses."""
     assert sign_flip_test(np.ones(30), [str(i // 5) for i in range(30)]) == 2 / 64
@@ -166,7 +174,7 @@ def test_psnr_ssim_and_seam_are_those_of_the_study_of_extension() -> None:
     band = plan_bands((20, 32), Margins(right=12), 1)[0]
     hole = band_hole(band)
     extended = np.where(hole[..., None], rng.integers(0, 255, truth.shape, dtype=np.uint8), truth)
-    slow = measure_band(extended, truth, band)
+    slow = vars(measure_band(extended, truth, band))
     found = measure_fidelity(batch(extended), batch(truth), torch.from_numpy(hole)[None, None].float())
     both = found.keys() & slow.keys()
     assert both == {"psnr_db", "ssim", "seam"}

@@ -11,7 +11,8 @@ from small_parts import save_small_reward, small_prompts
 
 from rlhf.config.run_config import EvaluateConfig
 from rlhf.errors import UserError
-from rlhf.evaluation.comparison import Entry, summarise_contest
+from rlhf.evaluation.comparison import summarise_comparison
+from rlhf.evaluation.comparison_records import JudgedContestant
 from rlhf.evaluation.feature_distances import frechet_distance, kernel_distance, open_features, open_lpips
 from rlhf.evaluation.hole_measures import seam_band
 from rlhf.evaluation.judging import Jury, judge_images
@@ -56,27 +57,27 @@ def test_sets_are_compared_without_an_interval_and_pictures_by_their_holes(tmp_p
     bands = [seam_band(p.mask[None])[0] for p in prompts]
     expected = [(((p.image + 1) * p.mask * b).sum() / 3 / b.sum()).item() for p, b in zip(prompts, bands, strict=True)]
     assert judged["black"].marks["lpips_seam"][:, 0] == pytest.approx(expected, rel=1e-4)
-    entries = [Entry(name=name, spec=name, follows_noise=False, judged=own) for name, own in judged.items()]
+    entries = [JudgedContestant(name=name, spec=name, follows_noise=False, judged=own) for name, own in judged.items()]
 
     def features(images: torch.Tensor) -> np.ndarray:
         return images.mean((2, 3)).double().numpy()
 
-    found = summarise_contest(entries, "true", prompts, EvaluateConfig(bootstrap=20), features)
-    figures = {name: record["figures"]["all"] for name, record in found["contestants"].items()}
-    assert figures["true"]["fid"]["value"] == pytest.approx(0, abs=1e-9)
-    assert figures["black"]["fid"]["value"] > 0.001
-    assert np.isnan(figures["black"]["kid"]["low"])
-    assert found["contestants"]["black"]["figures"]["box"]["fid"] is None
-    assert figures["black"]["lpips"]["low"] > 0
+    found = summarise_comparison(entries, "true", prompts, EvaluateConfig(bootstrap=20), features)
+    figures = {name: own.figures["all"] for name, own in found.contestants.items()}
+    assert figures["true"]["fid"].value == pytest.approx(0, abs=1e-9)
+    assert figures["black"]["fid"].value > 0.001
+    assert np.isnan(figures["black"]["kid"].low)
+    assert found.contestants["black"].figures["box"]["fid"] is None
+    assert figures["black"]["lpips"].low > 0
     assert figures["true"]["psnr_db"] is None, "an exact copy has none"
-    without = summarise_contest(entries, "true", prompts, EvaluateConfig(bootstrap=20))
-    assert "fid" not in without["measures"]
-    one = summarise_contest(entries, "true", prompts[:1], EvaluateConfig(bootstrap=20), features)
-    assert "FID, KID" in {gone["measure"] for gone in one["left_out"]}
-    assert "fid" not in one["measures"]
-    copies = summarise_contest(entries[:1], "true", prompts, EvaluateConfig(bootstrap=20))["left_out"]
-    assert {"PSNR, dB", "seam PSNR, dB"} == {gone["measure"] for gone in copies if "exact copy" in gone["reason"]}
-    assert not [gone for gone in without["left_out"] if "exact copy" in gone["reason"]], "the black fill has one"
+    without = summarise_comparison(entries, "true", prompts, EvaluateConfig(bootstrap=20))
+    assert "fid" not in without.measures
+    one = summarise_comparison(entries, "true", prompts[:1], EvaluateConfig(bootstrap=20), features)
+    assert "FID, KID" in {gone.measure for gone in one.left_out}
+    assert "fid" not in one.measures
+    copies = summarise_comparison(entries[:1], "true", prompts, EvaluateConfig(bootstrap=20)).left_out
+    assert {"PSNR, dB", "seam PSNR, dB"} == {gone.measure for gone in copies if "exact copy" in gone.reason}
+    assert not [gone for gone in without.left_out if "exact copy" in gone.reason], "the black fill has one"
 
 
 def test_a_clip_model_gives_features(tmp_path: Path) -> None:

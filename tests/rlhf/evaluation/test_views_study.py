@@ -8,7 +8,8 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.evaluation.tasks.stereo_pair import REGIONS
 from rlhf.evaluation.tasks.views import study_views, summarise_motorcycle, summarise_scenes
-from rlhf.evaluation.tasks.views_figures import draw_figure, format_table, write_csv
+from rlhf.evaluation.tasks.views_figures import draw_figure, format_table, tabulate
+from rlhf.evaluation.tasks.views_records import CloudFigures
 from rlhf.views.depth_filling import fill_with_nearest_background
 from rlhf.views.novel_view import Fill
 from rlhf.views.warping import Warped
@@ -30,10 +31,10 @@ def rows(pixels: int, error: float, ssim: float) -> list[list[float]]:
 
 def test_figures_of_equal_regions_have_no_width():
     records = [{"base": {"hole": rows(4, 100.0, 0.5)}, "aligned": {"hole": rows(4, 50.0, 0.6)}}] * 2
-    gain = summarise_motorcycle(records)["hole"]["aligned_over_base"]
-    assert gain["value"] == gain["low"] == gain["high"] == pytest.approx(10 * np.log10(2))
-    assert gain["ssim"]["value"] == pytest.approx(0.1)
-    assert gain["regions"] == COUNT
+    gain = summarise_motorcycle(records)["hole"].aligned_over_base
+    assert gain.value == gain.low == gain.high == pytest.approx(10 * np.log10(2))
+    assert gain.ssim.value == pytest.approx(0.1)
+    assert gain.regions == COUNT
 
 
 def test_a_part_without_pixels_is_left_out():
@@ -44,11 +45,13 @@ def test_a_part_without_pixels_is_left_out():
 def test_scenes_that_cannot_be_measured_are_no_zeros():
     names = ("completeness", "accuracy", "precision", "added_accuracy", "added_precision", "reached", "psnr")
     fillers = ("without", "base", "aligned", "nearest background", "biharmonic")
-    record = {filler: dict.fromkeys(names, 1.0) | {"psnr_unseen": None} for filler in fillers}
+    ones = dict.fromkeys(names, 1.0)
+    figures = CloudFigures(points=1, unseen_pixels=0, psnr_unseen=None, **ones)
+    record = dict.fromkeys(fillers, figures)
     summary = summarise_scenes([record, record])
-    assert summary["means"]["aligned"]["psnr_unseen"] is None
-    assert summary["means"]["aligned"]["psnr"]["value"] == 1.0
-    assert summary["differences"]["aligned over base"]["psnr"]["value"] == 0.0
+    assert summary.means["aligned"]["psnr_unseen"] is None
+    assert summary.means["aligned"]["psnr"].value == 1.0
+    assert summary.differences["aligned over base"]["psnr"].value == 0.0
 
 
 def test_the_study_goes_on_and_refuses_other_settings(tmp_path: Path):
@@ -66,8 +69,7 @@ def test_the_study_goes_on_and_refuses_other_settings(tmp_path: Path):
     table = format_table(summary)
     for words in ("aligned over base", "biharmonic", "completeness", "one scene"):
         assert words in table
-    write_csv(summary, tmp_path / "table.csv")
-    assert (tmp_path / "table.csv").read_text().startswith("test,part,filler,figure,value,low,high\n")
+    assert list(tabulate(summary).columns) == ["test", "part", "filler", "figure", "value", "low", "high"]
     draw_figure(summary, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
     assert (tmp_path / "motorcycle-4" / "sheet.png").is_file()

@@ -28,17 +28,6 @@ def test_a_catalogue_read_again_is_the_one_that_was_written(tmp_path: Path):
     assert read_catalogue(tmp_path / "names.json").models == {"aligned": name}
 
 
-def test_the_canary_answers_its_share_and_no_more():
-    name = ServedName(base="tiny", current=OLD, canary=NEW, canary_share=0.25)
-    assert [name.choose(draw).version for draw in (0.0, 0.2499, 0.25, 0.999)] == [NEW.version] * 2 + [OLD.version] * 2
-    assert ServedName(base="tiny", current=OLD, canary=NEW).choose(0.0) == OLD
-
-
-def test_a_version_is_found_whole_or_by_its_generation():
-    name = ServedName(base="tiny", current=NEW, previous=OLD)
-    assert (name.find("10-aaaaaaaa"), name.find("20"), name.find("2"), name.find("10-b")) == (OLD, NEW, None, None)
-
-
 @pytest.mark.parametrize(
     ("record", "named"),
     [
@@ -104,7 +93,7 @@ for number in range(int(sys.argv[3])):
 
 
 def start_putting(catalogue: Path, prefixes: str, count: int) -> list[subprocess.Popen]:
-    """Processes that put `count` names each, all at once."""
+    """Starts processes that put `count` names each, all at once."""
     command = [sys.executable, "-c", PUT_NAMES, catalogue]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     processes = [subprocess.Popen([*command, prefix, str(count)], **pipes) for prefix in prefixes]

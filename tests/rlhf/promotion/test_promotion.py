@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from rlhf.diffusion.policy_weights import check_weights, save_policy
 from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import evaluate
+from rlhf.evaluation.judging import Jury
 from rlhf.promotion.catalogue import (
     Catalogue,
     ServedName,
@@ -30,12 +31,12 @@ from rlhf.promotion.catalogue import (
 )
 from rlhf.promotion.gate import load_held_out
 from rlhf.promotion.gate_verdict import check_figures, read_verdict
-from rlhf.promotion.promotion import Outcome, Request, keep_policy, promote, put_behind_name
+from rlhf.promotion.promotion import Promotion, PromotionRequest, keep_policy, promote, put_behind_name
 from rlhf.storage.url_path import as_path
 
 PAINTED = EvaluateConfig(samples_per_prompt=2, num_inference_steps=2, bootstrap=50)
 EASY = GateConfig(min_win_rate=0.0, min_sharpness_ratio=0.0, min_diversity_ratio=0.0)
-"""Passed by any policy that wins anything at all."""
+"""Limits that any policy passes that wins anything at all."""
 HARD = EASY.model_copy(update={"min_win_rate": 0.99})
 
 
@@ -51,14 +52,14 @@ def save_moved_policy(pipeline: Path, folder: Path, version: int, trainable: str
 @dataclass(frozen=True)
 class Inputs:
     run: Path
-    """Of policies 10 and 20."""
+    """Run folder of policies 10 and 20."""
     prompts: Path
     reward: Path
 
-    def ask(self, catalogue: Path, version: int | None = None, **asked: object) -> Request:
+    def ask(self, catalogue: Path, version: int | None = None, **asked: object) -> PromotionRequest:
         policy = self.run if version is None else self.run / f"policy-{version:06d}"
         told = {"policy": policy, "name": "aligned", "prompts": self.prompts, "reward": self.reward} | asked
-        return Request(catalogue=catalogue, **told)
+        return PromotionRequest(catalogue=catalogue, **told)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def inputs(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> In
     return Inputs(folder / "run", write_prompts(prompts, folder / "prompts"), save_small_reward(folder / "reward"))
 
 
-def pass_gate(request: Request, gate: GateConfig = EASY, **settings: object) -> Outcome:
+def pass_gate(request: PromotionRequest, gate: GateConfig = EASY, **settings: object) -> Promotion:
     return promote(request, RunConfig(evaluate=PAINTED, gate=gate, **settings))
 
 
@@ -120,7 +121,8 @@ def test_the_gate_has_the_figures_of_an_evaluation(inputs: Inputs, small_pipelin
     config = RunConfig(evaluate=PAINTED, model=ModelConfig(path=str(small_pipeline)))
     held_out = load_held_out(inputs.prompts, inputs.reward, split="test", config=config)
     policy = inputs.run / "policy-000020"
-    summary = evaluate(held_out.open_policy, [policy], held_out.prompts, held_out.reward, tmp_path, PAINTED, seed=0)
+    jury = Jury(reward=held_out.reward)
+    summary = asdict(evaluate(held_out.open_policy, [policy], held_out.prompts, jury, tmp_path, PAINTED, seed=0))
     assert verdict is not None
     assert verdict.figures == {name: summary[name] for name in verdict.figures}
     assert verdict.figures["win_rate"]["clusters"] == verdict.photographs == 6

@@ -1,6 +1,7 @@
 """Iterative refinement: what each round reads, where it stops for people, and two tiny rounds end to end."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from small_rounds import TINY, photographs
 
 from rlhf.config.run_config import RunConfig
+from rlhf.storage.atomic_files import finite
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, image_cell, read_table, write_table
 from rlhf.workflows.rounds import (
     RoundsPlan,
@@ -119,7 +121,7 @@ def test_two_rounds_end_to_end(small_pipeline: Path, tmp_path: Path, refit: bool
     train, test = photographs(tmp_path / "train", 12), photographs(tmp_path / "test", 3)
     out = tmp_path / "out"
     settings = {"rounds": 2, "annotations_per_round": 80, "config": config}
-    lines = run_rounds(out, train, test, **settings)
+    lines = finite(list(map(asdict, run_rounds(out, train, test, **settings))))
     assert json.loads((out / "rounds.json").read_text()) == lines
     assert [line["round"] for line in lines] == [1, 2]
     assert [line["select"] for line in lines] == ["random", "uncertain"]
@@ -131,5 +133,5 @@ def test_two_rounds_end_to_end(small_pipeline: Path, tmp_path: Path, refit: bool
     starts = [json.loads((out / f"round-{n}" / "align" / "start.json").read_text())["policy"] for n in (1, 2)]
     assert starts == [None, str((out / "round-1" / "align" / "policy-000001").resolve())]
     before = read_stages(out)
-    assert run_rounds(out, train, test, **settings) == lines
+    assert finite(list(map(asdict, run_rounds(out, train, test, **settings)))) == lines
     assert read_stages(out) == before, "nothing is done twice"

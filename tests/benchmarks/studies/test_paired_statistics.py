@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from rlhf.reports.paired_statistics import estimate_paired, holm, smallest_detectable
+from benchmarks.studies.paired_statistics import estimate_paired, smallest_detectable
+from rlhf.reports.significance import holm
 
 DIFFERENCES = [0.3, -0.1, 0.5, 0.2, 0.4]
 

@@ -1,4 +1,4 @@
-"""What a few paired runs can tell: t intervals, the smallest effect they could have shown, Holm's correction."""
+"""Statistics of a few paired runs: Student's t interval and the smallest effect that the pairs could have shown."""
 
 import math
 from collections.abc import Sequence
@@ -8,26 +8,26 @@ import numpy as np
 
 POWER = 0.8
 LEVEL = 0.05
-"""Two-sided."""
+"""Two-sided significance level."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedEstimate:
     """Mean of paired differences; what one pair cannot tell is None."""
 
-    value: float
+    value: float | None
     low: float | None
-    """95 % interval by Student's t."""
+    """Lower end of the 95 % interval by Student's t."""
     high: float | None
     p_value: float | None
-    """Two-sided, that the true mean is 0."""
+    """Two-sided p of the hypothesis that the true mean is 0."""
     detectable: float | None
-    """Smallest true mean that so many pairs of this spread would have shown with 80 % power."""
+    """Smallest true mean that this number of pairs of this spread would have shown with 80 % power."""
     pairs: int
 
 
 def estimate_paired(differences: Sequence[float] | np.ndarray, *, level: float = LEVEL) -> PairedEstimate:
-    """Mean, interval and test of differences [n], one per pair; `level` is the interval's."""
+    """Returns mean, interval and test of differences [n], one per pair; the interval covers 1 - `level`."""
     from scipy.stats import t
 
     values = np.asarray(differences, dtype=float)
@@ -44,7 +44,10 @@ def estimate_paired(differences: Sequence[float] | np.ndarray, *, level: float =
 
 
 def smallest_detectable(sd: float, pairs: int) -> float:
-    """The true mean at which a two-sided 5 % t test of so many pairs rejects with 80 % power; by the noncentral t."""
+    """Returns the true mean at which a two-sided 5 % t test of `pairs` pairs rejects with 80 % power.
+
+    The power comes from the noncentral t distribution.
+    """
     from scipy.optimize import brentq
     from scipy.stats import nct, t
 
@@ -52,16 +55,7 @@ def smallest_detectable(sd: float, pairs: int) -> float:
     critical = float(t.ppf(1 - LEVEL / 2, freedom))
 
     def excess(shift: float) -> float:
-        # Rejections on the wrong side are left out: at 80 % power they are next to none.
+        # Rejections on the wrong side are ignored: at 80 % power they hardly occur.
         return float(nct.sf(critical, freedom, shift)) - POWER
 
     return float(brentq(excess, 0.0, critical * 10)) * sd / math.sqrt(pairs)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for their number (Holm, 1979), in their order."""
-    adjusted, worst = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = worst
-    return adjusted
