@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.full_size_models import Architecture, build_policy
+from benchmarks.gpu.full_size_models import Architecture, build_policy
 from benchmarks.measure import Figures, describe_machine
 from rlhf.config.run_config import AlignConfig
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.device_measures import PassClock
 from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, report_alone, spread
-from benchmarks.usual_serving import open_usual_pipeline
+from benchmarks.serving.usual_serving import open_usual_pipeline
 from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import AlignConfig, ModelConfig
 from rlhf.data.prompts import Prompt

@@ -1,7 +1,7 @@
-"""Prompts, candidates, annotations."""
+"""Commands `prompts`, `candidates` and `annotate`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,7 +18,19 @@ from rlhf.commands.options import (
     save_config,
 )
 
+if TYPE_CHECKING:
+    from rlhf.config.run_config import RunConfig
+    from rlhf.data.annotation_items import AnnotationItems
+    from rlhf.data.annotation_store import Assignment
+
 Selection = Literal["random", "uncertain"]
+Host = Annotated[str, typer.Option(help="Address to bind; addresses beyond this machine need a token.")]
+Repeat = Annotated[float, typer.Option(min=0, max=1, help="Share of prompts shown twice to the same person.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Largest number of candidates, in whole prompts; default: all.")]
+Earlier = Annotated[
+    list[Path] | None,
+    typer.Option("--earlier", help="Folder of earlier annotations, whose prompts come last; repeatable."),
+]
 
 
 def prompts(
@@ -43,8 +55,8 @@ def candidates(
     prompts: PromptsFolder,
     out: Out,
     policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the base model.")] = None,
-    split: Annotated[str, typer.Option(help="Which prompts.")] = "train",
-    first_sample: Annotated[int, typer.Option(min=0, help="Number of the first sample, where there are others.")] = 0,
+    split: Annotated[str, typer.Option(help="Split of the prompts.")] = "train",
+    first_sample: Annotated[int, typer.Option(min=0, help="Index of the first sample, if earlier ones exist.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace candidates of other settings.")] = False,
     workers: Workers = None,
     address: SamplersAddress = None,
@@ -52,7 +64,7 @@ def candidates(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Sample inpaintings for annotation, in this process or on Ray; goes on where it was interrupted."""
+    """Sample inpaintings for annotation, in this process or on Ray; resumes after an interruption."""
     resolved = resolve_config(config, overrides)
     from rlhf.data.prompts import PromptTable
     from rlhf.diffusion.candidates import claim_folder, describe_origin, keep_prompts, make_candidates
@@ -73,23 +85,16 @@ def annotate(
     out: Out,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="Prompts; default: the candidates' copy.")] = None,
     simulated: Annotated[bool, typer.Option("--simulated", help="Let simulated annotators score.")] = False,
-    host: Annotated[str, typer.Option(help="Address to bind; beyond this machine a token is asked for.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 takes a free one.")] = 8001,
     database: Annotated[str | None, typer.Option(help="postgresql://... default: OUT/annotations.db.")] = None,
-    overlap: Annotated[int, typer.Option(min=1, help="People that each prompt is given to.")] = 1,
-    repeat: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of prompts shown twice to the same person.")
-    ] = 0.05,
+    overlap: Annotated[int, typer.Option(min=1, help="Number of people who get each prompt.")] = 1,
+    repeat: Repeat = 0.05,
     lease_minutes: Annotated[float, typer.Option(min=0.05, help="Idle minutes until a prompt goes to another.")] = 10,
-    select: Annotated[Selection, typer.Option(help="Which prompts first; `uncertain` needs --reward.")] = "random",
+    select: Annotated[Selection, typer.Option(help="Order of the prompts; `uncertain` needs --reward.")] = "random",
     reward: Annotated[Path | None, typer.Option("--reward", help="Reward folder, for `--select uncertain`.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Candidates to annotate, in whole prompts; default: all.")
-    ] = None,
-    earlier: Annotated[
-        list[Path] | None,
-        typer.Option("--earlier", help="Folder of earlier annotations, whose prompts come last; repeatable."),
-    ] = None,
+    limit: Limit = None,
+    earlier: Earlier = None,
     export: Annotated[bool, typer.Option("--export", help="Only write OUT/annotations.parquet anew.")] = False,
     config: Config = None,
     overrides: Overrides = None,
@@ -102,7 +107,7 @@ def annotate(
     if simulated:
         _simulate(resolved, candidates, prompts, out, select, reward, limit, tuple(earlier or ()))
         return
-    from rlhf.data.annotation_export import export_by_hand, open_study
+    from rlhf.data.annotation_export import export_by_hand
     from rlhf.data.annotation_items import load_items
     from rlhf.data.annotation_store import Assignment
     from rlhf.rewards.learned.prompt_choice import order_prompts
@@ -111,16 +116,38 @@ def annotate(
     if export:
         print(f"{export_by_hand(items, out, database)} judgements in {out / 'annotations.parquet'}")
         return
-    from serve.annotation.annotation_server import run
-
     order = order_prompts(items, select, reward, seed=resolved.seed, limit=limit, earlier=tuple(earlier or ()))
     assignment = Assignment(order=order, overlap=overlap, repeat=repeat, lease_s=60 * lease_minutes, seed=resolved.seed)
+    _serve_page(resolved, items, assignment, out, database, host, port)
+
+
+def _serve_page(
+    resolved: "RunConfig",
+    items: "AnnotationItems",
+    assignment: "Assignment",
+    out: Path,
+    database: str | None,
+    host: str,
+    port: int,
+) -> None:
+    from rlhf.data.annotation_export import open_study
+    from serve.annotation.annotation_server import run
+
     store = open_study(items, assignment, out, database)
     save_config(resolved, out)
     run(store, items, out, host, port)
 
 
-def _simulate(resolved, candidates, prompts, out: Path, select: str, reward, limit, earlier) -> None:  # noqa: ANN001
+def _simulate(
+    resolved: "RunConfig",
+    candidates: Path,
+    prompts: Path,
+    out: Path,
+    select: str,
+    reward: Path | None,
+    limit: int | None,
+    earlier: tuple[Path, ...],
+) -> None:
     from rlhf.data.annotation_export import refuse_peoples_annotations
     from rlhf.data.annotators import simulate_annotations
     from rlhf.data.prompts import load_prompts

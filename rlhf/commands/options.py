@@ -1,15 +1,19 @@
-"""Options that several commands share, and how they become a configuration."""
+"""Options shared by several commands, and the configuration made from them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, get_args, get_origin, get_type_hints
 
 import typer
 
 from rlhf.storage.url_path import as_path
 
-Config = Annotated[Path | None, typer.Option("--config", help="YAML file with what differs from the defaults.")]
+if TYPE_CHECKING:
+    from rlhf.config.run_config import RunConfig
+    from rlhf.diffusion.sampler import Sampler, TakePrompts
+
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file with changes to the defaults.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, as section.key=value; repeatable.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 PromptsFolder = Annotated[Path, typer.Option("--prompts", help="Folder of prompts.")]
@@ -17,7 +21,7 @@ RewardFolder = Annotated[
     Path, typer.Option("--reward", help="Reward folder, or a run folder or YAML file with `rewards:`.")
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait for resources that are not there yet.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for resources that are not available yet.")]
 SamplersAddress = Annotated[str | None, typer.Option("--address", help="Ray cluster whose samplers paint.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Samplers on Ray, on this machine or at --address; default: cluster.samplers.")
@@ -25,22 +29,22 @@ Workers = Annotated[
 
 
 def take_urls(command: Callable[..., object] | None) -> None:
-    """Have every path of a command given as a local one or a URL; Typer alone would make a local path of both."""
+    """Lets every path option of a command take a local path or a URL; Typer alone would make both local paths."""
     for hint in get_type_hints(command, include_extras=True).values():
         if get_origin(hint) is Annotated and Path in (hint.__origin__, *get_args(hint.__origin__)):
             for option in hint.__metadata__:
                 option.parser, option.metavar = as_path, "PATH"
 
 
-def resolve_config(file: Path | None, overrides: list[str] | None):  # noqa: ANN202
-    """The defaults, what the file says otherwise, and the overrides."""
+def resolve_config(file: Path | None, overrides: list[str] | None) -> "RunConfig":
+    """Returns the defaults, changed by the file and then by the overrides."""
     from rlhf.config.config_files import load_config
 
     return load_config(file, tuple(overrides or ()))
 
 
-def save_config(config, out: Path) -> None:  # noqa: ANN001
-    """Write the resolved configuration beside a stage's results."""
+def save_config(config: "RunConfig", out: Path) -> None:
+    """Writes the resolved configuration beside a stage's results."""
     from rlhf.config.config_files import dump_config
     from rlhf.storage.atomic_files import atomic_write_text
 
@@ -48,8 +52,16 @@ def save_config(config, out: Path) -> None:  # noqa: ANN001
 
 
 @contextmanager
-def open_samplers(config, take, policies: Sequence[Path | None], out: Path, workers, address, wait) -> Iterator:  # noqa: ANN001
-    """The function that gives the sampler of each policy (None: the base model), here or on Ray."""
+def open_samplers(
+    config: "RunConfig",
+    take: "TakePrompts",
+    policies: Sequence[Path | None],
+    out: Path,
+    workers: int | None,
+    address: str | None,
+    wait: bool,
+) -> Iterator[Callable[[Path | None], "Sampler"]]:
+    """Gives the function that opens the sampler of a policy (None: the base model), in this process or on Ray."""
     from rlhf.diffusion.policy import load_policy
     from rlhf.diffusion.sampler import InProcessSampler
 

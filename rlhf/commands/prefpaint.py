@@ -1,4 +1,4 @@
-"""PrefPaint's own release: its data in and out, its reward model."""
+"""Imports of PrefPaint's release: its data and its reward model."""
 
 from pathlib import Path
 from typing import Annotated

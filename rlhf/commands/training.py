@@ -1,4 +1,4 @@
-"""Networks that are trained: reward model, policy, the built-in model."""
+"""Commands that train: `reward`, `align`, and `pretrain` for the built-in model."""
 
 import shlex
 import sys
@@ -18,22 +18,25 @@ from rlhf.commands.options import (
 )
 from rlhf.errors import UserError
 
+Objective = Annotated[
+    str | None, typer.Option(help="`scores` (regression) or `pairs` (Bradley-Terry); default: reward.objective.")
+]
+UpdatedReward = Annotated[
+    Path | None, typer.Option("--update", help="Reward folder to add these annotations to; its features stay.")
+]
+
 
 def reward(
     prompts: Annotated[Path, typer.Argument(help="Folder of prompts.")],
     candidates: Annotated[Path, typer.Argument(help="Folder of candidates.")],
     annotations: Annotated[Path, typer.Argument(help="Folder of annotations.")],
     out: Out,
-    objective: Annotated[
-        str | None, typer.Option(help="`scores` (regression) or `pairs` (Bradley-Terry); default: reward.objective.")
-    ] = None,
-    update: Annotated[
-        Path | None, typer.Option("--update", help="Reward folder that takes these annotations in; features stay.")
-    ] = None,
+    objective: Objective = None,
+    update: UpdatedReward = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train the reward model, fit its head and V, calibrate its bound, report; goes on where it was interrupted."""
+    """Train the reward model, fit its head and V, calibrate its bound, report; resumes after an interruption."""
     if update is not None and (objective or config or overrides):
         raise UserError("reward: --update keeps the settings of its reward; leave --objective, --config and --set out")
     chosen = [f"reward.objective={objective}"] if objective else []
@@ -42,8 +45,6 @@ def reward(
     from rlhf.data.annotators import load_annotations
     from rlhf.data.prompts import load_prompts
     from rlhf.diffusion.candidates import load_candidates
-    from rlhf.reports.intervals import show_estimate
-    from rlhf.reports.pages import show
 
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images, rows = load_candidates(candidates, by_id), load_annotations(annotations)
@@ -62,11 +63,18 @@ def reward(
         figures = train_reward(by_id, images, rows, out, resolved.reward, seed=resolved.seed, command=command)
         for doubt in describe_doubts(figures):
             print(f"reward: {doubt}", file=sys.stderr)
+    _print_figures(figures, out / ("report.json" if update else "report.html"))
+
+
+def _print_figures(figures: dict[str, Any], report: Path) -> None:
+    from rlhf.reports.intervals import show_estimate
+    from rlhf.reports.pages import show
+
     print(
-        f"reward in {out}: coverage {show_estimate(figures['coverage_measured'], '.3f')} "
+        f"reward in {report.parent}: coverage {show_estimate(figures['coverage_measured'], '.3f')} "
         f"(stated {figures['coverage_stated']}), effective rank {figures['effective_rank']:.1f}, "
         f"rank correlation with scores {show(figures['rank_correlation_reward_score']['value'], '.2f')}; "
-        f"figures in {out / ('report.json' if update else 'report.html')}"
+        f"figures in {report}"
     )
 
 
@@ -74,17 +82,19 @@ def align(
     out: Out,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="Folder of prompts.")] = None,
     reward: Annotated[
-        Path | None, typer.Option("--reward", help="Reward folder; not needed where `rewards:` names all.")
+        Path | None, typer.Option("--reward", help="Reward folder; not needed if `rewards:` names all.")
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option("--policy", help="Policy folder to start from; the KL is to the base model still.")
+        Path | None,
+        typer.Option("--policy", help="Policy folder to start from; the KL is still to the base model."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     address: Address = None,
     wait: Wait = False,
     dump: Annotated[Path | None, typer.Option("--dump-rollouts", help="Folder to write every rollout to.")] = None,
     replay: Annotated[
-        Path | None, typer.Option("--replay", help="Train on the rollouts dumped there, without samplers and scorers.")
+        Path | None,
+        typer.Option("--replay", help="Folder of dumped rollouts to train on, without sampling."),
     ] = None,
     rollouts_only: Annotated[
         bool, typer.Option("--rollouts-only", help="Roll out and score into --dump-rollouts; do not train.")
@@ -116,7 +126,7 @@ def pretrain(
     unet_updates: Annotated[int, typer.Option(help="Optimizer steps of the UNet.")] = 6000,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops, holes and noise.")] = 0,
 ) -> None:
-    """Train the built-in model `tiny` from photographs; goes on where it was interrupted."""
+    """Train the built-in model `tiny` from photographs; resumes after an interruption."""
     from rlhf.diffusion.builtin.pretrain import PretrainConfig
     from rlhf.diffusion.builtin.pretrain import pretrain as train
     from rlhf.storage.url_path import UrlPath

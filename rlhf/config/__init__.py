@@ -1,1 +1,1 @@
-"""What a run is told: one typed section per stage, from YAML files and `--set`."""
+"""Configuration of a run: one typed section per stage, from YAML files and `--set`."""

@@ -1,4 +1,4 @@
-"""What `rlhf align` is told: the algorithm, its rollouts, its updates."""
+"""Configuration of `rlhf align`: the algorithm, its rollouts, its updates."""
 
 from typing import Annotated, Literal
 
@@ -30,30 +30,30 @@ class AlignConfig(Section):
     window_size: Count = 2
     """grpo, mixgrpo: length of the window of stochastic, trained steps."""
     window_range: Count = 6
-    """grpo, mixgrpo: the window lies within the first so many steps."""
+    """grpo, mixgrpo: number of first steps that the window lies within."""
     steps_share: PositiveShare = 0.4
     """mixgrpo: share of the steps after the window that is run, by a solver of second order."""
     trained_steps: Count = 5
-    """prefpaint: how many steps, drawn at random, are trained; nft: to how many, drawn for each, samples are noised."""
+    """prefpaint: number of trained steps, drawn at random; nft: number of noise levels, drawn for each sample."""
     nft_beta: Annotated[float, Field(gt=0.0)] = 1.0
     """nft: how far the implicit positive and negative policies lie from the old one, towards and off the trained."""
     old_decay_rate: NonNegative = 0.001
     """nft: the old policy, which samples, follows the trained one by an average whose decay grows by this with every
     update; 0: it is the trained one."""
     old_decay_max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    """nft: up to this decay."""
+    """nft: largest decay of the old policy's average."""
     learning_rate: Positive = 3e-4
-    """Of AdamW."""
+    """Learning rate of AdamW."""
     weight_decay: NonNegative = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: Positive = 1.0
-    """Gradient clipping."""
+    """Largest norm of the gradient; larger ones are scaled down."""
     clip_range: Positive = 1e-3
-    """Of the ratio; log-probs are means over latent elements, see `log_prob_over`."""
+    """Clip range of the ratio; log-probs are means over latent elements, see `log_prob_over`."""
     advantage_clip: Positive = 5.0
-    """Advantages are clipped to plus and minus this."""
+    """Bound of the advantages, which are clipped to plus and minus this value."""
     kl_weight: NonNegative = 0.01
-    """Of the KL to the base policy, in nats per latent element."""
+    """Weight of the KL to the base policy, in nats per latent element."""
     trust: Annotated[
         Literal["proper", "release", "constant", "none"],
         BeforeValidator(lambda value: ("none", "proper")[value] if isinstance(value, bool) else value),
@@ -61,14 +61,14 @@ class AlignConfig(Section):
     """Weight of each sample, divided by its mean over the update: exp(-k u + b) with u = sqrt(z' V^-1 z) (`proper`) or
     ||V^-1 z|| as the release has it (`release`); the same for all (`constant`), which is `none` to the last bit."""
     climbs: Literal["reward", "lower_bound"] = "reward"
-    """What advantages are made of: the reward, or the reward less its conformal bound."""
+    """Source of the advantages: the reward, or the reward minus its conformal bound."""
     log_prob_over: Literal["hole", "all"] = "hole"
     """Latent elements over which log-probs, errors (nft) and KL are means: those of the hole, or all, as in PrefPaint's
     code."""
     ood_alarm: Share = 0.5
-    """A warning is printed where more of the rewards are less certain than the calibrated 0.95 quantile."""
+    """Share of rewards less certain than the calibrated 0.95 quantile above which a warning is printed."""
     trainable: Literal["lora", "full"] = "lora"
-    """What is trained: LoRA adapters or the whole UNet."""
+    """Trained weights: LoRA adapters or the whole UNet."""
     lora_rank: Count = 16
     """Rank and alpha of the adapters."""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
@@ -91,7 +91,7 @@ class AlignConfig(Section):
     checkpoint_every: Count = 10
     """Updates between checkpoints."""
     keep_last: Count = 2
-    """Checkpoints kept, the newest; a run goes on from the last. May change with --resume, as keep_policies may."""
+    """Checkpoints kept, the newest; a run resumes from the last. May change with --resume, as keep_policies may."""
     keep_policies: Count | None = None
     """Policies kept, the newest; null keeps all."""
 

@@ -1,4 +1,4 @@
-"""Settings of the actors: how many, where, and what happens when they are lost."""
+"""Settings of the actors: their number, place and resources, and the reaction to their loss."""
 
 from typing import Annotated, Literal
 
@@ -8,14 +8,14 @@ from rlhf.config.config_types import Count, NonNegative, Positive, Section
 
 
 class ClusterConfig(Section):
-    """Ray actors and what each may take."""
+    """Ray actors and the resources of each."""
 
     samplers: Count = 2
-    """RolloutSampler actors."""
+    """Number of RolloutSampler actors."""
     scorers: Count = 1
-    """RewardScorer actors."""
+    """Number of RewardScorer actors."""
     learners: Count = 1
-    """Learner ranks."""
+    """Number of learner ranks."""
     threads_per_sampler: Count = 1
     """PyTorch threads of a sampler or scorer (CPU only)."""
     threads_per_learner: Count = 2
@@ -25,21 +25,21 @@ class ClusterConfig(Section):
     gpus_per_actor: NonNegative = 0.0
     """Ray GPUs asked for by each sampler, scorer and learner rank; below 1, actors share a GPU."""
     gpus_per_sampler: NonNegative | None = None
-    """In place of `gpus_per_actor`."""
+    """Replaces `gpus_per_actor` for this role."""
     gpus_per_scorer: NonNegative | None = None
-    """In place of `gpus_per_actor`."""
+    """Replaces `gpus_per_actor` for this role."""
     gpus_per_learner: NonNegative | None = None
-    """In place of `gpus_per_actor`."""
+    """Replaces `gpus_per_actor` for this role."""
     role_resources: bool = False
     """Actors also ask for the resource of their role's name (`sampler`, `scorer`, `learner`), as much as of GPUs, so
     that nodes can be marked for a role."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """How actors lie on the nodes: few nodes or many if possible, or one node or one each by force."""
+    """Placement of actors: few nodes (PACK) or many (SPREAD) if possible, or strictly one node or one node each."""
     min_learners: Count | None = None
-    """With this many learner ranks the run goes on where no more can be had; None always waits for `learners`."""
+    """Least number of learner ranks to continue with if no more are available; None always waits for `learners`."""
     learner_failures: Annotated[int, Field(ge=-1)] = 8
     """Losses of learner ranks, each of which costs the updates since the last checkpoint; -1 is any number."""
     task_timeout_s: Positive = 3600.0
-    """A sampler or scorer that has not answered for so long is replaced; a new one's start is counted in."""
+    """Time without an answer after which a sampler or scorer is replaced; includes the start of a new one."""
     probe_every: Annotated[int, Field(ge=1, validation_alias=AliasChoices("probe_every", "canary_every"))] = 1
     """Number of updates from one probe to the next: a sampler whose log-prob differs from the learner's is replaced."""

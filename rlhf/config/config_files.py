@@ -13,13 +13,13 @@ from rlhf.errors import UserError
 from rlhf.storage.atomic_files import check_schema
 
 SCHEMA_VERSION = 1
-"""Of the configuration that is saved with each stage."""
+"""Format version of the configuration that is saved with each stage."""
 
 
 def load_config(file: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """The defaults, changed by a YAML file, changed by `section.key=value` overrides.
+    """Loads the defaults, changed by a YAML file and then by `section.key=value` overrides.
 
-    Raises UserError that names the key (and the nearest known one) or the value that is off.
+    Raises UserError with the key (and the nearest known one) or the value if one is invalid.
     """
     record: dict[str, Any] = {}
     if file is not None:
@@ -79,7 +79,7 @@ def _keys_at(path: list[str]) -> list[str]:
 
 
 def parse_reward(record: dict[str, Any]) -> RewardEntry:
-    """One entry of `rewards:`; UserError that says which key is off."""
+    """Parses one entry of `rewards:`; raises UserError with the key if one is invalid."""
     try:
         return RewardEntry.model_validate(record)
     except ValidationError as error:
@@ -88,5 +88,5 @@ def parse_reward(record: dict[str, Any]) -> RewardEntry:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML."""
+    """Returns the resolved configuration as YAML."""
     return yaml.safe_dump({"schema_version": SCHEMA_VERSION} | config.model_dump(mode="json"), sort_keys=False)

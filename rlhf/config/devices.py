@@ -1,4 +1,4 @@
-"""Where networks run."""
+"""Choice of the device for networks."""
 
 import torch
 
@@ -6,7 +6,7 @@ from rlhf.errors import UserError
 
 
 def resolve_device(choice: str) -> torch.device:
-    """The device of `model.device`; UserError where `cuda` is asked for and there is none."""
+    """Returns the device of `model.device`; raises UserError if `cuda` is chosen and there is no GPU."""
     if choice == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device: cuda asked for, but PyTorch sees no GPU; use auto or cpu")
     return torch.device("cuda" if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()) else "cpu")

@@ -1,4 +1,4 @@
-"""Settings with which contestants are painted and compared."""
+"""Settings of sampling and comparison in evaluations."""
 
 from rlhf.config.config_types import Count, Section
 
@@ -9,9 +9,9 @@ class EvaluateConfig(Section):
     samples_per_prompt: Count = 2
     """Number of samples per prompt, with the same noise for all models."""
     num_inference_steps: Count = 10
-    """Number of denoising steps of deterministic DDIM."""
+    """Number of deterministic denoising steps."""
     micro_batch_size: Count = 64
-    """Number of images denoised at once."""
+    """Number of images per forward pass."""
     bootstrap: Count = 2000
     """Number of bootstrap resamples of the photographs."""
     features: str | None = None

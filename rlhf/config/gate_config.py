@@ -1,4 +1,4 @@
-"""What a policy must show before it answers under a name."""
+"""Limits that a policy must pass before it answers under a name."""
 
 from typing import Annotated
 
@@ -12,9 +12,9 @@ Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 class GateConfig(Section):
     """Limits of `rlhf promote`, each for the lower end of a 95 % interval.
 
-    Those of sharpness and diversity were chosen, not derived: a fifth lost. Sound runs lost at most 4 %, the lower ends
-    being at least 0.94; one whose LoRA was scaled by 12 lost a tenth of its diversity, the lower end at 0.72. They are
-    against what the name serves now, so a row of promotions may lose more.
+    The limits of sharpness and diversity are chosen, not derived: a loss of a fifth. Sound runs lost at most 4 %, with
+    lower ends of at least 0.94; a run with its LoRA scaled by 12 lost a tenth of its diversity, with a lower end of
+    0.72. The limits compare with the policy that the name serves now, so a series of promotions may lose more.
     """
 
     min_win_rate: Ratio = 0.5
@@ -24,4 +24,4 @@ class GateConfig(Section):
     min_diversity_ratio: Ratio = 0.8
     """Difference between a prompt's samples against the policy in place; must be exceeded."""
     min_photographs: Annotated[int, Field(ge=6)] = 6
-    """Photographs that the intervals rest on; fewer than 6 have no interval."""
+    """Least number of photographs; fewer than 6 have no interval."""

@@ -1,4 +1,4 @@
-"""Settings of the services that a run's figures are sent to."""
+"""Settings of the services that record a run's metrics."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ def _without_password(uri: str | None) -> str | None:
 
 
 class LoggingConfig(Section):
-    """Where figures go beside `metrics.jsonl`, TensorBoard and Ray's metrics."""
+    """Destinations of metrics beside `metrics.jsonl`, TensorBoard and Ray's metrics."""
 
     wandb_project: str | None = None
     """Weights & Biases: the project; needs the extra `wandb` and WANDB_API_KEY or `wandb login`."""

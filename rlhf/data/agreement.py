@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -14,11 +14,31 @@ Row = Mapping[str, Any]
 """A row of the annotations table; `round` may be absent."""
 
 
-def measure_agreement(rows: Iterable[Row]) -> dict[str, Any]:
-    """Krippendorff's alpha (interval level) of each mark, over the images that two or more people scored.
+class Agreement(TypedDict):
+    """The content of `agreement.json`."""
 
-    1 is full agreement, 0 is chance; null if no image has two annotators or all marks are equal. Only first rounds
-    count, since a person's repeat says nothing about other people.
+    annotators: int
+    images: int
+    images_scored_by_several: int
+    krippendorff_alpha: dict[str, float | None]
+    """Alpha by mark; null if it is undefined."""
+    is_simulated: bool
+
+
+class Consistency(TypedDict):
+    """Agreement of one person's two rounds; null if it is undefined."""
+
+    images: int
+    mean_absolute_difference: dict[str, float | None]
+    """Difference by mark, in points of the 0-7 scale."""
+    weighted_kappa: dict[str, float | None]
+
+
+def measure_agreement(rows: Iterable[Row]) -> Agreement:
+    """Returns Krippendorff's alpha (interval level) of each mark over the images with two or more annotators.
+
+    Alpha is 1 for perfect agreement, 0 for agreement by chance, and None if no image has two annotators or all
+    marks are equal. Only first rounds count: a person's repeat says nothing about other people.
     """
     firsts = [row for row in rows if not row.get("round")]
     annotators = {name: i for i, name in enumerate(sorted({row["annotator"] for row in firsts}))}
@@ -34,51 +54,47 @@ def measure_agreement(rows: Iterable[Row]) -> dict[str, Any]:
         "annotators": len(annotators),
         "images": len(images),
         "images_scored_by_several": int(shared.sum()),
-        "krippendorff_alpha": {name: interval_alpha(marks[i][:, shared]) for i, name in enumerate(MARKS)},
+        "krippendorff_alpha": {name: interval_alpha(marks[i]) for i, name in enumerate(MARKS)},
         "is_simulated": any(row.get("is_simulated") for row in firsts),
     }
 
 
 def interval_alpha(marks: np.ndarray) -> float | None:
-    """Krippendorff's alpha with interval differences (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
+    """Returns Krippendorff's alpha for interval data, 1 - D_o / D_e.
 
-    One minus observed over expected disagreement: the mean squared difference of marks within an image, over that of
-    all marks. `marks` is [annotators, images], NaN for no mark; images with fewer than two marks do not count. Returns
-    None if all marks are equal, or none can be paired.
+    D_o is the mean squared difference of marks within an image, D_e that of all marks (Krippendorff 2011,
+    "Computing Krippendorff's Alpha-Reliability", section D with the interval metric). Images with fewer than two
+    marks do not count. Shape: marks [annotators, images], NaN for a missing mark. None if fewer than two
+    different marks count.
     """
     counts = (~np.isnan(marks)).sum(axis=0)
     marks, counts = marks[:, counts >= 2], counts[counts >= 2]
-    expected = _squared_differences(marks.ravel())
-    if expected == 0:
+    values = marks[~np.isnan(marks)]
+    if len(np.unique(values)) < 2:
         return None
-    within = np.array([_squared_differences(image) for image in marks.T])
-    return float(1 - (counts.sum() - 1) * (within / (counts - 1)).sum() / expected)
+    # Over ordered pairs of m marks the squared differences sum to 2 m^2 times their variance; the 2 cancels.
+    observed = (counts**2 / (counts - 1) * np.nanvar(marks, axis=0)).sum() / len(values)
+    expected = len(values) / (len(values) - 1) * values.var()
+    return float(1 - observed / expected)
 
 
-def _squared_differences(marks: np.ndarray) -> float:
-    """Sum of squared differences over all ordered pairs of marks that are not NaN."""
-    marks = marks[~np.isnan(marks)]
-    return float(2 * len(marks) * ((marks - marks.mean()) ** 2).sum()) if len(marks) else 0.0
-
-
-def write_agreement(rows: Iterable[Row], out: Path) -> dict[str, Any]:
-    """Write `out/agreement.json`; returns what it holds."""
+def write_agreement(rows: Iterable[Row], out: Path) -> Agreement:
+    """Writes `out/agreement.json` and returns its content."""
     figures = measure_agreement(rows)
     atomic_write_json(out / "agreement.json", figures)
     return figures
 
 
-def measure_consistency(rows: Iterable[Row]) -> dict[str, Any]:
-    """One person's agreement with their earlier marks of the images that they saw twice.
+def measure_consistency(rows: Iterable[Row]) -> Consistency:
+    """Compares one person's marks with their earlier marks of the images that they saw twice.
 
-    The figures of each mark are the mean absolute difference, in points of the scale, and the quadratically weighted
-    kappa (null if undefined).
+    Returns for each mark the mean absolute difference and the quadratically weighted kappa.
     """
     rounds: dict[tuple[str, int], dict[int, Row]] = defaultdict(dict)
     for row in rows:
         rounds[row["prompt_id"], row["sample_index"]][row["round"]] = row
     pairs = [(seen[0], seen[1]) for seen in rounds.values() if len(seen) == 2]
-    figures: dict[str, Any] = {"images": len(pairs), "mean_absolute_difference": {}, "weighted_kappa": {}}
+    figures: Consistency = {"images": len(pairs), "mean_absolute_difference": {}, "weighted_kappa": {}}
     for name in MARKS:
         marks = np.array([[row[name] for row in pair] for pair in pairs], dtype=float).reshape(-1, 2)
         distance = float(np.abs(marks[:, 0] - marks[:, 1]).mean()) if len(pairs) else None
@@ -88,10 +104,10 @@ def measure_consistency(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def weighted_kappa(marks: np.ndarray) -> float | None:
-    """Cohen's kappa with quadratic weights, of paired marks [N, 2] (Cohen 1968).
+    """Returns Cohen's kappa with quadratic weights for paired marks [N, 2] (Cohen 1968).
 
-    One minus the mean squared difference of the pairs, divided by that of all first with all second marks; None if the
-    divisor is 0.
+    Kappa is 1 minus the mean squared difference of the pairs over that of all first marks with all second marks;
+    None if the latter is 0.
     """
     if not len(marks):
         return None

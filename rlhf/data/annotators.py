@@ -1,6 +1,6 @@
-"""Simulated annotators: the gold judge's utility, seen through each one's bias and noise.
+"""Simulated annotators: the gold judge's utility with a bias and noise for each annotator.
 
-Their marks stand in for people's in tests and in the demo; every table and report says so.
+Their marks replace people's marks in tests and in the demo; every table and report says so.
 """
 
 from datetime import UTC, datetime
@@ -16,18 +16,18 @@ from rlhf.data.annotated_images import annotations_of, measure_scores, score_col
 from rlhf.data.gold_judge import gold_utility
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.storage.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
+from rlhf.storage.tables import ANNOTATIONS, MARKS, PAGE_ANNOTATIONS, read_table, write_table
 
 UTILITY_RANGE = (0.25, 0.95)
-"""The utilities that get the marks 0 and 7; fixed before any policy was aligned."""
+"""Utilities of the marks 0 and 7; fixed before any policy was aligned."""
 TOTAL_WEIGHTS = {"structure": 0.15, "texture": 0.15, "overall": 0.70}
-"""How the three marks make the total (PrefPaint, appendix A)."""
+"""Weights of the three marks in the total (PrefPaint, appendix A)."""
 BATCH = 64
-"""Images judged at once; with more, their intermediate results no longer fit the processor's caches."""
+"""Number of images per batch; the intermediate results of more do not fit the processor's caches."""
 
 
 def to_mark(utility: np.ndarray) -> np.ndarray:
-    """Utility to a mark on the 0-7 scale, unrounded."""
+    """Maps utility to a mark on the 0-7 scale, unrounded."""
     low, high = UTILITY_RANGE
     return 7.0 * np.clip((utility - low) / (high - low), 0.0, 1.0)
 
@@ -40,12 +40,11 @@ def simulate_annotations(
     *,
     seed: int,
 ) -> int:
-    """Score every candidate 0-7 (whole marks) into `out/annotations.parquet`; returns the number of rows.
+    """Scores every candidate with whole marks 0-7 in `out/annotations.parquet` and returns the number of rows.
 
-    An annotator has a constant bias drawn once; each mark adds fresh noise, other noise for candidates
-    that begin at another `sample_index`. Every candidate is
-    scored by `marks_per_candidate` of them, so that the noise can be measured. How far they agree
-    goes to `out/agreement.json`.
+    Each annotator has a constant bias, drawn once; each mark adds fresh noise, which depends on the lowest
+    `sample_index`. `marks_per_candidate` annotators score every candidate, so the noise can be measured. Their
+    agreement goes to `out/agreement.json`.
     """
     rng = np.random.default_rng([seed, 11])
     bias = rng.normal(0.0, config.bias_sd, size=config.count)
@@ -58,18 +57,11 @@ def simulate_annotations(
     for index, key in enumerate(keys):
         for annotator in rng.permutation(config.count)[: config.marks_per_candidate]:
             marks = to_mark(utility[index]) + bias[annotator] + rng.normal(0.0, config.noise_sd, size=3)
-            structure, texture, overall = np.clip(np.round(marks), 0, 7)
+            known = {"prompt_id": key[0], "sample_index": key[1], "annotator": f"simulated-{annotator}"}
             rows.append(
-                {
-                    "prompt_id": key[0],
-                    "sample_index": key[1],
-                    "annotator": f"simulated-{annotator}",
-                    "annotated_at": now,
-                    "structure": structure,
-                    "texture": texture,
-                    "overall": overall,
-                    "is_simulated": True,
-                }
+                known
+                | dict(zip(MARKS, np.clip(np.round(marks), 0, 7), strict=True))
+                | {"annotated_at": now, "is_simulated": True}
             )
     write_table(rows, ANNOTATIONS, out / "annotations.parquet")
     write_agreement(rows, out)
@@ -79,7 +71,7 @@ def simulate_annotations(
 def _utilities(
     prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], keys: list[tuple[str, int]]
 ) -> np.ndarray:
-    """[N, 3]: structure, texture, overall."""
+    """Returns utilities [N, 3]: structure, texture, overall."""
     parts = []
     for start in range(0, len(keys), BATCH):
         chunk = keys[start : start + BATCH]
@@ -94,10 +86,10 @@ def _utilities(
 def noiseless_scores(
     prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
 ) -> np.ndarray:
-    """What simulated annotators' scores would be without noise, [N], normalised as their scores are.
+    """Returns simulated annotators' scores without their noise, [N], normalised as the noisy scores are.
 
-    One row per annotation that has a candidate, in the order of `join_annotations`. The mean of their
-    biases stays in: scores have no other origin, so without it every error would hold the same constant.
+    Rows are the annotations that have a candidate, in the order of `join_annotations`. The mean bias stays in:
+    scores have no other origin, so without it every error would hold the same constant.
     """
     normalisation = measure_scores(prompts, candidates, annotations)
     rows = annotations_of(candidates, annotations)
@@ -107,16 +99,16 @@ def noiseless_scores(
     marks_of = dict(zip(keys, with_totals, strict=True))
     families = [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows]
     truth = np.stack([marks_of[r["prompt_id"], r["sample_index"]] for r in rows])
-    # Nobody of that name was measured, so no bias is taken off.
+    # No annotator of that name was measured, so no bias is subtracted.
     scores = normalisation.apply(truth, families, ["nobody"] * len(rows))[:, 3]
     return scores + np.mean(normalisation.apply(*score_columns(prompts, rows))[:, 3] - scores)
 
 
 def load_annotations(folder: Path) -> list[dict[str, Any]]:
-    """Annotation rows with `annotation_score`, the weighted total of the three marks, and `round` (0 unless given).
+    """Loads annotation rows with `annotation_score`, the weighted total of the three marks, and `round` (default 0).
 
-    Raises UserError that names the row where a mark is missing, not finite or outside 0-7, or where an
-    annotator judges a candidate twice in one round.
+    Raises UserError with the row if a mark is missing, not finite or outside 0-7, or if an annotator judges a
+    candidate twice in one round.
     """
     rows = read_table(folder, PAGE_ANNOTATIONS, optional=("round",))
     first_of: dict[tuple[Any, ...], int] = {}

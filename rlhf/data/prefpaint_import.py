@@ -1,10 +1,10 @@
-"""PrefPaint's released preference data to this project's prompts, candidates and annotations.
+"""Import of PrefPaint's released preference data as prompts, candidates and annotations.
 
 The release holds no originals: a prompt's image is its painted-over picture with the hole blanked to mid-grey,
-so nothing may be judged against it (the simulated annotators and the gold judge would). Its single score per
-picture becomes all three marks (structure, texture, overall), whose weighted total then is that score; such
-rows carry the annotator `prefpaint-release`, no time, and `is_simulated` false. Which photograph a prompt was
-cut from is not in the release either: each id counts as its own.
+so neither simulated annotators nor the gold judge may use it. Its single score per picture becomes all three
+marks (structure, texture, overall), whose weighted total is then that score; these rows have the annotator
+`prefpaint-release`, no time, and `is_simulated` false. The release does not name photographs: each id counts
+as its own.
 """
 
 import re
@@ -51,7 +51,7 @@ Append = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseImport:
-    """What to import, and how."""
+    """Options of the import."""
 
     ids: str | None = None
     """Name of the file of ids, relative to the folder; None takes its only .txt file."""
@@ -71,7 +71,7 @@ class _Prompt:
     file_size: tuple[int, int]
     """Width and height of the released pictures."""
     color: Image.Image
-    """Resampled, where that was asked for; so is the mask."""
+    """Picture, resampled like the mask if `size_px` is given."""
     mask: np.ndarray
     """bool [H, W], True = hole."""
 
@@ -81,11 +81,11 @@ class _LeaveOutError(Exception):
 
 
 def import_release(folder: Path, out: Path, options: ReleaseImport) -> dict[str, Any]:
-    """Read the release in `folder` into `out/prompts`, `out/candidates`, `out/annotations` and `out/import.json`.
+    """Imports the release in `folder` into `out/prompts`, `out/candidates`, `out/annotations` and `out/import.json`.
 
-    Pictures pass one prompt at a time; the tables appear when all have passed. Returns what `import.json`
-    says: numbers of rows, and of what was left out by reason. Raises UserError where ids or labels are
-    missing or ambiguous, and where nothing is left.
+    Pictures are read one prompt at a time; the tables appear at the end. Returns the content of `import.json`: the
+    numbers of rows, and of left-out items by reason. Raises UserError if ids or labels are missing or ambiguous, or
+    if nothing is left.
     """
     low, high = options.score_range
     if not low < high:
@@ -117,7 +117,7 @@ def import_release(folder: Path, out: Path, options: ReleaseImport) -> dict[str,
 
 
 def _count_unlisted(folder: Path, ids: set[str], label_names: set[str], left_out: LeftOut) -> None:
-    """Count labels whose id is not listed, and pictures of listed ids that no label names."""
+    """Counts labels of unlisted ids, and pictures of listed ids without a label."""
     for name in sorted(label_names):
         if name.rpartition("_")[0] not in ids:
             left_out.add("labels of ids that are not listed", name[:80])
@@ -134,7 +134,7 @@ def _import_prompt(
     append: dict[str, Append],
     left_out: LeftOut,
 ) -> int:
-    """Append one id's rows; returns how many inpaintings it kept. Without any, the prompt is left out too."""
+    """Appends one id's rows and returns the number of inpaintings kept; at 0 the prompt is left out too."""
     if not scores:
         left_out.add("ids without a label", image_id)
         return 0
@@ -191,12 +191,12 @@ def _read_picture(path: Path, what: str) -> Image.Image:
 
 
 def _resample(picture: Image.Image, size_px: int | None) -> Image.Image:
-    """The mean over each new pixel's own area, so that no known pixel takes anything from the painted hole."""
+    """Returns the mean over each new pixel's own area, so no known pixel mixes with the painted hole."""
     return picture if size_px is None else picture.resize((size_px, size_px), Image.Resampling.BOX)
 
 
 def resample_mask(mask: np.ndarray, size_px: int) -> np.ndarray:
-    """Bool [size_px, size_px]: a pixel is hole where it covers any of the hole [H, W]."""
+    """Returns bool [size_px, size_px]: a pixel is hole if it covers any part of the hole [H, W]."""
     covered = Image.fromarray(mask.astype(np.float32)).resize((size_px, size_px), Image.Resampling.BOX)
     return np.asarray(covered) > 1e-6
 
@@ -232,12 +232,12 @@ def _annotation_row(image_id: str, k: int, score: float, score_range: tuple[floa
 
 
 def source_of(image_id: str) -> str:
-    """The data set that an id's name shows, else `unknown`."""
+    """Returns the data set in an id's name, else `unknown`."""
     return next((name for name, pattern in SOURCES if pattern.search(image_id)), "unknown")
 
 
 def hole_family(mask: np.ndarray, image_id: str) -> str:
-    """`warp` if the id says so; `boundary_band` or `boundary_square` where the known pixels are one rectangle.
+    """Returns `warp` if the id says so, `boundary_band` or `boundary_square` if the known pixels are a rectangle.
 
     A band is as high as the image. Everything else is `unknown`. Shapes: mask bool [H, W], True = hole.
     """
@@ -250,6 +250,6 @@ def hole_family(mask: np.ndarray, image_id: str) -> str:
 
 
 def describe(summary: dict[str, Any]) -> Iterator[str]:
-    """The summary in lines for people."""
+    """Yields the summary as lines of text."""
     yield ", ".join(f"{summary[name]} {name}" for name in ("ids", "prompts", "candidates", "annotations"))
     yield from describe_left_out(summary["left_out"])

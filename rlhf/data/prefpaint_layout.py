@@ -18,37 +18,35 @@ from typing import Any
 
 from rlhf.errors import UserError
 
-IDS_NAME = "ids.txt"
-LABELS_NAME = "labels.json"
 MASK_THRESHOLD = 125
-"""Values of the mask from here on are the hole."""
-NOT_DATA = {"readme", "license", "licence", "requirements", "import", "export"}
+"""Least value of the hole in a mask."""
+NOT_DATA = {"readme", "license", "licence", "requirements", "import"}
 """Names, without suffix, of files that never hold ids or labels."""
 MAX_ID_BYTES = 200
 """Longest id; file systems allow 255 bytes, of which the endings need some."""
 EXAMPLES = 5
-"""Names kept of each reason for leaving something out."""
+"""Number of names kept for each reason."""
 
 
 class _Pairs(list):
-    """A JSON object as its pairs, since a name that is repeated must not vanish unseen."""
+    """Pairs of a JSON object, since a repeated name must not vanish unseen."""
 
 
 class LeftOut:
-    """Counts what an import or export leaves out, by reason, with the first few names."""
+    """Counts the items that an import leaves out, by reason, with the first few names."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.examples: defaultdict[str, list[str]] = defaultdict(list)
 
     def add(self, reason: str, name: str) -> None:
-        """One more thing of this name left out for this reason."""
+        """Counts one item of this name for this reason."""
         self.counts[reason] += 1
         if len(self.examples[reason]) < EXAMPLES:
             self.examples[reason].append(name)
 
     def record(self) -> dict[str, Any]:
-        """{reason: {"count": n, "examples": [names]}}, most frequent first."""
+        """Returns {reason: {"count": n, "examples": [names]}}, most frequent first."""
         return {r: {"count": n, "examples": self.examples[r]} for r, n in self.counts.most_common()}
 
     def __str__(self) -> str:
@@ -56,37 +54,37 @@ class LeftOut:
 
 
 def describe_left_out(record: dict[str, Any]) -> Iterator[str]:
-    """A line for people on each reason of `LeftOut.record`."""
+    """Yields a line of text for each reason of `LeftOut.record`."""
     for reason, found in record.items():
         more = ", ..." if found["count"] > len(found["examples"]) else ""
         yield f"left out: {found['count']} {reason} ({', '.join(found['examples'])}{more})"
 
 
 def mask_path(folder: Path, image_id: str) -> Path:
-    """The mask of an id."""
+    """Returns the path of an id's mask."""
     return folder / "masks" / f"{image_id}_mask.png"
 
 
 def color_path(folder: Path, image_id: str) -> Path:
-    """The image of an id with its hole painted over."""
+    """Returns the path of an id's image with its hole painted over."""
     return folder / "masks_color" / f"{image_id}_mask_color.png"
 
 
 def inpaint_path(folder: Path, image_id: str, k: int) -> Path:
-    """The k-th inpainting of an id."""
+    """Returns the path of an id's k-th inpainting."""
     return folder / "inpaint" / f"{image_id}_{k}.png"
 
 
 def is_file_name(image_id: str) -> bool:
-    """Whether an id can be part of a file's name on every system, and leads out of no folder."""
+    """Returns whether an id can be part of a file name on every system and leads out of no folder."""
     is_plain = image_id.isprintable() and not set(image_id) & set('/\\:*?"<>|')
     return is_plain and 0 < len(image_id.encode()) <= MAX_ID_BYTES and image_id[0] != "."
 
 
 def find_file(folder: Path, name: str | None, suffix: str, option: str) -> Path:
-    """The named file in `folder`, or its only file with that suffix.
+    """Returns the named file in `folder`, or its only file with that suffix.
 
-    Raises UserError where it is missing, or where several could be meant: then `option` must say which.
+    Raises UserError if it is missing, or if several fit; `option` then selects one.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the folder that holds masks, masks_color and inpaint")
@@ -105,7 +103,7 @@ def find_file(folder: Path, name: str | None, suffix: str, option: str) -> Path:
 
 
 def read_ids(path: Path, left_out: LeftOut) -> list[str]:
-    """The ids of a text file, each once, in its order; repeated ones and those that name no file are left out."""
+    """Reads the ids of a text file in order; leaves out repeated ids and ids that cannot be file names."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -126,10 +124,10 @@ def read_ids(path: Path, left_out: LeftOut) -> list[str]:
 def read_labels(
     path: Path, left_out: LeftOut, score_range: tuple[float, float]
 ) -> tuple[dict[str, dict[int, float]], set[str]]:
-    """Scores by id and k, of both forms, and the names of all labels, usable or not.
+    """Reads scores by id and k from both forms, and the names of all labels, usable or not.
 
-    What is no score within `score_range` (ends included) is left out; of a repeated name the first one counts.
-    Raises UserError where the file is no JSON object.
+    Labels without a score within `score_range` (ends included) are left out; the first of a repeated name counts.
+    Raises UserError if the file is no JSON object.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
@@ -158,7 +156,7 @@ def read_labels(
 
 
 def _is_index(text: str) -> bool:
-    """Whether `text` is a non-negative 32-bit number written as `str` writes it."""
+    """Returns whether `text` is a non-negative 32-bit number in the form of `str`."""
     return text.isascii() and text.isdigit() and text == str(int(text[:10])) and int(text) < 2**31
 
 

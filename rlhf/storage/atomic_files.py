@@ -1,4 +1,4 @@
-"""Writing so that a file or folder is whole or not there at all."""
+"""Atomic writes: a file or folder is whole, or it does not exist."""
 
 import json
 import math
@@ -16,16 +16,16 @@ from rlhf.errors import UserError
 from rlhf.storage.url_path import UrlPath, explained
 
 DISK_SIGNS = ("No space left", "StorageFull", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
-"""How safetensors and torch.save say that a disk is full, in errors that are no OSErrors."""
+"""Texts of a full disk in errors of safetensors and torch.save that are no OSErrors."""
 
 
 SPARE_BYTES = 2**20
-"""Left free beside what is written, for the small files that follow it."""
+"""Number of bytes to leave free, for the small files that follow a large one."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within the block, whatever keeps `path` from being written becomes a UserError that names it."""
+    """Turns every error of the block that prevents writing `path` into a UserError with that path."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -39,11 +39,11 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary file to be filled; at the block's end `path` is replaced by it, whole or not at all.
+    """Gives a temporary file to fill, and replaces `path` by it at the end of the block, whole or not at all.
 
-    For a local path it lies beside it, is flushed to disk and renamed; for a URL it is uploaded.
-    Where the block raises, a previous file stays as it was. Raises UserError where the folder cannot be
-    written; the block itself must turn its OSErrors that mean something else.
+    The file of a local path lies beside it, is flushed to disk and renamed; the file of a URL is uploaded. If the
+    block raises, a previous file stays unchanged. Raises UserError if the folder cannot be written; the block must
+    convert OSErrors with another meaning itself.
     """
     if isinstance(path, UrlPath):
         with writing(path), tempfile.TemporaryDirectory(prefix="rlhf-") as folder:
@@ -68,10 +68,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path, last: str) -> Iterator[Path]:
-    """A local folder to be filled by libraries, its file `last` at the end; who finds that file finds all others.
+    """Gives a local folder to fill; its file `last` appears last and proves that the folder is whole.
 
-    For a local path it is the folder itself, whose old `last` is removed first; a URL gets the files when the
-    block ends, `last` after all others. Raises UserError where they cannot be written.
+    A local path is used itself, after its old `last` is removed; a URL gets the files at the end of the block,
+    `last` after all others. Raises UserError if they cannot be written.
     """
     with writing(folder):
         (folder / last).unlink(missing_ok=True)
@@ -88,21 +88,21 @@ def whole_folder(folder: Path, last: str) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then put it at `path`, a local one or a URL.
+    """Lets `write` fill a temporary file, then puts it at `path`, a local path or a URL.
 
-    Raises UserError where the folder cannot be written; a previous file then stays as it was.
+    Raises UserError if the folder cannot be written; a previous file then stays unchanged.
     """
     with atomic_path(path) as temporary:
         write(temporary)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Writes a text file, whole or not at all."""
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add to the end of a file, on disk when this returns; at a URL, where nothing can be added, it is stored anew."""
+    """Appends to a file and flushes it to disk; a file at a URL cannot be appended to, so it is stored anew."""
     if isinstance(path, UrlPath):
         atomic_write_text(path, (path.read_text() if path.is_file() else "") + text)
         return
@@ -113,12 +113,12 @@ def append_text(path: Path, text: str) -> None:
 
 
 def atomic_write_json(path: Path, record: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Writes a JSON file, whole or not at all."""
     atomic_write_text(path, json.dumps(finite(record), indent=2, default=str) + "\n")
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """The record in a JSON file; UserError with the remedy where it cannot be read or is damaged."""
+    """Loads the record of a JSON file; raises UserError with the remedy if it is unreadable or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -126,7 +126,7 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def check_schema(found: Any, known: int, path: Path) -> None:
-    """UserError where `path` was written in a newer format than this version knows; no number means the first."""
+    """Raises UserError if `path` has a newer format than this version knows; no number means the first format."""
     if isinstance(found, int) and found > known:
         raise UserError(
             f"{path}: has schema {found}, but this version reads up to {known}; install a newer prefpaint-ray"
@@ -134,7 +134,7 @@ def check_schema(found: Any, known: int, path: Path) -> None:
 
 
 def finite(record: Any) -> Any:
-    """NaN and infinity as null: JSON has neither."""
+    """Replaces NaN and infinity by None, since JSON has neither."""
     if isinstance(record, dict):
         return {key: finite(value) for key, value in record.items()}
     if isinstance(record, list | tuple):
@@ -143,7 +143,7 @@ def finite(record: Any) -> Any:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder and all that is in it."""
+    """Deletes a folder and its content."""
     with writing(folder), explained(folder):
         if isinstance(folder, UrlPath):
             folder.filesystem.delete_dir(folder.key)
@@ -152,7 +152,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def require_room(folder: Path, arriving: Path) -> None:
-    """UserError where the files in `arriving` do not fit onto the disk of `folder`; of URLs nothing is known."""
+    """Raises UserError if the files in `arriving` do not fit onto the disk of `folder`; URLs are not checked."""
     if isinstance(folder, UrlPath):
         return
     size = sum(path.stat().st_size for path in arriving.rglob("*") if path.is_file())
@@ -165,7 +165,7 @@ def require_room(folder: Path, arriving: Path) -> None:
 
 
 def atomic_torch_save(record: Any, path: Path) -> None:
-    """`torch.save`, whole or not at all."""
-    import torch  # Two seconds, which those who read a configuration need not wait for.
+    """Saves by `torch.save`, whole or not at all."""
+    import torch  # Two seconds, which readers of a configuration need not wait for.
 
     atomic_write(path, lambda temporary: torch.save(record, temporary))

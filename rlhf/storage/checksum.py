@@ -1,4 +1,4 @@
-"""The proof that two processes hold the same weights; imports no torch, as whoever only passes weights on."""
+"""Checksums of weights and folders; imports no torch, since processes that only pass weights on do not either."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def checksum(state: "Mapping[str, torch.Tensor] | Mapping[str, np.ndarray]") -> str:
-    """SHA-256 over names and bytes of tensors on the CPU, without gradient; the same for NumPy's arrays of them."""
+    """Returns the SHA-256 of names and bytes of CPU tensors without gradient, or of equal NumPy arrays."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
@@ -21,7 +21,7 @@ def checksum(state: "Mapping[str, torch.Tensor] | Mapping[str, np.ndarray]") -> 
 
 
 def folder_checksum(folder: Path) -> str:
-    """SHA-256 over names and bytes of the files in a folder of this machine, folders in it left out."""
+    """Returns the SHA-256 of names and bytes of the files in a local folder, without its subfolders."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         with path.open("rb") as file:

@@ -1,6 +1,6 @@
-"""Photographs and masks: reading them safely, and their tensor form.
+"""Photographs and masks: safe decoding, and tensors.
 
-Everywhere: images are float32 [B, 3, H, W] in [-1, 1]; masks are float32 [B, 1, H, W], 1 = repaint.
+Images are float32 [B, 3, H, W] in [-1, 1]; masks are float32 [B, 1, H, W], 1 = repaint.
 """
 
 import io
@@ -13,17 +13,18 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rlhf.errors import UserError
+from rlhf.storage.atomic_files import atomic_write
 
 PHOTOGRAPH_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 MAX_PIXELS = 100_000_000
-"""Photographs above this number of pixels are refused before they are decoded."""
+"""Largest number of pixels; larger photographs are refused before they are decoded."""
 
 
 def decode_image(source: bytes | Path, *, name: str | None = None) -> Image.Image:
-    """Decode a photograph to upright 8-bit RGB.
+    """Decodes a photograph to upright 8-bit RGB.
 
     Palette, grey, CMYK, 16-bit and transparent images are converted (transparency on white).
-    Raises UserError, naming the file, if the bytes are no image, empty, truncated, or larger
+    Raises UserError with the file's name if the bytes are no image, empty, truncated, or larger
     than `MAX_PIXELS`.
     """
     label = name or (str(source) if isinstance(source, Path) else "image")
@@ -60,7 +61,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB, transparency on white."""
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, dtype=np.float32)
-        # `I;16` spans 0-65535; `I` and `F` do not say what they span.
+        # `I;16` spans 0-65535; `I` and `F` do not state their range.
         is_16_bit = image.mode.startswith("I;16") or pixels.max(initial=0.0) > 255.0
         scale = 1.0 / 257.0 if is_16_bit else 1.0
         image = Image.fromarray(np.clip(np.nan_to_num(pixels) * scale, 0, 255).astype(np.uint8))
@@ -72,23 +73,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def list_photographs(folder: Path) -> list[Path]:
-    """Files below `folder` that are named like photographs, sorted by path."""
+    """Returns the files below `folder` with a photograph's suffix, sorted by path."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a folder of photographs")
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOGRAPH_SUFFIXES and p.is_file())
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """The image as PNG bytes."""
+    """Returns the image as PNG bytes."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def decode_mask(source: bytes | Path, *, size: tuple[int, int], name: str) -> np.ndarray:
-    """Decode a mask to bool [H, W], True = repaint (values of 128 and more).
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """Writes uint8 [H, W, 3] or [H, W] as a PNG, whole or not at all."""
+    data = encode_png(Image.fromarray(pixels))
+    atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
-    Raises UserError where its size differs from `size` (width, height), it has no hole, or it
+
+def decode_mask(source: bytes | Path, *, size: tuple[int, int], name: str) -> np.ndarray:
+    """Decodes a mask to bool [H, W], True = repaint (values of 128 and more).
+
+    Raises UserError if its size differs from `size` (width, height), it has no hole, or it
     leaves nothing known.
     """
     mask = np.asarray(decode_image(source, name=name).convert("L")) >= 128
@@ -104,49 +111,49 @@ def decode_mask(source: bytes | Path, *, size: tuple[int, int], name: str) -> np
 
 
 def image_to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
-    """RGB image, uint8 [H, W, 3], to float32 [3, H, W] in [-1, 1]."""
+    """Converts an RGB image, uint8 [H, W, 3], to float32 [3, H, W] in [-1, 1]."""
     pixels = np.array(image, dtype=np.uint8)
     return from_8bit(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def mask_to_tensor(mask: np.ndarray) -> torch.Tensor:
-    """Bool [H, W] to float32 [1, H, W], 1 = repaint."""
+    """Converts bool [H, W] to float32 [1, H, W], 1 = repaint."""
     return torch.from_numpy(np.array(mask, dtype=np.float32))[None]
 
 
 def to_8bit(images: torch.Tensor) -> torch.Tensor:
-    """Floats in [-1, 1] on the 8-bit grid, as `composite` makes them, to uint8 of the same shape; nothing is lost."""
+    """Converts floats in [-1, 1] on the 8-bit grid (see `composite`) to uint8 of the same shape, without loss."""
     return ((images + 1.0) * 127.5).round().to(torch.uint8)
 
 
 def from_8bit(pixels: torch.Tensor) -> torch.Tensor:
-    """The inverse of `to_8bit`, to the last bit."""
+    """Inverts `to_8bit`, to the last bit."""
     return pixels.float() / 127.5 - 1.0
 
 
 def tensor_to_image(image: torch.Tensor) -> Image.Image:
-    """Float [3, H, W] in [-1, 1] to an 8-bit RGB image; the inverse of `image_to_tensor`."""
+    """Converts float [3, H, W] in [-1, 1] to an 8-bit RGB image; inverts `image_to_tensor`."""
     return Image.fromarray(to_8bit(image.float().clamp(-1, 1)).permute(1, 2, 0).cpu().numpy())
 
 
 def composite(generated: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Keep the known pixels of `image` bit for bit and take the hole from `generated`.
+    """Keeps the known pixels of `image` bit for bit and takes the hole from `generated`.
 
-    Shapes [B, 3, H, W], [B, 3, H, W], [B, 1, H, W]. The one compositing function of training,
-    scoring and serving. The hole is clamped to [-1, 1] and rounded to the 8-bit grid, so that
-    what is scored is what is stored.
+    Shapes [B, 3, H, W], [B, 3, H, W], [B, 1, H, W]. Training, scoring and serving
+    all use this function. The hole is clamped to [-1, 1] and rounded to the 8-bit grid, so the
+    scored pixels are the stored ones.
     """
     rounded = ((generated.clamp(-1, 1) + 1.0) * 127.5).round() / 127.5 - 1.0
     return torch.where(mask > 0.5, rounded, image)
 
 
 def blank_hole(image: torch.Tensor, mask: torch.Tensor, value: float = 0.0) -> torch.Tensor:
-    """The masked image: hole pixels set to 0 in [-1, 1] (mid-grey), as diffusers does, or to another value."""
+    """Returns the masked image: hole pixels set to 0 in [-1, 1] (mid-grey), as in diffusers, or to `value`."""
     return image * (mask < 0.5) if value == 0 else torch.where(mask < 0.5, image, value)
 
 
 def square_crop(image: Image.Image, rng: np.random.Generator, *, size: int, scale: tuple[float, float]) -> Image.Image:
-    """A random square crop, its side a share `scale` of the short side, resampled to `size` px."""
+    """Returns a random square crop, its side a share `scale` of the short side, resampled to `size` px."""
     side = max(1, round(min(image.size) * rng.uniform(*scale)))
     left = int(rng.integers(0, image.width - side + 1))
     top = int(rng.integers(0, image.height - side + 1))

@@ -1,9 +1,8 @@
-"""Folders at URLs (s3://, gs://, what pyarrow and fsspec open) as paths, so that stages use them like local ones.
+"""Paths of folders at URLs (s3://, gs://, and the schemes of pyarrow and fsspec), used by stages like local paths.
 
-`UrlPath` is a `pathlib.Path` over pyarrow's filesystems, which speak S3 and Google's storage with no further package,
-and which Ray Train takes as they are. universal_pathlib was left out, since it needs s3fs for S3, and its paths are no
-`pathlib.Path`; so were local mirrors of whole stages, which need the disk for all pictures and go stale. Tables are
-streamed row group by row group; what a library reads by file name is fetched by `local_copy` while it is opened.
+`UrlPath` is a `pathlib.Path` over pyarrow's filesystems, which open S3 and Google's storage without further packages
+and which Ray Train accepts. universal_pathlib needs s3fs for S3, and its paths are no `pathlib.Path`. Tables are
+streamed row group by row group; `local_copy` fetches the files that a library opens by name.
 
 An object appears at its URL when all of it has arrived, so one file is whole or not there, as after a rename.
 """
@@ -35,14 +34,14 @@ REASONS = (
         "the server does not answer; check the network, and AWS_ENDPOINT_URL or ?endpoint_override= for other servers",
     ),
 )
-"""What signs in the messages of storage servers mean, and what to do."""
+"""Signs in the messages of storage servers, with meaning and remedy."""
 
 
 class UrlPath(PosixPath):
-    """A file or folder at a URL. Made by `as_path`; parts are scheme, host with options, and the rest.
+    """A file or folder at a URL, made by `as_path`; its parts are scheme, host with options, and the rest.
 
-    Reading and asking raise UserError where the server refuses or does not answer, FileNotFoundError where there is
-    no such file. Written are whole files only, by `put`. A library that wants a local file raises TypeError at once.
+    Every access raises UserError if the server refuses or does not answer, and FileNotFoundError if there is no such
+    file. `put` writes whole files only. A library that needs a local file raises TypeError at once.
     """
 
     __slots__ = ()
@@ -53,7 +52,7 @@ class UrlPath(PosixPath):
         return f"{scheme}//{'/'.join([host, *rest])}" + (f"?{unquote(options)}" if options else "")
 
     def relative_to(self, *other: Any, **_: Any) -> PurePosixPath:  # type: ignore[override]
-        """The parts below another URL; ValueError where it is not above this one."""
+        """Returns the parts below another URL; raises ValueError if it is not above this one."""
         above = type(self)(*other).parts
         if self.parts[: len(above)] != above:
             raise ValueError(f"{self} is not below {other[0]}")
@@ -64,7 +63,7 @@ class UrlPath(PosixPath):
 
     @property
     def filesystem(self) -> "FileSystem":
-        """Of pyarrow; it can be pickled, options included."""
+        """The filesystem of pyarrow; it can be pickled, with its options."""
         return _open_filesystem(*self.parts[:2])[0]
 
     @property
@@ -77,21 +76,21 @@ class UrlPath(PosixPath):
             return self.filesystem.get_file_info([self.key])[0]
 
     def exists(self, **_: Any) -> bool:
-        """A file, or a folder that holds one."""
+        """Returns whether a file is there, or a folder that holds one."""
         return self.is_file() or self.is_dir()
 
     def is_file(self, **_: Any) -> bool:
-        """An object of this name."""
+        """Returns whether an object of this name is there."""
         return bool(self._info().is_file)
 
     def is_dir(self, **_: Any) -> bool:
-        """A folder that holds something."""
+        """Returns whether a folder with content is there."""
         from pyarrow.fs import FileType
 
         return self._info().type == FileType.Directory
 
     def glob(self, pattern: str, **_: Any) -> Iterator["UrlPath"]:  # type: ignore[override]
-        """What is below and matches, part by part."""
+        """Yields the paths below that match, part by part."""
         depth = len(Path(pattern).parts)
         for path in self._below(is_recursive=depth > 1):
             below = path.relative_to(self)
@@ -99,7 +98,7 @@ class UrlPath(PosixPath):
                 yield path
 
     def iterdir(self) -> Iterator["UrlPath"]:  # type: ignore[override]
-        """What is in the folder."""
+        """Yields the paths in the folder."""
         return self.glob("*")
 
     def _below(self, *, is_recursive: bool) -> Iterator["UrlPath"]:
@@ -112,23 +111,23 @@ class UrlPath(PosixPath):
             yield self / info.path.strip("/").removeprefix(key.strip("/")).strip("/")
 
     def open(self, mode: str = "rb", *_: Any, **__: Any) -> Any:  # type: ignore[override]
-        """A pyarrow file to read at any place; what is not asked for is not fetched."""
+        """Opens a seekable pyarrow file; only the parts that are read are fetched."""
         if mode != "rb":
             raise ValueError(f"{self}: opens for reading bytes only, not {mode!r}; write with atomic_path")
         with explained(self):
             return self.filesystem.open_input_file(self.key)
 
     def read_bytes(self) -> bytes:
-        """All of a file."""
+        """Reads a whole file."""
         with explained(self), self.open() as file:
             return file.read()
 
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
-        """All of a file, in UTF-8 unless said otherwise."""
+        """Reads a whole file as text, by default UTF-8."""
         return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
 
     def put(self, source: Path) -> None:
-        """Store a local file here; it appears when all of it has arrived."""
+        """Stores a local file here; it appears when all of it has arrived."""
         from pyarrow.fs import copy_files
 
         with explained(self):
@@ -137,24 +136,24 @@ class UrlPath(PosixPath):
             copy_files(str(source), self.key, destination_filesystem=self.filesystem, use_threads=False)
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Remove a file."""
+        """Removes a file."""
         if missing_ok and not self.is_file():
             return
         with explained(self):
             self.filesystem.delete_file(self.key)
 
     def mkdir(self, *_: Any, **__: Any) -> None:
-        """Nothing: a folder is there when something is in it."""
+        """Does nothing: a folder exists as soon as it has content."""
 
     def resolve(self, strict: bool = False) -> "UrlPath":
-        """Itself: a URL is absolute."""
+        """Returns the path itself: a URL is absolute."""
         return self
 
 
 def as_path(text: str | Path) -> Path:
-    """What a user names: a URL as UrlPath, anything else (NFS and file:// included) as a local path.
+    """Converts a user's text to a UrlPath if it is a URL, else (NFS and file:// included) to a local path.
 
-    Raises UserError for a URL that holds a password, or names no place.
+    Raises UserError if a URL holds a password or names no place.
     """
     scheme, separator, rest = str(text).partition("://")
     if not separator:
@@ -172,7 +171,7 @@ def as_path(text: str | Path) -> Path:
 
 @contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """A file or folder as one of this machine: itself, or for a URL a copy that is removed at the block's end."""
+    """Gives a local path: the path itself, or a copy of a URL that is removed at the end of the block."""
     if not isinstance(path, UrlPath):
         yield path
         return
@@ -191,7 +190,7 @@ def local_copy(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Within the block, what a storage server refuses becomes a UserError with the URL and the remedy."""
+    """Turns a storage server's refusals within the block into a UserError with the URL and the remedy."""
     try:
         yield
     except OSError as error:
@@ -205,7 +204,7 @@ def explained(path: Path) -> Iterator[None]:
 
 @cache
 def _open_filesystem(scheme: str, place: str) -> tuple["FileSystem", str]:
-    """The filesystem of a scheme and a host with its options, and the path of its root."""
+    """Returns the filesystem of a scheme and a host with its options, and the path of its root."""
     import pickle
 
     import fsspec

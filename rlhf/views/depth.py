@@ -19,7 +19,7 @@ GREY_MODES = ("L", "I", "I;16", "I;16B", "I;16L", "F")
 
 @dataclass(frozen=True, kw_only=True)
 class DepthSource:
-    """What the numbers of a depth file mean."""
+    """Meaning of the numbers in a depth file."""
 
     kind: Kind = "depth"
     focal_px: float = 1.0
@@ -29,15 +29,15 @@ class DepthSource:
     offset_px: float = 0.0
     """Disparity only: difference of the two principal points, added to every disparity."""
     is_mended: bool = False
-    """Whether unknown values are taken from what lies around them, instead of being an error."""
+    """Whether unknown values are filled from their surroundings; otherwise they are an error."""
 
 
 def read_depth(path: Path, size: tuple[int, int], source: DepthSource) -> np.ndarray:
-    """The depth map in a file, for a picture of `size` (width, height).
+    """Loads a depth map for a picture of `size` (width, height).
 
-    Read are .npy, .npz (its only array, or the one named `depth` or `disparity`), .pfm of one channel, and grey .png
-    (16 bits; 8 bits are read as they are). Raises UserError where the file is of another kind or size, or a value is
-    not finite or not positive and `source.is_mended` is False.
+    The formats are .npy, .npz (its only array, or the one named `depth` or `disparity`), .pfm of one channel, and grey
+    .png (16 bits; 8 bits are read as they are). Raises UserError if the format or size is another, or if a value is not
+    finite or not positive and `source.is_mended` is False.
     """
     values = _read_map(path)
     if values.shape != (size[1], size[0]):
@@ -55,7 +55,7 @@ def read_depth(path: Path, size: tuple[int, int], source: DepthSource) -> np.nda
 
 
 def check_depth(depth: np.ndarray, label: str, kind: Kind = "depth") -> np.ndarray:
-    """The same depth map; UserError, with how many there are and where one is, for values that are no depth."""
+    """Returns the depth map; raises UserError, with number and place of the faults, if a value is no depth."""
     is_known = np.isfinite(depth) & (depth > 0)
     if is_known.all():
         return depth
@@ -64,12 +64,12 @@ def check_depth(depth: np.ndarray, label: str, kind: Kind = "depth") -> np.ndarr
     reason = f"{int((~is_known).sum())} of {depth.size} pixels have no {kind} that is finite and above 0"
     raise UserError(
         f"{label}: {reason} (row {row}, column {column}: depth {value}); "
-        "mend the map, or take such pixels from what lies around them with --mend-depth"
+        "mend the map, or fill these pixels from their surroundings with --mend-depth"
     )
 
 
 def mend_depth(depth: np.ndarray, label: str) -> np.ndarray:
-    """Unknown values (not finite, or up to 0) from the far side of what lies around them; see `fill_depth`."""
+    """Fills unknown values (not finite, or up to 0) from the far side of their surroundings; see `fill_depth`."""
     from rlhf.views.cameras import camera_at_origin
     from rlhf.views.depth_filling import fill_depth
     from rlhf.views.surfaces import find_edges, find_joints
@@ -88,13 +88,13 @@ def mend_depth(depth: np.ndarray, label: str) -> np.ndarray:
 def disparity_to_depth(
     disparity: np.ndarray, *, focal_px: float, baseline: float, offset_px: float = 0.0
 ) -> np.ndarray:
-    """z = f b / (d + offset) of a rectified pair, in the baseline's unit; infinite where d + offset is 0."""
+    """Returns z = f b / (d + offset) of a rectified pair, in the baseline's unit; infinite if d + offset is 0."""
     with np.errstate(divide="ignore"):
         return focal_px * baseline / (disparity + offset_px)
 
 
 def depth_to_disparity(depth: np.ndarray, *, focal_px: float, baseline: float, offset_px: float = 0.0) -> np.ndarray:
-    """d = f b / z - offset, in pixels: the inverse of `disparity_to_depth`."""
+    """Returns d = f b / z - offset in pixels; inverts `disparity_to_depth`."""
     return focal_px * baseline / depth - offset_px
 
 

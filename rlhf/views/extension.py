@@ -1,4 +1,4 @@
-"""A photograph extended at its sides, with a GIF of how it grew: what `rlhf extend` does."""
+"""Extension of a photograph at its sides, with a GIF of its growth: the work of `rlhf extend`."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import Policy, load_policy
@@ -15,24 +16,24 @@ from rlhf.diffusion.tiles import Box
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
-from rlhf.storage.images import MAX_PIXELS, decode_image, encode_png
+from rlhf.storage.images import MAX_PIXELS, decode_image, save_png
 from rlhf.storage.url_path import local_copy
-from rlhf.views.growth import Band, Margins, fill_by_policy, grow, plan_bands
+from rlhf.views.growth import Band, Fill, Margins, fill_by_policy, grow, plan_bands
 
 SCHEMA_VERSION = 1
-"""Of `extension.json`."""
+"""Format version of `extension.json`."""
 LEAST_SIDE_PX = 8
-"""Photographs below it show nothing that could be continued."""
+"""Least side of a photograph; smaller ones show nothing to continue."""
 MAX_STEPS = 200
 STEPS = 4
-"""Unless a step is given; fewer where steps would be thinner than LEAST_STEP_PX, more where they would be wide."""
+"""Default number of steps; fewer if steps would be thinner than LEAST_STEP_PX, more if they would be wide."""
 LEAST_STEP_PX = 16
 GIF_PX = 480
 """Longest side of the GIF's frames."""
 GROWTH_S, FIRST_S, LAST_S = 3.0, 0.8, 2.0
-"""Duration of the growth in the GIF, and how long its first and last frame stand."""
+"""Durations of the growth, of the first frame and of the last frame in the GIF, in seconds."""
 UNPAINTED = 128
-"""Grey of what is not painted yet."""
+"""Grey value of pixels that are not painted yet."""
 
 
 def extend(
@@ -45,12 +46,12 @@ def extend(
     step_px: int | None = None,
     samples: int = 1,
 ) -> list[Path]:
-    """Extend a photograph of any size; returns the pictures.
+    """Extends a photograph of any size and returns the paths of the pictures.
 
     Writes `extended.png` (its known pixels are the photograph's, upright 8-bit RGB, bit for bit) and `growth.gif`,
-    or with several samples `extended-0.png`, `growth-0.gif` and so on, and last `extension.json`. `model` as
-    `locate_policy` takes it; steps of denoising are `config.evaluate.num_inference_steps`. Raises UserError where
-    the photograph cannot be read or there is nothing, or too much, to paint.
+    or `extended-0.png`, `growth-0.gif` and so on for several samples, and last `extension.json`. `model` is a path
+    for `locate_policy`; `config.evaluate.num_inference_steps` is the number of denoising steps. Raises UserError if
+    the photograph cannot be read, or if there is nothing, or too much, to paint.
     """
     pixels = read_photograph(photograph)
     height, width = pixels.shape[:2]
@@ -61,24 +62,13 @@ def extend(
     policy = load_policy(located, adapter)
     bands = plan_bands((width, height), margins, steps)
     differing, pictures = 0, []
+    denoising, key = config.evaluate.num_inference_steps, (config.seed, "extend")
     with progress_bar(stage="extend", total=samples * len(bands)) as bar:
         for index in range(samples):
-            frames = [frame(put_into(pixels, margins), _box(margins, width, height))]
-            fill = fill_by_policy(
-                policy,
-                num_inference_steps=config.evaluate.num_inference_steps,
-                seed_key=(config.seed, "extend"),
-                sample_index=index,
-            )
-            for painted in grow(pixels, margins, bands, fill):
-                differing += painted.known_pixels_differ
-                if is_last_of_step(painted.band, bands):
-                    frames.append(frame(painted.extended, painted.band.extent))
-                bar.update()
+            fill = fill_by_policy(policy, num_inference_steps=denoising, seed_key=key, sample_index=index)
             ending = f"-{index}" if samples > 1 else ""
             pictures.append(out / f"extended{ending}.png")
-            save_png(painted.extended, pictures[-1])
-            save_gif(frames, out / f"growth{ending}.gif")
+            differing += _extend_once(pixels, margins, bands, fill, bar, pictures[-1], out / f"growth{ending}.gif")
     record = _describe(policy, located.path, adapter, bands, margins, config)
     size = {"photograph": str(photograph), "width_px": width, "height_px": height}
     files = {"pictures": [path.name for path in pictures], "known_pixels_differ": differing}
@@ -86,8 +76,24 @@ def extend(
     return pictures
 
 
+def _extend_once(
+    pixels: np.ndarray, margins: Margins, bands: list[Band], fill: Fill, bar: tqdm, picture: Path, gif: Path
+) -> int:
+    """Writes one picture and its GIF; returns the number of known pixels that differ from the photograph."""
+    height, width = pixels.shape[:2]
+    frames, differing = [frame(put_into(pixels, margins), _box(margins, width, height))], 0
+    for painted in grow(pixels, margins, bands, fill):
+        differing += painted.known_pixels_differ
+        if is_last_of_step(painted.band, bands):
+            frames.append(frame(painted.extended, painted.band.extent))
+        bar.update()
+    save_png(painted.extended, picture)
+    save_gif(frames, gif)
+    return differing
+
+
 def read_photograph(path: Path) -> np.ndarray:
-    """Upright uint8 [H, W, 3]; UserError where it cannot be read or is smaller than LEAST_SIDE_PX."""
+    """Loads an upright uint8 [H, W, 3]; raises UserError if it is unreadable or smaller than LEAST_SIDE_PX."""
     with local_copy(path) as local:
         image = decode_image(local, name=str(path))
     if min(image.size) < LEAST_SIDE_PX:
@@ -96,9 +102,10 @@ def read_photograph(path: Path) -> np.ndarray:
 
 
 def count_steps(size: tuple[int, int], margins: Margins, step_px: int | None) -> int:
-    """Steps of at most `step_px`; by default STEPS, none wider than a quarter of the photograph's short side.
+    """Returns the number of steps of at most `step_px` pixels.
 
-    Raises UserError where a margin is negative, all are 0, a step has no pixel, or there is too much to paint.
+    The default is STEPS, or more so that no step is wider than a quarter of the photograph's short side. Raises
+    UserError if a margin is negative, all are 0, a step has no pixel, or there is too much to paint.
     """
     for side, margin in vars(margins).items():
         if margin < 0:
@@ -120,7 +127,7 @@ def count_steps(size: tuple[int, int], margins: Margins, step_px: int | None) ->
 
 
 def is_last_of_step(band: Band, bands: Sequence[Band]) -> bool:
-    """Whether a step ends with this band."""
+    """Returns whether a step ends with this band."""
     place = bands.index(band)
     return place + 1 == len(bands) or bands[place + 1].step > band.step
 
@@ -130,7 +137,7 @@ def _box(margins: Margins, width: int, height: int) -> Box:
 
 
 def put_into(pixels: np.ndarray, margins: Margins) -> np.ndarray:
-    """The photograph, uint8 [h, w, 3], with all margins, unpainted."""
+    """Returns the photograph, uint8 [h, w, 3], with all margins unpainted."""
     added = ((margins.top, margins.bottom), (margins.left, margins.right), (0, 0))
     return np.pad(pixels, added, constant_values=UNPAINTED)
 
@@ -156,7 +163,7 @@ def _describe(
 
 
 def frame(extended: np.ndarray, extent: Box) -> Image.Image:
-    """A frame of the GIF: what there is of the photograph, the rest in grey, at most GIF_PX wide and high."""
+    """Returns a frame of the GIF, at most GIF_PX wide and high: pixels within `extent`, the rest in grey."""
     height, width = extended.shape[:2]
     scale = min(1.0, GIF_PX / max(height, width))
     left, top, right, bottom = extent
@@ -167,10 +174,10 @@ def frame(extended: np.ndarray, extent: Box) -> Image.Image:
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
-    """Frames as a GIF that repeats: one palette and no dithering, so that what stands still costs no bytes.
+    """Writes frames as an endless GIF with one palette and no dithering, so unchanged pixels cost no bytes.
 
-    Pillow writes what stands still as transparent, where the palette leaves one of 256 colours for it. Its octree is
-    nearer to photographs than its median cut, and quicker.
+    Pillow writes unchanged pixels as transparent if the palette has a free colour, so 255 of 256 are used. Its octree
+    is nearer to photographs than its median cut, and quicker.
     """
     width, height = frames[0].size
     both = Image.new("RGB", (2 * width, height))
@@ -182,9 +189,3 @@ def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
     durations = [round(1000 * FIRST_S), *[between] * (len(others) - 1), round(1000 * LAST_S)]
     options = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
     atomic_write(path, lambda temporary: first.save(temporary, format="GIF", **options))
-
-
-def save_png(pixels: np.ndarray, path: Path) -> None:
-    """Pixels, uint8 [H, W, 3], as a PNG, whole or not at all."""
-    data = encode_png(Image.fromarray(pixels))
-    atomic_write(path, lambda temporary: temporary.write_bytes(data))

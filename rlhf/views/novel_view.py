@@ -1,58 +1,60 @@
 """New views of one photograph with depth: warped, filled, animated along a path, and fused into a point cloud.
 
-The first key view is the one that was asked for. Every further one is warped from the photograph and from what was
-filled before, so that what is painted once is seen again from everywhere. Colours of a hole come from `Fill`, its depth
-from `fill_depth`, whoever paints.
+The first key view is the requested one. Every further key view is warped from the photograph and the earlier key views,
+so a painted hole looks the same from everywhere. `Fill` paints the colours of a hole, and `fill_depth` its depth.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import binary_dilation
+from tqdm import tqdm
 
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
-from rlhf.storage.atomic_files import atomic_write, atomic_write_json
-from rlhf.storage.images import encode_png
+from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.storage.images import save_png
 from rlhf.views.animation import write_gif, write_mp4
 from rlhf.views.cameras import Camera, camera_at_origin, orbit, pixel_grid, unproject
 from rlhf.views.depth_filling import fill_depth, fill_with_nearest_background, hide_near_side
 from rlhf.views.point_cloud import fuse, write_ply
 from rlhf.views.warping import View, Warped, is_seen_through, warp, whole_view
 
+if TYPE_CHECKING:
+    from rlhf.diffusion.policy import Policy
+
 SCHEMA_VERSION = 1
-"""Of `novel_view.json`."""
+"""Format version of `novel_view.json`."""
 MAX_TURN_DEG, MAX_ROLL_DEG, MAX_SHIFT = 60.0, 180.0, 1.0
-"""Beyond these a single photograph has next to nothing to say about what is seen."""
+"""Largest turn, roll and shift; beyond them a single photograph shows almost nothing of the view."""
 KEY_SHARES = {"arc": (1.0, 0.5), "swing": (1.0, -1.0, 0.5, -0.5)}
-"""Shares of the pose that are filled by the model, in this order; what lies between is warped from them."""
+"""Shares of the pose that the model fills, in this order; frames between them are warped from them."""
 HALO_PX = 2
-"""Pixels on the far side of an edge whose colours are not trusted: lenses and scaling mix them, and maps miss edges."""
+"""Width of the distrusted strip on the far side of an edge: lenses and scaling mix colours, and maps miss edges."""
 SPECK_PX = 8
-"""Islands of up to so many pixels that are dropped."""
+"""Number of pixels up to which an island is dropped."""
 VOXEL_PX = 0.5
-"""Side of the cloud's cubes in pixels at the photograph's median depth."""
+"""Side of the cloud's voxels, in pixels at the photograph's median depth."""
 PathKind = Literal["arc", "swing"]
 Fill = Callable[[Warped, int], list[np.ndarray]]
-"""Paints the holes of key view number i: pictures uint8 [H, W, 3], at least one; the first one is gone on with."""
+"""Paints the holes of key view number i: one or more pictures uint8 [H, W, 3], of which the first is used further."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """Where the new camera is, as `orbit` has it, around the point at median depth."""
+    """Place of the new camera on an orbit (see `orbit`) around the point at median depth."""
 
     yaw_deg: float = 0.0
     pitch_deg: float = 0.0
     roll_deg: float = 0.0
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """To the right, down and forward, as shares of the median depth."""
+    """Shift to the right, down and forward, as shares of the median depth."""
 
     def camera(self, source: Camera, median_depth: float, share: float = 1.0) -> Camera:
-        """The camera at a share of the way to this pose; 0 is the photograph's own."""
+        """Returns the camera at a share of the way to this pose; 0 is the photograph's own camera."""
         yaw, pitch, roll = np.deg2rad([self.yaw_deg, self.pitch_deg, self.roll_deg]) * share
         right, down, forward = (share * median_depth * part for part in self.shift)
         return orbit(source, median_depth, yaw=yaw, pitch=pitch, roll=roll, shift=(right, down, forward))
@@ -60,7 +62,7 @@ class Pose:
 
 @dataclass(frozen=True, kw_only=True)
 class PathSettings:
-    """The moving picture."""
+    """Settings of the moving picture."""
 
     kind: PathKind = "arc"
     """`arc` goes to the pose and back, `swing` also to its opposite."""
@@ -72,17 +74,38 @@ class PathSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KeyView:
-    """A view that was warped and filled."""
+    """A view after warping and filling."""
 
     warped: Warped
     pictures: list[np.ndarray]
     """Whole pictures, uint8 [H, W, 3] each."""
     addition: View
-    """What it adds to the views before it: the hole, and a seam of one pixel around it."""
+    """New part beside the earlier views: the hole, and a seam of one pixel around it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NovelViews:
+    """The content of `novel_view.json`, without the caller's notes."""
+
+    schema_version: int = SCHEMA_VERSION
+    pose: Pose
+    path: PathSettings
+    size_px: tuple[int, int]
+    """Width and height of the views."""
+    focal_px: float
+    halo_px: int
+    depth: dict[str, float]
+    """Median, nearest and farthest depth of the photograph."""
+    hole_share: list[float]
+    """Share of hidden pixels in each key view."""
+    frame_share_without_model: float
+    """Share of the frames' pixels that no view holds."""
+    cloud_points: int
+    mp4: str = "path.mp4"
 
 
 def check_pose(pose: Pose) -> None:
-    """UserError where a pose is not finite, absurd, or no pose at all."""
+    """Raises UserError if a pose is not finite, beyond the limits, or the photograph's own."""
     values = {"--yaw": pose.yaw_deg, "--pitch": pose.pitch_deg, "--roll": pose.roll_deg}
     limits = {"--yaw": MAX_TURN_DEG, "--pitch": MAX_TURN_DEG, "--roll": MAX_ROLL_DEG}
     for name, value in values.items():
@@ -98,10 +121,10 @@ def check_pose(pose: Pose) -> None:
 
 
 def complete(views: Sequence[View], camera: Camera, fill: Fill, number: int, *, halo_px: int = HALO_PX) -> KeyView:
-    """What `camera` sees of the views, its holes filled with colour and depth.
+    """Returns the views as `camera` sees them, with holes filled in colour and depth.
 
-    What was filled in front of something that a view saw is no part of the addition: the view saw through it.
-    Raises UserError where it sees nothing of them.
+    The addition leaves out pixels that lie in front of a surface that a view saw: the view saw through them.
+    Raises UserError if the camera sees nothing of the views.
     """
     warped = warp(views, camera, halo_px=halo_px, speck_px=SPECK_PX)
     depth = fill_depth(warped)
@@ -115,7 +138,7 @@ def complete(views: Sequence[View], camera: Camera, fill: Fill, number: int, *, 
 
 
 def path_shares(path: PathSettings) -> np.ndarray:
-    """Shares of the pose, one per frame, evenly in time and without a jump from the last frame to the first."""
+    """Returns the share of the pose for each frame, without a jump from the last frame to the first."""
     turns = np.arange(path.frames) / path.frames * 2 * np.pi
     return (1 - np.cos(turns)) / 2 if path.kind == "arc" else np.sin(turns)
 
@@ -129,54 +152,52 @@ def make_novel_views(
     *,
     focal_px: float | None = None,
     halo_px: int = HALO_PX,
-    path: PathSettings | None = None,
-    notes: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write all results of a photograph uint8 [H, W, 3] with depth float64 [H, W] into `out`.
+    path: PathSettings,
+    notes: Mapping[str, object],
+) -> NovelViews:
+    """Writes all results of a photograph uint8 [H, W, 3] with depth float64 [H, W] into `out`.
 
-    `view.png` (further samples `view_1.png`, ...), `warped.png`, `disocclusion.png` (white = hole), `path.gif`,
-    `path.mp4` where ffmpeg is installed, `cloud.ply` and, last, `novel_view.json`, which is returned with `notes`.
-    Raises UserError where the pose is absurd or shows nothing of the photograph.
+    Files: `view.png` (further samples `view_1.png`, ...), `warped.png`, `disocclusion.png` (white = hole), `path.gif`,
+    `path.mp4`, `cloud.ply`, and last `novel_view.json`. Raises UserError if the pose shows nothing of the photograph.
     """
     check_pose(pose)
-    path = path or PathSettings()
     source = whole_view(camera_at_origin(rgb.shape[1], rgb.shape[0], focal_px), rgb, depth)
     median = float(np.median(depth))
-    views, keys = [source], []
-    shares = KEY_SHARES[path.kind]
-    bar = progress_bar(stage="novel-view", total=len(shares) + path.frames)
-    for number, share in enumerate(shares):
-        keys.append(complete(views, pose.camera(source.camera, median, share), fill, number, halo_px=halo_px))
-        views.append(keys[-1].addition)
-        bar.update()
-    _save_key_view(keys[0], out)
-    frames, left_over = _draw_frames(views, pose, median, path, bar)
-    bar.close()
-    write_gif(frames, out / "path.gif", frames_per_s=path.frames_per_s)
-    no_mp4 = write_mp4(frames, out / "path.mp4", frames_per_s=path.frames_per_s)
-    cloud = fuse(views, voxel=VOXEL_PX * median / source.camera.focal_px)
-    write_ply(cloud, out / "cloud.ply")
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "pose": asdict(pose),
-        "path": asdict(path),
-        "size_px": [source.camera.width_px, source.camera.height_px],
-        "focal_px": source.camera.focal_px,
-        "halo_px": halo_px,
-        "depth": {"median": median, "nearest": float(depth.min()), "farthest": float(depth.max())},
-        "hole_share": [float(key.warped.hole.mean()) for key in keys],
-        "frame_share_without_model": left_over,
-        "cloud_points": len(cloud.points),
-        "mp4": no_mp4 or "path.mp4",
-    } | (notes or {})
-    atomic_write_json(out / "novel_view.json", record)
+    cameras = [pose.camera(source.camera, median, share) for share in KEY_SHARES[path.kind]]
+    with progress_bar(stage="novel-view", total=len(cameras) + path.frames) as bar:
+        keys = _fill_key_views(source, cameras, fill, halo_px, bar)
+        views = [source, *(key.addition for key in keys)]
+        frames, left_over = _draw_frames(views, pose, median, path, bar)
+    _save_pictures(keys[0], frames, path.frames_per_s, out)
+    write_ply(cloud := fuse(views, voxel=VOXEL_PX * median / source.camera.focal_px), out / "cloud.ply")
+    record = NovelViews(
+        pose=pose,
+        path=path,
+        size_px=(source.camera.width_px, source.camera.height_px),
+        focal_px=source.camera.focal_px,
+        halo_px=halo_px,
+        depth={"median": median, "nearest": float(depth.min()), "farthest": float(depth.max())},
+        hole_share=[float(key.warped.hole.mean()) for key in keys],
+        frame_share_without_model=left_over,
+        cloud_points=len(cloud.points),
+    )
+    atomic_write_json(out / "novel_view.json", asdict(record) | dict(notes))
     return record
 
 
+def _fill_key_views(source: View, cameras: Sequence[Camera], fill: Fill, halo_px: int, bar: tqdm) -> list[KeyView]:
+    views, keys = [source], []
+    for number, camera in enumerate(cameras):
+        keys.append(complete(views, camera, fill, number, halo_px=halo_px))
+        views.append(keys[-1].addition)
+        bar.update()
+    return keys
+
+
 def _draw_frames(
-    views: Sequence[View], pose: Pose, median: float, path: PathSettings, bar: Any
+    views: Sequence[View], pose: Pose, median: float, path: PathSettings, bar: tqdm
 ) -> tuple[list[np.ndarray], float]:
-    """Frames, and the share of their pixels that no view holds: these have the colour of the nearest background."""
+    """Returns frames, and the share of their pixels that no view holds: they get the nearest background's colour."""
     camera = views[0].camera
     factor = min(1.0, path.longest_px / max(camera.width_px, camera.height_px))
     frames, missing = [], []
@@ -188,25 +209,21 @@ def _draw_frames(
     return frames, float(np.mean(missing))
 
 
-def _save_key_view(key: KeyView, out: Path) -> None:
+def _save_pictures(key: KeyView, frames: Sequence[np.ndarray], frames_per_s: float, out: Path) -> None:
     hole = key.warped.hole
     pictures = {f"view{f'_{i}' if i else ''}.png": picture for i, picture in enumerate(key.pictures)}
     pictures["warped.png"] = np.where(hole[..., None], 128, key.warped.rgb).astype(np.uint8)
     pictures["disocclusion.png"] = np.where(hole, 255, 0).astype(np.uint8)
     for name, pixels in pictures.items():
-        save_picture(pixels, out / name)
+        save_png(pixels, out / name)
+    write_gif(frames, out / "path.gif", frames_per_s=frames_per_s)
+    write_mp4(frames, out / "path.mp4", frames_per_s=frames_per_s)
 
 
-def save_picture(pixels: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W, 3] or [H, W] as a PNG."""
-    data = encode_png(Image.fromarray(pixels))
-    atomic_write(path, lambda temporary: temporary.write_bytes(data))
+def paint_with(policy: "Policy", *, num_inference_steps: int, seed: int, samples: int = 1) -> Fill:
+    """Returns a `Fill` that paints with an inpainting policy in tiles of its native size, `samples` of the first view.
 
-
-def paint_with(policy: Any, *, num_inference_steps: int, seed: int, samples: int = 1) -> Fill:
-    """A `Fill` by an inpainting policy, in squares of the size that it was made for; `samples` of the first view.
-
-    It is shown the picture without what stands in front of the holes (`hide_near_side`), and fills the holes alone.
+    The policy sees the picture without the objects in front of the holes (`hide_near_side`), and fills only the holes.
     """
     from rlhf.diffusion.tile_painting import paint, to_canvas
 

@@ -215,7 +215,7 @@ def _png(data: bytes) -> Response:
 def _add_results(page: FastAPI, store: AnnotationStore, out: FilePath, kind: Page) -> None:
     @page.get("/agreement")
     def agreement() -> dict[str, Any]:
-        return measure_agreement(store.rows())
+        return dict(measure_agreement(store.rows()))
 
     @page.post("/api/export")
     def export() -> dict[str, Any]:

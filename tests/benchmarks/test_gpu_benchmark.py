@@ -11,9 +11,9 @@ import torch
 from small_parts import small_config, small_prompts
 
 from benchmarks.device_measures import PassClock, attempt, count_flops
-from benchmarks.full_size_models import SD, TINY_SD, TINY_XL, XL, Architecture, build_policy, build_unet
-from benchmarks.gpu import format_table, open_results, run
-from benchmarks.gpu_variants import PARTS
+from benchmarks.gpu.__main__ import format_table, open_results, run
+from benchmarks.gpu.full_size_models import SD, TINY_SD, TINY_XL, XL, Architecture, build_policy, build_unet
+from benchmarks.gpu.variants import PARTS
 from benchmarks.training_loops import plain_update
 from rlhf.alignment.algorithms import grpo
 from rlhf.alignment.learner import Learner
@@ -26,7 +26,7 @@ from rlhf.errors import UserError
 CPU = torch.device("cpu")
 RUN = """
 import gc, sys
-from benchmarks.gpu import main
+from benchmarks.gpu.__main__ import main
 main(sys.argv[1:])
 from diffusers import UNet2DConditionModel
 assert "ray" not in sys.modules

@@ -8,7 +8,7 @@ batches that an uninterrupted one would have seen.
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +32,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """What `rlhf pretrain` is told."""
+    """Settings of `rlhf pretrain`."""
 
     images: Path
     """Folder of photographs."""
@@ -51,7 +51,7 @@ class PretrainConfig:
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Train `tiny` from scratch, or go on where an interrupted run stopped; returns the pipeline folder."""
+    """Trains `tiny` from scratch, or resumes an interrupted run; returns the pipeline folder."""
     paths = list_photographs(config.images)
     if not paths:
         raise UserError(f"{config.images}: no photographs; name a folder with PNG or JPEG files")
@@ -201,6 +201,9 @@ def unet_loss(
     return ((prediction - target).square() * (1.0 + 3.0 * mask)).mean()
 
 
+Part = torch.nn.Module | torch.optim.Optimizer
+
+
 def train_averaged(
     module: Module,
     loss_of: Callable[[int], torch.Tensor],
@@ -211,27 +214,20 @@ def train_averaged(
     stage: str,
     save_every: int = 200,
 ) -> Module:
-    """AdamW with warm-up and cosine decay; returns the exponential moving average of the weights.
+    """Trains by AdamW with warm-up and cosine decay; returns the exponential moving average (EMA) of the weights.
 
-    `loss_of` takes the number of updates done and is the only source of randomness, so a run that
-    goes on from `state_path` ends with the bits of an uninterrupted one.
+    `loss_of` takes the number of updates done and is the only source of randomness, so a run that resumes from
+    `state_path` ends with the same bits as an uninterrupted one.
     """
     module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     averaged = copy.deepcopy(module).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01)
-    first = 0
-    if state_path.is_file():
-        state = torch.load(state_path)
-        module.load_state_dict(state["module"])
-        averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["update"]
+    parts: dict[str, Part] = {"module": module, "averaged": averaged, "optimizer": optimizer}
+    first = _resume(parts, state_path)
     bar = progress_bar(range(first, updates), stage=f"pretrain: {stage}", total=updates, initial=first)
     running = None
     for update in bar:
-        progress = update / updates
-        warm_up = min(1.0, (update + 1) / 100)
-        optimizer.param_groups[0]["lr"] = peak_lr * warm_up * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        optimizer.param_groups[0]["lr"] = _learning_rate(update, updates, peak_lr)
         loss = loss_of(update)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -242,6 +238,20 @@ def train_averaged(
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         bar.set_postfix(loss=f"{running:.4f}", refresh=False)
         if (update + 1) % save_every == 0 or update + 1 == updates:
-            state = {"module": module, "averaged": averaged, "optimizer": optimizer}
-            atomic_torch_save({k: v.state_dict() for k, v in state.items()} | {"update": update + 1}, state_path)
+            atomic_torch_save({k: v.state_dict() for k, v in parts.items()} | {"update": update + 1}, state_path)
     return averaged
+
+
+def _learning_rate(update: int, updates: int, peak_lr: float) -> float:
+    warm_up = min(1.0, (update + 1) / 100)
+    return peak_lr * warm_up * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (update / updates))))
+
+
+def _resume(parts: Mapping[str, Part], state_path: Path) -> int:
+    """Loads the saved state into the parts, if there is one; returns the number of updates done."""
+    if not state_path.is_file():
+        return 0
+    state = torch.load(state_path)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["update"]

@@ -27,9 +27,9 @@ from rlhf.progress import progress_bar
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 from rlhf.reports.records import read_record
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
-from rlhf.storage.images import list_photographs
+from rlhf.storage.images import list_photographs, save_png
 from rlhf.storage.tables import write_table
-from rlhf.views.extension import LEAST_SIDE_PX, read_photograph, save_png
+from rlhf.views.extension import LEAST_SIDE_PX, read_photograph
 from rlhf.views.growth import Fill, Margins, fill_by_padding, fill_by_policy, grow, plan_bands
 
 LEAST_STEP_PX = 4

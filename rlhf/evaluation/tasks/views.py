@@ -34,8 +34,9 @@ from rlhf.evaluation.tasks.views_records import (
 from rlhf.evaluation.tasks.views_sheets import draw_motorcycle, draw_scene
 from rlhf.reports.intervals import Estimate, cluster_bootstrap
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
+from rlhf.storage.images import save_png
 from rlhf.views.depth_filling import fill_with_nearest_background
-from rlhf.views.novel_view import Fill, paint_with, save_picture
+from rlhf.views.novel_view import Fill, paint_with
 from rlhf.views.warping import Warped
 
 SHRINKS = (1, 2)
@@ -166,7 +167,7 @@ def _measure_motorcycle(
         pictures |= {name: floor(pair.warped) for name, floor in floors.items()}
         draw_motorcycle(pair, pictures, folder / "sheet.png")
     for name in MODELS:
-        save_picture(pictures[name], folder / f"{name}-{seed:02d}.png")
+        save_png(pictures[name], folder / f"{name}-{seed:02d}.png")
     return {name: judge_against_truth(pair, picture) for name, picture in pictures.items()}
 
 

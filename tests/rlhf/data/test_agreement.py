@@ -35,6 +35,12 @@ def test_alpha_of_the_published_example_is_the_published_one() -> None:
     assert figures["annotators"] == 4
 
 
+def test_alpha_of_two_observers_is_that_of_the_published_interval_formula() -> None:
+    marks = np.array([[1.0, 2, 3, 3], [1, 2, 4, np.nan]])
+    # Pairable marks 1 1 2 2 3 4 (n = 6): the squared differences sum to 41 over the 15 pairs, to 1 within images.
+    assert interval_alpha(marks) == pytest.approx(1 - (1 / 3) / (41 / 15))
+
+
 def test_a_persons_repeats_do_not_count_as_another_person() -> None:
     rows = [row("a", 0, 1.0), row("a", 0, 7.0, round_=1), row("a", 1, 2.0)]
     assert measure_agreement(rows)["krippendorff_alpha"]["overall"] is None

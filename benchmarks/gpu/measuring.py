@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.device_measures import PassClock, count_flops, memory, time_rounds, write_profile
-from benchmarks.full_size_models import Architecture, build_policy
-from benchmarks.gpu_variants import Part, Scale, Variant
+from benchmarks.gpu.full_size_models import Architecture, build_policy
+from benchmarks.gpu.variants import Part, Scale, Variant
 from benchmarks.measure import Figures, spread
 from benchmarks.training_loops import plain_update
 from rlhf.alignment.algorithms import grpo

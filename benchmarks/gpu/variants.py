@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from benchmarks.full_size_models import SD, TINY_SD, TINY_XL, XL, Architecture
+from benchmarks.gpu.full_size_models import SD, TINY_SD, TINY_XL, XL, Architecture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from benchmarks.device_measures import attempt, describe_device, product_rate
-from benchmarks.gpu_measuring import MEASURES, PLAIN, Job, is_available
-from benchmarks.gpu_variants import PARTS, SCALES, Part, Scale
+from benchmarks.gpu.measuring import MEASURES, PLAIN, Job, is_available
+from benchmarks.gpu.variants import PARTS, SCALES, Part, Scale
 from benchmarks.measure import Figures, show
 from benchmarks.training_loops import process_group
 from rlhf.config.devices import resolve_device

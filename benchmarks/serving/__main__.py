@@ -29,10 +29,10 @@ from PIL import Image  # noqa: E402
 from ray import serve as ray_serve  # noqa: E402
 from skimage import data as photographs  # noqa: E402
 
-from benchmarks.load import Outcome, closed_loop, open_loop  # noqa: E402
-from benchmarks.replica_processes import replica_memory, replica_pids  # noqa: E402
-from benchmarks.serving_figure import plot  # noqa: E402
-from benchmarks.usual_serving import UsualService, call_usual_pipeline, open_usual_pipeline  # noqa: E402
+from benchmarks.serving.figure import plot  # noqa: E402
+from benchmarks.serving.load import Outcome, closed_loop, open_loop  # noqa: E402
+from benchmarks.serving.replica_processes import replica_memory, replica_pids  # noqa: E402
+from benchmarks.serving.usual_serving import UsualService, call_usual_pipeline, open_usual_pipeline  # noqa: E402
 from rlhf.diffusion.policy import TINY  # noqa: E402
 from rlhf.diffusion.policy_folders import list_policies  # noqa: E402
 from rlhf.diffusion.tiles import crop_to_native, plan_passes, surround  # noqa: E402

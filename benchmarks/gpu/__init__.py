@@ -1,0 +1,1 @@
+"""Rollouts and training at full size on one GPU."""
