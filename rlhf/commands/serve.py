@@ -30,7 +30,7 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     attention: Annotated[str, typer.Option(help="auto, sdpa or xformers.")] = "auto",
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the UNet.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network.")] = False,
     warmup: Annotated[bool, typer.Option("--warmup", help="Paint batches of all sizes before being ready.")] = False,
     batching: Annotated[str, typer.Option(help="continuous or whole.")] = "continuous",
     max_batch_images: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,

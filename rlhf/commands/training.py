@@ -67,11 +67,13 @@ def reward(
 
 
 def _print_figures(figures: dict[str, Any], report: Path) -> None:
-    from rlhf.reports.intervals import show_estimate
+    from rlhf.reports.intervals import Estimate, show_estimate
     from rlhf.reports.pages import show
+    from rlhf.reports.records import parse_record
 
+    coverage = parse_record(Estimate, figures["coverage_measured"])
     print(
-        f"reward in {report.parent}: coverage {show_estimate(figures['coverage_measured'], '.3f')} "
+        f"reward in {report.parent}: coverage {show_estimate(coverage, '.3f')} "
         f"(stated {figures['coverage_stated']}), effective rank {figures['effective_rank']:.1f}, "
         f"rank correlation with scores {show(figures['rank_correlation_reward_score']['value'], '.2f')}; "
         f"figures in {report}"

@@ -11,37 +11,37 @@ class AlignConfig(Section):
     """Reinforcement learning of the policy."""
 
     algorithm: Literal["grpo", "mixgrpo", "nft", "prefpaint"] = "grpo"
-    """`grpo`: group advantages and a moving window of stochastic steps; `mixgrpo`: with fewer steps after it;
-    `prefpaint`: the paper's; `nft`: finished samples are noised again, no step is random."""
+    """Algorithm. `grpo` uses group advantages and a moving window of stochastic steps; `mixgrpo` runs fewer steps after
+    the window; `prefpaint` is the paper's; `nft` noises finished samples again and has no random steps."""
     updates: Count = 30
-    """Rollout-and-train rounds."""
+    """Number of updates: rollouts that are trained on."""
     prompts_per_update: Count = 8
-    """Prompts per update, over all ranks."""
+    """Number of prompts per update, over all ranks."""
     samples_per_prompt: Count = 8
-    """Inpaintings per prompt: the group."""
+    """Number of inpaintings per prompt: the group."""
     micro_batch_size: Count = 16
-    """Images per forward pass, in rollout and training alike (whole groups)."""
+    """Number of images per forward pass, in rollout and training alike; a multiple of samples_per_prompt."""
     epochs_per_update: Count = 1
-    """Optimizer steps per rollout, each over the whole batch."""
+    """Number of optimizer steps per rollout, each over the whole batch."""
     num_inference_steps: Count = 10
-    """Denoising steps of a rollout."""
+    """Number of denoising steps of a rollout."""
     eta: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """DDIM's eta at stochastic steps."""
+    """Noise level eta of the stochastic steps: 1 is the full variance of the step rule."""
     window_size: Count = 2
     """grpo, mixgrpo: length of the window of stochastic, trained steps."""
     window_range: Count = 6
-    """grpo, mixgrpo: number of first steps that the window lies within."""
+    """grpo, mixgrpo: number of steps, from the first, that the window lies within."""
     steps_share: PositiveShare = 0.4
-    """mixgrpo: share of the steps after the window that is run, by a solver of second order."""
+    """mixgrpo: share of the steps after the window that are run, with a second-order solver."""
     trained_steps: Count = 5
     """prefpaint: number of trained steps, drawn at random; nft: number of noise levels, drawn for each sample."""
     nft_beta: Annotated[float, Field(gt=0.0)] = 1.0
-    """nft: how far the implicit positive and negative policies lie from the old one, towards and off the trained."""
+    """nft: beta; the implicit positive and negative policies are old +/- beta x (trained - old)."""
     old_decay_rate: NonNegative = 0.001
-    """nft: the old policy, which samples, follows the trained one by an average whose decay grows by this with every
-    update; 0: it is the trained one."""
+    """nft: growth per update of the EMA decay with which the old (sampling) policy follows the trained one; 0 samples
+    with the trained policy."""
     old_decay_max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    """nft: largest decay of the old policy's average."""
+    """nft: largest EMA decay of the old policy."""
     learning_rate: Positive = 3e-4
     """Learning rate of AdamW."""
     weight_decay: NonNegative = 0.0
@@ -58,42 +58,43 @@ class AlignConfig(Section):
         Literal["proper", "release", "constant", "none"],
         BeforeValidator(lambda value: ("none", "proper")[value] if isinstance(value, bool) else value),
     ] = "proper"
-    """Weight of each sample, divided by its mean over the update: exp(-k u + b) with u = sqrt(z' V^-1 z) (`proper`) or
-    ||V^-1 z|| as the release has it (`release`); the same for all (`constant`), which is `none` to the last bit."""
+    """Trust weight of each sample, normalised by the mean over the update: exp(-k u + b) with u = sqrt(z' V^-1 z)
+    (`proper`) or u = ||V^-1 z||, as in PrefPaint's code (`release`). `constant` weighs all samples alike and equals
+    `none` to the last bit."""
     climbs: Literal["reward", "lower_bound"] = "reward"
     """Source of the advantages: the reward, or the reward minus its conformal bound."""
     log_prob_over: Literal["hole", "all"] = "hole"
-    """Latent elements over which log-probs, errors (nft) and KL are means: those of the hole, or all, as in PrefPaint's
-    code."""
+    """Latent elements over which log-probs, errors (nft) and KL are averaged: those of the hole, or all, as in
+    PrefPaint's code."""
     ood_alarm: Share = 0.5
     """Share of rewards less certain than the calibrated 0.95 quantile above which a warning is printed."""
     trainable: Literal["lora", "full"] = "lora"
-    """Trained weights: LoRA adapters or the whole UNet."""
+    """Trained weights: LoRA adapters or the whole network."""
     lora_rank: Count = 16
     """Rank and alpha of the adapters."""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
-    """Names of the UNet's modules that get an adapter."""
+    """Names of the network's modules that get an adapter."""
     merged_sampling: bool = True
-    """Samplers run the steps that are not trained with the adapters merged into a second copy of the UNet: less time,
+    """Samplers hold a second copy of the network with the adapters merged, and run untrained steps with it: less time,
     more memory."""
     gradient_checkpointing: bool = False
-    """Compute the UNet's activations again in the backward pass instead of keeping them: less memory, more time."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
     average_decay: Share = 0.9
-    """The saved policy is an exponential average of the trained weights; 0 saves the last ones."""
+    """EMA decay of the saved policy over the trained weights; 0 saves the last weights."""
     max_ratio_error: Positive = 1e-5
-    """An update whose ratio differs from 1 by more before its first optimizer step is refused (nft: whose prediction
-    differs by more from the sampler's); so is a sampler whose probe's log-prob differs by more (relative, where it is
-    above 1). Rounding alone makes some 1e-6 where a policy has moved far."""
+    """Largest accepted difference of the ratio from 1 before the first optimizer step (nft: of the prediction from the
+    sampler's), and of a sampler's probe log-prob from the learner's (relative if above 1). Larger ones refuse the
+    update or the sampler. Rounding alone causes about 1e-6 if a policy has moved far."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed's ZeRO stage."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
-    """Versions that samplers may run ahead of the learner; 0 is synchronous. Ratios correct for it."""
+    """Number of policy versions that samplers may lag behind; 0 is synchronous. Ratios correct for the lag."""
     checkpoint_every: Count = 10
-    """Updates between checkpoints."""
+    """Number of updates between checkpoints."""
     keep_last: Count = 2
-    """Checkpoints kept, the newest; a run resumes from the last. May change with --resume, as keep_policies may."""
+    """Number of newest checkpoints to keep; a run resumes from the last. --resume may change it, and keep_policies."""
     keep_policies: Count | None = None
-    """Policies kept, the newest; null keeps all."""
+    """Number of newest policies to keep; null keeps all."""
 
     @model_validator(mode="after")
     def _steps_fit(self) -> "AlignConfig":

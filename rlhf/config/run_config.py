@@ -61,7 +61,7 @@ class CandidatesConfig(Section):
     num_inference_steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (10,)
     """Denoising steps; sample i uses entry i modulo the length."""
     eta: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 1.0)
-    """DDIM's eta; sample i uses entry i modulo the length."""
+    """Noise level eta of the steps, 0 to 1; sample i uses entry i modulo the length."""
     strength: Annotated[tuple[PositiveShare, ...], Field(min_length=1)] = (1.0,)
     """Share of the steps that sample i runs (entry i modulo the length). Below 1 the sample starts from the noised
     original, so annotators see better fills than the model makes by itself."""

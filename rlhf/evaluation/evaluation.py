@@ -176,7 +176,7 @@ def judge_policy(
     seed: int,
     stage: str,
 ) -> Judged:
-    """Samples every prompt with deterministic DDIM and lets all judges mark the results.
+    """Samples every prompt with deterministic steps and lets all judges mark the results.
 
     Raises UserError if prompts were quarantined, since all contestants must be judged on the same prompts.
     """

@@ -28,7 +28,7 @@ class TileJob:
     tile: int = 0
     """Position among the tiles of a large hole; each tile has noise of its own."""
     num_inference_steps: int
-    """Number of denoising steps, deterministic DDIM."""
+    """Number of deterministic denoising steps."""
     start: np.ndarray | None = None
     """uint8 [n, native, native, 3], images to refine, which are noised first; None starts from pure noise."""
     strength: float = 1.0
