@@ -1,4 +1,4 @@
-"""Candidates joined with their annotations: normalised scores, parts by photograph, the noise of a score."""
+"""Joins candidates with their annotations: normalised scores, splits by photograph, and the noise of a score."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -13,32 +13,32 @@ from rlhf.errors import UserError
 
 COLUMNS = ("structure", "texture", "overall", "annotation_score")
 MIN_REPEATS = 10
-"""Repeated annotations needed to measure the noise; with fewer, the head's residuals stand in."""
+"""Smallest number of repeated annotations for a noise estimate; with fewer, the head's residuals replace it."""
 SHRINKAGE = 4.0
-"""Images that the common variance counts for in a prompt's."""
+"""Weight of the common variance in a prompt's variance, in images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotatedImages:
-    """One row per annotation: [N] throughout."""
+    """Annotated images, one row per annotation: [N] throughout."""
 
     images: torch.Tensor
     masks: torch.Tensor
     scores: torch.Tensor
-    """The total, normalised per source x hole family and per annotator."""
+    """Total scores, normalised per source x hole family and per annotator."""
     marks: torch.Tensor
-    """[N, 3]: structure, texture and overall, normalised likewise."""
+    """[N, 3]: structure, texture and overall, normalised in the same way."""
     keys: list[tuple[str, int]]
     photographs: list[str]
     described: torch.Tensor | None = None
-    """[1 + V, N, D]: what a backbone without trained weights says of the images, then of V augmented versions."""
+    """[1 + V, N, D]: features from a frozen backbone of the images, then of V augmented versions."""
 
     def of(self, photographs: set[str]) -> "AnnotatedImages":
-        """The rows of some photographs."""
+        """Returns the rows of the given photographs."""
         return self.rows([i for i, name in enumerate(self.photographs) if name in photographs])
 
     def rows(self, rows: list[int]) -> "AnnotatedImages":
-        """Some rows, by their numbers."""
+        """Returns the rows with the given numbers."""
         return AnnotatedImages(
             images=self.images[rows],
             masks=self.masks[rows],
@@ -50,7 +50,7 @@ class AnnotatedImages:
         )
 
     def prompt_numbers(self) -> torch.Tensor:
-        """int64 [N]: each row's prompt, numbered from 0 in order of appearance."""
+        """Returns each row's prompt as int64 [N], numbered from 0 in order of appearance."""
         numbers: dict[str, int] = {}
         return torch.tensor([numbers.setdefault(prompt_id, len(numbers)) for prompt_id, _ in self.keys])
 
@@ -61,10 +61,10 @@ def join_annotations(
     annotations: list[dict[str, Any]],
     normalisation: Normalisation | None = None,
 ) -> AnnotatedImages:
-    """Images, masks and normalised scores of all annotations that have a candidate.
+    """Returns images, masks and normalised scores of all annotations with a candidate.
 
-    They are normalised by the given figures, else by their own. Raises UserError where no annotation fits;
-    and, where they are to be measured, where all scores are the same.
+    The default normalisation is measured on these annotations. Raises UserError if no annotation has a candidate, or
+    if the normalisation must be measured and all scores are equal.
     """
     normalisation = normalisation or measure_scores(prompts, candidates, annotations)
     rows = annotations_of(candidates, annotations)
@@ -81,14 +81,14 @@ def join_annotations(
 
 
 def count_unknown(candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]) -> int:
-    """How many annotations have no candidate; `join_annotations` leaves them out."""
+    """Counts the annotations without a candidate, which `join_annotations` leaves out."""
     return sum((row["prompt_id"], row["sample_index"]) not in candidates for row in annotations)
 
 
 def measure_scores(
     prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
 ) -> Normalisation:
-    """The normalisation of all annotations that have a candidate; UserError where it cannot be measured."""
+    """Measures the normalisation on all annotations with a candidate. Raises UserError if all scores are equal."""
     rows = annotations_of(candidates, annotations)
     if np.std([r["annotation_score"] for r in rows]) == 0:
         raise UserError("annotations: all scores are the same, so there is nothing to learn; use the whole scale")
@@ -105,7 +105,7 @@ def measure_scores(
 def annotations_of(
     candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The annotations that have a candidate; UserError where none has."""
+    """Returns the annotations with a candidate. Raises UserError if there are none."""
     rows = [r for r in annotations if (r["prompt_id"], r["sample_index"]) in candidates]
     if not rows:
         raise UserError("annotations: none belongs to these candidates; check that both are of one run")
@@ -115,14 +115,14 @@ def annotations_of(
 def score_columns(
     prompts: dict[str, Prompt], rows: list[dict[str, Any]]
 ) -> tuple[np.ndarray, list[tuple[str, str]], list[str]]:
-    """Marks [N, 4], families and annotators of annotations."""
+    """Returns marks [N, 4], families and annotators of annotations."""
     marks = np.array([[r[name] for name in COLUMNS] for r in rows], dtype=float)
     families = [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows]
     return marks, families, [r["annotator"] for r in rows]
 
 
 def split_photographs(photographs: list[str], shares: tuple[float, ...], seed: int) -> list[set[str]]:
-    """Disjoint sets of photographs in about the given shares, each with at least one."""
+    """Splits photographs into disjoint random sets of about the given shares, each with at least one photograph."""
     names = sorted(set(photographs))
     if len(names) < len(shares):
         raise UserError(f"reward: {len(names)} photographs cannot be split into {len(shares)} parts; annotate more")
@@ -136,7 +136,7 @@ def split_photographs(photographs: list[str], shares: tuple[float, ...], seed: i
 
 
 def measure_noise(data: AnnotatedImages) -> float | None:
-    """B: standard deviation of a single score around the mean of all, from images scored twice."""
+    """Returns B, the standard deviation of a score around its image's mean; None with too few repeated scores."""
     scores = defaultdict(list)
     for key, score in zip(data.keys, data.scores.tolist(), strict=True):
         scores[key].append(score)
@@ -147,7 +147,7 @@ def measure_noise(data: AnnotatedImages) -> float | None:
 
 
 def average_repeats(data: AnnotatedImages) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-    """One target per image: image numbers by prompt, a row of `data` per image, and mean marks [M, 4]."""
+    """Averages annotations: returns image numbers by prompt, a row of `data` per image, and mean marks [M, 4]."""
     rows_of_image = defaultdict(list)
     for row, key in enumerate(data.keys):
         rows_of_image[key].append(row)
@@ -161,18 +161,17 @@ def average_repeats(data: AnnotatedImages) -> tuple[list[torch.Tensor], torch.Te
 
 
 def distinct_images(data: AnnotatedImages) -> tuple[torch.Tensor, torch.Tensor]:
-    """A row of each image, int64 [M], and the image of each row, int64 [N]: images are annotated repeatedly."""
+    """Returns the first row of each distinct image, int64 [M], and the image number of each row, int64 [N]."""
     _, first_rows, _ = average_repeats(data)
     numbers = {data.keys[row]: number for number, row in enumerate(first_rows.tolist())}
     return first_rows, torch.tensor([numbers[key] for key in data.keys])
 
 
 def prompt_weights(data: AnnotatedImages) -> torch.Tensor:
-    """Weight of each row, [N]: one over its prompt's spread of scores, with mean square 1.
+    """Returns the weight of each row, [N]: one over the standard deviation of its prompt's scores, with mean square 1.
 
-    Samples of some prompts differ ten times as much as those of others; unweighted, these few decide which
-    fills count as better everywhere. A prompt's variance is drawn towards that of all, as if by
-    `SHRINKAGE` further images.
+    Samples of some prompts differ ten times as much as samples of others; without weights these few prompts decide
+    which fills count as better. A prompt's variance is shrunk towards the common one as by `SHRINKAGE` more images.
     """
     rows_of_prompt, _, targets = average_repeats(data)
     variances = torch.stack([targets[rows, 3].var(correction=0) for rows in rows_of_prompt])

@@ -1,7 +1,6 @@
-"""The database of the annotation page: SQLite by default, any that SQLAlchemy opens on request.
+"""The database of the annotation page: SQLite by default, or any database that SQLAlchemy opens.
 
-What is committed has reached the disk (SQLite: write-ahead log, full synchronisation), so a judgement
-that was answered outlives the process.
+Commits reach the disk (SQLite: write-ahead log, full synchronisation), so an acknowledged judgement survives a crash.
 """
 
 import sqlite3
@@ -24,7 +23,7 @@ study = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("fingerprint", sa.String(64), nullable=False),
 )
-"""One row: which candidates this database is about. Its lock serialises all that hand out or close tasks."""
+"""One row with the fingerprint of the candidates. Its lock serialises all transactions on tasks."""
 
 tasks = sa.Table(
     "tasks",
@@ -40,7 +39,7 @@ tasks = sa.Table(
     sa.Column("closed_at", sa.Double, nullable=True),
     sa.UniqueConstraint("prompt_id", "annotator", "round"),
 )
-"""A prompt handed to a person; round 1 is the repeat. `state` is open, done or skipped; times are Unix seconds."""
+"""A prompt assigned to a person; round 1 is the repeat. `state` is open, done or skipped; times are Unix seconds."""
 
 judgements = sa.Table(
     "judgements",
@@ -58,12 +57,12 @@ judgements = sa.Table(
 
 
 class AnnotationDatabase:
-    """An open database of one set of candidates."""
+    """An open database for one set of candidates."""
 
     def __init__(self, url: str | sa.URL, fingerprint: str) -> None:
-        """Open or create it.
+        """Opens or creates the database.
 
-        Raises UserError where it cannot be opened, or belongs to other candidates.
+        Raises UserError if it cannot be opened, or belongs to other candidates.
         """
         self.engine = _create_engine(url)
         self.name = self.engine.url.render_as_string(hide_password=True)
@@ -80,7 +79,7 @@ class AnnotationDatabase:
             )
 
     def _claim(self, fingerprint: str) -> str:
-        """The fingerprint that the database is bound to; the first one to open it binds it."""
+        """Returns the fingerprint in the database; the first process to open it stores its own."""
         try:
             with self.engine.begin() as connection:
                 found = connection.scalar(sa.select(study.c.fingerprint))
@@ -93,19 +92,19 @@ class AnnotationDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        """One at a time on this database, whichever process asks; committed at its end, or undone by an exception."""
+        """Yields a transaction, exclusive across processes; commits at its end, rolls back on an exception."""
         with self.engine.begin() as connection:
             # SQLite took its write lock when the transaction began; other databases lock this row.
             connection.execute(sa.select(study.c.id).with_for_update())
             yield connection
 
     def close(self) -> None:
-        """Release its connections."""
+        """Closes all connections."""
         self.engine.dispose()
 
 
 def sqlite_url(path: Path) -> sa.URL:
-    """The address of a SQLite file; UserError for a URL, where SQLite cannot write."""
+    """Returns the address of a SQLite file. Raises UserError if `path` is a URL, where SQLite cannot write."""
     if isinstance(path, UrlPath):
         raise UserError(
             f"{path}: people's marks are kept in SQLite, which needs a local --out; with --database "
@@ -143,7 +142,7 @@ def _make_folder(path: str | None) -> None:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
-    """Durable, patient, and with transactions that SQLAlchemy begins, not the driver."""
+    """Sets durability and a lock timeout, and lets SQLAlchemy instead of the driver begin transactions."""
     connection.isolation_level = None
     for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")

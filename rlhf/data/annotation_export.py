@@ -1,4 +1,4 @@
-"""From the page's database to the tables that the reward stage reads."""
+"""Exports the annotation page's database to the tables that the reward stage reads."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +16,9 @@ DATABASE_FILE = "annotations.db"
 
 
 def export_annotations(store: AnnotationStore, out: Path) -> int:
-    """Write all judgements to `out/annotations.parquet` and their agreement to `out/agreement.json`.
+    """Writes all judgements to `out/annotations.parquet` and their agreement to `out/agreement.json`.
 
-    Returns the number of rows; where there is none, nothing is written.
+    Returns the number of rows; writes nothing if it is 0.
     """
     rows = store.rows()
     if not rows:
@@ -32,10 +32,10 @@ def export_annotations(store: AnnotationStore, out: Path) -> int:
 
 
 def open_study(items: AnnotationItems, assignment: Assignment, out: Path, database: str | None) -> AnnotationStore:
-    """The store of these candidates, in `database` or else in `out/annotations.db`.
+    """Opens the store of these candidates, in `database` or else in `out/annotations.db`.
 
-    Raises UserError where the database cannot be opened or is of other candidates, or `out` holds
-    annotations that an export would overwrite.
+    Raises UserError if the database cannot be opened or belongs to other candidates, or if `out` holds annotations that
+    an export would overwrite.
     """
     refuse_foreign_annotations(out)
     opened = AnnotationDatabase(database or sqlite_url(out / DATABASE_FILE), items.fingerprint)
@@ -43,7 +43,7 @@ def open_study(items: AnnotationItems, assignment: Assignment, out: Path, databa
 
 
 def export_by_hand(items: AnnotationItems, out: Path, database: str | None) -> int:
-    """Export without a server; returns the number of judgements. Raises UserError where there is none."""
+    """Exports without a server; returns the number of judgements. Raises UserError if there are none."""
     if database is None and not (out / DATABASE_FILE).is_file():
         raise UserError(f"{out}: no {DATABASE_FILE} there; name the folder that was annotated into, or --database")
     store = open_study(items, Assignment(order=tuple(items.prompt_ids)), out, database)
@@ -55,7 +55,7 @@ def export_by_hand(items: AnnotationItems, out: Path, database: str | None) -> i
 
 
 def refuse_foreign_annotations(out: Path) -> None:
-    """Raise UserError where `out` holds annotations that no page exported: they would be overwritten."""
+    """Raises UserError if `out` holds annotations that no page exported, which an export would overwrite."""
     path = out / "annotations.parquet"
     if not path.is_file():
         return
@@ -69,7 +69,7 @@ def refuse_foreign_annotations(out: Path) -> None:
 
 
 def refuse_peoples_annotations(out: Path) -> None:
-    """Raise UserError where `out` holds people's judgements, which simulated ones would overwrite."""
+    """Raises UserError if `out` holds people's judgements, which simulated ones would overwrite."""
     path = out / "annotations.parquet"
     is_peoples = (out / DATABASE_FILE).exists()
     if path.is_file() and not is_peoples:

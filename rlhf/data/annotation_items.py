@@ -1,4 +1,4 @@
-"""What people are shown: the candidates of each prompt, its masked image, and the order of prompts."""
+"""Pictures of the annotation page: the candidates of each prompt and its masked image."""
 
 import hashlib
 from collections import defaultdict
@@ -23,27 +23,27 @@ from rlhf.storage.tables import CANDIDATES, PROMPTS, read_table
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationItems:
-    """Encoded pictures of a candidates folder, checked to be readable."""
+    """Encoded pictures of a candidates folder, validated."""
 
     masked: dict[str, bytes]
     """PNG of each prompt's masked image."""
     masks: dict[str, np.ndarray]
     """Bool [H, W] by prompt, True = repainted."""
     candidates: dict[str, dict[int, bytes]]
-    """PNG by prompt and sample index."""
+    """PNG files by prompt and sample index."""
     fingerprint: str
-    """Of all prompts and candidates; a database of other ones is refused."""
+    """SHA-256 of all prompts and candidates; a database with another fingerprint is refused."""
 
     @property
     def prompt_ids(self) -> list[str]:
-        """Every prompt that has candidates, in the order of the table."""
+        """Prompts with candidates, in the order of the table."""
         return list(self.candidates)
 
 
 def load_items(candidates: Path, prompts: Path) -> AnnotationItems:
-    """Read and check everything that can be shown.
+    """Loads and checks all pictures.
 
-    Raises UserError naming the folder or row where something is missing, unreadable or of another size.
+    Raises UserError with the folder or row if a picture is missing, unreadable or of another size.
     """
     if not candidates.is_dir():
         raise UserError(f"{candidates}: no such folder; name one that `rlhf candidates` wrote")
@@ -76,7 +76,7 @@ def _bytes_of(cell: dict | None, label: str) -> bytes:
 
 
 def _as_png(data: bytes, shape: tuple[int, ...], label: str) -> bytes:
-    """Checked bytes of a candidate, as PNG without whatever else its file may say."""
+    """Returns a candidate as PNG without metadata, after checking its size."""
     image = decode_image(data, name=label)
     if (image.height, image.width) != shape:
         raise UserError(f"{label}: is {image.width}x{image.height}, its prompt {shape[1]}x{shape[0]}; make them anew")

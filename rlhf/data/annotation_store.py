@@ -1,8 +1,8 @@
-"""Who judges what: tasks are handed out, judged, closed and undone, each in one transaction.
+"""Tasks of annotators: assigns, judges, closes and undoes tasks, each in one transaction.
 
-A task is a prompt with all its candidates, leased to one person; an abandoned one expires and goes
-to another. A judgement counts from the moment that its three marks are stored, finished task or not,
-unless the task was skipped.
+A task is a prompt with all its candidates, leased to one person; an abandoned lease expires and the task goes to
+another person. A judgement counts as soon as its three marks are stored, even in an open task,
+unless the task is skipped.
 """
 
 import math
@@ -20,15 +20,15 @@ from rlhf.errors import UserError
 from rlhf.storage.tables import MARKS
 
 REPEAT_GAP = 5
-"""Prompts between the two times that one is shown, while there are new ones."""
+"""Number of prompts between a prompt and its repeat, while new prompts remain."""
 MAX_MARK = 7.0
 
 Marks = Mapping[str, float]
-"""structure, texture and overall, each 0-7."""
+"""Marks for structure, texture and overall, each 0-7."""
 
 
 class TaskRefused(Exception):  # noqa: N818 - a refusal is an answer, not a fault of the program
-    """A request that does not fit the state of its task."""
+    """A request that conflicts with the state of its task."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -38,32 +38,32 @@ class TaskRefused(Exception):  # noqa: N818 - a refusal is an answer, not a faul
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A prompt as one person sees it."""
+    """A prompt as shown to one person."""
 
     key: str
     prompt_id: str
     sample_order: tuple[int, ...]
-    """The sample index at each position on the page."""
+    """Sample index at each position on the page."""
     marks: dict[int, dict[str, float]]
-    """What is stored already, by position."""
+    """Stored marks by position."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """How prompts are shared out."""
+    """Rules for assigning prompts to people."""
 
     order: tuple[str, ...]
-    """All prompts, in the order of handing out."""
+    """All prompts, in the order of assignment."""
     overlap: int = 1
-    """People that each prompt is given to."""
+    """Number of people who judge each prompt."""
     repeat: float = 0.05
-    """Share of a person's prompts that is shown to them a second time."""
+    """Share of a person's prompts shown to them a second time."""
     lease_s: float = 600.0
-    """How long a task waits for its person; every stored mark starts it anew."""
+    """Seconds until an idle task expires; every stored mark renews the lease."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no number of people or minutes can be."""
+        """Raises UserError if a value is out of range."""
         if self.overlap < 1 or not 0 <= self.repeat <= 1 or not 0 < self.lease_s < 1e9:
             raise UserError("annotate: needs --overlap of 1 or more, --repeat within 0-1 and --lease-minutes above 0")
 
@@ -78,16 +78,16 @@ class AnnotationStore:
         assignment: Assignment,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`samples` holds the sample indices of every prompt; `clock` tells Unix seconds."""
+        """`samples` holds the sample indices of every prompt; `clock` returns Unix seconds."""
         self.database = database
         self.samples = samples
         self.assignment = assignment
         self.clock = clock
 
     def next_task(self, annotator: str) -> Task | None:
-        """The person's open task, a repeat that is due, or the next prompt that needs them; None where all is judged.
+        """Returns the person's open task, a due repeat, or the next prompt that needs judges; None if all is judged.
 
-        An open task whose lease expired is theirs again unless it went to others meanwhile.
+        An open task with an expired lease returns to the person unless others have taken the prompt.
         """
         with self.database.transaction() as connection:
             own = connection.execute(
@@ -106,14 +106,14 @@ class AnnotationStore:
             return None if new is None else self._open(connection, annotator, new, 0)
 
     def task(self, key: str) -> Task:
-        """A task by its key, whatever its state. Raises TaskRefused where there is none."""
+        """Returns a task by its key, in any state. Raises TaskRefused if it is unknown."""
         with self.database.transaction() as connection:
             return self._read(connection, self._find(connection, key))
 
     def save_marks(self, key: str, marks: Mapping[int, Marks]) -> None:
-        """Store the marks of candidates, by position on the page, and renew the lease.
+        """Stores the marks of candidates, by position on the page, and renews the lease.
 
-        Raises TaskRefused where the task is unknown, closed or expired, or a position or mark is out of range.
+        Raises TaskRefused if the task is unknown, closed or expired, or if a position or mark is out of range.
         """
         for position, values in marks.items():
             for name in MARKS:
@@ -128,11 +128,11 @@ class AnnotationStore:
             connection.execute(tasks.update().where(tasks.c.id == row.id).values(leased_until=self._lease()))
 
     def renew(self, key: str) -> None:
-        """Start the lease anew. Raises TaskRefused like `save_marks`."""
+        """Renews the lease. Raises TaskRefused like `save_marks`."""
         self.save_marks(key, {})
 
     def finish(self, key: str) -> str:
-        """Close a task and return whose it was; TaskRefused where a candidate has no marks, or like `save_marks`."""
+        """Closes a task; returns its annotator. Raises TaskRefused if a candidate lacks marks, or like `save_marks`."""
         with self.database.transaction() as connection:
             row = self._find_open(connection, key)
             missing = len(row.sample_order) - len(self._read(connection, row).marks)
@@ -141,7 +141,7 @@ class AnnotationStore:
             return self._close(connection, row, "done")
 
     def skip(self, key: str) -> str:
-        """Close a task without judging it and return whose it was; its marks do not count, the prompt goes to others.
+        """Closes a task without judgement; returns its annotator. Its marks do not count; the prompt goes to others.
 
         Raises TaskRefused like `save_marks`.
         """
@@ -149,9 +149,9 @@ class AnnotationStore:
             return self._close(connection, self._find_open(connection, key), "skipped")
 
     def undo(self, annotator: str) -> None:
-        """Open the task again that the person closed last, with its marks.
+        """Reopens the person's last closed task, with its marks.
 
-        A skipped one that went to others meanwhile is passed over. Raises TaskRefused where none is left.
+        Skips tasks whose prompt others have taken after a skip. Raises TaskRefused if there is none.
         """
         with self.database.transaction() as connection:
             closed = connection.execute(
@@ -168,9 +168,9 @@ class AnnotationStore:
         raise TaskRefused("nothing_to_undo", "there is nothing to undo")
 
     def progress(self, annotator: str | None = None) -> dict[str, int]:
-        """How many prompts that person has judged and skipped, and how much of all the work is done.
+        """Counts the prompts that the person judged and skipped, and the judgements done and needed by everyone.
 
-        `needed` counts every prompt as often as people are to judge it.
+        `needed` counts each prompt `overlap` times.
         """
         counted = sa.select(tasks.c.prompt_id, sa.func.count().label("people"))
         firsts = counted.where(tasks.c.round == 0, tasks.c.state == "done").group_by(tasks.c.prompt_id)
@@ -187,7 +187,7 @@ class AnnotationStore:
         }
 
     def rows(self, annotator: str | None = None) -> list[dict[str, Any]]:
-        """Judgements of everyone or of one person, oldest first; those of skipped tasks are left out."""
+        """Returns judgements of everyone or of one person, oldest first, without skipped tasks."""
         columns = (tasks.c.prompt_id, tasks.c.annotator, tasks.c.round)
         marks = (judgements.c.sample_index, judgements.c.judged_at, *(judgements.c[name] for name in MARKS))
         query = sa.select(*columns, *marks).join(tasks).where(tasks.c.state != "skipped")
@@ -200,7 +200,7 @@ class AnnotationStore:
         return self.clock() + self.assignment.lease_s
 
     def _taken(self, connection: sa.Connection, annotator: str) -> dict[str, int]:
-        """How many other people have each prompt, judged or on lease."""
+        """Counts the other people who have judged or leased each prompt."""
         is_held = sa.or_(tasks.c.state == "done", sa.and_(tasks.c.state == "open", tasks.c.leased_until > self.clock()))
         query = sa.select(tasks.c.prompt_id, sa.func.count().label("people")).group_by(tasks.c.prompt_id)
         found = connection.execute(query.where(tasks.c.round == 0, tasks.c.annotator != annotator, is_held))
@@ -210,7 +210,7 @@ class AnnotationStore:
         return taken.get(prompt_id, 0) < self.assignment.overlap
 
     def _repeat_due(self, annotator: str, own: Sequence[Any], *, is_last: bool) -> str | None:
-        """A prompt that the person judged a while ago, where their share of repeats is not reached."""
+        """Returns a prompt to repeat, judged a while ago, if the person has had too few repeats."""
         firsts = [row.prompt_id for row in own if row.round == 0 and row.state == "done"]
         repeated = {row.prompt_id for row in own if row.round == 1}
         wanted = math.floor(self.assignment.repeat * len(firsts) + 0.5)

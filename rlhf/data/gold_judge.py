@@ -1,9 +1,8 @@
-"""The gold judge: the noiseless utility by which simulated annotators judge an inpainting.
+"""The gold judge: the noiseless utility behind the marks of simulated annotators.
 
-It compares the filled hole with the hidden original, but not pixel by pixel: a fill that continues
-the edges, has the local texture, the colours and a border without a seam is good even where it
-differs from the original. Its constants were fixed before any policy was aligned. It is never
-used in training a policy or in choosing a checkpoint.
+The judge compares the filled hole with the hidden original, but not pixel by pixel. A fill is good if it continues
+edges, matches local texture and colours, and has no seam, even if it differs from the original. The constants were
+fixed before any policy was aligned. Neither training nor the choice of a checkpoint uses this judge.
 """
 
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ import torch.nn.functional as F
 
 STRUCTURE_WEIGHT, TEXTURE_WEIGHT, COLOUR_WEIGHT, SEAM_WEIGHT = 0.25, 0.40, 0.20, 0.15
 ENERGY_FLOOR = 0.02
-"""Band energies below this share of the grey range look alike."""
+"""Share of the grey range below which band energies look alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Utility:
-    """Marks of a batch of inpaintings, each [B], in [0, 1]; 1 is the original itself."""
+    """Utilities of a batch of inpaintings, each [B], in [0, 1]; the original has utility 1."""
 
     structure: torch.Tensor
     texture: torch.Tensor
@@ -45,7 +44,7 @@ def gold_utility(images: torch.Tensor, originals: torch.Tensor, masks: torch.Ten
 
 
 def sharpness(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Mean absolute Laplacian of the luminance inside the hole, [B]: falls when fills are blurred."""
+    """Returns the mean absolute Laplacian of the luminance inside the hole, [B]; blur lowers it."""
     grey = _luminance(images)
     kernel = grey.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
     return _mean(F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="reflect"), kernel).abs(), masks)
@@ -57,7 +56,7 @@ def _luminance(images: torch.Tensor) -> torch.Tensor:
 
 
 def _opponent(images: torch.Tensor) -> torch.Tensor:
-    """Luminance, red-green and blue-yellow, each [-1, 1] wide: [B, 3, H, W]."""
+    """Returns luminance, red-green and blue-yellow, [B, 3, H, W]."""
     red, green, blue = ((images + 1) / 2).unbind(1)
     return torch.cat([_luminance(images), (red - green)[:, None], (blue - (red + green) / 2)[:, None]], dim=1)
 
@@ -67,7 +66,7 @@ def _mean(values: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def _blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur with reflected borders."""
+    """Applies a Gaussian blur with reflected borders."""
     radius = min(int(3 * sigma + 0.5), images.shape[-1] - 1, images.shape[-2] - 1)
     x = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
     kernel = torch.exp(-(x**2) / (2 * sigma**2))
@@ -112,7 +111,7 @@ def _texture(images: torch.Tensor, originals: torch.Tensor, masks: torch.Tensor)
 
 
 def _seam(images: torch.Tensor, originals: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """exp(-|extra jump| / 0.1) over neighbouring pixel pairs of which one is in the hole."""
+    """Returns exp(-|extra jump| / 0.1), averaged over pixel pairs across the border of the hole."""
     total, count = images.new_zeros(len(images)), images.new_zeros(len(images))
     for dim in (-1, -2):
         is_border = masks.diff(dim=dim).abs()

@@ -1,4 +1,4 @@
-"""How marks become scores: an annotator's bias taken off, then standardised within source x hole family."""
+"""Normalises marks to scores: subtracts each annotator's bias, then standardises within source x hole family."""
 
 import json
 from collections import defaultdict
@@ -14,7 +14,7 @@ from rlhf.storage.atomic_files import atomic_write_json
 
 FILE = "normalisation.json"
 MIN_VARIANCE = 1e-6
-"""Of a family whose marks are all but the same."""
+"""Smallest variance of a family, for marks that are almost equal."""
 Family = tuple[str, str]
 """Source and hole family."""
 
@@ -24,20 +24,20 @@ class Normalisation:
     """The affine map (mark - bias) / sd - mean / sd of each column of marks; all arrays are float64 [C]."""
 
     biases: Mapping[str, np.ndarray]
-    """By annotator: mean deviation of the marks from those of their families, in points."""
+    """By annotator: mean deviation of the marks from their families' means, in points."""
     means: Mapping[Family, np.ndarray]
-    """By family: of the marks without bias."""
+    """By family: mean of the marks without bias."""
     sds: Mapping[Family, np.ndarray]
     """By family: standard deviation around `means`."""
     pooled_mean: np.ndarray
-    """Of all marks without bias."""
+    """Mean of all marks without bias."""
     pooled_sd: np.ndarray
 
     def apply(self, marks: np.ndarray, families: Sequence[Family], annotators: Sequence[str]) -> np.ndarray:
-        """Marks [N, C] to normalised scores [N, C].
+        """Converts marks [N, C] to normalised scores [N, C].
 
-        An annotator never measured is taken to have no bias, so that what is new in the scores is not
-        taken for theirs; a family never measured has the mean and deviation of all marks together.
+        An unknown annotator has no bias, so that a shift in the scores is not attributed to them. An unknown family has
+        the mean and deviation of all marks.
         """
         no_bias = np.zeros_like(self.pooled_mean)
         biases = np.stack([self.biases.get(name, no_bias) for name in annotators])
@@ -46,7 +46,7 @@ class Normalisation:
         return (marks - biases - means) / sds
 
     def save(self, folder: Path) -> None:
-        """Write `normalisation.json`."""
+        """Writes `normalisation.json`."""
         families = [
             {"source": source, "hole": hole, "mean": mean.tolist(), "sd": self.sds[source, hole].tolist()}
             for (source, hole), mean in self.means.items()
@@ -60,9 +60,9 @@ class Normalisation:
 
 
 def measure_normalisation(marks: np.ndarray, families: Sequence[Family], annotators: Sequence[str]) -> Normalisation:
-    """From marks [N, C] of all annotators (PrefPaint, appendix A; the deviation is what its text means).
+    """Measures the normalisation on marks [N, C] of all annotators (PrefPaint, appendix A, with standard deviations).
 
-    An annotator's bias is the mean difference from their families' means, before the bias is taken off.
+    An annotator's bias is the mean difference between their marks and the means of the families, before correction.
     """
     biases = _means_of(marks - _rows_of(_means_of(marks, families), families), annotators)
     unbiased = marks - _rows_of(biases, annotators)
@@ -78,7 +78,7 @@ def measure_normalisation(marks: np.ndarray, families: Sequence[Family], annotat
 
 
 def load_normalisation(folder: Path) -> Normalisation:
-    """Read `normalisation.json`; UserError where there is none that is whole."""
+    """Reads `normalisation.json`. Raises UserError if it is missing or damaged."""
     try:
         record = json.loads((folder / FILE).read_text())
         families = {(f["source"], f["hole"]): f for f in record["families"]}

@@ -1,4 +1,4 @@
-"""Photographs to prompts: square crops with holes, split so that no photograph is in two splits."""
+"""Cuts photographs to prompts: square crops with holes. All prompts of a photograph are in the same split."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from rlhf.storage.images import (
 from rlhf.storage.tables import PROMPTS, image_cell, read_table, stream_table, take_rows, write_table
 
 PromptRow = dict[str, Any]
-"""A row of the table of prompts, image and mask encoded: a tenth of the bytes of a `Prompt`."""
+"""A row of the table of prompts with encoded image and mask, a tenth of the size of a `Prompt`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,24 +37,24 @@ class Prompt:
 
     prompt_id: str
     photograph: str
-    """File that the crop is from; everything is split and clustered by it."""
+    """File of the photograph, the unit of splits and of clusters in statistics."""
     source: str
     hole: str
     split: str
     image: torch.Tensor
-    """float32 [3, H, W] in [-1, 1], hole included: the original, which policies never see."""
+    """float32 [3, H, W] in [-1, 1]: the original including the hole, which policies never see."""
     mask: torch.Tensor
     """float32 [1, H, W], 1 = repaint."""
     caption: str = ""
-    """What the image shows, for rewards that read text."""
+    """Description of the image, for rewards that read text."""
 
 
 def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, split: str | None = None) -> int:
-    """Cut prompts from every readable photograph below `images` into `out/prompts.parquet`.
+    """Cuts prompts from every readable photograph below `images` into `out/prompts.parquet`.
 
-    Unreadable photographs are skipped, counted and listed in `out/skipped.json`. `split` names the
-    split of all of them; by default `config.test_share` of the photographs are `test`.
-    Returns the number of prompts. Raises UserError where no photograph is readable.
+    `out/skipped.json` lists unreadable photographs. `split` names the split of all prompts; by default a share
+    `config.test_share` of the photographs is `test`. Returns the number of prompts. Raises UserError if no photograph
+    is readable.
     """
     paths = list_photographs(images)
     if not paths:
@@ -81,7 +81,7 @@ def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, s
 
 
 def _assign_splits(rows: list[dict[str, Any]], test_share: float, seed: int) -> None:
-    """Turn the prompts of a share of the photographs to `test`; both splits keep one where there are two."""
+    """Moves a share of the photographs to the split `test`; each split keeps at least one of two or more."""
     names = sorted({row["photograph"] for row in rows})
     tests = round(len(names) * test_share)
     if test_share > 0:
@@ -152,16 +152,16 @@ class PromptTable:
 
     @property
     def ids(self) -> list[str]:
-        """Of all prompts, sorted."""
+        """Sorted ids of all prompts."""
         return sorted(self._places)
 
     def rows(self, prompt_ids: Sequence[str]) -> list[PromptRow]:
-        """These prompts, in this order."""
+        """Returns the rows of these prompts, in this order."""
         return take_rows(self._folder, PROMPTS, [self._places[name] for name in prompt_ids])
 
 
 def decode_prompt(row: PromptRow, place: str = "") -> Prompt:
-    """A prompt from its row; UserError, which names the table's `place`, where image or mask is unreadable."""
+    """Decodes a prompt from its row. Raises UserError with the table's `place` if image or mask is unreadable."""
     label = f"{place}: prompt {row['prompt_id']}" if place else f"prompt {row['prompt_id']}"
     if not row["image"] or not row["image"]["bytes"] or not row["mask"] or not row["mask"]["bytes"]:
         raise UserError(f"{label}: image or mask holds no bytes")
@@ -180,7 +180,7 @@ def decode_prompt(row: PromptRow, place: str = "") -> Prompt:
 
 
 def checksum_prompts(prompts: Sequence[Prompt]) -> str:
-    """Of what decides how a policy is judged on them: ids, photographs, hole families, images, masks."""
+    """Returns the SHA-256 of everything that affects judgements: ids, photographs, hole families, images and masks."""
     names = {p.prompt_id: f"{p.prompt_id}\0{p.photograph}\0{p.hole}\0" for p in prompts}
     pictures = {names[p.prompt_id] + "image": p.image for p in prompts}
     return checksum(pictures | {names[p.prompt_id] + "mask": p.mask for p in prompts})

@@ -1,4 +1,4 @@
-"""The Parquet tables that stages hand over, and their checks on the way in."""
+"""Parquet tables that stages exchange: schemas, writing, and checked reading."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,9 +52,9 @@ ANNOTATIONS = pa.schema(
     ]
 )
 MARKS = ("structure", "texture", "overall")
-"""The columns that hold a person's marks, each 0-7."""
+"""Columns with a person's marks, each 0-7."""
 PAGE_ANNOTATIONS = ANNOTATIONS.append(pa.field("round", pa.int32()))
-"""What the annotation page exports: round 1 is a prompt shown to the same person a second time."""
+"""Table that the annotation page exports; round 1 is a prompt shown to the same person a second time."""
 EVALUATION = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -79,24 +79,24 @@ CURVE = pa.schema(
         ("gold", pa.float32()),
     ]
 )
-"""How every saved policy of a run was judged; version 0 is the base model."""
+"""Judgements of every saved policy of a run; version 0 is the base model."""
 
 
 SCHEMA_VERSION = 1
 SCHEMA_KEY = "prefpaint_schema_version"
-"""Of the file's metadata."""
+"""Key of the schema version in the file's metadata."""
 ROWS_PER_GROUP = 1000
 PICTURES_PER_GROUP = 16
-"""Rows that are in memory at once when a table is written or streamed, and are read together where one is wanted."""
+"""Rows per row group: the unit of memory in writing and streaming, and of random reads."""
 
 
 def rows_per_group(schema: pa.Schema) -> int:
-    """Few where rows hold pictures."""
+    """Returns the number of rows per group, small for tables with pictures."""
     return PICTURES_PER_GROUP if any(pa.types.is_struct(field.type) for field in schema) else ROWS_PER_GROUP
 
 
 def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path) -> None:
-    """Write rows as zstd Parquet, whole or not at all; image columns carry Hugging Face's metadata."""
+    """Writes rows as zstd Parquet, atomically; image columns carry Hugging Face's metadata."""
     with open_table(schema, path) as append:
         for row in rows:
             append(row)
@@ -104,9 +104,9 @@ def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path) -
 
 @contextmanager
 def open_table(schema: pa.Schema, path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A table that is written row by row, a row group at a time; `path` appears when the block ends well.
+    """Yields a function that appends a row to a table; row groups are written one at a time.
 
-    Gives the function that appends a row. Where the block raises, a previous file stays as it was.
+    The file appears at `path` at the end of the block. If the block raises, a previous file stays unchanged.
     """
     full = schema.with_metadata(_hub_metadata(schema) | {SCHEMA_KEY: str(SCHEMA_VERSION)})
     pending: list[dict[str, Any]] = []
@@ -139,17 +139,16 @@ def _hub_feature(kind: pa.DataType) -> dict[str, str]:
 
 
 def read_table(folder: Path, schema: pa.Schema, *, optional: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """All rows of the Parquet files in a folder (or of one file), in the order of file names.
+    """Reads all rows of the Parquet files in a folder (or of one file), in the order of file names.
 
-    A file may lack the `optional` columns of the schema; its rows then hold None. Raises UserError that
-    names the file and the column where a file is unreadable, another column is missing or one is of
-    another type, or there is no row at all.
+    A file may lack the `optional` columns of the schema; its rows then hold None. Raises UserError with file and column
+    if a file is unreadable, another column is missing, a column has another type, or there are no rows.
     """
     return list(stream_table(folder, schema, optional=optional))
 
 
 def stream_table(folder: Path, schema: pa.Schema, *, optional: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-    """The rows of `read_table` one after another, with a row group in memory; the same errors."""
+    """Yields the rows of `read_table` with one row group in memory; raises the same errors."""
     paths = [folder] if folder.is_file() else sorted(folder.glob("*.parquet"))
     if not paths:
         raise UserError(f"{folder}: no Parquet files there; run the stage that writes them first")
@@ -176,7 +175,7 @@ def _stream_file(path: Path, schema: pa.Schema, optional: tuple[str, ...]) -> It
 
 @contextmanager
 def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """UserError that names the file where what is done with it within the block fails."""
+    """Opens a Parquet file. Raises UserError with its name if reading fails within the block."""
     try:
         with explained(path), parquet_file(path) as file:
             check_schema(int((file.schema_arrow.metadata or {}).get(SCHEMA_KEY.encode(), 1)), SCHEMA_VERSION, path)
@@ -186,12 +185,12 @@ def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def parquet_file(path: Path) -> pq.ParquetFile:
-    """A Parquet file, of this machine or at a URL, of which no more is read than is asked for."""
+    """Opens a Parquet file, local or at a URL, and reads only the requested parts."""
     return pq.ParquetFile(path.open("rb") if isinstance(path, UrlPath) else path, pre_buffer=isinstance(path, UrlPath))
 
 
 def take_rows(folder: Path, schema: pa.Schema, places: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of a table by their places in the order of `read_table`; reads only the row groups that hold them."""
+    """Reads rows by their positions in the order of `read_table`; reads only the row groups that contain them."""
     paths = [folder] if folder.is_file() else sorted(folder.glob("*.parquet"))
     found: dict[int, dict[str, Any]] = {}
     first = 0
@@ -208,11 +207,11 @@ def take_rows(folder: Path, schema: pa.Schema, places: Sequence[int]) -> list[di
 
 
 def count_rows(path: Path) -> int:
-    """Rows of a Parquet file, by its footer."""
+    """Returns the number of rows of a Parquet file from its footer."""
     with _open_parquet(path) as file:
         return file.metadata.num_rows
 
 
 def image_cell(data: bytes, path: str) -> dict[str, Any]:
-    """A value of an image column."""
+    """Returns a value of an image column."""
     return {"bytes": data, "path": path}

@@ -1,7 +1,7 @@
-"""Pinhole cameras: where a point of the world falls in a picture, and which points a depth map stands for.
+"""Pinhole cameras: projects world points to pixels, and pixels with depth to world points.
 
-Axes are OpenCV's, of the world and of every camera: x to the right, y down, z forward. Pixel (row v, column u) has
-its centre at exactly (u, v). Depth is z in the camera, in any unit of length, not the distance along the ray.
+World and camera axes follow OpenCV: x to the right, y down, z forward. The centre of pixel (row v, column u) is exactly
+(u, v). Depth is the camera's z in any unit of length, not the distance along the ray.
 """
 
 from dataclasses import dataclass, field, replace
@@ -19,12 +19,12 @@ class Camera:
     centre_px: tuple[float, float]
     """Column and row of the principal point."""
     rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
-    """[3, 3], turns world axes into the camera's."""
+    """[3, 3], rotation from world axes to camera axes."""
     position: np.ndarray = field(default_factory=lambda: np.zeros(3))
-    """[3], in the world."""
+    """[3], position in the world."""
 
     def scaled(self, factor: float) -> "Camera":
-        """The same camera with a picture `factor` times as wide and high, rounded to whole pixels."""
+        """Returns the camera with a picture `factor` times as wide and high, rounded to whole pixels."""
         width, height = max(1, round(factor * self.width_px)), max(1, round(factor * self.height_px))
         across, down = self.centre_px
         return replace(
@@ -37,9 +37,9 @@ class Camera:
 
 
 def camera_at_origin(width_px: int, height_px: int, focal_px: float | None = None) -> Camera:
-    """A camera in the world's origin that looks along z, its principal point in the middle of the picture.
+    """Returns a camera at the world's origin that looks along z, with its principal point in the middle of the picture.
 
-    Without `focal_px` the focal length is the picture's width: a field of view of 53 degrees.
+    The default focal length is the picture's width: a field of view of 53 degrees.
     """
     return Camera(
         width_px=width_px,
@@ -50,7 +50,7 @@ def camera_at_origin(width_px: int, height_px: int, focal_px: float | None = Non
 
 
 def turn(yaw: float, pitch: float, roll: float = 0.0) -> np.ndarray:
-    """The rotation [3, 3] of yaw about y, then pitch about x, then roll about z; angles in radians."""
+    """Returns the rotation [3, 3] of yaw about y, then pitch about x, then roll about z; angles in radians."""
     (sy, sp, sr), (cy, cp, cr) = np.sin((yaw, pitch, roll)), np.cos((yaw, pitch, roll))
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
@@ -79,19 +79,19 @@ def orbit(
 
 
 def pixel_grid(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Column and row of every pixel, float64 [H, W] each."""
+    """Returns column and row of every pixel, float64 [H, W] each."""
     v, u = np.mgrid[0 : camera.height_px, 0 : camera.width_px].astype(float)
     return u, v
 
 
 def unproject(camera: Camera, u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Points of the world, float64 [..., 3], that fall on columns `u` and rows `v` at `depth`, all [...]."""
+    """Returns world points, float64 [..., 3], that project to columns `u` and rows `v` at `depth`, all [...]."""
     x, y = ((w - c) / camera.focal_px * depth for w, c in zip((u, v), camera.centre_px, strict=True))
     return np.stack([x, y, depth], axis=-1) @ camera.rotation + camera.position
 
 
 def project(camera: Camera, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Column, row and depth, float64 [...] each, of points [..., 3]; NaN columns and rows at depths up to 0."""
+    """Returns column, row and depth, float64 [...] each, of points [..., 3]; column and row are NaN if depth <= 0."""
     x, y, z = np.moveaxis((points - camera.position) @ camera.rotation.T, -1, 0)
     ahead = np.where(z > 0, z, np.nan)
     return x / ahead * camera.focal_px + camera.centre_px[0], y / ahead * camera.focal_px + camera.centre_px[1], z

@@ -1,4 +1,4 @@
-"""Depth of a photograph by a depth estimator of transformers, from a folder or the hub."""
+"""Estimates depth with a depth estimator of transformers, from a folder or the hub."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ PREDICTS: dict[str, Kind] = {
     "tipsv2_dpt": "depth",
     "chmv2": "depth",
 }
-"""What models of a kind predict; Depth Anything's configuration says it itself."""
+"""Predicted quantity by model type; Depth Anything's configuration states it."""
 NEAREST, FARTHEST = 1.0, 6.0
-"""Depths to which the ends of a relative prediction are put: it has neither unit nor zero."""
+"""Depths assigned to the ends of a relative prediction, which has neither unit nor zero."""
 
 
 def estimate_depth(image: Image.Image, name: str, *, kind: Kind | None = None, device: str = "auto") -> np.ndarray:
-    """Depth float64 [H, W] of a picture, its blurred edges made steps.
+    """Estimates the depth of a picture, float64 [H, W], and sharpens its blurred edges.
 
-    `name` is a folder or a name on the hub. A metric prediction is taken as it is; a relative one is inverse depth up
-    to scale and shift, which is put between NEAREST and FARTHEST. `kind` overrides what the model is known to predict.
-    Raises UserError where the model cannot be opened, lacks weights, or predicts what is no depth.
+    `name` is a folder or a hub name. A metric prediction stays unchanged; a relative prediction is inverse depth up to
+    scale and shift, and is mapped between NEAREST and FARTHEST. `kind` overrides the known quantity of the model.
+    Raises UserError if the model cannot be opened, lacks weights, or predicts invalid depth.
     """
     import torch
     from torch.nn.functional import interpolate

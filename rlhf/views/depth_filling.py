@@ -1,6 +1,6 @@
-"""What classical rules put into a hole of a warped picture: depth, and colours as a floor for models.
+"""Classical fills for the holes of a warped picture: depth, and colours as a baseline for models.
 
-All look at the far side alone: what comes out from behind an object is background, not more of the object.
+All fills use the far side only, since a disoccluded region is background, not more of the object.
 """
 
 import numpy as np
@@ -14,9 +14,9 @@ from rlhf.views.warping import Warped
 
 NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
 NEARER = 0.1
-"""Relative depth by which something must be nearer than the background of a hole to be in front of it."""
+"""Relative difference in depth by which an object must be nearer than the background of a hole to be in front."""
 SLOPE_PX = 9
-"""Side of the square over which the slope of a surface is averaged."""
+"""Side of the square window for averaging the slope of a surface."""
 
 
 def fill_depth(warped: Warped) -> np.ndarray:
@@ -46,14 +46,14 @@ def fill_depth(warped: Warped) -> np.ndarray:
 
 
 def _near_side(warped: Warped) -> np.ndarray:
-    """The near side of jumps, one pixel wider: its pixels may be mixed with others."""
+    """Returns the near side of jumps, dilated by one pixel of possibly mixed colour."""
     return binary_dilation(warped.near_edge, np.ones((3, 3))) & ~warped.hole
 
 
 def _slopes(warped: Warped, far: np.ndarray) -> np.ndarray:
-    """Change of inverse depth per pixel down and to the right, [2, H, W], of the nearest far side everywhere.
+    """Returns the slope of inverse depth per pixel, down and to the right, [2, H, W], of the nearest far side.
 
-    The mean over neighbours of one surface within SLOPE_PX; 0 where there are none.
+    The slope is the mean over neighbours on one surface within SLOPE_PX, or 0 without neighbours.
     """
     inverse = np.where(far, 1 / np.where(far, warped.depth, 1.0), 0.0)
     across, down = find_joints(warped.depth, far)
@@ -71,7 +71,7 @@ def _slopes(warped: Warped, far: np.ndarray) -> np.ndarray:
 
 
 def _anchors(warped: Warped, far: np.ndarray, known: np.ndarray, holes: np.ndarray, count: int) -> np.ndarray:
-    """bool [4, H, W]: whether a hole pixel's neighbour gives it its value, by the order of NEIGHBOURS."""
+    """Returns bool [4, H, W]: whether a neighbour of a hole pixel is a boundary value, in the order of NEIGHBOURS."""
     beside_far = np.stack([warped.hole & _neighbour(far, *step) for step in NEIGHBOURS])
     beside_known = np.stack([warped.hole & _neighbour(known, *step) for step in NEIGHBOURS])
     has_far = np.zeros(count + 1, bool)
@@ -80,7 +80,7 @@ def _anchors(warped: Warped, far: np.ndarray, known: np.ndarray, holes: np.ndarr
 
 
 def _neighbour(array: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Of each pixel the one that lies `down` and `right` of it; 0 beyond the edge."""
+    """Returns the array shifted so that each pixel holds its neighbour `down` and `right`; 0 beyond the edge."""
     height, width = array.shape
     padded = np.pad(array, 1)
     return padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
@@ -89,9 +89,9 @@ def _neighbour(array: np.ndarray, down: int, right: int) -> np.ndarray:
 def _laplace(
     hole: np.ndarray, anchors: np.ndarray, inverse: np.ndarray, number: np.ndarray, slopes: np.ndarray
 ) -> tuple[sparse.csc_matrix, np.ndarray]:
-    """The equation of every hole pixel: what changes towards its four neighbours adds up to 0.
+    """Returns the linear system of all hole pixels: the changes towards the four neighbours of a pixel sum to 0.
 
-    Towards hole and anchor pixels it is their difference, elsewhere the slope.
+    The change towards a hole or anchor pixel is the difference of values, elsewhere it is the slope.
     """
     size = int(hole.sum())
     diagonal, target = np.zeros(size), np.zeros(size)
@@ -110,9 +110,9 @@ def _laplace(
 
 
 def fill_with_nearest_background(warped: Warped) -> np.ndarray:
-    """Colours uint8 [H, W, 3]: a hole pixel has that of the nearest pixel on the far side of a hole's border.
+    """Returns colours uint8 [H, W, 3]; each hole pixel copies the nearest pixel on the far side of a hole's border.
 
-    A hole with no far side around it takes the near.
+    A hole without a far side copies the near side.
     """
     if not warped.hole.any() or warped.hole.all():
         return warped.rgb.copy()
@@ -121,10 +121,10 @@ def fill_with_nearest_background(warped: Warped) -> np.ndarray:
 
 
 def hide_near_side(warped: Warped) -> np.ndarray:
-    """The picture uint8 [H, W, 3] as context for who paints its holes: what stands in front of them is taken away.
+    """Returns the picture uint8 [H, W, 3] without the objects in front of its holes, as context for a model.
 
-    Pixels nearer than the nearest hole's depth as `fill_depth` has it, by more than NEARER, have the colour of the
-    nearest pixel that is not. Else a model continues into the hole the object that hides it. The hole itself stays.
+    Pixels nearer than the depth of the nearest hole pixel (from `fill_depth`) by more than NEARER take the colour of
+    the nearest remaining pixel; otherwise a model would continue the object into the hole. The hole stays unchanged.
     """
     if not warped.hole.any() or warped.hole.all():
         return warped.rgb.copy()
@@ -138,7 +138,7 @@ def hide_near_side(warped: Warped) -> np.ndarray:
 
 
 def _nearest_far_border(warped: Warped) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column, [H, W] each, of the nearest pixel on the far side of any hole's border."""
+    """Returns row and column, [H, W] each, of the nearest pixel on the far side of any hole's border."""
     known, holes = ~warped.hole, label(warped.hole)[0]
     far = known & ~_near_side(warped)
     has_far = np.isin(holes, holes[warped.hole & binary_dilation(far, np.ones((3, 3)))])

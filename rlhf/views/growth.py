@@ -1,4 +1,4 @@
-"""A photograph that grows beyond its borders, step by step: where each step paints, and who paints it."""
+"""Extends a photograph beyond its borders step by step: plans the bands of each step and fills them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from rlhf.diffusion.tile_painting import paint, to_canvas
 from rlhf.diffusion.tiles import Box
 
 SIDES = {"left": 0, "right": 2, "top": 1, "bottom": 3}
-"""In the order of painting, each with its place in a Box; top and bottom are as wide as left and right made it."""
+"""Sides in the order of painting, with their index in a Box; top and bottom include the width of left and right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Margins:
-    """Pixels that are added at each side."""
+    """Pixels to add at each side."""
 
     left: int = 0
     right: int = 0
@@ -23,34 +23,33 @@ class Margins:
     bottom: int = 0
 
     def enlarge(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height with the margins."""
+        """Returns width and height including the margins."""
         return size[0] + self.left + self.right, size[1] + self.top + self.bottom
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """What is painted at once: what one step adds at one side. Boxes are in pixels of the extended photograph."""
+    """Region that one step adds at one side. Boxes are in pixels of the extended photograph."""
 
     step: int
-    """From 1."""
+    """Number of the step, from 1."""
     side: str
-    """Of SIDES."""
+    """Key of SIDES."""
     box: Box
-    """Where it lies."""
+    """Position of the band."""
     extent: Box
-    """What there is of the photograph, the band included."""
+    """Painted extent of the photograph, including the band."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Painted:
-    """The photograph after a band."""
+    """The photograph after painting a band."""
 
     band: Band
     extended: np.ndarray
-    """uint8 [H, W, 3], the photograph with all margins; what lies outside `band.extent` is still 0. Changes with the
-    next band."""
+    """uint8 [H, W, 3], the photograph with all margins, 0 outside `band.extent`; the next band changes it in place."""
     known_pixels_differ: int
-    """Pixels outside the band that the fill answered otherwise than it was given them. They are not taken over."""
+    """Number of pixels outside the band that the fill returned changed; these changes are discarded."""
 
 
 Fill = Callable[[np.ndarray, np.ndarray, Band], np.ndarray]
@@ -58,9 +57,9 @@ Fill = Callable[[np.ndarray, np.ndarray, Band], np.ndarray]
 
 
 def plan_bands(size: tuple[int, int], margins: Margins, steps: int) -> list[Band]:
-    """The bands of all steps, in their order; all sides are done with the last step.
+    """Returns the bands of all steps in order; all sides end with the last step.
 
-    `size` is width and height before. Where a margin has fewer pixels than there are steps, its side rests in some.
+    `size` is the original width and height. A side with fewer pixels than steps has no band in some steps.
     """
     start = (margins.left, margins.top, margins.left + size[0], margins.top + size[1])
     extent, bands = list(start), []
@@ -83,7 +82,7 @@ def _to_box(edges: Sequence[int]) -> Box:
 
 
 def grow(photograph: np.ndarray, margins: Margins, bands: Sequence[Band], fill: Fill) -> Iterator[Painted]:
-    """Paint band after band around a photograph, uint8 [h, w, 3]; each sees what the ones before it painted."""
+    """Paints the bands around a photograph, uint8 [h, w, 3], in order; each fill sees the earlier bands."""
     height, width = photograph.shape[:2]
     wide, high = margins.enlarge((width, height))
     extended = np.zeros((high, wide, 3), np.uint8)
@@ -99,7 +98,7 @@ def grow(photograph: np.ndarray, margins: Margins, bands: Sequence[Band], fill: 
 
 
 def band_hole(band: Band) -> np.ndarray:
-    """The band within its extent, bool [h, w]."""
+    """Returns the mask of the band within its extent, bool [h, w]."""
     left, top, right, bottom = band.extent
     hole = np.zeros((bottom - top, right - left), bool)
     hole[band.box[1] - top : band.box[3] - top, band.box[0] - left : band.box[2] - left] = True
@@ -109,7 +108,7 @@ def band_hole(band: Band) -> np.ndarray:
 def fill_by_policy(
     policy: Policy, *, num_inference_steps: int, seed_key: tuple[object, ...], sample_index: int = 0
 ) -> Fill:
-    """Square by square, as `paint` does; noise depends on `seed_key`, the band and the sample, not on the policy."""
+    """Returns a fill by a policy, tile by tile; noise depends on `seed_key`, band and sample, not on the policy."""
 
     def fill(pixels: np.ndarray, hole: np.ndarray, band: Band) -> np.ndarray:
         (done,) = paint(
@@ -125,7 +124,7 @@ def fill_by_policy(
 
 
 def fill_by_padding(mode: str) -> Fill:
-    """No model at all: numpy's padding, `edge` (the outermost pixels drawn out) or `symmetric` (a mirror image)."""
+    """Returns a fill by numpy's padding: `edge` repeats the outermost pixels, `symmetric` mirrors the image."""
 
     def fill(pixels: np.ndarray, hole: np.ndarray, band: Band) -> np.ndarray:
         rows, columns = (np.flatnonzero(~hole.all(axis=axis)) for axis in (1, 0))

@@ -1,14 +1,14 @@
-"""What of a depth map is one surface: where neighbouring pixels hang together, and where one hides the other.
+"""Segments a depth map into surfaces: finds neighbouring pixels on one surface, and edges with occlusion.
 
-All rests on inverse depth, which is linear in pixel coordinates on every plane.
+All tests use inverse depth, which is linear in pixel coordinates on every plane.
 """
 
 import numpy as np
 
 EDGE = 0.01
-"""Relative jump of inverse depth between neighbours below which they are one surface, however it lies."""
+"""Relative jump of inverse depth below which neighbours are always on one surface."""
 STEEPEST = 0.25
-"""Relative jump above which they never are, not even on a surface that slopes evenly."""
+"""Relative jump of inverse depth above which neighbours are never on one surface, even with an even slope."""
 Sides = tuple[np.ndarray, np.ndarray]
 
 
@@ -24,7 +24,7 @@ def find_joints(depth: np.ndarray, known: np.ndarray) -> Sides:
 
 
 def _joints(inverse: np.ndarray) -> np.ndarray:
-    """Along rows; NaN compares as False."""
+    """Finds joints along rows; NaN compares as False."""
     left, right = inverse[:, :-1], inverse[:, 1:]
     larger = np.maximum(left, right)
     padded = np.pad(inverse, ((0, 0), (1, 1)), constant_values=np.nan)
@@ -35,7 +35,7 @@ def _joints(inverse: np.ndarray) -> np.ndarray:
 
 
 def find_edges(depth: np.ndarray, known: np.ndarray, joints: Sides) -> Sides:
-    """Pixels beside a jump, bool [H, W] each: those on its near side, and those on its far side."""
+    """Returns the pixels on the near side and on the far side of a jump, bool [H, W] each."""
     near, far = np.zeros(depth.shape, bool), np.zeros(depth.shape, bool)
     first, second = (slice(None), slice(None, -1)), (slice(None), slice(1, None))
     for a, b, joint in ((first, second, joints[0]), (first[::-1], second[::-1], joints[1])):
@@ -49,7 +49,7 @@ def find_edges(depth: np.ndarray, known: np.ndarray, joints: Sides) -> Sides:
 
 
 def widen(marked: np.ndarray, joints: Sides) -> np.ndarray:
-    """Marked pixels, bool [H, W], and their four neighbours on the same surface."""
+    """Returns marked pixels, bool [H, W], together with their four neighbours on the same surface."""
     across, down = joints
     wider = marked.copy()
     wider[:, 1:] |= marked[:, :-1] & across

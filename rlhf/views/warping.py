@@ -17,13 +17,13 @@ from rlhf.views.cameras import Camera, pixel_grid, project, unproject
 from rlhf.views.surfaces import find_edges, find_joints, widen
 
 SAME_SURFACE = 0.02
-"""Relative difference of inverse depth within which pieces that fall together count as one surface."""
+"""Relative difference of inverse depth within which pieces at one pixel belong to one surface."""
 MAX_SUBDIVISION = 4
-"""Largest number of pieces that a pixel is divided into, across and down."""
+"""Largest number of pieces per pixel, across and down."""
 HALF = 0.5 + 1e-6
-"""For rounding half up, whatever the last bits say."""
+"""Offset for rounding half up, robust to rounding errors."""
 CHUNK = 1_000_000
-"""Pieces that are splatted at once; more take memory, fewer time."""
+"""Number of pieces per batch; larger batches need more memory, smaller ones more time."""
 Splat = Literal["bilinear", "point"]
 
 
@@ -42,7 +42,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Warped:
-    """What a new camera sees of views."""
+    """The views as seen by a new camera."""
 
     camera: Camera
     rgb: np.ndarray
@@ -57,7 +57,7 @@ class Warped:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Pieces:
-    """Points on their way to the new picture, N of them."""
+    """N points projected to the new picture."""
 
     u: np.ndarray
     v: np.ndarray
@@ -68,7 +68,7 @@ class _Pieces:
 
 
 def whole_view(camera: Camera, rgb: np.ndarray, depth: np.ndarray) -> View:
-    """A picture whose depth is known wherever it is positive and finite."""
+    """Returns a view whose known pixels are those with positive, finite depth."""
     with np.errstate(invalid="ignore"):
         return View(camera=camera, rgb=rgb, depth=depth, known=np.isfinite(depth) & (depth > 0))
 
@@ -104,7 +104,7 @@ def warp(
 
 
 def _cut_views(views: Sequence[View], camera: Camera, halo_px: int) -> Iterator[_Pieces]:
-    """The pieces of all views, about CHUNK at a time."""
+    """Yields the pieces of all views in batches of about CHUNK."""
     gathered: list[_Pieces] = []
     for view in views:
         for batch in _cut_into_pieces(view, camera, halo_px):
@@ -122,7 +122,7 @@ def _join(parts: Sequence[_Pieces]) -> _Pieces:
 
 
 def _cut_into_pieces(view: View, camera: Camera, halo_px: int) -> Iterator[_Pieces]:
-    """Every known pixel, and where its surface is stretched the points between it and its right and lower ones."""
+    """Yields every known pixel and, on stretched surfaces, points between it and its right and lower neighbours."""
     joints = find_joints(view.depth, view.known)
     near, far = find_edges(view.depth, view.known, joints)
     for _ in range(halo_px - 1):
@@ -149,7 +149,7 @@ def _mix(arrays: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
 
 
 def _pieces_across(view: View, camera: Camera, joints: tuple[np.ndarray, np.ndarray]) -> int:
-    """How many pieces cover the most stretched pixel of one surface; 1 where nothing is stretched."""
+    """Returns the number of pieces across the most stretched pixel of a surface; 1 without stretching."""
     u, v = pixel_grid(view.camera)
     columns, rows, _ = project(camera, unproject(view.camera, u, v, np.where(view.known, view.depth, np.nan)))
     is_inside = (columns > -1) & (columns < camera.width_px) & (rows > -1) & (rows < camera.height_px)
@@ -172,12 +172,12 @@ def _project_pieces(
 
 
 def _pixel(batch: _Pieces, shape: tuple[int, int]) -> np.ndarray:
-    """The pixel that each piece falls on, as an index into the flat picture."""
+    """Returns the pixel of each piece as an index into the flat picture."""
     return np.floor(batch.v + HALF).astype(np.int64) * shape[1] + np.floor(batch.u + HALF).astype(np.int64)
 
 
 def _accumulate(sums: np.ndarray, batch: _Pieces, nearest: np.ndarray, splat: Splat) -> None:
-    """Add the pieces of the nearest surface to `sums` [H W, 7]: five values, inverse depth, weight."""
+    """Adds the pieces of the nearest surface to `sums` [H W, 7]: five values, inverse depth, weight."""
     height, width = nearest.shape
     flat = nearest.reshape(-1)
     if splat == "point":
@@ -204,7 +204,7 @@ def _add(sums: np.ndarray, batch: _Pieces, pixel: np.ndarray, weight: np.ndarray
 
 
 def _drop_specks(seen: np.ndarray, largest_px: int) -> np.ndarray:
-    """Without islands of up to `largest_px` pixels, unless there is nothing else."""
+    """Returns `seen` without islands of up to `largest_px` pixels, unless only such islands exist."""
     islands, _ = label(seen)
     sizes = np.bincount(islands.ravel())
     sizes[0] = 0
