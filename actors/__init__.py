@@ -1,1 +1,1 @@
-"""Who runs it: one Ray role per file, thin shells over `rlhf`."""
+"""The Ray processes of training: one role per file, thin shells over `rlhf`."""

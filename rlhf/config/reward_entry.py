@@ -13,7 +13,7 @@ class RewardKind:
     """One kind of reward: the module that opens it, and the keys of an entry that it reads."""
 
     module: str
-    """Module with `open_entry(entry, device)`, imported when a reward of this kind is opened. That of `model` has
+    """Module with `open_entry(entry, device)`, imported when a reward of this kind is opened. The module of `model` has
     `load_reward`, since a reward folder may come from --reward and takes the kind of trust weight."""
     reads: tuple[str, ...] = ()
     """Keys that mean something to this kind, besides those of every kind."""

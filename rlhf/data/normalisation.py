@@ -24,11 +24,11 @@ class Normalisation:
     """The affine map (mark - bias) / sd - mean / sd of each column of marks; all arrays are float64 [C]."""
 
     biases: Mapping[str, np.ndarray]
-    """By annotator: mean deviation of the marks from their families' means, in points."""
+    """Bias by annotator: mean deviation of the marks from their families' means, in points."""
     means: Mapping[Family, np.ndarray]
-    """By family: mean of the marks without bias."""
+    """Mean of the marks without bias, by family."""
     sds: Mapping[Family, np.ndarray]
-    """By family: standard deviation around `means`."""
+    """Standard deviation around `means`, by family."""
     pooled_mean: np.ndarray
     """Mean of all marks without bias."""
     pooled_sd: np.ndarray

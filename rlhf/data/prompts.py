@@ -116,7 +116,7 @@ def _cut(
 def load_prompts(folder: Path, *, split: str | None = None) -> list[Prompt]:
     """Read and decode prompts, of one split or all.
 
-    Raises UserError naming file, row or column where something is unreadable, a mask does not fit
+    Raises UserError with file, row or column if something is unreadable, a mask does not fit
     its image, prompt ids repeat, or the split is empty.
     """
     rows = read_table(folder, PROMPTS)

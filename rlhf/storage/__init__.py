@@ -1,1 +1,1 @@
-"""Where bytes lie: URLs, atomic files, tables, images, checksums."""
+"""Files: URLs, atomic writes, tables, images, checksums."""

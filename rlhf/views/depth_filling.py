@@ -26,7 +26,7 @@ def fill_depth(warped: Warped) -> np.ndarray:
     the near side of a jump, and at the picture's edge, it leaves with the slope that the nearest far side has. So a
     plane behind an object, or beyond the picture's edge, goes on as a plane. A hole with no far side around it takes
     the near. Depth stays between half the nearest that is known and twice the farthest.
-    Raises UserError where nothing is known.
+    Raises UserError if nothing is known.
     """
     if not warped.hole.any():
         return warped.depth.copy()

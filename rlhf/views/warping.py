@@ -76,12 +76,12 @@ def whole_view(camera: Camera, rgb: np.ndarray, depth: np.ndarray) -> View:
 def warp(
     views: Sequence[View], camera: Camera, *, splat: Splat = "bilinear", halo_px: int = 0, speck_px: int = 0
 ) -> Warped:
-    """What `camera` sees of all views together; the nearest surface wins, wherever it comes from.
+    """Renders all views together for `camera`; the nearest surface wins, whichever view it comes from.
 
     With `splat` "point" a pixel has the colour of its nearest point alone, with "bilinear" the mean of its surface's
-    pieces by their bilinear weights. `halo_px`: as many pixels on the far side of a jump in depth, whose colours a
-    lens mixes with the near side's, become hole where they lie beside a hole. `speck_px`: islands of up to so many
-    pixels within a hole become hole as well; they come from pixels whose depth lies between two surfaces.
+    pieces by their bilinear weights. A lens mixes colours at a jump in depth, so `halo_px` pixels on its far
+    side become hole if they lie beside a hole. Islands of up to `speck_px` pixels within a hole become hole as well;
+    they come from pixels whose depth lies between two surfaces.
     """
     shape = (camera.height_px, camera.width_px)
     nearest = np.zeros(shape)

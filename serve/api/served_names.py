@@ -48,7 +48,7 @@ class ServedNames:
 
     @property
     def names(self) -> dict[str, ServedName]:
-        """What each name serves now; the first is the default."""
+        """The policies behind each name now; the first name is the default."""
         return self._names
 
     def choose(self, name: str | None, version: str | None) -> Chosen:

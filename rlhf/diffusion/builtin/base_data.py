@@ -23,7 +23,7 @@ def set_aside() -> frozenset[str]:
 def training_paths(folders: Iterable[Path]) -> list[Path]:
     """Photographs below the folders without those set aside, in order of folder and name.
 
-    Raises UserError where a folder is missing or nothing is left.
+    Raises UserError if a folder is missing or nothing is left.
     """
     aside = set_aside()
     paths = [path for folder in folders for path in list_photographs(folder) if path.name not in aside]

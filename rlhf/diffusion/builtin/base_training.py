@@ -31,14 +31,14 @@ class Schedule:
     average: float = 0.9995
     """Decay of the moving average of the weights."""
     weight_decay: float = 0.01
-    """Of AdamW; 0 for weights whose size matters."""
+    """Weight decay of AdamW; 0 for weights whose size matters."""
     save_every: int = 100
-    """Updates between states on disk; a kill loses at most so many."""
+    """Number of updates between states on disk, and the most that a kill loses."""
     log_every: int = 50
     """Updates between lines of the log."""
 
     def learning_rate(self, update: int, first: int) -> float:
-        """Of one update, where the optimizer was fresh at `first`."""
+        """Learning rate of one update; the optimizer was fresh at update `first`."""
         rate = self.peak_lr * min(1.0, (update - first + 1) / self.warm_up)
         if self.decay_from is None or update < self.decay_from:
             return rate

@@ -11,7 +11,7 @@ from rlhf.diffusion.builtin.base_denoisers import TEXT_TOKENS, transformer_pipel
 from rlhf.diffusion.builtin.base_vae import FACTOR
 
 KNOWN_WEIGHT = 0.2
-"""What a cell without a hole counts; those with a hole count 1. Known pixels are put back after sampling."""
+"""Weight of known cells in the loss; cells with a hole have weight 1, since known pixels are put back at the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,7 +28,7 @@ DENOISERS: dict[str, tuple[Callable, Callable]] = {
 def averaged_weights(module: torch.nn.Module, state: Path) -> int:
     """Load the moving average of a stage's weights into `module`; returns the updates that they have had.
 
-    Raises UserError where the stage has no state yet.
+    Raises UserError if the stage has no state yet.
     """
     if not state.is_file():
         raise UserError(f"{state}: not there yet; the stage has saved no state")

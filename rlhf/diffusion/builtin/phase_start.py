@@ -4,7 +4,7 @@ The decoder doubles the size by repeating each value and convolving, so a linear
 tell a pair's first pixel from its second. A residual block with relu can: of a repeated pair, the first equals
 its right neighbour and the second its left one. The mean of the candidates for all four places passes beside the
 block; their deviations `a` from it pass it as relu(a - k D) - relu(-a - k D), where D, the difference to the
-neighbours that should be equal, is 0 at the right place and, where there is detail, large elsewhere. All norms
+neighbours that should be equal, is 0 at the right place and large elsewhere if there is detail. All norms
 keep their scale through two constants in each group.
 """
 
@@ -18,13 +18,13 @@ OPENNESS = 1.5
 OFFSET = 16.0
 """Added to candidates before a relu that is to pass them unchanged, and taken off after it."""
 LAST_CONSTANT = 50.0
-"""Of the last norm's groups that hold colours."""
+"""Number of groups of the last norm that hold colours."""
 MIDDLE_CHANNELS = 8
 """Numbers by which a quarter of a patch, 2x2 pixels of 3 colours, is described at half resolution."""
 
 
 def place(norm: nn.GroupNorm, index: int) -> int:
-    """The channel of the index-th value, where the last two channels of each group hold constants."""
+    """The channel of the index-th value; the last two channels of each group hold constants."""
     size = norm.num_channels // norm.num_groups
     group, position = divmod(index, size - 2)
     return group * size + position

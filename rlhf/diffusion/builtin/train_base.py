@@ -136,12 +136,12 @@ def start_vae(photographs: list[Image.Image], out: Path, start: Path | None, see
 
 
 def state_path(out: Path, stage: str) -> Path:
-    """Where a stage's state lies."""
+    """Path of a stage's state."""
     return out / f"{stage}_state.pt"
 
 
 def log_path(out: Path, stage: str) -> Path:
-    """Where a stage's log lies."""
+    """Path of a stage's log."""
     return out / f"{stage}.jsonl"
 
 

@@ -1,4 +1,4 @@
-"""What the decoder of the base models' VAE is trained on."""
+"""The training loss of the base models' VAE decoder."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ NOISE = 0.03
 """Deviation of the noise on latents in training, so that the small errors of a denoiser do not show."""
 
 ENERGY_WEIGHT = 1.0
-"""Of the energies of detail: about a tenth of the loss at the start."""
+"""Weight of the energies of detail: about a tenth of the loss at the start."""
 
 
 def decoder_loss(vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -48,7 +48,7 @@ class ModelFamily(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
 
     @property
     def native_px(self) -> int:

@@ -71,7 +71,7 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
+        """Device of the UNet."""
         return self.network.device
 
     @property

@@ -1,4 +1,4 @@
-"""What a rollout asks of a step rule, and the Gaussian of one denoising step."""
+"""The interface of a step rule, and the Gaussian of one denoising step."""
 
 import math
 from collections.abc import Sequence
