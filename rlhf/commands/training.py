@@ -125,7 +125,7 @@ def pretrain(
     images: Annotated[Path, typer.Option("--images", help="Folder of photographs.")],
     out: Out,
     vae_updates: Annotated[int, typer.Option(help="Optimizer steps of the VAE.")] = 3000,
-    unet_updates: Annotated[int, typer.Option(help="Optimizer steps of the UNet.")] = 6000,
+    unet_updates: Annotated[int, typer.Option(help="Optimizer steps of the denoising network.")] = 6000,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops, holes and noise.")] = 0,
 ) -> None:
     """Train the built-in model `tiny` from photographs; resumes after an interruption."""
