@@ -56,24 +56,19 @@ def train_stage(
     log_path: Path,
     first: int = 0,
 ) -> torch.nn.Module:
-    """AdamW on the parameters that require gradients; returns the moving average of the weights.
+    """Trains the parameters that require gradients with AdamW; returns the EMA of the weights.
 
-    `loss_of` takes the number of updates done and is the only source of randomness, so a run that goes on from
-    `state_path` ends with the bits of an uninterrupted one. The state is replaced as a whole, each
-    `save_every` updates; the log gets a JSON line (update, mean loss, learning rate, seconds per update, time)
-    each `log_every`. Where there is no state, the module's weights are the start, counted as update `first`.
+    `loss_of` takes the number of updates done and is the only source of randomness, so a run that resumes from
+    `state_path` ends with the bits of an uninterrupted one. The state is replaced as a whole every `save_every`
+    updates; the log gets a JSON line (update, mean loss, learning rate, seconds per update, time) every `log_every`.
+    Without a state, training starts from the module's weights, counted as update `first`.
     """
     averaged = copy.deepcopy(module).eval().requires_grad_(False)
     trained = [p for p in module.parameters() if p.requires_grad]
     pairs = [(a, p) for a, p in zip(averaged.parameters(), module.parameters(), strict=True) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=schedule.peak_lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay)
-    update = first
-    if state_path.is_file():
-        state = torch.load(state_path)
-        module.load_state_dict(state["module"])
-        averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
-        update, first = state["update"], state["first"]
+    parts: dict[str, Any] = {"module": module, "averaged": averaged, "optimizer": optimizer}
+    update, first = _resume(parts, state_path) if state_path.is_file() else (first, first)
     log = _Log(log_path, update)
     while update < schedule.until:
         optimizer.param_groups[0]["lr"] = schedule.learning_rate(update, first)
@@ -89,14 +84,21 @@ def train_stage(
         if update % schedule.log_every == 0:
             log.write(update, optimizer.param_groups[0]["lr"])
         if update % schedule.save_every == 0 or update == schedule.until:
-            parts: dict[str, Any] = {"module": module, "averaged": averaged, "optimizer": optimizer}
             state = {k: v.state_dict() for k, v in parts.items()} | {"update": update, "first": first}
             atomic_torch_save(state, state_path)
     return averaged
 
 
+def _resume(parts: dict[str, Any], state_path: Path) -> tuple[int, int]:
+    """Loads a state; returns its update and the update at which its optimizer was fresh."""
+    state = torch.load(state_path)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["update"], state["first"]
+
+
 class _Log:
-    """JSON lines of a stage; those after the state that the run goes on from are dropped."""
+    """JSON lines of a stage; a run that resumes drops the lines after its state."""
 
     def __init__(self, path: Path, update: int) -> None:
         self._path = path
