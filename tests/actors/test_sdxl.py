@@ -37,7 +37,8 @@ def test_the_unet_is_told_what_diffusers_own_pipeline_tells_it(small_xl_pipeline
     prompt = small_prompts(1)[0]
     picture, hole = tensor_to_image(prompt.image), prompt.mask
     pipeline("", image=picture, mask_image=hole, height=32, width=32, num_inference_steps=2, guidance_scale=1.0)
-    ours = load_policy(ModelConfig(path=str(small_xl_pipeline))).text.unet_inputs(torch.zeros(1, 4, 8, 8))
+    policy = load_policy(ModelConfig(path=str(small_xl_pipeline)))
+    ours = policy.family.text_inputs(policy.text, torch.zeros(1, 4, 8, 8))
     assert ours["added_cond_kwargs"].keys() == told[0]["added_cond_kwargs"].keys()
     torch.testing.assert_close(ours["encoder_hidden_states"], told[0]["encoder_hidden_states"])
     for name, value in ours["added_cond_kwargs"].items():

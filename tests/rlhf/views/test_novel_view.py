@@ -123,10 +123,10 @@ def test_psnr_without_pixels_is_no_number():
 
 def test_filling_completes_the_cloud_of_a_scene():
     figures, renderings = measure_scene(0, {"nearest": nearest}, scale=0.5)
-    assert figures["nearest"]["completeness"] > figures["without"]["completeness"] + 0.02
-    assert figures["without"]["accuracy"] < 1e-3
-    assert figures["without"]["psnr_unseen"] is None
-    assert figures["nearest"]["reached"] > figures["without"]["reached"]
+    assert figures["nearest"].completeness > figures["without"].completeness + 0.02
+    assert figures["without"].accuracy < 1e-3
+    assert figures["without"].psnr_unseen is None
+    assert figures["nearest"].reached > figures["without"].reached
     assert [picture.shape for picture in renderings["truth"]] == [(72, 96, 3)] * 4
 
 
