@@ -22,8 +22,8 @@ from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateNotice, UpdateWork
 from actors.overlapped_coordinator import OverlappedCoordinator
 from actors.placement import start_dispatcher
+from actors.ray_gauges import Telemetry
 from actors.rollout_replay import DumpingCoordinator, ReplayCoordinator
-from actors.telemetry import Telemetry
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.learner import Learner
 from rlhf.alignment.objective import TrainingBatch

@@ -12,7 +12,7 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 
 from actors.align import align, prepare_run_folder
 from actors.incidents import Incidents
-from actors.telemetry import gauge_name
+from actors.ray_gauges import gauge_name
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
 

@@ -15,7 +15,7 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 from actors.align import align
 from actors.incidents import Incidents
 from actors.queue_times import QueueTimes
-from actors.telemetry import gauge_name
+from actors.ray_gauges import gauge_name
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import AlignConfig
 from rlhf.reports.metrics_log import read_metrics

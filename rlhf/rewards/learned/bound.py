@@ -11,9 +11,6 @@ import torch
 
 from rlhf.errors import UserError
 
-TRUST_MEDIAN = 7.3
-"""Median that calibration scales the uncertainty to; the mean trust weight is then about the paper's 1.4."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RidgeHead:
@@ -191,11 +188,3 @@ def _conformal_rank(count: int, coverage: float) -> int:
     """Returns the rank, from 1, of the multiplier among the sorted ratios."""
     # The small term keeps 100 x 0.55 from being rounded up to 56.
     return math.ceil((count + 1) * coverage - 1e-9)
-
-
-def trust_weight(uncertainty: torch.Tensor, median: float, k: float, b: float) -> torch.Tensor:
-    """Returns gamma = exp(-k u + b) [B] (PrefPaint eq. 12), not divided by its mean; uncertainty [B].
-
-    u is the uncertainty scaled so that `median`, its median on part C, becomes 7.3.
-    """
-    return torch.exp(-k * uncertainty * (TRUST_MEDIAN / median) + b)

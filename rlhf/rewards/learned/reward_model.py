@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from rlhf.errors import UserError
-from rlhf.rewards.learned.bound import PromptEffects, RidgeHead, trust_weight
+from rlhf.rewards.learned.bound import PromptEffects, RidgeHead
 from rlhf.rewards.learned.feature_network import FeatureNetwork
 from rlhf.rewards.scores import Scores
+from rlhf.rewards.trust_weight import trust_weight
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
 
 SCHEMA_VERSION = 4

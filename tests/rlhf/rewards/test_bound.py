@@ -14,9 +14,9 @@ from rlhf.rewards.learned.bound import (
     fit_ridge,
     measure_prompt_effects,
     theorem_multiplier,
-    trust_weight,
     update_ridge,
 )
+from rlhf.rewards.trust_weight import trust_weight
 
 RIDGE = 0.7
 
