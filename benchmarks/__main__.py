@@ -47,7 +47,7 @@ def flatten(figures: Mapping[str, Any], name: str = "") -> list[tuple[str, str]]
 
 
 def find_commit() -> str:
-    """Of the checkout, with a + where it has changes."""
+    """Returns the commit of the checkout, with a + if it has changes."""
     command = ["git", "describe", "--always", "--dirty=+"]
     try:
         found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)

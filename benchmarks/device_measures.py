@@ -104,7 +104,7 @@ def product_rate(device: torch.device, precision: str, side: int, rounds: int = 
 
 @cache
 def count_flops(architecture: Architecture, px: int, trainable: str, *, backward: bool) -> int:
-    """Of one image's pass through the UNet, forward or forward and backward: counted on `meta`, computing nothing.
+    """Counts the FLOPs of one image's pass through the UNet, forward or forward and backward, on `meta`.
 
     `trainable` is none, lora (unmerged) or full. Activations that checkpointing computes again are not counted.
     """

@@ -65,7 +65,7 @@ def ours_equal() -> Run:
 
 
 def default_plans() -> list[RolloutPlan]:
-    """Of `rlhf align`: the window of random steps moves, and with it what is shared."""
+    """Returns plans of `rlhf align`; the window of random steps moves, and the shared steps with it."""
     windows = {plan.trained_steps: plan for plan in (grpo.plan_rollout(ALIGN, i, 0) for i in range(100))}
     return [windows[place] for place in sorted(windows)]
 

@@ -48,7 +48,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return ",".join((self.algorithm, *self.changes)).replace("/", "_")
 
 
@@ -200,7 +200,7 @@ def summarise(arguments: argparse.Namespace, arms: Sequence[Arm]) -> dict[str, A
 
 
 def find_best_gold(arguments: argparse.Namespace, reference: str) -> dict[int, float]:
-    """By seed the highest mean gold mark of the reference's policies."""
+    """Returns the highest mean gold mark of the reference's policies, by seed."""
     folders = {seed: arguments.out / f"seed-{seed}" / reference for seed in range(arguments.seeds)}
     done = {seed: folder for seed, folder in folders.items() if "evaluate" in read_stages(folder)}
     return {seed: max(gold for _, _, gold in curve_of(read_curve(folder))) for seed, folder in done.items()}

@@ -67,7 +67,7 @@ class PerceptualDistance(nn.Module):
         self.network = network.eval().requires_grad_(False)
 
     def features(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Of images [B, 3, H, W] in [-1, 1]: a map per stage, each position of length 1."""
+        """Returns the features of images [B, 3, H, W] in [-1, 1]: a map per stage, each position of length 1."""
         x = F.interpolate(images, scale_factor=2, mode="bilinear")
         x = self.network._bn0(self.network._conv_stem(x))
         maps = []

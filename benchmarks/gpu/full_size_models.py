@@ -113,7 +113,7 @@ def build_unet(architecture: Architecture, device: torch.device) -> UNet2DCondit
 
 
 def random_text(architecture: Architecture, device: torch.device) -> TextEmbedding:
-    """Of the right shapes."""
+    """Returns a random embedding of the right shapes."""
     pooled = architecture.pooled_width
     return TextEmbedding(
         embedding=torch.randn(1, WORDS, architecture.unet["cross_attention_dim"], device=device),

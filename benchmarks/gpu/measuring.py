@@ -40,7 +40,7 @@ class Job:
 
     @property
     def architecture(self) -> Architecture:
-        """Of the scale."""
+        """The architecture at the scale of the job."""
         return self.part.tiny if self.scale.is_tiny else self.part.architecture
 
     @property
@@ -91,7 +91,7 @@ def make_prompts(count: int, px: int) -> list[Prompt]:
 
 
 def open_policy(job: Job) -> Policy:
-    """Of the part's architecture, run as the variant says; no adapters yet."""
+    """Opens the part's architecture, run as the variant says, without adapters."""
     variant = job.variant
     policy = build_policy(job.architecture, job.device, variant.precision)
     if variant.attention == "xformers":

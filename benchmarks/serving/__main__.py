@@ -154,7 +154,7 @@ def measure_overhead(args: argparse.Namespace) -> Figures:
 
 
 def _served_seconds(url: str) -> tuple[float, float]:
-    """Of one request: all of it, and what of it the engine took from the job's arrival to its images."""
+    """Times one request: the whole of it, and the engine's part from the job's arrival to its images."""
     files = {name: (f"{name}.png", data, "image/png") for name, data in FILES.items()}
     started = time.perf_counter()
     answer = requests.post(url, files=files, data=draw_equal(0), timeout=60)

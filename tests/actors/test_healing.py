@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from align_runs import with_cluster
-from processes import figures, find_process, wait_for
+from align_runs import lasting_figures, with_cluster
+from processes import find_process, wait_for
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.align import align
@@ -39,7 +39,7 @@ def config(small_pipeline: Path) -> RunConfig:
 def undisturbed(config: RunConfig, inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     align(config, *inputs, out)
-    return figures(out)
+    return lasting_figures(out)
 
 
 def kill_after_first_update(out: Path, *roles: str) -> threading.Thread:
@@ -62,7 +62,7 @@ def test_killed_samplers_and_scorers_leave_the_same_figures(
     killer = kill_after_first_update(out, "RolloutSampler", "RewardScorer")
     align(config, *inputs, out)
     killer.join()
-    assert figures(out) == undisturbed
+    assert lasting_figures(out) == undisturbed
     assert {(line["role"], line["cause"]) for line in read_incidents(out)} == {("sampler", "died"), ("scorer", "died")}
     assert read_metrics(out)[-1]["restarts"] == 2
 
@@ -74,7 +74,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint_to_the_same_figures(
     killer = kill_after_first_update(out, "RayTrainWorker")
     align(config, *inputs, out)
     killer.join()
-    assert figures(out) == undisturbed
+    assert lasting_figures(out) == undisturbed
     assert [(line["role"], line["cause"]) for line in read_incidents(out)] == [("learner", "restarted")]
 
 
@@ -89,7 +89,7 @@ def test_a_killed_driver_resumes_to_the_same_figures(
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     align(config, *inputs, out, resume=True)
-    assert figures(out) == undisturbed
+    assert lasting_figures(out) == undisturbed
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])
@@ -103,7 +103,7 @@ def test_another_number_of_learners_goes_on_with_the_same_global_batch(
     (out / "config.yaml").write_text(dump_config(staged))
     align(with_cluster(staged, learners=1), *inputs, out, resume=True)
     assert [line["learners"] for line in read_metrics(out)] == [2, 2, 1, 1]
-    for ours, theirs in zip(figures(out), undisturbed, strict=True):
+    for ours, theirs in zip(lasting_figures(out), undisturbed, strict=True):
         assert ours["reward"] == pytest.approx(theirs["reward"], abs=2e-3)
 
 

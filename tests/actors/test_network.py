@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from align_runs import with_cluster
-from processes import figures, wait_for
+from align_runs import lasting_figures, with_cluster
+from processes import wait_for
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.incidents import read_incidents
@@ -121,5 +121,5 @@ def test_a_node_that_is_cut_off_is_replaced_by_one_that_joins(
             process.terminate()
         for process in started:
             process.wait(60)
-    assert figures(tmp_path / "run") == figures(tmp_path / "undisturbed")
+    assert lasting_figures(tmp_path / "run") == lasting_figures(tmp_path / "undisturbed")
     assert [line for line in read_incidents(tmp_path / "run") if line["role"] == "sampler"], "it was replaced"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from align_runs import with_cluster
-from processes import figures, wait_for
+from align_runs import lasting_figures, with_cluster
+from processes import wait_for
 from ray.cluster_utils import Cluster
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
@@ -52,5 +52,5 @@ def test_a_run_outlives_a_node_and_takes_in_another(small_pipeline: Path, tmp_pa
     finally:
         ray.shutdown()
         cluster.shutdown()
-    assert figures(tmp_path / "run") == figures(tmp_path / "undisturbed")
+    assert lasting_figures(tmp_path / "run") == lasting_figures(tmp_path / "undisturbed")
     assert sampler_incidents(tmp_path / "run"), "the lost node's sampler was replaced"

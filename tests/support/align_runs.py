@@ -1,4 +1,4 @@
-"""Helpers that several tests share, of align_runs."""
+"""What tests compare of an alignment: its figures without timings, and its policies."""
 
 from pathlib import Path
 
@@ -23,7 +23,13 @@ TIMINGS = {
 
 
 def figures(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl without timings."""
     return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run)]
+
+
+def lasting_figures(run: Path) -> list[dict]:
+    """The figures that neither time nor repairs change."""
+    return [{k: v for k, v in line.items() if k != "learners" and "restarts" not in k} for line in figures(run)]
 
 
 def policy_tensors(run: Path, version: int) -> torch.Tensor:

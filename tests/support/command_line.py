@@ -1,4 +1,4 @@
-"""Helpers that several tests share, of command_line."""
+"""Runs `rlhf` and the studies as their users do."""
 
 import subprocess
 import sys

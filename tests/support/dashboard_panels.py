@@ -1,4 +1,4 @@
-"""Helpers that several tests share, of dashboard_panels."""
+"""The panels of cluster/grafana.json and the metrics that they read."""
 
 import json
 import re

@@ -1,20 +1,10 @@
-"""Helpers that several tests share, of processes."""
+"""Finding a process of a run, and waiting for a fact."""
 
 import contextlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
-from align_runs import TIMINGS
-
-from rlhf.reports.metrics_log import read_metrics
-
-
-def figures(run: Path) -> list[dict]:
-    """All that does not depend on time or on what was mended."""
-    left_out = TIMINGS | {"learners"}
-    return [{k: v for k, v in line.items() if k not in left_out and "restarts" not in k} for line in read_metrics(run)]
 
 
 def find_process(role: str) -> psutil.Process:

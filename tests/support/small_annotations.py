@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from small_parts import write_prompts
 
+from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages
 from rlhf.data.prompts import Prompt
 from rlhf.storage.images import encode_png, tensor_to_image
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, MARKS, PAGE_ANNOTATIONS, image_cell, write_table
 
 SAMPLES = 10
+STUDY_CONFIG = RewardConfig(feature_dim=12, epochs=4, micro_batch_size=64, decorrelation=1.0)
+"""Settings of a reward that a study fits within seconds."""
 Candidates = dict[tuple[str, int], torch.Tensor]
 
 

@@ -1,4 +1,4 @@
-"""Helpers that several tests share, of small_engine."""
+"""An engine of a small random model, jobs for it, and its answers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Helpers that several tests share, of small_learner."""
+"""A learner of a small random model, its batches, and one update in plain torch."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -15,7 +15,7 @@ from rlhf.storage.atomic_files import atomic_torch_save, atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class TrainingSchedule:
     """When a stage stops and how its learning rate goes."""
 
     until: int
@@ -50,7 +50,7 @@ class Schedule:
 def train_stage(
     module: torch.nn.Module,
     loss_of: Callable[[int], torch.Tensor],
-    schedule: Schedule,
+    schedule: TrainingSchedule,
     *,
     state_path: Path,
     log_path: Path,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from rlhf.diffusion.builtin.base_data import crop_batch, load_photographs, training_paths
 from rlhf.diffusion.builtin.base_denoisers import build_transformer, build_unet
-from rlhf.diffusion.builtin.base_training import Schedule, train_stage
+from rlhf.diffusion.builtin.base_training import TrainingSchedule, train_stage
 from rlhf.diffusion.builtin.base_vae import build_vae, start_linear
 from rlhf.diffusion.builtin.denoiser_loss import transformer_loss, unet_loss
 from rlhf.diffusion.builtin.latent_shards import LatentShards, ShardPlan
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     photographs = load_photographs(training_paths(options.images))
-    schedule = Schedule(
+    schedule = TrainingSchedule(
         until=options.until,
         peak_lr=options.peak_lr or PEAK_LR[options.stage],
         decay_from=options.decay_from,
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         train_denoiser(photographs, schedule, options)
 
 
-def train_vae(photographs: list[Image.Image], schedule: Schedule, options: argparse.Namespace) -> None:
+def train_vae(photographs: list[Image.Image], schedule: TrainingSchedule, options: argparse.Namespace) -> None:
     """The decoder, from the linear start or `--start`."""
     vae = start_vae(photographs, options.out, options.start, options.seed).requires_grad_(False)
     free_decoder(vae.decoder)
@@ -88,7 +88,7 @@ def train_vae(photographs: list[Image.Image], schedule: Schedule, options: argpa
     )
 
 
-def train_denoiser(photographs: list[Image.Image], schedule: Schedule, options: argparse.Namespace) -> None:
+def train_denoiser(photographs: list[Image.Image], schedule: TrainingSchedule, options: argparse.Namespace) -> None:
     """The UNet or the transformer, on latents of the frozen encoder."""
     stage = options.stage
     vae = start_vae(photographs, options.out, options.start, options.seed).eval().requires_grad_(False)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_annotations import STUDY_CONFIG as CONFIG
 from small_annotations import make_world
-from study_config import CONFIG
 
 from benchmarks.studies.bound import (
     KINDS,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_annotations import STUDY_CONFIG as CONFIG
 from small_annotations import make_world
 from small_parts import small_prompts
-from study_config import CONFIG
 
 from benchmarks.studies.shift import CORRUPTIONS, SEVERITIES, ShiftedImages, ShiftSummary, format_shifts, study_shift
 from rlhf.data.annotated_images import join_annotations

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from small_rounds import TINY as TINY_ROUNDS
-from small_rounds import photographs
+from small_photographs import TINY_ROUNDS, write_smooth_photographs
 
 from benchmarks.studies.paired_statistics import estimate_paired
 from benchmarks.studies.trust_arms import ARMS, arm_folder, queue
@@ -263,7 +262,7 @@ def start_study(photographs: Path, pipeline: Path, out: Path) -> subprocess.Pope
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_killed_study_goes_on_arm_by_arm_and_constant_equals_none(small_pipeline: Path, tmp_path: Path) -> None:
-    pictures, out = photographs(tmp_path / "photographs", 40), tmp_path / "study"
+    pictures, out = write_smooth_photographs(tmp_path / "photographs", 40), tmp_path / "study"
     first = start_study(pictures, small_pipeline, out)
     finished, begun = (out / "seed-0" / arm for arm in ("none", "proper"))
     until = time.monotonic() + 600

@@ -20,7 +20,7 @@ from rlhf.diffusion.builtin.base_denoisers import (
     transformer_pipeline,
     unet_pipeline,
 )
-from rlhf.diffusion.builtin.base_training import Schedule, train_stage
+from rlhf.diffusion.builtin.base_training import TrainingSchedule, train_stage
 from rlhf.diffusion.builtin.base_vae import build_vae, principal_components, start_linear
 from rlhf.diffusion.builtin.denoiser_loss import image_ids, pack, transformer_loss, unet_loss
 from rlhf.diffusion.builtin.latent_shards import LatentShards, ShardPlan
@@ -90,7 +90,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(build, loss_around, vae, phot
             generator = torch.Generator().manual_seed(update)
             return loss(shards.batch(update, generator), generator)
 
-        schedule = Schedule(until=until, peak_lr=1e-3, warm_up=2, decay_from=3, decay_to=6, save_every=2, log_every=2)
+        schedule = TrainingSchedule(
+            until=until, peak_lr=1e-3, warm_up=2, decay_from=3, decay_to=6, save_every=2, log_every=2
+        )
         paths = {"state_path": tmp_path / f"{name}.pt", "log_path": tmp_path / f"{name}.jsonl"}
         return train_stage(module, loss_of, schedule, **paths).state_dict()
 
@@ -124,7 +126,7 @@ def test_exported_weights_can_be_a_new_start(vae, tmp_path):
     train_stage(
         module,
         lambda update: module.conv_in.weight.square().mean(),
-        Schedule(until=1, peak_lr=1e-3),
+        TrainingSchedule(until=1, peak_lr=1e-3),
         state_path=train_base.state_path(tmp_path, "unet"),
         log_path=train_base.log_path(tmp_path, "unet"),
     )

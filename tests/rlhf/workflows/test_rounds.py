@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_rounds import TINY, photographs
+from small_photographs import TINY_ROUNDS, write_smooth_photographs
 
 from rlhf.config.run_config import RunConfig
 from rlhf.storage.atomic_files import finite
@@ -99,8 +99,8 @@ def test_rounds_stop_for_people_with_their_command_and_do_nothing_twice(
     small_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(yaml.safe_dump(TINY | {"model": {"path": str(small_pipeline)}}))
-    images = photographs(tmp_path / "photos", 3)
+    config.write_text(yaml.safe_dump(TINY_ROUNDS | {"model": {"path": str(small_pipeline)}}))
+    images = write_smooth_photographs(tmp_path / "photos", 3)
     out = tmp_path / "out"
     for _ in range(2):
         lines = run_rounds(out, images, images, rounds=2, annotations_per_round=8, people=True, config=config)
@@ -117,8 +117,10 @@ def test_rounds_stop_for_people_with_their_command_and_do_nothing_twice(
 @pytest.mark.parametrize("refit", [True, False])
 def test_two_rounds_end_to_end(small_pipeline: Path, tmp_path: Path, refit: bool) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(yaml.safe_dump(TINY | {"model": {"path": str(small_pipeline)}, "rounds": {"refit": refit}}))
-    train, test = photographs(tmp_path / "train", 12), photographs(tmp_path / "test", 3)
+    config.write_text(
+        yaml.safe_dump(TINY_ROUNDS | {"model": {"path": str(small_pipeline)}, "rounds": {"refit": refit}})
+    )
+    train, test = write_smooth_photographs(tmp_path / "train", 12), write_smooth_photographs(tmp_path / "test", 3)
     out = tmp_path / "out"
     settings = {"rounds": 2, "annotations_per_round": 80, "config": config}
     lines = finite(list(map(asdict, run_rounds(out, train, test, **settings))))
