@@ -15,8 +15,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.learner_loop import RunSetup, learner_loop
 from actors.placement import ROLES, reserve, resources_of
+from actors.pool.worker_pool import find_user_error
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
-from actors.worker_pool import find_user_error
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
@@ -26,7 +26,7 @@ from rlhf.diffusion.policy_weights import check_start
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
 from rlhf.reports.trackers import check_packages
-from rlhf.rewards.build import build_rewards, check_captions, with_absolute_paths
+from rlhf.rewards.open_reward import build_rewards, check_captions, with_absolute_paths
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read_json
 from rlhf.storage.url_path import UrlPath
 

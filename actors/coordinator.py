@@ -9,12 +9,13 @@ from typing import Protocol
 import ray
 import torch
 
-from actors.dispatch import Dispatcher
 from actors.incidents import Incidents
-from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
-from actors.quarantine import Quarantine
-from actors.queue_times import QueueTimes
-from actors.task_records import FinishedTask, PoisonPrompt
+from actors.messages import BatchShare, RolloutTask, UpdateWork
+from actors.pool.dispatch import Dispatcher
+from actors.pool.quarantine import Quarantine
+from actors.pool.queue_times import QueueTimes
+from actors.pool.task_records import FinishedTask, PoisonPrompt
+from actors.weight_sync import WeightsNotice
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.prompt_order import prompts_of_update
 from rlhf.alignment.weighing import Weighed, weigh
@@ -82,7 +83,7 @@ class Coordinator:
             "staleness": update - notice.version,
             "sampler_forward_images": sum(task.forward_images for task in finished),
             "weights_bytes": sum(tensor.nbytes for tensor in weights.values()),
-            "prompts_put_aside": len(self._quarantine.reasons),
+            "prompts_quarantined": len(self._quarantine.reasons),
             "tasks_repeated": self._dispatcher.repeated - repeated,
         }
         return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics, checksum=notice.checksum)

@@ -31,7 +31,7 @@ from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.policy import load_policy
-from rlhf.diffusion.policy_folders import drop_policies
+from rlhf.diffusion.policy_manifest import drop_policies
 from rlhf.diffusion.policy_weights import save_policy
 from rlhf.diffusion.probe import probe_log_prob
 from rlhf.errors import UserError

@@ -11,11 +11,11 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.dispatch import Dispatcher
 from actors.incidents import Incidents
+from actors.pool.dispatch import Dispatcher
+from actors.pool.worker_pool import WorkerPool
 from actors.reward_scorer import RewardScorer
 from actors.rollout_sampler import RolloutSampler
-from actors.worker_pool import WorkerPool
 from rlhf.config.cluster_config import ClusterConfig
 from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError

@@ -12,15 +12,16 @@ import ray.exceptions
 import torch
 
 from actors.align import start_ray
-from actors.dispatch import Dispatcher
 from actors.incidents import Incidents
-from actors.messages import RolloutTask, WeightsNotice
+from actors.messages import RolloutTask
 from actors.placement import reserve, start_samplers
-from actors.quarantine import Quarantine
-from actors.task_records import PoisonPrompt
+from actors.pool.dispatch import Dispatcher
+from actors.pool.quarantine import Quarantine
+from actors.pool.task_records import PoisonPrompt
+from actors.weight_sync import WeightsNotice
 from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import load_policy, make_trainable
-from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.policy_weights import adapter_settings, read_trainable_state
 from rlhf.diffusion.sampler import SampledTask, SamplingTask, TakePrompts
 from rlhf.diffusion.trained_weights import trainable_state
@@ -41,7 +42,7 @@ def remote_samplers(
 
     `workers` replaces `cluster.samplers`; `address` is the cluster to join, this machine alone by default.
     Only the policy that was opened last can be sampled. Lost samplers are noted in `out/incidents.jsonl`, prompts
-    that kill them in `out/put_aside.json`.
+    that kill them in `out/quarantine.json`.
     """
     adapters = [adapter_settings(policy) for policy in policies if policy is not None]
     align = config.align.model_copy(update=adapters[-1] if adapters else {})
@@ -101,7 +102,7 @@ class RemoteSampler:
                     yield SampledTask(task=task, images=images)
             except PoisonPrompt as poison:
                 self._quarantine.add(poison.prompt_id, "samplers died repeatedly, also when it was alone")
-                print(f"prompt {poison.prompt_id} kills samplers; put aside (put_aside.json)", file=sys.stderr)
+                print(f"prompt {poison.prompt_id} kills samplers; quarantined (quarantine.json)", file=sys.stderr)
 
     def _without_quarantined(self, tasks: Iterable[SamplingTask]) -> list[SamplingTask]:
         gone = self._quarantine.reasons

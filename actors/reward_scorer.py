@@ -10,7 +10,7 @@ from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import decode_prompt
 from rlhf.errors import UserError
-from rlhf.rewards.build import build_rewards
+from rlhf.rewards.open_reward import build_rewards
 from rlhf.rewards.scores import Scores
 from rlhf.storage.images import from_8bit
 

@@ -5,7 +5,8 @@ import time
 import ray
 import torch
 
-from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
+from actors.messages import RolloutReceipt, RolloutTask
+from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import decode_prompt
 from rlhf.diffusion.policy import load_policy, make_trainable, update_merged

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
-from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
+from actors.messages import RolloutReceipt, RolloutTask
+from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.diffusion.trajectories import Trajectories
 from rlhf.storage.checksum import checksum
 

@@ -8,8 +8,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray  # noqa: E402
 
-from actors.messages import WeightsNotice  # noqa: E402
 from actors.rollout_sampler import RolloutSampler  # noqa: E402
+from actors.weight_sync import WeightsNotice
 from benchmarks.measure import Figures, interleave, spread  # noqa: E402
 from rlhf.config.run_config import AlignConfig, RunConfig  # noqa: E402
 from rlhf.diffusion.policy import load_policy, make_trainable  # noqa: E402

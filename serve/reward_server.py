@@ -13,7 +13,7 @@ from rlhf.config.devices import resolve_device
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
-from rlhf.rewards.build import build_reward
+from rlhf.rewards.open_reward import build_reward
 from rlhf.rewards.scores import Reward
 from rlhf.rewards.wire import MAX_IMAGES, RewardReply, RewardRequest, decode_request
 from serve.api.api_errors import (

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.policy_folders import locate_policy
+from rlhf.diffusion.policy_manifest import locate_policy
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, read_catalogue
 from rlhf.storage.url_path import as_path

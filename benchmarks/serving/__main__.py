@@ -34,7 +34,7 @@ from benchmarks.serving.load import Outcome, closed_loop, open_loop  # noqa: E40
 from benchmarks.serving.replica_processes import replica_memory, replica_pids  # noqa: E402
 from benchmarks.serving.usual_serving import UsualService, call_usual_pipeline, open_usual_pipeline  # noqa: E402
 from rlhf.diffusion.policy import TINY  # noqa: E402
-from rlhf.diffusion.policy_folders import list_policies  # noqa: E402
+from rlhf.diffusion.policy_manifest import list_policies  # noqa: E402
 from rlhf.diffusion.tiles import crop_to_native, plan_passes, surround  # noqa: E402
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
 from rlhf.storage.atomic_files import atomic_write_json  # noqa: E402

@@ -93,7 +93,7 @@ def _show(result: "ComparisonResult", out: Path) -> None:
         print(f"WinRate (gold judge, simulated) {show_estimate(result.evaluation.win_rate, '.1%')} in {out}")
     for alarm in result.report.alarms:
         print(f"ALARM, {alarm.kind}: {alarm.message}")
-    print(f"page: {out / 'contest.html'}")
+    print(f"page: {out / 'comparison.html'}")
 
 
 def quality(

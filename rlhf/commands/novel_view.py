@@ -113,7 +113,7 @@ def _read(
 def _open_painter(config: "RunConfig", policy: Path | None, samples: int) -> "tuple[Fill, dict[str, object]]":
     """Returns the function that fills holes, and its description for `novel_view.json`."""
     from rlhf.diffusion.policy import load_policy
-    from rlhf.diffusion.policy_folders import locate_policy
+    from rlhf.diffusion.policy_manifest import locate_policy
     from rlhf.views.novel_view import paint_with
 
     model = load_policy(*locate_policy(config.model, policy))

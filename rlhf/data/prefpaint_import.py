@@ -19,7 +19,7 @@ from PIL import Image
 
 from rlhf.data.prefpaint_layout import (
     MASK_THRESHOLD,
-    LeftOut,
+    LeftOutItems,
     color_path,
     describe_left_out,
     find_file,
@@ -90,7 +90,7 @@ def import_release(folder: Path, out: Path, options: ReleaseImport) -> dict[str,
     low, high = options.score_range
     if not low < high:
         raise UserError(f"--score-range {low} {high}: the lower end comes first")
-    left_out = LeftOut()
+    left_out = LeftOutItems()
     ids = read_ids(find_file(folder, options.ids, ".txt", "--ids"), left_out)
     labels_file = find_file(folder, options.labels, ".json", "--labels")
     labels, label_names = read_labels(labels_file, left_out, options.score_range)
@@ -116,7 +116,7 @@ def import_release(folder: Path, out: Path, options: ReleaseImport) -> dict[str,
     return summary
 
 
-def _count_unlisted(folder: Path, ids: set[str], label_names: set[str], left_out: LeftOut) -> None:
+def _count_unlisted(folder: Path, ids: set[str], label_names: set[str], left_out: LeftOutItems) -> None:
     """Counts labels of unlisted ids, and pictures of listed ids without a label."""
     for name in sorted(label_names):
         if name.rpartition("_")[0] not in ids:
@@ -132,7 +132,7 @@ def _import_prompt(
     scores: dict[int, float],
     options: ReleaseImport,
     append: dict[str, Append],
-    left_out: LeftOut,
+    left_out: LeftOutItems,
 ) -> int:
     """Appends one id's rows and returns the number of inpaintings kept; at 0 the prompt is left out too."""
     if not scores:

@@ -32,7 +32,7 @@ class _Pairs(list):
     """Pairs of a JSON object, since a repeated name must not vanish unseen."""
 
 
-class LeftOut:
+class LeftOutItems:
     """Counts the items that an import leaves out, by reason, with the first few names."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class LeftOut:
 
 
 def describe_left_out(record: dict[str, Any]) -> Iterator[str]:
-    """Yields a line of text for each reason of `LeftOut.record`."""
+    """Yields a line of text for each reason of `LeftOutItems.record`."""
     for reason, found in record.items():
         more = ", ..." if found["count"] > len(found["examples"]) else ""
         yield f"left out: {found['count']} {reason} ({', '.join(found['examples'])}{more})"
@@ -102,7 +102,7 @@ def find_file(folder: Path, name: str | None, suffix: str, option: str) -> Path:
     return found[0]
 
 
-def read_ids(path: Path, left_out: LeftOut) -> list[str]:
+def read_ids(path: Path, left_out: LeftOutItems) -> list[str]:
     """Reads the ids of a text file in order; leaves out repeated ids and ids that cannot be file names."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -122,7 +122,7 @@ def read_ids(path: Path, left_out: LeftOut) -> list[str]:
 
 
 def read_labels(
-    path: Path, left_out: LeftOut, score_range: tuple[float, float]
+    path: Path, left_out: LeftOutItems, score_range: tuple[float, float]
 ) -> tuple[dict[str, dict[int, float]], set[str]]:
     """Reads scores by id and k from both forms, and the names of all labels, usable or not.
 

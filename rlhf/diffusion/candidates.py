@@ -9,7 +9,7 @@ import torch
 
 from rlhf.config.run_config import CandidatesConfig, RunConfig
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.sampler import SampledTask, Sampler, SamplingTask
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rlhf.diffusion.families.family import ModelFamily
-from rlhf.diffusion.policy_folders import MANIFEST, SCHEMA_VERSION, read_manifest
+from rlhf.diffusion.policy_manifest import MANIFEST, SCHEMA_VERSION, read_manifest
 from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write_json, whole_folder

@@ -34,7 +34,7 @@ from rlhf.evaluation.comparison_records import (
     ContestantFigures,
     FamilySize,
     JudgedContestant,
-    LeftOut,
+    MissingMeasure,
     PairTest,
 )
 from rlhf.evaluation.feature_distances import Features, measure_sets
@@ -67,7 +67,7 @@ def summarise_comparison(
         measures = measures | SET_MEASURES
         add_sets(contestants, entries, prompts, features)
     elif features is not None:
-        left_out.append(LeftOut(measure="FID, KID", reason="take two prompts or more"))
+        left_out.append(MissingMeasure(measure="FID, KID", reason="take two prompts or more"))
     families = split_families(prompts)
     notes += note_few(families, photographs)
     tests = compare_pairs(columns, measures, photographs, config.bootstrap)

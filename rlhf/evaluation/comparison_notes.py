@@ -8,7 +8,7 @@ from rlhf.config.run_config import EvaluateConfig
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison_measures import SIZES, Measure
-from rlhf.evaluation.comparison_records import ALL, ContestantFigures, JudgedContestant, LeftOut
+from rlhf.evaluation.comparison_records import ALL, ContestantFigures, JudgedContestant, MissingMeasure
 from rlhf.evaluation.hole_measures import FIDELITY
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 
@@ -70,17 +70,17 @@ def note_known_pixels(contestants: Mapping[str, ContestantFigures]) -> list[str]
 
 def explain_missing(
     measures: Mapping[str, Measure], columns: Mapping[str, Mapping[str, np.ndarray]], config: EvaluateConfig
-) -> list[LeftOut]:
+) -> list[MissingMeasure]:
     """Returns the measures that no contestant has, with the reasons."""
     missing = [name for name in measures if not any(name in own for own in columns.values())]
     found = []
     for size in SIZES:
         if any(name.endswith(f"_win_{size}") for name in missing):
             reason = f"takes {size + 1} samples of a model; evaluate.samples_per_prompt is {config.samples_per_prompt}"
-            found.append(LeftOut(measure=f"WinRate({size})", reason=reason))
+            found.append(MissingMeasure(measure=f"WinRate({size})", reason=reason))
     if "diversity" in missing:
-        found.append(LeftOut(measure="Var, diversity", reason="take two samples or more of a prompt"))
+        found.append(MissingMeasure(measure="Var, diversity", reason="take two samples or more of a prompt"))
     for name in (name for name in missing if name in FIDELITY):
         reason = "no fill has a value, as the PSNR of an exact copy has none"
-        found.append(LeftOut(measure=measures[name].label, reason=reason))
+        found.append(MissingMeasure(measure=measures[name].label, reason=reason))
     return found

@@ -1,4 +1,4 @@
-"""Records of a comparison, as `contest.json` holds them."""
+"""Records of a comparison, as `comparison.json` holds them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from rlhf.evaluation.judging import Judged
 from rlhf.reports.intervals import Estimate
 
 SCHEMA_VERSION = 1
-"""Schema version of `contest.json`."""
+"""Schema version of `comparison.json`."""
 BASE, ALIGNED = "base", "aligned"
 """Names of the models of a run."""
 ALL = "all"
@@ -75,7 +75,7 @@ class PairTest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOut:
+class MissingMeasure:
     """Measure that could not be taken, and the reason."""
 
     measure: str
@@ -109,5 +109,5 @@ class ComparisonReport:
     comparisons: list[PairTest]
     alarms: list[Alarm]
     notes: list[str]
-    left_out: list[LeftOut]
+    left_out: list[MissingMeasure]
     settings: ComparisonSettings | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
-from rlhf.diffusion.policy_folders import list_policies
+from rlhf.diffusion.policy_manifest import list_policies
 from rlhf.diffusion.sampler import Sampler
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison import summarise_comparison
@@ -224,8 +224,8 @@ def write_comparison(
     evaluation: EvaluationSummary | None,
     out: Path,
 ) -> None:
-    """Writes `contestants.csv`, `comparisons.csv`, `contest.html` and, last, `contest.json`."""
+    """Writes `contestants.csv`, `comparisons.csv`, `comparison.html` and, last, `comparison.json`."""
     for name, table in (("contestants.csv", tabulate_figures(report)), ("comparisons.csv", tabulate_tests(report))):
         atomic_write_text(out / name, table.to_csv(index=False, lineterminator="\n"))
-    write_comparison_page(report, entries, prompts, evaluation, out / "contest.html")
-    atomic_write_json(out / "contest.json", asdict(report))
+    write_comparison_page(report, entries, prompts, evaluation, out / "comparison.html")
+    atomic_write_json(out / "comparison.json", asdict(report))

@@ -11,7 +11,7 @@ from PIL import Image
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.policy import load_policy
-from rlhf.diffusion.policy_folders import locate_policy, read_manifest
+from rlhf.diffusion.policy_manifest import locate_policy, read_manifest
 from rlhf.diffusion.sampler import InProcessSampler, TakePrompts
 from rlhf.errors import UserError
 from rlhf.evaluation.classical_fills import CLASSICAL, open_classical

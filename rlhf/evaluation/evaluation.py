@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from rlhf.config.run_config import EvaluateConfig
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.sampler import Sampler, SamplingTask
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
@@ -189,7 +189,7 @@ def judge_policy(
             names = ", ".join(sorted(lost))
             raise UserError(
                 f"evaluate: prompts {names} are quarantined (sampling them kills the sampler); remove them from the "
-                "prompts, or delete put_aside.json to try them again"
+                "prompts, or delete quarantine.json to try them again"
             )
         painted = [by_id[name] for name in done.task.prompt_ids]
         pictures = torch.stack([torch.from_numpy(np.array(decode_image(image))) for image in done.images])

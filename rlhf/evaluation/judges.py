@@ -8,9 +8,9 @@ from rlhf.config.reward_entry import KINDS
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.evaluation.comparison_records import LeftOut
+from rlhf.evaluation.comparison_records import MissingMeasure
 from rlhf.evaluation.feature_distances import Features, PictureDistance, open_features, open_lpips
-from rlhf.rewards.build import build_reward, check_captions
+from rlhf.rewards.open_reward import build_reward, check_captions
 from rlhf.rewards.scores import Reward
 
 
@@ -21,13 +21,13 @@ class HeldOutJudges:
     judges: dict[str, Reward]
     lpips: PictureDistance | None
     features: Features | None
-    left_out: list[LeftOut]
+    left_out: list[MissingMeasure]
 
 
 def open_judges(config: RunConfig, prompts: Sequence[Prompt]) -> HeldOutJudges:
     """Opens every judge and lets it mark the first original, so that missing parts show before hours of painting."""
     judges: dict[str, Reward] = {}
-    left_out: list[LeftOut] = []
+    left_out: list[MissingMeasure] = []
     device = resolve_device(config.model.device)
     for entry in config.judges:
         try:
@@ -35,22 +35,22 @@ def open_judges(config: RunConfig, prompts: Sequence[Prompt]) -> HeldOutJudges:
             check_captions([entry], {prompt.prompt_id: prompt.caption for prompt in prompts})
             judge.score(prompts[0].image[None], prompts[0].mask[None], [prompts[0].caption])
         except UserError as error:
-            left_out.append(LeftOut(measure=entry.label, reason=str(error)))
+            left_out.append(MissingMeasure(measure=entry.label, reason=str(error)))
             continue
         judges[entry.label] = judge
     named = {entry.kind for entry in config.judges}
     for kind, row in KINDS.items():
         if row.published_as is not None and kind not in named:
             reason = f"no weights are named: add `kind: {kind}` to `judges`"
-            left_out.append(LeftOut(measure=row.published_as, reason=reason))
+            left_out.append(MissingMeasure(measure=row.published_as, reason=reason))
     lpips: PictureDistance | None = None
     features: Features | None = None
     try:
         lpips = open_lpips(device)
     except UserError as error:
-        left_out.append(LeftOut(measure="LPIPS", reason=str(error)))
+        left_out.append(MissingMeasure(measure="LPIPS", reason=str(error)))
     try:
         features = open_features(config.evaluate.features, device)
     except UserError as error:
-        left_out.append(LeftOut(measure="FID, KID", reason=str(error)))
+        left_out.append(MissingMeasure(measure="FID, KID", reason=str(error)))
     return HeldOutJudges(judges=judges, lpips=lpips, features=features, left_out=left_out)

@@ -91,7 +91,7 @@ class Catalogue(BaseModel):
 
 def describe_policy(folder: Path) -> ServedPolicy:
     """Returns a policy folder as the catalogue names it. Raises UserError if it is incomplete."""
-    from rlhf.diffusion.policy_folders import read_manifest
+    from rlhf.diffusion.policy_manifest import read_manifest
 
     manifest = read_manifest(folder)
     return ServedPolicy(folder=folder, version=f"{manifest['policy_version']}-{manifest['checksum'][:8]}")

@@ -9,7 +9,7 @@ from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
 from rlhf.diffusion.policy import load_policy
-from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.policy_weights import check_weights
 from rlhf.diffusion.sampler import InProcessSampler, Sampler
 from rlhf.errors import UserError

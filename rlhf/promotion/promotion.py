@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from rlhf.config.run_config import RunConfig
-from rlhf.diffusion.policy_folders import MANIFEST, locate_policy, read_manifest
+from rlhf.diffusion.policy_manifest import MANIFEST, locate_policy, read_manifest
 from rlhf.diffusion.policy_weights import check_weights
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import (

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import Policy, load_policy
-from rlhf.diffusion.policy_folders import locate_policy
+from rlhf.diffusion.policy_manifest import locate_policy
 from rlhf.diffusion.tiles import Box
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar

@@ -38,11 +38,11 @@ class Band:
     box: Box
     """Position of the band."""
     extent: Box
-    """Painted extent of the photograph, including the band."""
+    """PaintedBand extent of the photograph, including the band."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Painted:
+class PaintedBand:
     """The photograph after painting a band."""
 
     band: Band
@@ -81,7 +81,7 @@ def _to_box(edges: Sequence[int]) -> Box:
     return left, top, right, bottom
 
 
-def grow(photograph: np.ndarray, margins: Margins, bands: Sequence[Band], fill: Fill) -> Iterator[Painted]:
+def grow(photograph: np.ndarray, margins: Margins, bands: Sequence[Band], fill: Fill) -> Iterator[PaintedBand]:
     """Paints the bands around a photograph, uint8 [h, w, 3], in order; each fill sees the earlier bands."""
     height, width = photograph.shape[:2]
     wide, high = margins.enlarge((width, height))
@@ -94,7 +94,7 @@ def grow(photograph: np.ndarray, margins: Margins, bands: Sequence[Band], fill: 
         filled = fill(part.copy(), hole, band)
         differing = int((filled != part).any(axis=2)[~hole].sum())
         part[hole] = filled[hole]
-        yield Painted(band=band, extended=extended, known_pixels_differ=differing)
+        yield PaintedBand(band=band, extended=extended, known_pixels_differ=differing)
 
 
 def band_hole(band: Band) -> np.ndarray:

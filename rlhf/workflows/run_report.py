@@ -62,7 +62,7 @@ def write_report(run: Path) -> Path:
         summary=summary,
         reward=reward,
         pair_count=len(pairs),
-        has_comparison=(run / "evaluation" / "contest.html").is_file(),
+        has_comparison=(run / "evaluation" / "comparison.html").is_file(),
         gallery=_gallery(run, pairs),
         charts=_training_charts(read_metrics(run / "align"), summary.curve) | _judged_charts(summary, reward, pairs),
         grids={path.stem: data_uri(path.read_bytes(), "png") for path in sorted(run.glob("align/grids/*.png"))[-4:]},

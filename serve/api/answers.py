@@ -13,7 +13,7 @@ from PIL import Image
 from rlhf.diffusion.tiles import Canvas, put_back
 from rlhf.storage.images import encode_png
 from serve.api.image_store import ImageStore
-from serve.api.painting import Edit, EditProgress, Painted
+from serve.api.painting import Edit, EditProgress, PaintedEdit
 from serve.engine.jobs import SampleScore
 
 Record = dict[str, Any]
@@ -37,11 +37,11 @@ class Answers:
             "cache-control": "no-store",
         }
 
-    def body(self, painted: Painted) -> Record:
+    def body(self, painted: PaintedEdit) -> Record:
         """Returns the JSON of an answer that is not streamed."""
         return {"created": int(time.time()), **self._common, "data": self.records(painted), "usage": NO_TOKENS}
 
-    def records(self, painted: Painted) -> list[Record]:
+    def records(self, painted: PaintedEdit) -> list[Record]:
         """Returns the images that were asked for, with reward and bound; best first if samples are ranked."""
         scores: Sequence[SampleScore | None] = painted.scores or [None] * len(painted.samples)
         samples = list(zip(painted.samples, scores, strict=True))
@@ -50,11 +50,11 @@ class Answers:
         chosen = samples[: self._edit.asked.n]
         return [self._record(sample) | ({} if score is None else score._asdict()) for sample, score in chosen]
 
-    def events(self, painted: EditProgress | Painted) -> list[bytes]:
+    def events(self, painted: EditProgress | PaintedEdit) -> list[bytes]:
         """Returns server-sent events under OpenAI's names."""
         return list(self._events(painted))
 
-    def _events(self, painted: EditProgress | Painted) -> Iterator[bytes]:
+    def _events(self, painted: EditProgress | PaintedEdit) -> Iterator[bytes]:
         common = {"created_at": int(time.time()), "background": "opaque", "quality": "auto", **self._common}
         if isinstance(painted, EditProgress):
             for sample_index, sample in enumerate(painted.samples[: self._edit.asked.n]):
@@ -95,7 +95,7 @@ def rank_of(score: SampleScore) -> float:
     return known[0] if known else -math.inf
 
 
-def to_timing(painted: Painted) -> str:
+def to_timing(painted: PaintedEdit) -> str:
     """Returns the header `server-timing`; tiles that were painted at the same time are added up."""
     queued, denoised = (sum(getattr(job, name) for job in painted.jobs) for name in ("queued_s", "denoised_s"))
     return f"queue;dur={1000 * queued:.1f}, denoise;dur={1000 * denoised:.1f}"

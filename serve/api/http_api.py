@@ -34,7 +34,7 @@ from serve.api.api_keys import load_api_keys
 from serve.api.edit_page import add_page
 from serve.api.edit_request import EditRequest, describe_body
 from serve.api.image_store import ImageStore
-from serve.api.painting import Edit, EditProgress, Painted, paint, plan_edit
+from serve.api.painting import Edit, EditProgress, PaintedEdit, paint, plan_edit
 from serve.api.replicas import Replicas
 from serve.api.request_metrics import Measured, record_edit, render
 from serve.api.served_names import ServedNames
@@ -167,7 +167,7 @@ class Api:
                 # If the client is gone already, the stream never begins, and so never closes what it holds.
                 weakref.finalize(response, kept.close)
                 return response
-            painted = [event async for event in self._paint(edit, client) if isinstance(event, Painted)]
+            painted = [event async for event in self._paint(edit, client) if isinstance(event, PaintedEdit)]
             body = await asyncio.to_thread(answers.body, painted[0])
         return JSONResponse(body, headers=answers.headers | {"server-timing": to_timing(painted[0])})
 
@@ -188,13 +188,13 @@ class Api:
             message = "response_format: no store is configured; use b64_json, or start the service with --store"
             raise ApiError(message, param="response_format")
 
-    async def _paint(self, edit: Edit, client: str) -> AsyncIterator[EditProgress | Painted]:
+    async def _paint(self, edit: Edit, client: str) -> AsyncIterator[EditProgress | PaintedEdit]:
         """Yields previews and at last what was painted. Raises ApiError 408 if the request takes too long."""
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
                 async for event in paint(edit, self.replicas[edit.base].inpaint):
-                    if isinstance(event, Painted):
+                    if isinstance(event, PaintedEdit):
                         record_edit(edit, event, client, time.perf_counter() - started)
                     yield event
         except TimeoutError as error:

@@ -72,7 +72,7 @@ class EditProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Painted:
+class PaintedEdit:
     """Finished samples."""
 
     samples: list[Canvas]
@@ -100,7 +100,7 @@ def plan_edit(upload: Upload, chosen: Chosen, native_px: int) -> Edit:
     )
 
 
-async def paint(edit: Edit, send: Send) -> AsyncIterator[EditProgress | Painted]:
+async def paint(edit: Edit, send: Send) -> AsyncIterator[EditProgress | PaintedEdit]:
     """Yields up to `partial_images` previews, and at last the finished samples.
 
     Raises ApiError if the safety checker flags a sample.
@@ -131,7 +131,7 @@ async def paint(edit: Edit, send: Send) -> AsyncIterator[EditProgress | Painted]
         message = "the model's safety checker refused what was painted; use another seed or hole"
         raise ApiError(message, code="moderation_blocked", status=400)
     answers = [answer for tile in done for answer in tile]
-    yield Painted(samples=samples, scores=_mean_scores(last_pass), unsafe=unsafe, jobs=answers)
+    yield PaintedEdit(samples=samples, scores=_mean_scores(last_pass), unsafe=unsafe, jobs=answers)
 
 
 def _spread(previews: int, tiles: int) -> list[int]:

@@ -6,7 +6,7 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.painting import Edit, Painted
+from serve.api.painting import Edit, PaintedEdit
 
 logger = logging.getLogger("ray.serve")
 REGISTRY = CollectorRegistry()
@@ -27,7 +27,7 @@ BATCH = Histogram(
 )
 
 
-def record_edit(edit: Edit, painted: Painted, client: str, seconds: float) -> None:
+def record_edit(edit: Edit, painted: PaintedEdit, client: str, seconds: float) -> None:
     """Counts what was painted, and writes one structured log line; Ray Serve adds the request's id."""
     IMAGES.labels(edit.model, edit.policy.version).inc(len(painted.samples))
     for job in painted.jobs:

@@ -14,7 +14,7 @@ from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.policy import load_policy
-from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.policy_weights import load_adapter, open_network
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import ServedPolicy, describe_policy

@@ -19,7 +19,7 @@ from rlhf.config.config_files import dump_config
 from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.disk_need import CHECKPOINT_BYTES, count_trained
 from rlhf.diffusion.policy import load_policy
-from rlhf.diffusion.policy_folders import list_policies
+from rlhf.diffusion.policy_manifest import list_policies
 from rlhf.errors import UserError
 from rlhf.storage.url_path import as_path
 

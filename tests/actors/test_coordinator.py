@@ -10,10 +10,11 @@ import torch
 
 from actors.coordinator import Coordinator, share_out
 from actors.incidents import Incidents
-from actors.messages import BatchShare, RolloutTask, UpdateWork, WeightsNotice
-from actors.quarantine import Quarantine
-from actors.queue_times import QueueTimes
-from actors.task_records import FinishedTask, PoisonPrompt
+from actors.messages import BatchShare, RolloutTask, UpdateWork
+from actors.pool.quarantine import Quarantine
+from actors.pool.queue_times import QueueTimes
+from actors.pool.task_records import FinishedTask, PoisonPrompt
+from actors.weight_sync import WeightsNotice
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
@@ -96,7 +97,7 @@ def test_a_prompt_that_kills_is_quarantined_and_the_update_is_collected_with_ano
     assert prompts_of(work) == list(dispatcher.runs[1])
     assert deadly not in prompts_of(work)
     assert [name for name in prompts_of(work) if name in chosen] == [name for name in chosen if name != deadly]
-    assert work.metrics["prompts_put_aside"] == 1
+    assert work.metrics["prompts_quarantined"] == 1
     assert list(Quarantine(tmp_path).reasons) == [deadly]
 
 
@@ -136,7 +137,7 @@ def test_a_quarantined_prompt_is_replaced_by_one_that_is_not_there_and_stays_so(
 def test_too_many_quarantined_prompts_end_the_run(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path)
     quarantine.add("p1", "it kills")
-    with pytest.raises(UserError, match=r"too few prompts are left.*put_aside\.json"):
+    with pytest.raises(UserError, match=r"too few prompts are left.*quarantine\.json"):
         quarantine.substitute(["p0", "p1"], ["p0", "p1"], key=(0,))
 
 

@@ -14,7 +14,7 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 
 from actors.align import align
 from actors.incidents import Incidents
-from actors.queue_times import QueueTimes
+from actors.pool.queue_times import QueueTimes
 from actors.ray_gauges import gauge_name
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import AlignConfig
@@ -86,7 +86,7 @@ def test_a_run_publishes_every_metric_of_the_dashboard_but_those_of_nft(
         assert run.is_alive()
         time.sleep(0.2)
     text, limit = "", time.monotonic() + 60
-    while run.is_alive() and time.monotonic() < limit and "ray_rlhf_prompts_put_aside{" not in text:
+    while run.is_alive() and time.monotonic() < limit and "ray_rlhf_prompts_quarantined{" not in text:
         time.sleep(1)
         text = scrape()
     run.join()

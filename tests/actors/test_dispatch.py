@@ -12,13 +12,14 @@ import ray
 import torch
 from small_parts import small_prompts
 
-from actors.dispatch import Dispatcher
 from actors.incidents import Incidents, read_incidents
-from actors.messages import RolloutReceipt, RolloutTask, WeightsAck, WeightsNotice
-from actors.quarantine import Quarantine
+from actors.messages import RolloutReceipt, RolloutTask
+from actors.pool.dispatch import Dispatcher
+from actors.pool.quarantine import Quarantine
+from actors.pool.task_records import PoisonPrompt, check_rewards, find_fault
+from actors.pool.worker_pool import Outcome, WorkerPool
 from actors.remote_sampler import RemoteSampler
-from actors.task_records import PoisonPrompt, check_rewards, find_fault
-from actors.worker_pool import Outcome, WorkerPool
+from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.config.run_config import CandidatesConfig
 from rlhf.diffusion.candidates import plan_candidates
 from rlhf.diffusion.trajectories import RolloutPlan
@@ -175,7 +176,7 @@ def test_every_task_is_done_in_order_whatever_a_worker_does(
 def test_a_replacement_that_is_long_in_coming_is_reported_once_and_is_no_restart(
     local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("actors.worker_pool.SLOW_START_S", 0.0)
+    monkeypatch.setattr("actors.pool.worker_pool.SLOW_START_S", 0.0)
     assert run(tmp_path, "die") == REWARDS
     assert causes(tmp_path) == [("sampler", "died"), ("sampler", "waiting")]
     assert Incidents(tmp_path).metrics() == {"restarts": 1.0, "restarts/sampler/died": 1.0}

@@ -107,7 +107,7 @@ def test_another_number_of_learners_goes_on_with_the_same_global_batch(
         assert ours["reward"] == pytest.approx(theirs["reward"], abs=2e-3)
 
 
-def test_a_prompt_that_kills_its_scorer_is_put_aside_and_reported(
+def test_a_prompt_that_kills_its_scorer_is_quarantined_and_reported(
     config: RunConfig, inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "deadly.py").write_text(
@@ -122,6 +122,6 @@ def test_a_prompt_that_kills_its_scorer_is_put_aside_and_reported(
     reward = RewardEntry(kind="function", name="deadly", function="deadly:deadly", path=str(tmp_path))
     out = tmp_path / "run"
     align(config.model_copy(update={"rewards": (reward,)}), tmp_path / "prompts", None, out)
-    assert list(json.loads((out / "put_aside.json").read_text())) == ["p5"]
-    assert read_metrics(out)[-1]["prompts_put_aside"] == 1
+    assert list(json.loads((out / "quarantine.json").read_text())) == ["p5"]
+    assert read_metrics(out)[-1]["prompts_quarantined"] == 1
     assert len(read_metrics(out)) == 4

@@ -15,7 +15,7 @@ import yaml
 from small_parts import save_small_reward, small_prompts, write_prompts
 
 import rlhf
-from rlhf.diffusion.policy_folders import list_policies
+from rlhf.diffusion.policy_manifest import list_policies
 from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

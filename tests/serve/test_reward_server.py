@@ -17,8 +17,8 @@ from small_parts import save_small_reward, small_prompts
 
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
-from rlhf.rewards.build import build_reward
 from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.open_reward import build_reward
 from rlhf.rewards.wire import MAX_IMAGES, decode_request, encode_request
 
 CPU = torch.device("cpu")

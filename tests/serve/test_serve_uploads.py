@@ -15,7 +15,7 @@ from serve.api.answers import Answers
 from serve.api.api_errors import ApiError
 from serve.api.edit_request import EditRequest
 from serve.api.image_store import ImageStore
-from serve.api.painting import Painted, plan_edit
+from serve.api.painting import PaintedEdit, plan_edit
 from serve.api.served_names import Chosen
 from serve.api.upload import open_upload
 
@@ -184,7 +184,7 @@ def _answered(image: bytes, mask: bytes, output_format: str, folder: Path) -> li
     for response_format in ("b64_json", "url"):
         fields = {"output_format": output_format, "response_format": response_format, "seed": 0}
         edit = plan_edit(open_upload(image, mask, EditRequest.model_validate(fields)), chosen, 64)
-        painted = Painted(samples=[cut(edit.canvas, edit.region)], scores=[], unsafe=[], jobs=[])
+        painted = PaintedEdit(samples=[cut(edit.canvas, edit.region)], scores=[], unsafe=[], jobs=[])
         (record,) = Answers(edit, ImageStore(folder), "").records(painted)
         stored = "url" in record
         answered.append((folder / record["url"]).read_bytes() if stored else base64.b64decode(record["b64_json"]))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import Policy, load_policy
-from rlhf.diffusion.policy_folders import locate_policy, read_manifest
+from rlhf.diffusion.policy_manifest import locate_policy, read_manifest
 from rlhf.errors import UserError
 from rlhf.evaluation.tasks.extension_figures import draw_steps, format_table, save_sheet
 from rlhf.evaluation.tasks.extension_measures import BandFigures, measure_band, summarise_rows

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import Policy, load_policy
-from rlhf.diffusion.policy_folders import locate_policy
+from rlhf.diffusion.policy_manifest import locate_policy
 from rlhf.evaluation.classical_fills import fill_biharmonic, fill_with_opencv
 from rlhf.evaluation.tasks.resplits import average, run_resplits
 from rlhf.evaluation.tasks.scenes import measure_scene

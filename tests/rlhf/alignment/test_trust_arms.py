@@ -11,9 +11,9 @@ from rlhf.config.config_files import load_config
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.errors import UserError
-from rlhf.rewards.build import build_rewards
 from rlhf.rewards.learned.bound import fit_ridge
 from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.open_reward import build_rewards
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from small_parts import small_config, small_prompts
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy import Policy, export_policy, load_policy, make_trainable
-from rlhf.diffusion.policy_folders import list_policies, locate_policy
+from rlhf.diffusion.policy_manifest import list_policies, locate_policy
 from rlhf.diffusion.policy_weights import save_policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state, without_adapters

@@ -42,7 +42,7 @@ def comparison(parts: dict[str, Path], small_pipeline: Path, tmp_path_factory: p
 
 
 def read(folder: Path) -> dict:
-    return json.loads((folder / "contest.json").read_text())
+    return json.loads((folder / "comparison.json").read_text())
 
 
 def test_everyone_is_measured_by_family_with_the_training_reward_apart(comparison: Path) -> None:

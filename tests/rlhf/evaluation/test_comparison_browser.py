@@ -21,7 +21,7 @@ def comparison_page(small_pipeline: Path, tmp_path_factory: pytest.TempPathFacto
     contestants = ["--contestant", "smooth=biharmonic", "--contestant", f"mirror=images:{parts['images']}"]
     done = evaluate(parts, small_pipeline, out, "--run", str(parts["run"]), *contestants)
     assert done.exit_code == 0, done.output
-    return out / "contest.html"
+    return out / "comparison.html"
 
 
 @pytest.fixture

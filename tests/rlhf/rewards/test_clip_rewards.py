@@ -12,8 +12,8 @@ from rlhf.config.reward_entry import RewardEntry
 from rlhf.diffusion.builtin.tiny_model import build_text_encoder, build_tokenizer
 from rlhf.errors import UserError
 from rlhf.rewards.aesthetic import AestheticHead
-from rlhf.rewards.build import build_reward
 from rlhf.rewards.clip_score import clip_pixels
+from rlhf.rewards.open_reward import build_reward
 from rlhf.rewards.scores import Scores
 
 CPU = torch.device("cpu")

@@ -9,10 +9,9 @@ from small_parts import save_small_reward, small_prompts
 from rlhf.config.reward_entry import KINDS, RewardEntry, RewardKind
 from rlhf.errors import UserError
 from rlhf.evaluation.judging import Jury, judge_images
-from rlhf.rewards.build import build_reward
 from rlhf.rewards.combination import Scale, combine, save_scales
 from rlhf.rewards.learned.reward_folder import load_reward
-from rlhf.rewards.open_reward import checksum_reward, open_reward, reads_captions
+from rlhf.rewards.open_reward import build_reward, checksum_reward, open_reward, reads_captions
 from rlhf.storage.images import from_8bit, to_8bit
 
 CPU = torch.device("cpu")

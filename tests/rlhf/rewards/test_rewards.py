@@ -9,8 +9,8 @@ from small_parts import save_small_reward, small_prompts
 from rlhf.config.config_files import dump_config, load_config, parse_reward
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
-from rlhf.rewards.build import build_reward, build_rewards, check_captions, with_absolute_paths
 from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.open_reward import build_reward, build_rewards, check_captions, with_absolute_paths
 from rlhf.rewards.scores import Scores
 
 CPU = torch.device("cpu")

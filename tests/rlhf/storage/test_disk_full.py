@@ -12,7 +12,7 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 from rlhf.data.prompts import load_prompts
 from rlhf.diffusion.disk_need import count_trained, describe_disk_need
 from rlhf.diffusion.policy import load_policy, make_trainable
-from rlhf.diffusion.policy_folders import list_policies
+from rlhf.diffusion.policy_manifest import list_policies
 from rlhf.diffusion.policy_weights import save_policy
 from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError

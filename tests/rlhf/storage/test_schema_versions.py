@@ -10,7 +10,7 @@ from small_parts import save_small_reward, small_prompts, write_prompts
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import load_prompts
-from rlhf.diffusion.policy_folders import read_manifest
+from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.errors import UserError
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.workflows.run_report import write_report

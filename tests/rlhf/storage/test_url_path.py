@@ -14,7 +14,7 @@ from small_parts import save_small_reward, small_prompts, write_prompts
 from rlhf.config.run_config import ModelConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.diffusion.policy import load_policy, make_trainable
-from rlhf.diffusion.policy_folders import drop_policies, list_policies
+from rlhf.diffusion.policy_manifest import drop_policies, list_policies
 from rlhf.diffusion.policy_weights import save_policy
 from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError

@@ -12,10 +12,11 @@ from functools import partial
 from queue import Empty
 from typing import Any
 
-from actors.messages import RolloutReceipt, RolloutTask, WeightsNotice
-from actors.queue_times import QueueTimes
-from actors.task_records import FinishedTask, Job, PoisonPrompt, check_rewards, find_fault
-from actors.worker_pool import Outcome, Worker, WorkerPool
+from actors.messages import RolloutReceipt, RolloutTask
+from actors.pool.queue_times import QueueTimes
+from actors.pool.task_records import FinishedTask, Job, PoisonPrompt, check_rewards, find_fault
+from actors.pool.worker_pool import Outcome, Worker, WorkerPool
+from actors.weight_sync import WeightsNotice
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 

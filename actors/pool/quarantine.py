@@ -9,10 +9,10 @@ from rlhf.storage.atomic_files import atomic_write_json, read_json
 
 
 class Quarantine:
-    """Keeps the reason by prompt id in `put_aside.json` of a run folder."""
+    """Keeps the reason by prompt id in `quarantine.json` of a run folder."""
 
     def __init__(self, out: Path) -> None:
-        self._path = out / "put_aside.json"
+        self._path = out / "quarantine.json"
         self.reasons: dict[str, str] = (
             read_json(self._path, "mend it, or remove it to try all prompts again") if self._path.is_file() else {}
         )
@@ -33,5 +33,5 @@ class Quarantine:
         others = [ids[i] for i in np.random.default_rng(key).permutation(len(ids))]
         spare = [name for name in others if name not in self.reasons and name not in kept]
         if len(spare) < len(chosen) - len(kept):
-            raise UserError(f"align: too few prompts are left: {len(self.reasons)} were put aside, see {self._path}")
+            raise UserError(f"align: too few prompts are left: {len(self.reasons)} were quarantined, see {self._path}")
         return [spare.pop(0) if name in self.reasons else name for name in chosen]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from actors.messages import RolloutTask, WeightsAck, WeightsNotice
+from actors.messages import RolloutTask
+from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 

@@ -1,0 +1,41 @@
+"""How new weights travel to samplers, and the proof that they arrived; importing this imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import ray
+
+from rlhf.storage.checksum import checksum
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsNotice:
+    """A published policy version. Every rollout call carries one, so a restarted sampler catches up."""
+
+    version: int
+    weights: list[ray.ObjectRef]
+    """One reference to the trained tensors by name, as NumPy arrays in shared memory for all samplers of a node."""
+    checksum: str
+    probe: float | None = None
+    """The learner's log-prob of the probe under these weights, in nats; None if samplers need not compute theirs."""
+
+    @classmethod
+    def publish(cls, weights: "Mapping[str, torch.Tensor]", version: int, probe: float | None = None) -> Self:
+        """Puts weights [on the CPU, in float32] into the object store once; samplers fetch from one another."""
+        arrays = {name: tensor.numpy() for name, tensor in weights.items()}
+        return cls(version=version, weights=[ray.put(arrays)], checksum=checksum(arrays), probe=probe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsAck:
+    """A sampler's proof of the weights that its network holds."""
+
+    version: int
+    checksum: str
+    """Checksum of the network's tensors, not copied from the notice."""
+    probe: float | None
+    """The sampler's log-prob of the probe, in nats; None if the notice has none."""
