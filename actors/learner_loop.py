@@ -13,7 +13,6 @@ import ray
 import ray.exceptions
 import ray.train
 import torch
-import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
 from ray.util.placement_group import PlacementGroup
 
@@ -25,6 +24,7 @@ from actors.placement import start_dispatcher
 from actors.ray_gauges import Telemetry
 from actors.rollout_replay import DumpingCoordinator, ReplayCoordinator
 from rlhf.alignment.algorithms.table import algorithm_of
+from rlhf.alignment.collectives import any_over_ranks
 from rlhf.alignment.learner import Learner
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.rollout_dump import RolloutDump
@@ -181,7 +181,7 @@ def receive(
         assert notice is not None
         fetched = _fetch(notice.shares[rank])
         # Rank 0 keeps `message`, and with it the shares, until all ranks have fetched theirs.
-        if _all_have(fetched is not None):
+        if not any_over_ranks(fetched is None):
             assert fetched is not None
             return notice.metrics, *fetched
 
@@ -212,16 +212,8 @@ def agreed() -> Iterator[None]:
         yield
     except UserError as error:
         problem = error
-    if not _all_have(problem is None):
+    if any_over_ranks(problem is not None):
         raise problem or UserError("align: a learner rank could not write; see whether its disks and --out have room")
-
-
-def _all_have(is_there: bool) -> bool:
-    missing = torch.tensor([0.0 if is_there else 1.0])
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        missing = missing.to("cuda") if dist.get_backend() == "nccl" else missing
-        dist.all_reduce(missing, op=dist.ReduceOp.MAX)
-    return not bool(missing.item())
 
 
 def _save_results(learner: Learner, config: RunConfig, out: Path, version: int, images: list[ray.ObjectRef]) -> None:

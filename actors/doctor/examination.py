@@ -170,7 +170,7 @@ def _try_all_reduce(group: Any, bundles: Sequence[Mapping[str, float]]) -> Findi
         variable = "NCCL_SOCKET_IFNAME, and set NCCL_DEBUG=INFO" if backend == "nccl" else "GLOO_SOCKET_IFNAME"
         advice = f"let the nodes reach one another on all TCP ports; name the interface by {variable}"
         return Finding(check="all-reduce", where=where, found=f"{backend}: {_last_line(error)}", remedy=advice)
-    is_right = all(total == ranks * (ranks + 1) / 2 for total, _ in results)
+    is_right = all(largest == ranks for largest, _ in results)
     found = f"{backend}: 4 MB in {max(seconds for _, seconds in results) * 1000:.0f} ms at {address}"
-    remedy = None if is_right else "the sums are wrong: test memory and network of these nodes"
+    remedy = None if is_right else "the maxima are wrong: test memory and network of these nodes"
     return Finding(check="all-reduce", where=where, found=found, remedy=remedy)

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from rlhf.alignment.algorithms.table import algorithm_of
+from rlhf.alignment.collectives import count_ranks, max_over_ranks
 from rlhf.alignment.objective import PassLoss, TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import Policy, make_trainable
@@ -137,7 +137,7 @@ class Learner:
 
     def _count(self, batches: list[TrainingBatch], *, is_lagging: bool) -> dict[str, float]:
         """Number of images through the network in one `train`, over all ranks, which hold equal numbers of batches."""
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        ranks = count_ranks()
         images = sum(len(b.trajectories.latents) * len(b.advantages) for b in batches) * self.config.epochs_per_update
         lag = len(batches[0].advantages) if is_lagging else 0
         return {
@@ -157,14 +157,12 @@ class Learner:
 
     def _check(self, worst: float, loss: torch.Tensor, *, is_first: bool) -> None:
         """Let all ranks go on, or all raise."""
-        values = torch.tensor([worst, 0.0 if torch.isfinite(loss) else 1.0])
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(values, op=dist.ReduceOp.MAX)
-        if values[1] > 0:
+        worst, not_finite = max_over_ranks([worst, 0.0 if torch.isfinite(loss) else 1.0])
+        if not_finite:
             raise UserError("align: the loss is not finite; lower align.learning_rate or check the rewards")
-        if is_first and float(values[0]) > self.config.max_ratio_error:
+        if is_first and worst > self.config.max_ratio_error:
             raise RatioError(
-                f"align: before the update the {self._objective.disagreement} is {float(values[0]):.2e} (more than "
+                f"align: before the update the {self._objective.disagreement} is {worst:.2e} (more than "
                 f"{self.config.max_ratio_error:.0e}): a sampler's weights are not the learner's, or its precision or "
                 "batch geometry differs; the update was refused"
             )

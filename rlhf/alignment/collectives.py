@@ -1,0 +1,38 @@
+"""Exchanges of numbers between learner ranks; the only place of this package that calls torch's collectives.
+
+A process group serves certain device types only: NCCL serves CUDA tensors and refuses all others. Every tensor that
+ranks exchange is therefore made here, on a device that the group serves.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+
+def count_ranks() -> int:
+    """Returns the number of ranks of the process group; 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def group_device() -> torch.device:
+    """Returns the device of tensors that the process group exchanges: the CPU if it serves it, else the current GPU."""
+    served = [part.partition(":")[0] for part in dist.get_backend_config().split(",")]
+    return torch.device("cpu" if "cpu" in served else served[0])
+
+
+def reduce_max(values: torch.Tensor) -> torch.Tensor:
+    """Returns the element-wise maximum over all ranks, on the CPU; every rank calls it with the same shape."""
+    exchanged = values.to(group_device())
+    dist.all_reduce(exchanged, op=dist.ReduceOp.MAX)
+    return exchanged.cpu()
+
+
+def max_over_ranks(values: Sequence[float]) -> list[float]:
+    """Returns each value's maximum over all ranks, in float32; every rank gives the same number of values."""
+    return reduce_max(torch.tensor(values)).tolist() if dist.is_initialized() else list(values)
+
+
+def any_over_ranks(is_so: bool) -> bool:
+    """Returns whether `is_so` holds on any rank; every rank calls it."""
+    return max_over_ranks([float(is_so)])[0] > 0
