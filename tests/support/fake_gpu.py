@@ -54,7 +54,7 @@ class FakeGpu(TorchFunctionMode):
         args, kwargs = tree_map(lambda leaf: "cpu" if _names_device(leaf) else leaf, (args, kwargs or {}))
         wide = [is_host(t) for t in tensors if t.dim() > 0]
         if func in FACTORIES or func in MOVES:
-            default = func in FACTORIES or func is torch.Tensor.cpu or is_host(tensors[0])
+            default = func in FACTORIES or func is torch.Tensor.cpu or is_host(tensors[-1])
             to_host = default and not devices
             result = func(*args, **kwargs)
             result = result.clone() if tensors and result is tensors[0] and to_host != is_host(result) else result

@@ -4,8 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from fake_gpu import fake_gpu, on_host, start_on_fake_gpu
-from small_learner import align_config, batches, sampler_policy
 
 from rlhf.alignment.collectives import group_device
 
@@ -52,16 +50,3 @@ def test_only_one_file_calls_collectives() -> None:
         if calls or imported:
             found[str(file.relative_to(ROOT))] = calls + imported
     assert list(found) == ["rlhf/alignment/collectives.py"], found
-
-
-@pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize(("algorithm", "trainable"), [("grpo", "lora"), ("prefpaint", "full"), ("nft", "lora")])
-def test_an_update_mixes_no_tensor_of_the_host_with_the_gpus(
-    small_pipeline: Path, algorithm: str, trainable: str
-) -> None:
-    config = align_config(small_pipeline, algorithm=algorithm, trainable=trainable)
-    learner = start_on_fake_gpu(small_pipeline, config)
-    rolled = [on_host(b) for b in batches(sampler_policy(small_pipeline, config, learner.weights()), config)]
-    with fake_gpu():
-        metrics = learner.train(rolled)
-    assert metrics["backward_images"] > 0
