@@ -39,8 +39,8 @@ class FlowSchedule:
         """Mean and deviation of the next latents; with `eta` 0 the deterministic Euler step.
 
         `ddim` is DDIM (arXiv:2010.02502, eq. 12 and 16) in these coordinates: the latents never hold more noise than
-        the next level has. `flow_sde` (Flow-GRPO, arXiv:2505.05470) and `dance` (DanceGRPO, arXiv:2505.07818) are the rules
-        of peers, for comparison.
+        the next level has. For comparison with peers: `flow_sde` is the rule of Flow-GRPO (arXiv:2505.05470), `dance`
+        of DanceGRPO (arXiv:2505.07818).
         """
         sigma = _per_image(self.sigmas, step_index, latents)
         sigma_next = _per_image(self.next_sigmas, step_index, latents)

@@ -1,0 +1,144 @@
+"""FLUX.1 Fill: a transformer that reads latents, masked-image latents and the mask's pixels, packed into tokens."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from rlhf.diffusion.families.autoencoder import decode, encode, factor_of
+from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
+from rlhf.errors import UserError
+from rlhf.storage.images import blank_hole
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import FluxFillPipeline, FluxTransformer2DModel
+
+    from rlhf.data.prompts import Prompt
+
+PATCH = 2
+"""Latent cells on the side of a token."""
+GUIDANCE = 30.0
+"""Default scale of FluxFillPipeline."""
+
+
+class FluxFill:
+    """A `ModelFamily` of FluxFillPipeline. The network predicts the velocity of flow matching."""
+
+    network_name = "transformer"
+
+    def __init__(self, pipeline: "FluxFillPipeline", guidance: float | None = None) -> None:
+        """Wrap a pipeline; `guidance` is the scale that a guidance-distilled network is told, by default 30."""
+        self.pipeline = pipeline
+        self._guidance = GUIDANCE if guidance is None else guidance
+
+    @property
+    def network(self) -> "FluxTransformer2DModel":
+        """The transformer."""
+        return self.pipeline.transformer
+
+    @network.setter
+    def network(self, network: "FluxTransformer2DModel") -> None:
+        self.pipeline.transformer = network
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the transformer."""
+        return self.network.device
+
+    @property
+    def native_px(self) -> int:
+        """Side of the square images that the VAE was made for: a transformer is not bound to one size."""
+        return int(self.pipeline.vae.config.sample_size)
+
+    @property
+    def native_cells(self) -> int:
+        """The same side in latent cells."""
+        return self.native_px // factor_of(self.pipeline.vae)
+
+    @torch.no_grad()
+    def embed(self, text: str) -> TextEmbedding:
+        """CLIP's pooled embedding and T5's tokens, as many as T5's tokenizer reads, at most 512."""
+        embedding, pooled, _ = self.pipeline.encode_prompt(
+            text,
+            None,
+            device=self.device,
+            max_sequence_length=min(512, self.pipeline.tokenizer_2.model_max_length),
+        )
+        return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+        """Condition [P, C + f^2, h, w]: masked-image latents, then the f x f pixels of the mask in each cell.
+
+        Images must be multiples of two latent cells, which one token holds.
+        """
+        height, width, cell = *prompts[0].mask.shape[-2:], factor_of(self.pipeline.vae)
+        if height % (PATCH * cell) or width % (PATCH * cell):
+            raise UserError(
+                f"prompts of {width}x{height} px: this model paints multiples of {PATCH * cell} px; "
+                "cut others with --set prompts.size_px, or name another model"
+            )
+        images = torch.stack([p.image for p in prompts]).to(self.device)
+        masks = torch.stack([p.mask for p in prompts]).to(self.device)
+        masked_image_latents = self.encode_images(blank_hole(images, masks))
+        condition = torch.cat([masked_image_latents, F.pixel_unshuffle((masks >= 0.5).float(), cell)], dim=1)
+        return condition, F.adaptive_max_pool2d(masks, masked_image_latents.shape[-2:])
+
+    def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
+        """All pixels of a cell have the cell's mask."""
+        pixels = factor_of(self.pipeline.vae) ** 2
+        return torch.cat([masked_image_latents, mask.expand(-1, pixels, -1, -1)], dim=1)
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """See `ModelFamily`."""
+        return encode(self.pipeline.vae, images)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `ModelFamily`."""
+        return decode(self.pipeline.vae, latents)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """See `ModelFamily`."""
+        return self.pipeline.vae.config.latent_channels, height, width
+
+    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
+        """The levels of the pipeline's own scheduler; a dynamic shift depends on the number of tokens."""
+        tokens = (cells[0] // PATCH) * (cells[1] // PATCH)
+        return make_flow_schedule(self.pipeline.scheduler, num_inference_steps, tokens=tokens)
+
+    def predict(
+        self,
+        network: torch.nn.Module,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: torch.Tensor,
+        text: TextEmbedding,
+        precision: str,
+    ) -> torch.Tensor:
+        """One forward pass over [B, tokens, 4 (2 C + f^2)]; the pipeline's class packs and numbers tokens alike."""
+        assert text.pooled is not None, "FLUX reads a pooled embedding"
+        count, _, height, width = latents.shape
+        tokens = F.pixel_unshuffle(torch.cat([latents, condition], dim=1), PATCH).flatten(2).transpose(1, 2)
+        rows, columns = height // PATCH, width // PATCH
+        positions = self.pipeline._prepare_latent_image_ids(count, rows, columns, latents.device, latents.dtype)
+        is_told = self.network.config.guidance_embeds
+        guidance = torch.full((count,), self._guidance, device=latents.device) if is_told else None
+        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            output = network(
+                hidden_states=tokens,
+                timestep=timestep / 1000,
+                guidance=guidance,
+                pooled_projections=text.pooled.expand(count, -1),
+                encoder_hidden_states=text.embedding.expand(count, -1, -1),
+                txt_ids=torch.zeros(text.embedding.shape[1], 3, device=latents.device),
+                img_ids=positions,
+                return_dict=False,
+            )[0]
+        return F.pixel_shuffle(output.float().transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
+
+    def find_unsafe(self, pixels: "np.ndarray") -> list[bool]:
+        """FLUX's pipelines have no safety checker."""
+        return []

@@ -1,0 +1,55 @@
+"""Random small pipelines of the families: each class's own layout, with a VAE of the true factor."""
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
+
+from rlhf.diffusion.builtin.base_denoisers import build_t5
+from rlhf.diffusion.builtin.tiny_model import TEXT_WIDTH, build_text_encoder, build_tokenizer
+
+CHANNELS = 4
+"""Channels of the latents."""
+
+
+def small_kl_vae(*, levels: int = 4, sample_size: int = 64) -> AutoencoderKL:
+    """A VAE of factor 8 with a shift, as FLUX's and SD3's have."""
+    return AutoencoderKL(
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=CHANNELS,
+        sample_size=sample_size,
+        shift_factor=0.1159,
+        scaling_factor=0.3611,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def small_fill_pipeline(*, guidance_embeds: bool = True) -> FluxFillPipeline:
+    """FLUX.1 Fill: 8x8 mask pixels and 2x2 packing as in the full model, a dynamic shift, one block of each kind."""
+    torch.manual_seed(0)
+    text_encoder_2, tokenizer_2 = build_t5()
+    pipeline = FluxFillPipeline(
+        vae=small_kl_vae(),
+        text_encoder=build_text_encoder().eval(),
+        tokenizer=build_tokenizer(),
+        text_encoder_2=text_encoder_2.eval(),
+        tokenizer_2=tokenizer_2,
+        transformer=FluxTransformer2DModel(
+            in_channels=4 * (2 * CHANNELS + 64),
+            out_channels=4 * CHANNELS,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=TEXT_WIDTH,
+            pooled_projection_dim=TEXT_WIDTH,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
