@@ -12,6 +12,7 @@ import torch.distributed as dist
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.policy_gradient import compute_loss
 from rlhf.config.run_config import AlignConfig
+from rlhf.diffusion.families.family import cells_of
 from rlhf.diffusion.policy import Policy, make_trainable
 from rlhf.diffusion.trained_weights import without_adapters
 
@@ -47,7 +48,7 @@ def plain_update(
     base = policy.network if is_lora or not config.kl_weight else copy.deepcopy(policy.network).requires_grad_(False)
     trained = [p for p in policy.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = policy.family.schedule(config.num_inference_steps)
+    schedule = policy.family.schedule(config.num_inference_steps, cells_of(batches[0].trajectories.latents))
     passes = [(batch, k) for batch in batches for k in range(len(batch.trajectories.latents))]
 
     def update() -> None:

@@ -15,8 +15,10 @@ from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.collectives import count_ranks, max_over_ranks
 from rlhf.alignment.objective import PassLoss, TrainingBatch
 from rlhf.config.run_config import AlignConfig
+from rlhf.diffusion.families.family import cells_of
 from rlhf.diffusion.policy import Policy, make_trainable
 from rlhf.diffusion.policy_weights import read_trainable_state
+from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state, without_adapters
 from rlhf.errors import UserError
 
@@ -57,7 +59,6 @@ class Learner:
         self.updates = 0
         is_lagging = self._objective.old_policy_decay(config, 0) is not None
         self._old = self.weights() if is_lagging else None
-        self._schedule = policy.family.schedule(config.num_inference_steps)
 
     @property
     def _needs_base_copy(self) -> bool:
@@ -121,19 +122,22 @@ class Learner:
         inputs = self._inputs(batch, k)
         base_output = self._base_output(inputs)
         output = self.policy.predict_with(self.engine, *inputs)
-        return self._objective.compute_loss(output, base_output, batch, k, self._schedule, self.config)
+        return self._objective.compute_loss(output, base_output, batch, k, self._schedule(batch), self.config)
 
     @torch.no_grad()
     def _measure_lag(self, batch: TrainingBatch) -> float:
         """Distance of the old policy from the one that sampled, on the first pass of a micro-batch."""
         with self.acting():
             output = self.policy.predict(*self._inputs(batch, 0))
-        return self._objective.compute_loss(output, None, batch, 0, self._schedule, self.config).disagreement
+        return self._objective.compute_loss(output, None, batch, 0, self._schedule(batch), self.config).disagreement
 
     def _inputs(self, batch: TrainingBatch, k: int) -> tuple:
         t, device = batch.trajectories, self.policy.device
-        timestep = self._schedule.timesteps[t.steps_at(k)].to(device)
+        timestep = self._schedule(batch).timesteps[t.steps_at(k)].to(device)
         return t.latents[k].to(device), timestep, t.condition.to(device)
+
+    def _schedule(self, batch: TrainingBatch) -> Schedule:
+        return self.policy.family.schedule(self.config.num_inference_steps, cells_of(batch.trajectories.latents))
 
     def _count(self, batches: list[TrainingBatch], *, is_lagging: bool) -> dict[str, float]:
         """Number of images through the network in one `train`, over all ranks, which hold equal numbers of batches."""

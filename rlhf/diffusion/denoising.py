@@ -7,7 +7,7 @@ import torch
 from rlhf.diffusion.steps.step_rule import Schedule, Transition
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""A forward pass of the network: latents [B, C, h, w] and times (int64 [B]) to its output, float32 [B, C, h, w]."""
+"""A forward pass of the network: latents [B, C, h, w] and times [B] to its output, float32 [B, C, h, w]."""
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def probe_log_prob(policy: Policy, config: AlignConfig) -> float:
     )
     mask = torch.ones_like(latents[:, :1])
     condition = family.join_condition(mask, masked)
-    schedule, step = family.schedule(config.num_inference_steps), config.num_inference_steps // 2
+    schedule, step = family.schedule(config.num_inference_steps, (edge, edge)), config.num_inference_steps // 2
     transition = denoise(
         lambda x, timestep: policy.predict(x, timestep, condition),
         latents,

@@ -7,6 +7,7 @@ import torch
 
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.denoising import denoise
+from rlhf.diffusion.families.family import cells_of
 from rlhf.diffusion.noise import generator_of, noise_like
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.steps.step_rule import Schedule, Transition, transition_log_prob
@@ -30,7 +31,7 @@ def rollout(
     """
     samples = len(sample_indices)
     condition, latent_mask = policy.family.encode_prompts(prompts)
-    denoiser = _Denoiser(policy, plan)
+    denoiser = _Denoiser(policy, plan, cells_of(condition))
     latents, first = _run_shared_prefix(denoiser, prompts, condition, sample_indices, seed_key)
     condition = condition.repeat_interleave(samples, dim=0)
     latent_mask = torch.ones_like(latent_mask) if plan.log_prob_over == "all" else latent_mask
@@ -78,9 +79,9 @@ def _record(
 class _Denoiser:
     """Takes the steps of a plan one by one; remembers the last prediction, and counts images through the network."""
 
-    def __init__(self, policy: Policy, plan: RolloutPlan) -> None:
+    def __init__(self, policy: Policy, plan: RolloutPlan, cells: tuple[int, int]) -> None:
         self.policy, self.plan = policy, plan
-        self.schedule: Schedule = policy.family.schedule(plan.num_inference_steps).skip_to(plan.steps)
+        self.schedule: Schedule = policy.family.schedule(plan.num_inference_steps, cells).skip_to(plan.steps)
         self.forward_images = 0
         self._previous: tuple[int, torch.Tensor] | None = None
 

@@ -14,7 +14,7 @@ import torch
 
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.denoising import denoise
-from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.family import TextEmbedding, cells_of
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.rollout import start_from_images
 from rlhf.diffusion.steps.step_rule import Schedule
@@ -67,7 +67,7 @@ def start_jobs(cache: PolicyCache, policies: Sequence[LoadedPolicy], jobs: Seque
     shape = base.family.latent_shape(*conditions.shape[-2:])
     started = []
     for policy, job, prompt, condition in zip(policies, jobs, prompts, conditions, strict=True):
-        schedule = base.family.schedule(job.num_inference_steps)
+        schedule = base.family.schedule(job.num_inference_steps, cells_of(conditions))
         draws = [noise_like(shape, "serve", prompt.prompt_id, i, "start") for i in job.sample_indices]
         latents, step = _first_latents(cache, job, schedule, torch.stack(draws).to(base.device))
         started.append(

@@ -82,7 +82,7 @@ def test_the_table_says_what_pays_and_what_was_not_measured() -> None:
 def gradients(policy: Policy, batch: TrainingBatch) -> dict[str, torch.Tensor]:
     """Of the mean loss over all passes of a micro-batch."""
     config, t = make_config(), batch.trajectories
-    schedule = policy.family.schedule(config.num_inference_steps)
+    schedule = policy.family.schedule(config.num_inference_steps, (8, 8))
     for k in range(len(t.latents)):
         inputs = t.latents[k], schedule.timesteps[t.steps_at(k)], t.condition
         with torch.no_grad(), without_adapters(policy.network):

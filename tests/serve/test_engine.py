@@ -149,7 +149,7 @@ def test_estimates_come_before_the_answer_and_keep_known_pixels(small_pipeline: 
 
 def test_clean_and_noise_mix_to_the_latents_that_they_were_split_from(small_pipeline: Path):
     policy = load_policy(ModelConfig(path=str(small_pipeline)))
-    schedule = policy.family.schedule(4)
+    schedule = policy.family.schedule(4, (8, 8))
     latents, output, index = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.arange(4)
     clean, noise = schedule._split(output, latents, schedule.alphas_cumprod.view(-1, 1, 1, 1))
     assert torch.equal(clean, schedule.predicted_clean(output, latents, index))

@@ -60,7 +60,7 @@ def assert_an_update_equals_plain_torch(
     plain = sampler_policy(pipeline, config, weights)
     trained = [p for p in plain.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = plain.family.schedule(config.num_inference_steps)
+    schedule = plain.family.schedule(config.num_inference_steps, (8, 8))
     torch.stack([loss for batch in rolled for loss in losses_of(plain, schedule, batch)]).mean().backward()
     torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
     optimizer.step()

@@ -32,6 +32,12 @@ class TextEmbedding:
         )
 
 
+def cells_of(latents: torch.Tensor) -> tuple[int, int]:
+    """Height and width [latent cells] of latents or a condition, [..., h, w]."""
+    height, width = latents.shape[-2:]
+    return height, width
+
+
 class ModelFamily(Protocol):
     """A pipeline of one kind: how prompts enter its network, what the network predicts, and how latents become images.
 
@@ -79,8 +85,8 @@ class ModelFamily(Protocol):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Channels, height and width of the latents of an image of height x width latent cells."""
 
-    def schedule(self, num_inference_steps: int) -> Schedule:
-        """The noise levels of this many denoising steps, with their step rule."""
+    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> Schedule:
+        """The noise levels of this many denoising steps, with their step rule, for images of height x width `cells`."""
 
     def predict(
         self,
@@ -93,7 +99,8 @@ class ModelFamily(Protocol):
     ) -> torch.Tensor:
         """One forward pass of `network` (the family's own, a copy, or an engine around it).
 
-        Rollout, training, evaluation and serving all call it. Shapes: timestep int64 [B]; condition [B, K, h, w].
+        Rollout, training, evaluation and serving all call it. Shapes: timestep [B], as the schedule has it; condition
+        [B, K, h, w].
         `precision` is `fp32` or `bf16`, of the matrix products. Returns float32 [B, C, h, w].
         """
 

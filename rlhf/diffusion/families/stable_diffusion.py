@@ -134,7 +134,7 @@ class StableDiffusion:
         """See `ModelFamily`."""
         return self.pipeline.vae.config.latent_channels, height, width
 
-    def schedule(self, num_inference_steps: int) -> DDIMSchedule:
+    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> DDIMSchedule:
         """DDIM's steps, whatever scheduler the pipeline's folder names."""
         return make_schedule(self._scheduler, num_inference_steps)
 

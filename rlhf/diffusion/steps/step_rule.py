@@ -25,7 +25,7 @@ class Schedule(Protocol):
 
     @property
     def timesteps(self) -> torch.Tensor:
-        """int64 [T], descending: the time that the network is told at each position."""
+        """[T], descending: the time that the network is told at each position; int64 or float32."""
 
     def transition(
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor, eta: float

@@ -32,7 +32,7 @@ def test_the_canary_is_a_gaussian_log_density_per_element(small_pipeline: Path) 
     latents, masked, after = (
         noise_like((1, 4, edge, edge), "canary", name) for name in ("latents", "masked image", "next latents")
     )
-    schedule = policy.family.schedule(config.num_inference_steps)
+    schedule = policy.family.schedule(config.num_inference_steps, (8, 8))
     with torch.no_grad():
         condition = torch.cat([torch.ones_like(latents[:, :1]), masked], dim=1)
         output = policy.predict(latents, schedule.timesteps[[step]], condition)

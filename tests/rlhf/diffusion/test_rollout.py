@@ -184,7 +184,7 @@ def test_samples_of_nft_are_noised_at_steps_and_with_noise_of_their_own(policy: 
     assert kept.latents.shape == kept.old_prediction.shape == (3, *kept.clean_latents.shape)
     assert all(len(set(own.tolist())) == 3 for own in kept.steps.T), "a sample's steps differ from one another"
     assert len({tuple(own.tolist()) for own in kept.steps.T}) > 4, "and from those of other samples"
-    schedule, hole = policy.family.schedule(6), torch.stack([p.mask for p in prompts]).repeat_interleave(2, 0)
+    schedule, hole = policy.family.schedule(6, (8, 8)), torch.stack([p.mask for p in prompts]).repeat_interleave(2, 0)
     decoded = policy.family.decode(kept.clean_latents)
     torch.testing.assert_close((decoded.clamp(-1, 1) * hole), done.images * hole, atol=2 / 255, rtol=0)
     noises = []
