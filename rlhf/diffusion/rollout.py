@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.denoising import denoise
+from rlhf.diffusion.denoising import denoise, finish_known, keep_known
 from rlhf.diffusion.families.family import cells_of
 from rlhf.diffusion.noise import generator_of, noise_like
 from rlhf.diffusion.policy import Policy
@@ -32,7 +32,7 @@ def rollout(
     samples = len(sample_indices)
     condition, latent_mask = policy.family.encode_prompts(prompts)
     denoiser = _Denoiser(policy, plan, cells_of(condition))
-    latents, first = _run_shared_prefix(denoiser, prompts, condition, sample_indices, seed_key)
+    latents, start, first = _run_shared_prefix(denoiser, prompts, condition, sample_indices, seed_key)
     condition = condition.repeat_interleave(samples, dim=0)
     latent_mask = torch.ones_like(latent_mask) if plan.log_prob_over == "all" else latent_mask
     latent_mask = latent_mask.repeat_interleave(samples, dim=0)
@@ -47,7 +47,8 @@ def rollout(
             next_latents = next_latents + transition.std_dev_t * noise.to(next_latents)
         if step in plan.trained_steps:
             kept.append((latents, next_latents, transition_log_prob(transition, next_latents, latent_mask)))
-        latents = next_latents
+        latents = denoiser.keep_known(next_latents, condition, start, step)
+    latents = finish_known(latents, policy.family.known_latents(condition))
     finished = (latents, condition, latent_mask)
     recording = _noise_again(denoiser, *finished, keys) if plan.noised_steps else _record(kept, *finished, plan)
     images, masks = (
@@ -106,6 +107,11 @@ class _Denoiser:
         self._previous = (step, transition.clean)
         return transition
 
+    def keep_known(self, drawn: torch.Tensor, condition: torch.Tensor, start: torch.Tensor, step: int) -> torch.Tensor:
+        """The latents after position `step`; `start` is the trajectory's initial noise."""
+        known, index = self.policy.family.known_latents(condition), torch.full((len(drawn),), step)
+        return keep_known(drawn, known, start, self.schedule, index)
+
 
 def _noise_again(
     denoiser: _Denoiser,
@@ -140,8 +146,8 @@ def _run_shared_prefix(
     condition: torch.Tensor,
     sample_indices: Sequence[int],
     seed_key: tuple[object, ...],
-) -> tuple[torch.Tensor, int]:
-    """Initial latents of all samples, and the first step still to be run.
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Latents of all samples, their initial noise, and the first step still to be run.
 
     Samples of a group that shares its initial noise are identical until the first random step, so those steps are
     run once per prompt.
@@ -152,15 +158,18 @@ def _run_shared_prefix(
         draws = [noise_like(shape, *seed_key, p.prompt_id, i, "start") for p in prompts for i in sample_indices]
         noise = torch.stack(draws).to(policy.device)
         if plan.first_step == 0:
-            return noise, 0
+            return noise, noise, 0
         clean = policy.family.encode_images(torch.stack([p.image for p in prompts]))
         clean = clean.repeat_interleave(len(sample_indices), dim=0)
-        return start_from_images(denoiser.schedule, clean, noise, plan.first_step), plan.first_step
-    latents = torch.stack([noise_like(shape, *seed_key, p.prompt_id, "start") for p in prompts]).to(policy.device)
+        return start_from_images(denoiser.schedule, clean, noise, plan.first_step), noise, plan.first_step
+    latents = start = torch.stack([noise_like(shape, *seed_key, p.prompt_id, "start") for p in prompts]).to(
+        policy.device
+    )
     first = min(plan.stochastic_steps, default=plan.num_inference_steps)
     for step in [step for step in plan.steps if step < first]:
-        latents = denoiser.step(latents, step, condition, 0.0).mean
-    return latents.repeat_interleave(len(sample_indices), dim=0), first
+        latents = denoiser.keep_known(denoiser.step(latents, step, condition, 0.0).mean, condition, start, step)
+    latents, start = (part.repeat_interleave(len(sample_indices), dim=0) for part in (latents, start))
+    return latents, start, first
 
 
 def start_from_images(schedule: Schedule, clean: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:

@@ -47,7 +47,7 @@ class Trajectories:
     latents: "torch.Tensor"
     """float32 [K, B, C, h, w]: before each trained step."""
     next_latents: "torch.Tensor"
-    """float32 [K, B, C, h, w]: after it."""
+    """float32 [K, B, C, h, w]: as it drew them, before a known image takes its place."""
     old_log_prob: "torch.Tensor"
     """float32 [K, B], nats per latent element, under the weights that sampled."""
     step_indices: tuple[int, ...]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.denoising import denoise
+from rlhf.diffusion.denoising import denoise, finish_known, keep_known
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.rollout import start_from_images
@@ -36,6 +36,8 @@ class RunningJob:
     schedule: Schedule
     condition: torch.Tensor
     """[n, K, h, w]."""
+    noise: torch.Tensor
+    """[n, C, h, w], the initial noise."""
     latents: torch.Tensor
     """[n, C, h, w]."""
     clean: torch.Tensor
@@ -69,7 +71,8 @@ def start_jobs(cache: PolicyCache, policies: Sequence[LoadedPolicy], jobs: Seque
     for policy, job, prompt, condition in zip(policies, jobs, prompts, conditions, strict=True):
         schedule = base.family.schedule(job.num_inference_steps, cells_of(conditions))
         draws = [noise_like(shape, "serve", prompt.prompt_id, i, "start") for i in job.sample_indices]
-        latents, step = _first_latents(cache, job, schedule, torch.stack(draws).to(base.device))
+        noise = torch.stack(draws).to(base.device)
+        latents, step = _first_latents(cache, job, schedule, noise)
         started.append(
             RunningJob(
                 job=job,
@@ -78,6 +81,7 @@ def start_jobs(cache: PolicyCache, policies: Sequence[LoadedPolicy], jobs: Seque
                 prompt=prompt,
                 schedule=schedule,
                 condition=condition.expand(len(latents), -1, -1, -1),
+                noise=noise,
                 latents=latents,
                 clean=latents,
                 step=step,
@@ -121,8 +125,11 @@ def advance(cache: PolicyCache, running: Sequence[RunningJob]) -> None:
         schedule = rows[0][0].at_rows(rows)
         step = denoise(partial(_predict, cache, group), latents, torch.arange(len(rows)), schedule)
         sizes = [len(one.latents) for one in group]
-        for one, after, clean in zip(group, step.mean.split(sizes), step.clean.split(sizes), strict=True):
-            one.latents, one.clean, one.step = after, clean, one.step + 1
+        known = cache.base.family.known_latents(torch.cat([one.condition for one in group]))
+        noise, index = torch.cat([one.noise for one in group]), torch.arange(len(rows))
+        after, clean = keep_known(step.mean, known, noise, schedule, index), finish_known(step.clean, known)
+        for one, *parts in zip(group, after.split(sizes), clean.split(sizes), strict=True):
+            (one.latents, one.clean), one.step = parts, one.step + 1
             one.batch_sizes.append(len(latents))
 
 
@@ -158,7 +165,9 @@ def estimate(cache: PolicyCache, running: Sequence[RunningJob]) -> list[Partial]
 @torch.no_grad()
 def finish(cache: PolicyCache, reward: Reward | None, done: Sequence[RunningJob]) -> list[Inpainted]:
     """Decode, composite, score and check finished jobs; the engine fills in the times."""
-    images, masks = _decode(cache, done, [one.latents for one in done])
+    known_latents = cache.base.family.known_latents
+    finished = [finish_known(one.latents, known_latents(one.condition)) for one in done]
+    images, masks = _decode(cache, done, finished)
     pixels = _to_pixels(images)
     captions = [one.job.prompt for one in done for _ in one.job.sample_indices]
     scores = _score(reward, images, masks, captions) if reward is not None else []

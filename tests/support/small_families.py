@@ -1,11 +1,20 @@
 """Random small pipelines of the families: each class's own layout, with a VAE of the true factor."""
 
+from typing import TypeVar
+
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxInpaintPipeline,
+    FluxTransformer2DModel,
+)
 
 from rlhf.diffusion.builtin.base_denoisers import build_t5
 from rlhf.diffusion.builtin.tiny_model import TEXT_WIDTH, build_text_encoder, build_tokenizer
 
+Pipeline = TypeVar("Pipeline", FluxFillPipeline, FluxInpaintPipeline)
 CHANNELS = 4
 """Channels of the latents."""
 
@@ -29,16 +38,25 @@ def small_kl_vae(*, levels: int = 4, sample_size: int = 64) -> AutoencoderKL:
 
 def small_fill_pipeline(*, guidance_embeds: bool = True) -> FluxFillPipeline:
     """FLUX.1 Fill: 8x8 mask pixels and 2x2 packing as in the full model, a dynamic shift, one block of each kind."""
+    return _flux(FluxFillPipeline, in_channels=4 * (2 * CHANNELS + 64), guidance_embeds=guidance_embeds)
+
+
+def small_flux_inpaint_pipeline() -> FluxInpaintPipeline:
+    """FLUX.1's text-to-image network, which inpaints by blending."""
+    return _flux(FluxInpaintPipeline, in_channels=4 * CHANNELS, guidance_embeds=True)
+
+
+def _flux(kind: type[Pipeline], *, in_channels: int, guidance_embeds: bool) -> Pipeline:
     torch.manual_seed(0)
     text_encoder_2, tokenizer_2 = build_t5()
-    pipeline = FluxFillPipeline(
+    pipeline = kind(
         vae=small_kl_vae(),
         text_encoder=build_text_encoder().eval(),
         tokenizer=build_tokenizer(),
         text_encoder_2=text_encoder_2.eval(),
         tokenizer_2=tokenizer_2,
         transformer=FluxTransformer2DModel(
-            in_channels=4 * (2 * CHANNELS + 64),
+            in_channels=in_channels,
             out_channels=4 * CHANNELS,
             num_layers=1,
             num_single_layers=1,

@@ -41,8 +41,8 @@ def cells_of(latents: torch.Tensor) -> tuple[int, int]:
 class ModelFamily(Protocol):
     """A pipeline of one kind: how prompts enter its network, what the network predicts, and how latents become images.
 
-    Latents are [B, C, h, w] and images [B, 3, H, W] in [-1, 1] for every family; what the network reads beside
-    the latents (mask, masked image) is the condition, whose layout only the family knows.
+    Latents are [B, C, h, w] and images [B, 3, H, W] in [-1, 1] for every family; what a prompt adds to the
+    latents (mask, masked image) is the condition, whose layout only the family knows.
     """
 
     pipeline: Any
@@ -75,6 +75,13 @@ class ModelFamily(Protocol):
 
     def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
         """The condition [B, K, h, w] of a hole in latent cells, [B, 1, h, w], and the latents of the masked image."""
+
+    def known_latents(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """For a network that does not read the masked image: the hole [B, 1, h, w] and the known image's latents.
+
+        After each step the known latents, noised again, take their place outside the hole. None for networks that
+        read the masked image themselves.
+        """
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Images to clean latents, deterministically."""

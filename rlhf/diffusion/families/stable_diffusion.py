@@ -116,6 +116,9 @@ class StableDiffusion:
         """Mask and masked-image latents as channels side by side."""
         return torch.cat([mask, masked_image_latents], dim=1)
 
+    def known_latents(self, condition: torch.Tensor) -> None:
+        """None: the UNet reads the masked image."""
+
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Scaled latents [B, 4, h, w]: the posterior's mode."""

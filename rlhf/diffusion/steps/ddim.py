@@ -74,6 +74,10 @@ class DDIMSchedule:
         alpha = _per_image(self.alphas_cumprod, step_index, clean)
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
+    def add_noise_after(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
+        """Clean latents [B, C, h, w] mixed with noise at the levels that the steps at `step_index` end at."""
+        return replace(self, alphas_cumprod=self.next_alphas_cumprod).add_noise(clean, noise, step_index)
+
     def skip_to(self, visited: Sequence[int]) -> "DDIMSchedule":
         """The schedule that runs only the positions `visited` [ascending]; each leads to the next one's noise level."""
         after = self.next_alphas_cumprod.clone()

@@ -85,6 +85,10 @@ class FlowSchedule:
         sigma = _per_image(self.sigmas, step_index, clean)
         return (1 - sigma) * clean + sigma * noise
 
+    def add_noise_after(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
+        """Clean latents [B, C, h, w] mixed with noise at the levels that the steps at `step_index` end at."""
+        return replace(self, sigmas=self.next_sigmas).add_noise(clean, noise, step_index)
+
     def skip_to(self, visited: Sequence[int]) -> "FlowSchedule":
         """The schedule that runs only the positions `visited` [ascending]; each leads to the next one's noise level."""
         after = self.next_sigmas.clone()

@@ -45,6 +45,9 @@ class Schedule(Protocol):
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
         """Clean latents [B, C, h, w] at the noise levels of positions `step_index`."""
 
+    def add_noise_after(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
+        """Clean latents [B, C, h, w] at the noise levels that the steps at positions `step_index` end at."""
+
     def skip_to(self, visited: Sequence[int]) -> Self:
         """The schedule that runs only the positions `visited` [ascending]; each leads to the next one's noise level."""
 

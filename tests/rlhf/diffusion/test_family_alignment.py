@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_families import small_fill_pipeline
+from small_families import small_fill_pipeline, small_flux_inpaint_pipeline
 from small_parts import FAST, small_prompts
 
 from rlhf.alignment.algorithms.table import algorithm_of
@@ -14,13 +14,16 @@ from rlhf.alignment.objective import TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.families.family import ModelFamily
-from rlhf.diffusion.families.flux_fill import FluxFill
+from rlhf.diffusion.families.flux import FluxBlend, FluxFill
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import Rollout, RolloutPlan
 
 pytestmark = pytest.mark.usefixtures("process_group")
-FAMILIES: dict[str, Callable[[], ModelFamily]] = {"flux_fill": lambda: FluxFill(small_fill_pipeline())}
+FAMILIES: dict[str, Callable[[], ModelFamily]] = {
+    "flux_fill": lambda: FluxFill(small_fill_pipeline()),
+    "flux_blend": lambda: FluxBlend(small_flux_inpaint_pipeline()),
+}
 SETTINGS = {"learning_rate": 2e-2, "kl_weight": 0.0, "clip_range": 0.1, "trainable": "full"}
 ALGORITHMS = ["grpo", "mixgrpo", "nft"]
 

@@ -1,4 +1,7 @@
-"""FLUX.1 Fill: a transformer that reads latents, masked-image latents and the mask's pixels, packed into tokens."""
+"""FLUX.1: Fill, whose transformer reads latents, masked image and mask, and the text-to-image model by blending.
+
+Two by two latent cells are packed into one token. The networks predict the velocity of flow matching.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,32 +10,33 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.diffusion.families.autoencoder import decode, encode, factor_of
-from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.blending import extend_into_hole, hole_cells
+from rlhf.diffusion.families.family import TextEmbedding, cells_of
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
 from rlhf.errors import UserError
 from rlhf.storage.images import blank_hole
 
 if TYPE_CHECKING:
     import numpy as np
-    from diffusers import FluxFillPipeline, FluxTransformer2DModel
+    from diffusers import FluxFillPipeline, FluxInpaintPipeline, FluxTransformer2DModel
 
     from rlhf.data.prompts import Prompt
 
 PATCH = 2
 """Latent cells on the side of a token."""
-GUIDANCE = 30.0
-"""Default scale of FluxFillPipeline."""
 
 
-class FluxFill:
-    """A `ModelFamily` of FluxFillPipeline. The network predicts the velocity of flow matching."""
+class Flux:
+    """What FLUX.1's pipelines have in common; a `ModelFamily` but for the condition."""
 
     network_name = "transformer"
+    default_guidance: float
+    """Default scale of the pipeline's class, which a guidance-distilled network is told."""
 
-    def __init__(self, pipeline: "FluxFillPipeline", guidance: float | None = None) -> None:
-        """Wrap a pipeline; `guidance` is the scale that a guidance-distilled network is told, by default 30."""
+    def __init__(self, pipeline: "FluxFillPipeline | FluxInpaintPipeline", guidance: float | None = None) -> None:
+        """Wrap a pipeline; `guidance` takes the place of the default scale."""
         self.pipeline = pipeline
-        self._guidance = GUIDANCE if guidance is None else guidance
+        self._guidance = self.default_guidance if guidance is None else guidance
 
     @property
     def network(self) -> "FluxTransformer2DModel":
@@ -69,12 +73,8 @@ class FluxFill:
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
-        """Condition [P, C + f^2, h, w]: masked-image latents, then the f x f pixels of the mask in each cell.
-
-        Images must be multiples of two latent cells, which one token holds.
-        """
+    def _read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole tokens."""
         height, width, cell = *prompts[0].mask.shape[-2:], factor_of(self.pipeline.vae)
         if height % (PATCH * cell) or width % (PATCH * cell):
             raise UserError(
@@ -83,14 +83,7 @@ class FluxFill:
             )
         images = torch.stack([p.image for p in prompts]).to(self.device)
         masks = torch.stack([p.mask for p in prompts]).to(self.device)
-        masked_image_latents = self.encode_images(blank_hole(images, masks))
-        condition = torch.cat([masked_image_latents, F.pixel_unshuffle((masks >= 0.5).float(), cell)], dim=1)
-        return condition, F.adaptive_max_pool2d(masks, masked_image_latents.shape[-2:])
-
-    def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
-        """All pixels of a cell have the cell's mask."""
-        pixels = factor_of(self.pipeline.vae) ** 2
-        return torch.cat([masked_image_latents, mask.expand(-1, pixels, -1, -1)], dim=1)
+        return images, (masks >= 0.5).float()
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """See `ModelFamily`."""
@@ -118,10 +111,10 @@ class FluxFill:
         text: TextEmbedding,
         precision: str,
     ) -> torch.Tensor:
-        """One forward pass over [B, tokens, 4 (2 C + f^2)]; the pipeline's class packs and numbers tokens alike."""
+        """One forward pass over all tokens of `_inputs`, packed and numbered as the pipeline's class does it."""
         assert text.pooled is not None, "FLUX reads a pooled embedding"
         count, _, height, width = latents.shape
-        tokens = F.pixel_unshuffle(torch.cat([latents, condition], dim=1), PATCH).flatten(2).transpose(1, 2)
+        tokens = F.pixel_unshuffle(self._inputs(latents, condition), PATCH).flatten(2).transpose(1, 2)
         rows, columns = height // PATCH, width // PATCH
         positions = self.pipeline._prepare_latent_image_ids(count, rows, columns, latents.device, latents.dtype)
         is_told = self.network.config.guidance_embeds
@@ -139,6 +132,59 @@ class FluxFill:
             )[0]
         return F.pixel_shuffle(output.float().transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
 
+    def _inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
     def find_unsafe(self, pixels: "np.ndarray") -> list[bool]:
         """FLUX's pipelines have no safety checker."""
         return []
+
+
+class FluxFill(Flux):
+    """The `ModelFamily` of FluxFillPipeline. Condition: masked-image latents, then each cell's f x f mask pixels."""
+
+    default_guidance = 30.0
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+        """Condition [P, C + f^2, h, w]; every cell that touches the hole is in the hole's mask."""
+        images, masks = self._read(prompts)
+        masked = self.encode_images(blank_hole(images, masks))
+        condition = torch.cat([masked, F.pixel_unshuffle(masks, factor_of(self.pipeline.vae))], dim=1)
+        return condition, F.adaptive_max_pool2d(masks, masked.shape[-2:])
+
+    def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
+        """All pixels of a cell have the cell's mask."""
+        pixels = factor_of(self.pipeline.vae) ** 2
+        return torch.cat([masked_image_latents, mask.expand(-1, pixels, -1, -1)], dim=1)
+
+    def known_latents(self, condition: torch.Tensor) -> None:
+        """None: the transformer reads the masked image."""
+
+    def _inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return torch.cat([latents, condition], dim=1)
+
+
+class FluxBlend(Flux):
+    """The `ModelFamily` of FluxInpaintPipeline: a text-to-image network that never sees the mask."""
+
+    default_guidance = 7.0
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+        """Condition [P, 1 + C, h, w]: the hole, then the known image's latents."""
+        images, masks = self._read(prompts)
+        known = self.encode_images(extend_into_hole(images, masks))
+        hole = hole_cells(masks, cells_of(known))
+        return self.join_condition(hole, known), hole
+
+    def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
+        """The hole and the known image's latents side by side."""
+        return torch.cat([mask, masked_image_latents], dim=1)
+
+    def known_latents(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `ModelFamily`."""
+        return condition[:, :1], condition[:, 1:]
+
+    def _inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return latents
