@@ -9,7 +9,10 @@ from diffusers import (
     FluxFillPipeline,
     FluxInpaintPipeline,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3InpaintPipeline,
 )
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from rlhf.diffusion.builtin.base_denoisers import build_t5
 from rlhf.diffusion.builtin.tiny_model import TEXT_WIDTH, build_text_encoder, build_tokenizer
@@ -19,16 +22,16 @@ CHANNELS = 4
 """Channels of the latents."""
 
 
-def small_kl_vae(*, levels: int = 4, sample_size: int = 64) -> AutoencoderKL:
+def small_kl_vae(*, channels: int = CHANNELS) -> AutoencoderKL:
     """A VAE of factor 8 with a shift, as FLUX's and SD3's have."""
     return AutoencoderKL(
-        block_out_channels=(8,) * levels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         norm_num_groups=4,
-        latent_channels=CHANNELS,
-        sample_size=sample_size,
+        latent_channels=channels,
+        sample_size=64,
         shift_factor=0.1159,
         scaling_factor=0.3611,
         use_quant_conv=False,
@@ -68,6 +71,39 @@ def _flux(kind: type[Pipeline], *, in_channels: int, guidance_embeds: bool) -> P
             axes_dims_rope=(4, 6, 6),
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def small_sd3_pipeline(*, in_channels: int) -> StableDiffusion3InpaintPipeline:
+    """Stable Diffusion 3 with 16 or 33 input channels, a static shift, and tokens of 2x2 cells."""
+    torch.manual_seed(0)
+    text, (t5, tokenizer_3) = build_text_encoder(), build_t5()
+    projected = text.config.__class__.from_dict({**text.config.to_dict(), "projection_dim": TEXT_WIDTH})
+    joint = 2 * TEXT_WIDTH
+    pipeline = StableDiffusion3InpaintPipeline(
+        vae=small_kl_vae(channels=16),
+        text_encoder=CLIPTextModelWithProjection(projected).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(projected).eval(),
+        text_encoder_3=T5EncoderModel(t5.config.__class__.from_dict({**t5.config.to_dict(), "d_model": joint})).eval(),
+        tokenizer=build_tokenizer(),
+        tokenizer_2=build_tokenizer(),
+        tokenizer_3=tokenizer_3,
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=in_channels,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=joint,
+            caption_projection_dim=32,
+            pooled_projection_dim=2 * TEXT_WIDTH,
+            pos_embed_max_size=16,
+        ).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,9 +1,42 @@
 """The known image for networks that do not read it: after each step its latents take their place outside the hole."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
+
+from rlhf.diffusion.families.family import cells_of
+from rlhf.diffusion.families.transformer import TransformerFamily
+
+if TYPE_CHECKING:
+    from rlhf.data.prompts import Prompt
+
+
+class Blending(TransformerFamily):
+    """The condition of a text-to-image network, which never sees the mask: the hole, then the known image's latents."""
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+        """Condition [P, 1 + C, h, w], and the hole [P, 1, h, w]."""
+        images, masks = self.read(prompts)
+        known = self.encode_images(extend_into_hole(images, masks))
+        hole = hole_cells(masks, cells_of(known))
+        return self.join_condition(hole, known), hole
+
+    def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
+        """The hole and the known image's latents side by side."""
+        return torch.cat([mask, masked_image_latents], dim=1)
+
+    def known_latents(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `ModelFamily`."""
+        return condition[:, :1], condition[:, 1:]
+
+    def inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """The latents alone."""
+        return latents
 
 
 def extend_into_hole(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

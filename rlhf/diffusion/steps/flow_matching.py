@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 
 from rlhf.diffusion.steps.step_rule import Transition
@@ -112,21 +111,22 @@ def _per_image(levels: torch.Tensor, step_index: torch.Tensor, latents: torch.Te
 
 
 def make_flow_schedule(
-    scheduler: "FlowMatchEulerDiscreteScheduler", num_inference_steps: int, *, tokens: int, rule: FlowRule = "ddim"
+    scheduler: "FlowMatchEulerDiscreteScheduler", levels: int | Sequence[float], *, tokens: int, rule: FlowRule = "ddim"
 ) -> FlowSchedule:
     """The noise levels of a pipeline's own scheduler, with its static or dynamic shift, for images of `tokens` tokens.
 
-    The pipelines of FLUX start from evenly spaced levels 1, ..., 1/N and shift them. Raises UserError if the scheduler
-    is configured for another kind of step.
+    `levels` is a number of steps, whose levels the scheduler spaces itself, or the levels before the shift. Raises
+    UserError if the scheduler is configured for another kind of step.
     """
     config = scheduler.config
     for setting in ("stochastic_sampling", "invert_sigmas"):
         if config.get(setting):
             raise UserError(f"scheduler: {setting} is not supported; remove it from scheduler_config.json")
-    scheduler.set_timesteps(
-        sigmas=np.linspace(1.0, 1 / num_inference_steps, num_inference_steps),
-        mu=dynamic_shift(scheduler, tokens) if config.use_dynamic_shifting else None,
-    )
+    mu = dynamic_shift(scheduler, tokens) if config.use_dynamic_shifting else None
+    if isinstance(levels, int):
+        scheduler.set_timesteps(levels, mu=mu)
+    else:
+        scheduler.set_timesteps(sigmas=list(levels), mu=mu)
     sigmas = scheduler.sigmas.float()
     return FlowSchedule(
         timesteps=scheduler.timesteps.float(), sigmas=sigmas[:-1].clone(), next_sigmas=sigmas[1:].clone(), rule=rule

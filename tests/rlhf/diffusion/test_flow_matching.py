@@ -13,7 +13,11 @@ RULES: list[FlowRule] = ["ddim", "flow_sde", "dance"]
 
 def schedule_of(steps: int, *, shift: float = 3.0, rule: FlowRule = "ddim") -> FlowSchedule:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    return make_flow_schedule(scheduler, steps, tokens=64, rule=rule)
+    return make_flow_schedule(scheduler, evenly(steps), tokens=64, rule=rule)
+
+
+def evenly(steps: int) -> list[float]:
+    return [1 - k / steps for k in range(steps)]
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -36,7 +40,7 @@ def test_steps_without_noise_are_those_of_diffusers_scheduler(rule: FlowRule, sh
 
 def test_a_dynamic_shift_follows_the_number_of_tokens() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    few, many = (make_flow_schedule(scheduler, 4, tokens=n) for n in (256, 4096))
+    few, many = (make_flow_schedule(scheduler, evenly(4), tokens=n) for n in (256, 4096))
     for schedule, mu in ((few, 0.5), (many, 1.15)):
         expected = [math.exp(mu) / (math.exp(mu) + 1 / t - 1) for t in (1.0, 0.75, 0.5, 0.25)]
         torch.testing.assert_close(schedule.sigmas, torch.tensor(expected))

@@ -1,65 +1,19 @@
 from dataclasses import replace
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from diffusers import FluxFillPipeline, FluxInpaintPipeline
-from PIL import Image
+from family_painting import SIZES, encode_by_mode, paint, prompt_of
 from small_families import CHANNELS, small_fill_pipeline, small_flux_inpaint_pipeline
 
-from rlhf.data.prompts import Prompt
-from rlhf.diffusion.denoising import denoise, finish_known, keep_known
+from rlhf.diffusion.denoising import keep_known
 from rlhf.diffusion.families.blending import extend_into_hole, hole_cells
-from rlhf.diffusion.families.family import TextEmbedding, cells_of
+from rlhf.diffusion.families.family import cells_of
 from rlhf.diffusion.families.flux import Flux, FluxBlend, FluxFill
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.step_rule import transition_log_prob
 from rlhf.diffusion.trajectories import RolloutPlan, Trajectories
 from rlhf.errors import UserError
-
-
-def prompt_of(width: int, height: int, seed: int) -> Prompt:
-    """A smooth random picture with a hole of random pixels, so that each of a cell's mask pixels counts."""
-    rng = np.random.default_rng(seed)
-    image = Image.fromarray((rng.random((3, 4, 3)) * 255).astype(np.uint8)).resize((width, height))
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-    mask = torch.from_numpy(rng.random((1, height, width)) < rng.uniform(0.2, 0.8)).float()
-    return Prompt(prompt_id=f"p{seed}", photograph="", source="", hole="", split="", image=pixels, mask=mask)
-
-
-@torch.no_grad()
-def paint(family: Flux, prompt: Prompt, noise: torch.Tensor, text: str, steps: int) -> torch.Tensor:
-    """An image by a rollout's own steps, [1, 3, H, W], before known pixels take their place."""
-    condition, _ = family.encode_prompts([prompt])
-    schedule, embedding = family.schedule(steps, cells_of(condition)), family.embed(text)
-    known, latents = family.known_latents(condition), noise
-    for step in range(steps):
-        index = torch.tensor([step])
-        predict = partial(predict_for, family, condition, embedding)
-        latents = keep_known(denoise(predict, latents, index, schedule).mean, known, noise, schedule, index)
-    return family.decode(finish_known(latents, known))
-
-
-def predict_for(
-    family: Flux, condition: torch.Tensor, text: TextEmbedding, latents: torch.Tensor, time: torch.Tensor
-) -> torch.Tensor:
-    return family.predict(family.network, latents, time, condition, text, "fp32")
-
-
-def encode_by_mode(pipeline: FluxFillPipeline | FluxInpaintPipeline) -> None:
-    """The classes encode by a sample of the posterior; the family by its mode."""
-    encode = pipeline.vae.encode
-    pipeline.vae.encode = lambda images: _Encoded(encode(images).latent_dist.mode())
-
-
-class _Encoded:
-    def __init__(self, latents: torch.Tensor) -> None:
-        self.latents = latents
-
-
-SIZES = [(64, 64), (64, 96), (96, 64), (48, 80), (80, 48), (112, 64), (16, 32), (128, 48), (64, 128), (96, 96)]
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -70,7 +24,8 @@ def test_deterministic_steps_paint_what_the_pipelines_own_class_paints(
     pipeline = small_fill_pipeline() if kind is FluxFill else small_flux_inpaint_pipeline()
     prompt = prompt_of(width, height, seed=width + height)
     noise = torch.randn(1, CHANNELS, height // 8, width // 8, generator=torch.Generator().manual_seed(1))
-    ours = paint(kind(pipeline, guidance=7.5), prompt, noise, "a cat", steps=3)
+    family = kind(pipeline, guidance=7.5)
+    ours = family.decode(paint(family, prompt, noise, "a cat", steps=3))
     encode_by_mode(pipeline)
     is_fill = kind is FluxFill
     image = prompt.image[None] if is_fill else extend_into_hole(prompt.image[None], prompt.mask[None])

@@ -1,0 +1,89 @@
+"""Stable Diffusion 3: a transformer of 33 input channels that reads mask and masked image, or of 16 by blending."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from rlhf.diffusion.families.blending import Blending
+from rlhf.diffusion.families.family import TextEmbedding, cells_of
+from rlhf.diffusion.families.transformer import TransformerFamily
+from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
+from rlhf.storage.images import blank_hole
+
+if TYPE_CHECKING:
+    from rlhf.data.prompts import Prompt
+
+
+class StableDiffusion3(TransformerFamily):
+    """What both layouts have in common. The networks predict the velocity of flow matching."""
+
+    @property
+    def patch(self) -> int:  # type: ignore[override]
+        """Latent cells on the side of a token."""
+        return int(self.network.config.patch_size)
+
+    @property
+    def native_px(self) -> int:
+        """Side of the square images that the transformer was made for."""
+        return int(self.network.config.sample_size) * self.pipeline.vae_scale_factor
+
+    @torch.no_grad()
+    def embed(self, text: str) -> TextEmbedding:
+        """The tokens of two CLIP encoders and T5 one after another, and CLIP's pooled embeddings side by side."""
+        embedding, _, pooled, _ = self.pipeline.encode_prompt(
+            text, None, None, device=self.device, do_classifier_free_guidance=False
+        )
+        return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
+
+    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
+        """The levels that the pipeline's own scheduler spaces and shifts."""
+        return make_flow_schedule(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
+
+    def predict(
+        self,
+        network: torch.nn.Module,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: torch.Tensor,
+        text: TextEmbedding,
+        precision: str,
+    ) -> torch.Tensor:
+        """One forward pass: latents [B, C, h, w] and the condition side by side, or the latents alone."""
+        assert text.pooled is not None, "Stable Diffusion 3 reads a pooled embedding"
+        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            return network(
+                hidden_states=self.inputs(latents, condition),
+                timestep=timestep,
+                encoder_hidden_states=text.embedding.expand(len(latents), -1, -1),
+                pooled_projections=text.pooled.expand(len(latents), -1),
+                return_dict=False,
+            )[0].float()
+
+
+class StableDiffusion3Fill(StableDiffusion3):
+    """The `ModelFamily` of transformers that read 2 C + 1 channels."""
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+        """Condition [P, 1 + C, h, w]: the mask as diffusers samples it (nearest), and masked-image latents."""
+        images, masks = self.read(prompts)
+        masked = self.encode_images(blank_hole(images, masks))
+        condition = self.join_condition(F.interpolate(masks, size=cells_of(masked)), masked)
+        return condition, F.adaptive_max_pool2d(masks, cells_of(masked))
+
+    def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
+        """Mask and masked-image latents as channels side by side."""
+        return torch.cat([mask, masked_image_latents], dim=1)
+
+    def known_latents(self, condition: torch.Tensor) -> None:
+        """None: the transformer reads the masked image."""
+
+    def inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Latents, mask and masked-image latents."""
+        return torch.cat([latents, condition], dim=1)
+
+
+class StableDiffusion3Blend(Blending, StableDiffusion3):
+    """The `ModelFamily` of transformers that read the C channels of the latents."""
