@@ -29,7 +29,7 @@ FAMILIES: dict[str, Callable[[], ModelFamily]] = {
 }
 SETTINGS = {"learning_rate": 1e-2, "kl_weight": 0.0, "clip_range": 0.1, "trainable": "full"}
 ALGORITHMS = ["grpo", "mixgrpo", "nft"]
-QUICK = {("flux_fill", "grpo"), ("flux_blend", "nft"), ("sd3_blend", "grpo")}
+QUICK = {("flux_fill", "grpo"), ("flux_blend", "nft")}
 
 
 def policy_of(family: ModelFamily) -> Policy:
