@@ -84,6 +84,15 @@ class KeyView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DepthRange:
+    """Depth of a photograph, in the unit of its depth map."""
+
+    median: float
+    nearest: float
+    farthest: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class NovelViews:
     """The content of `novel_view.json`, without the caller's notes."""
 
@@ -94,14 +103,16 @@ class NovelViews:
     """Width and height of the views."""
     focal_px: float
     halo_px: int
-    depth: dict[str, float]
-    """Median, nearest and farthest depth of the photograph."""
+    depth: DepthRange
     hole_share: list[float]
     """Share of hidden pixels in each key view."""
     frame_share_without_model: float
     """Share of the frames' pixels that no view holds."""
     cloud_points: int
-    mp4: str = "path.mp4"
+    mp4: str | None
+    """File of the MP4; None if ffmpeg could not write it."""
+    mp4_error: str | None
+    """Reason why there is no MP4."""
 
 
 def check_pose(pose: Pose) -> None:
@@ -158,7 +169,8 @@ def make_novel_views(
     """Writes all results of a photograph uint8 [H, W, 3] with depth float64 [H, W] into `out`.
 
     Files: `view.png` (further samples `view_1.png`, ...), `warped.png`, `disocclusion.png` (white = hole), `path.gif`,
-    `path.mp4`, `cloud.ply`, and last `novel_view.json`. Raises UserError if the pose shows nothing of the photograph.
+    `path.mp4`, `cloud.ply`, and last `novel_view.json`. If ffmpeg fails, the record tells why there is no `path.mp4`.
+    Raises UserError if the pose shows nothing of the photograph.
     """
     check_pose(pose)
     source = whole_view(camera_at_origin(rgb.shape[1], rgb.shape[0], focal_px), rgb, depth)
@@ -168,18 +180,21 @@ def make_novel_views(
         keys = _fill_key_views(source, cameras, fill, halo_px, bar)
         views = [source, *(key.addition for key in keys)]
         frames, left_over = _draw_frames(views, pose, median, path, bar)
-    _save_pictures(keys[0], frames, path.frames_per_s, out)
+    _save_pictures(keys[0], out)
     write_ply(cloud := fuse(views, voxel=VOXEL_PX * median / source.camera.focal_px), out / "cloud.ply")
+    mp4_error = _save_frames(frames, path.frames_per_s, out)
     record = NovelViews(
         pose=pose,
         path=path,
         size_px=(source.camera.width_px, source.camera.height_px),
         focal_px=source.camera.focal_px,
         halo_px=halo_px,
-        depth={"median": median, "nearest": float(depth.min()), "farthest": float(depth.max())},
+        depth=DepthRange(median=median, nearest=float(depth.min()), farthest=float(depth.max())),
         hole_share=[float(key.warped.hole.mean()) for key in keys],
         frame_share_without_model=left_over,
         cloud_points=len(cloud.points),
+        mp4="path.mp4" if mp4_error is None else None,
+        mp4_error=mp4_error,
     )
     atomic_write_json(out / "novel_view.json", asdict(record) | dict(notes))
     return record
@@ -209,15 +224,24 @@ def _draw_frames(
     return frames, float(np.mean(missing))
 
 
-def _save_pictures(key: KeyView, frames: Sequence[np.ndarray], frames_per_s: float, out: Path) -> None:
+def _save_pictures(key: KeyView, out: Path) -> None:
     hole = key.warped.hole
     pictures = {f"view{f'_{i}' if i else ''}.png": picture for i, picture in enumerate(key.pictures)}
     pictures["warped.png"] = np.where(hole[..., None], 128, key.warped.rgb).astype(np.uint8)
     pictures["disocclusion.png"] = np.where(hole, 255, 0).astype(np.uint8)
     for name, pixels in pictures.items():
         save_png(pixels, out / name)
+
+
+def _save_frames(frames: Sequence[np.ndarray], frames_per_s: float, out: Path) -> str | None:
+    """Writes `path.gif` and `path.mp4`; returns the reason if ffmpeg writes no MP4, and removes an earlier one."""
     write_gif(frames, out / "path.gif", frames_per_s=frames_per_s)
-    write_mp4(frames, out / "path.mp4", frames_per_s=frames_per_s)
+    try:
+        write_mp4(frames, out / "path.mp4", frames_per_s=frames_per_s)
+    except UserError as error:
+        (out / "path.mp4").unlink(missing_ok=True)
+        return str(error)
+    return None
 
 
 def paint_with(policy: "Policy", *, num_inference_steps: int, seed: int, samples: int = 1) -> Fill:
