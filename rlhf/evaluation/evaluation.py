@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from rlhf.config.run_config import EvaluateConfig
 from rlhf.data.prompts import Prompt
@@ -93,11 +92,7 @@ def parse_summary(record: Any, path: Path, remedy: str) -> EvaluationSummary:
     """
     check_schema(record.get("schema_version"), SUMMARY_SCHEMA_VERSION, path)
     curve = [{"monitors": {}} | point for point in record.get("curve", [])]
-    try:
-        return parse_record(EvaluationSummary, {"alarms": []} | record | {"curve": curve})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: damaged ({first['loc'][0]}: {first['msg']}); {remedy}") from error
+    return parse_record(EvaluationSummary, {"alarms": []} | record | {"curve": curve}, path, remedy)
 
 
 def judge_anew(name: str, policy: Path | None, judge: Callable[[], Judged]) -> Judged:

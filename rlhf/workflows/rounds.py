@@ -13,7 +13,8 @@ from rlhf.config.config_files import load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.evaluation.evaluation import parse_summary
 from rlhf.reports.intervals import Estimate, show_estimate
-from rlhf.reports.records import parse_record
+from rlhf.reports.records import read_record
+from rlhf.rewards.learned.reward_report import UpdatedReport
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, read_table, stream_table, write_table
 from rlhf.workflows.demo import find_run_file
@@ -254,7 +255,7 @@ def summarise_round(plan: RoundsPlan, number: int) -> RoundSummary:
     folder = plan.folder(number)
     path, remedy = folder / "evaluation" / "summary.json", "remove evaluation/ to evaluate again"
     judged = parse_summary(read_json(path, remedy), path, remedy)
-    reward = read_json(folder / "reward" / "report.json", "remove reward/ to train it again")
+    reward = read_record(UpdatedReport, folder / "reward" / "report.json", "remove reward/ to train it again")
     rows = read_table(folder / "annotations", ANNOTATIONS)
     return RoundSummary(
         round=number,
@@ -266,8 +267,8 @@ def summarise_round(plan: RoundsPlan, number: int) -> RoundSummary:
         win_rate=judged.win_rate,
         gold_gain=judged.gold_gain,
         win_rate_reward=judged.win_rate_reward,
-        coverage_measured=parse_record(Estimate, reward["coverage_measured"]),
-        pair_accuracy=reward["pair_accuracy"],
+        coverage_measured=reward.coverage_measured,
+        pair_accuracy=reward.pair_accuracy,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import CurvePoint, EvaluationSummary, parse_summary
 from rlhf.reports.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
-from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, Estimate, cluster_bootstrap, show_estimate, wins
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, cluster_bootstrap, show_estimate, wins
 from rlhf.reports.metrics_log import read_metrics
 from rlhf.reports.pages import (
     FEW_PHOTOGRAPHS,
@@ -27,6 +27,7 @@ from rlhf.reports.pages import (
 )
 from rlhf.reports.records import parse_record
 from rlhf.rewards.learned.reward_charts import reliability_charts
+from rlhf.rewards.learned.reward_report import UpdatedReport
 from rlhf.storage.images import decode_image, decode_mask
 from rlhf.storage.tables import EVALUATION, PROMPTS, read_table
 from rlhf.workflows.stages import read_stages
@@ -53,7 +54,7 @@ def write_report(run: Path) -> Path:
     Raises UserError with the file and the stage to run if one is missing or damaged.
     """
     summary = read_evaluation(run)
-    reward = _read_json(run / "reward" / "report.json", "reward")
+    reward = read_reward(run)
     pairs = pair_samples(read_table(run / "evaluation" / "samples.parquet", EVALUATION))
     return write_page(
         "report.html",
@@ -75,23 +76,23 @@ def write_report(run: Path) -> Path:
 def summarise(run: Path, report: Path, duration_s: float) -> list[str]:
     """Returns the summary for the terminal: the figures, how far to trust them, and how to continue."""
     summary = read_evaluation(run)
-    reward = _read_json(run / "reward" / "report.json", "reward")
+    reward = read_reward(run)
     rests_on = f"{summary.prompts} prompts of {summary.photographs} held-out photographs"
     if summary.photographs < LEAST_PHOTOGRAPHS:
         rests_on += f": too few (below {LEAST_PHOTOGRAPHS}) for intervals"
     elif summary.photographs < FEW_PHOTOGRAPHS:
         rests_on += f": few (below {FEW_PHOTOGRAPHS}), so the intervals are rough"
-    coverage = show_estimate(parse_record(Estimate, reward["coverage_measured"]), ".1%")
+    coverage = show_estimate(reward.coverage_measured, ".1%")
     lines = {
         "WinRate over base": show_estimate(summary.win_rate, ".1%") + ", 50% is no difference",
         "gold gain": show_estimate(summary.gold_gain, "+.3f") + " on a scale of 0 to 1",
         "sharpness ratio": show_estimate(summary.sharpness_ratio, ".2f") + " aligned / base",
         "diversity ratio": show_estimate(summary.diversity_ratio, ".2f") + " aligned / base",
-        "coverage measured": f"{coverage}, stated {reward['coverage_stated']:.0%}",
-        "effective rank": f"{reward['effective_rank']:.1f} of {reward['feature_dim']} features",
+        "coverage measured": f"{coverage}, stated {reward.coverage_stated:.0%}",
+        "effective rank": f"{reward.effective_rank:.1f} of {reward.feature_dim} features",
         "rests on": rests_on,
         "alarms": "; ".join(alarm.message for alarm in summary.alarms) or "none",
-        "judged by": f"{'simulated annotators' if reward['is_simulated'] else 'people'}, then a simulated gold judge",
+        "judged by": f"{'simulated annotators' if reward.is_simulated else 'people'}, then a simulated gold judge",
         "total time": show_duration(duration_s),
         "report": str(report),
         "continue with": f"rlhf serve {shlex.quote(str(run))}",
@@ -104,6 +105,12 @@ def read_evaluation(run: Path) -> EvaluationSummary:
     """Reads `summary.json` of a run. Raises UserError if it is missing, damaged or of a newer version."""
     path = run / "evaluation" / "summary.json"
     return parse_summary(_read_json(path, "evaluate"), path, "run `rlhf evaluate` again")
+
+
+def read_reward(run: Path) -> UpdatedReport:
+    """Reads what every `report.json` of a reward has. Raises UserError if it is missing or damaged."""
+    path = run / "reward" / "report.json"
+    return parse_record(UpdatedReport, _read_json(path, "reward"), path, "run `rlhf reward` again")
 
 
 def _read_json(path: Path, stage: str) -> Any:
@@ -194,7 +201,7 @@ def _training_charts(metrics: Sequence[Mapping[str, Any]], curve: Sequence[Curve
 
 
 def _judged_charts(
-    summary: EvaluationSummary, reward: dict[str, Any], pairs: Sequence[Pair]
+    summary: EvaluationSummary, reward: UpdatedReport, pairs: Sequence[Pair]
 ) -> dict[str, dict[str, str]]:
     """Draws WinRate by hole family, ratios, and the bound by fifths of the uncertainty."""
     rates = {"all holes": summary.win_rate}

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from rlhf.data.agreement import measure_agreement, measure_consistency
-from rlhf.data.annotation_export import export_annotations
+from rlhf.data.annotation_export import export_annotations, to_annotation
 from rlhf.data.annotation_items import AnnotationItems
 from rlhf.data.annotation_store import AnnotationStore, Task, TaskRefused
 from rlhf.errors import UserError
@@ -215,7 +215,7 @@ def _png(data: bytes) -> Response:
 def _add_results(page: FastAPI, store: AnnotationStore, out: FilePath, kind: Page) -> None:
     @page.get("/agreement")
     def agreement() -> dict[str, Any]:
-        return dict(measure_agreement(store.rows()))
+        return dict(measure_agreement(map(to_annotation, store.rows())))
 
     @page.post("/api/export")
     def export() -> dict[str, Any]:
