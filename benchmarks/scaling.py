@@ -1,8 +1,8 @@
 """Measures how many samplers one coordinator serves: `python -m benchmarks.scaling --samplers 1 8 64`.
 
 Stand-ins replace samplers and scorers and take the time of their GPUs. Coordinator, dispatcher, messages, checksums
-and Ray are those of a run; so are the bytes of prompts, LoRA weights, images and trajectories. Everything runs on one
-machine, so its few cores share the copying and hashing of all nodes. For hundreds of samplers let one process stand
+and Ray are those of a run, and so are the sizes of prompts, LoRA weights, images and trajectories. Everything runs on
+one machine, so its few cores share the copying and hashing of all nodes. For hundreds of samplers let one process stand
 in for many, with small images: `--samplers 64 256 1024 --per-process 64 --edge-px 64`. The coordinator's work per
 task does not depend on either.
 """
