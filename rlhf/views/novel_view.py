@@ -1,4 +1,4 @@
-"""New views of one photograph with depth: warped, filled, animated along a path, and fused into a point cloud.
+"""Makes new views of one photograph with depth: warps, fills, animates along a path, and fuses a point cloud.
 
 The first key view is the requested one. Every further key view is warped from the photograph and the earlier key views,
 so a painted hole looks the same from everywhere. `Fill` paints the colours of a hole, and `fill_depth` its depth.
@@ -33,14 +33,14 @@ MAX_TURN_DEG, MAX_ROLL_DEG, MAX_SHIFT = 60.0, 180.0, 1.0
 KEY_SHARES = {"arc": (1.0, 0.5), "swing": (1.0, -1.0, 0.5, -0.5)}
 """Shares of the pose that the model fills, in this order; frames between them are warped from them."""
 HALO_PX = 2
-"""Width of the distrusted strip on the far side of an edge: lenses and scaling mix colours, and maps miss edges."""
+"""Width of the strip beyond an edge that becomes hole, since lenses and scaling mix colours and maps miss edges."""
 SPECK_PX = 8
 """Number of pixels up to which an island is dropped."""
 VOXEL_PX = 0.5
 """Side of the cloud's voxels, in pixels at the photograph's median depth."""
 PathKind = Literal["arc", "swing"]
 Fill = Callable[[Warped, int], list[np.ndarray]]
-"""Paints the holes of key view number i: one or more pictures uint8 [H, W, 3], of which the first is used further."""
+"""Paints the holes of key view number i; returns one or more pictures uint8 [H, W, 3]. Later views use the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +252,7 @@ def paint_with(policy: "Policy", *, num_inference_steps: int, seed: int, samples
     from rlhf.diffusion.tile_painting import paint, to_canvas
 
     def fill(warped: Warped, number: int) -> list[np.ndarray]:
+        """Paints the holes of key view `number`."""
         indices = tuple(range(samples if number == 0 else 1))
         canvas = to_canvas(hide_near_side(warped), warped.hole)
         key = (seed, "novel-view", number)

@@ -125,6 +125,7 @@ def _token_check(token: str) -> Callable[..., Awaitable[Response]]:
         return secrets.compare_digest(value.encode(errors="replace"), token.encode())
 
     async def check(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Admits requests with the token; a token in the page's address becomes a cookie."""
         if request.url.path == "/" and is_token(request.query_params.get("token", "")):
             answer = RedirectResponse("/", status_code=303)
             answer.set_cookie(COOKIE, token, httponly=True, samesite="lax", max_age=30 * 86400)
