@@ -95,10 +95,10 @@ def quality(
     from rlhf.data.prompts import load_prompts
     from rlhf.diffusion.builtin.model_quality import measure_quality
     from rlhf.diffusion.policy import load_policy
-    from rlhf.reports.intervals import Estimate, show_estimate
+    from rlhf.reports.intervals import show_estimate
 
     steps = resolved.evaluate.num_inference_steps
     model = load_policy(resolved.model, policy)
     figures = measure_quality(model, load_prompts(prompts), num_inference_steps=steps, seed=resolved.seed)
-    for name, estimate in ((name, Estimate(**figure)) for name, figure in figures.items()):
+    for name, estimate in vars(figures).items():
         print(f"{name}: {show_estimate(estimate, '.3f')} ({estimate.clusters} photographs)")

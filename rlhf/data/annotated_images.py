@@ -121,7 +121,7 @@ def score_columns(
 
 
 def split_photographs(photographs: list[str], shares: tuple[float, ...], seed: int) -> list[set[str]]:
-    """Splits photographs into disjoint random sets of about the given shares, each with at least one photograph."""
+    """Splits photographs at random into disjoint sets of about the given shares, each with at least one photograph."""
     names = sorted(set(photographs))
     if len(names) < len(shares):
         raise UserError(f"reward: {len(names)} photographs cannot be split into {len(shares)} parts; annotate more")

@@ -1,7 +1,7 @@
 """Import of PrefPaint's released preference data as prompts, candidates and annotations.
 
-The release holds no originals: a prompt's image is its painted-over picture with the hole blanked to mid-grey,
-so neither simulated annotators nor the gold judge may use it. Its single score per picture becomes all three
+The release has no originals. The image of a prompt is its painted-over picture with the hole blanked to mid-grey, so
+neither simulated annotators nor the gold judge may use it. Its single score per picture becomes all three
 marks (structure, texture, overall), whose weighted total is then that score; these rows have the annotator
 `prefpaint-release`, no time, and `is_simulated` false. The release does not name photographs: each id counts
 as its own.
@@ -46,7 +46,7 @@ SOURCES = (
     ("kitti", re.compile(r"kitti|2011_\d\d_\d\d", re.IGNORECASE)),
     ("div2k", re.compile(r"div2k", re.IGNORECASE)),
 )
-"""How the four data sets of the release name their files."""
+"""Names of the four data sets of the release, and patterns of their file names."""
 
 Append = Callable[[Mapping[str, Any]], None]
 """Appends a row to a table."""

@@ -1,4 +1,4 @@
-"""The layout in which PrefPaint's preference data were released: names of files, ids and labels.
+"""Layout of PrefPaint's released preference data: names of files, ids and labels.
 
     ids.txt                              one image id per line
     masks/{id}_mask.png                  white = hole, threshold 125
@@ -30,7 +30,7 @@ EXAMPLES = 5
 
 
 class _Pairs(list):
-    """Pairs of a JSON object, since a repeated name must not vanish unseen."""
+    """Pairs of a JSON object; unlike a dict, it keeps repeated names."""
 
 
 @dataclass(frozen=True, kw_only=True)

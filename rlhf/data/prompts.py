@@ -1,4 +1,4 @@
-"""Cuts photographs to prompts: square crops with holes. All prompts of a photograph are in the same split."""
+"""Cuts photographs into prompts: square crops with holes. All prompts of a photograph are in the same split."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -119,10 +119,10 @@ def _cut(
 
 
 def load_prompts(folder: Path, *, split: str | None = None) -> list[Prompt]:
-    """Read and decode prompts, of one split or all.
+    """Reads and decodes the prompts of one split, or of all.
 
-    Raises UserError with file, row or column if something is unreadable, a mask does not fit
-    its image, prompt ids repeat, or the split is empty.
+    Raises UserError with file, row or column if something is unreadable, a mask does not fit its image, prompt ids
+    repeat, or the split is empty.
     """
     rows = cast(list[PromptRow], read_table(folder, PROMPTS))
     prompts = [decode_prompt(row, str(folder)) for row in rows if split is None or row["split"] == split]
@@ -135,10 +135,10 @@ def load_prompts(folder: Path, *, split: str | None = None) -> list[Prompt]:
 
 
 class PromptTable:
-    """The prompts of a split, read when they are asked for: there may be more than memory holds."""
+    """The prompts of a split, read on demand, since memory may not hold all of them."""
 
     def __init__(self, folder: Path, *, split: str) -> None:
-        """Check every prompt once; raises UserError as `load_prompts` does."""
+        """Checks every prompt once. Raises UserError as `load_prompts` does."""
         self._folder = folder
         self._places: dict[str, int] = {}
         self.captions: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Rounds of the method: annotate, learn the reward, align, evaluate; each round starts from the last one's policy.
+"""Runs rounds of the method: annotate, learn the reward, align, evaluate. A round starts from the last round's policy.
 
 Every stage is a command.
 """
@@ -18,7 +18,7 @@ from rlhf.rewards.learned.reward_report import UpdatedReport
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, read_table, stream_table, write_table
 from rlhf.workflows.demo import find_run_file
-from rlhf.workflows.stages import Stage, run_stages
+from rlhf.workflows.stages import Settings, Stage, run_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class RoundsPlan:
         """Returns the policy that a round has aligned; None, the base model, for round 0."""
         return self.folder(number) / "align" / f"policy-{self.config.align.updates:06d}" if number else None
 
-    def settings(self, *sections: str) -> dict[str, Any]:
+    def settings(self, *sections: str) -> Settings:
         """Returns the resolved settings on which a stage depends."""
         resolved = self.config.model_dump(mode="json")
         return {name: resolved[name] for name in ("seed", *sections)}
@@ -228,7 +228,7 @@ def _reward_arguments(plan: RoundsPlan, number: int) -> list[str]:
     return [*words, "--update", str(plan.folder(number - 1) / "reward")]
 
 
-def _annotated(plan: RoundsPlan, number: int) -> dict[str, int]:
+def _annotated(plan: RoundsPlan, number: int) -> Settings:
     """Returns the number of annotations as a setting, so that further annotations outdate a reward."""
     return {"annotations": len(read_table(plan.folder(number) / "annotations", ANNOTATIONS))}
 

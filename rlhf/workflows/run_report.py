@@ -4,18 +4,20 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from rlhf.data.rows import PromptRow
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import CurvePoint, EvaluationSummary, parse_summary
+from rlhf.evaluation.sample_rows import EvaluationRow
 from rlhf.reports.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, cluster_bootstrap, show_estimate, wins
-from rlhf.reports.metrics_log import read_metrics
+from rlhf.reports.metrics_log import Metrics, read_metrics
 from rlhf.reports.pages import (
     FEW_PHOTOGRAPHS,
     MAX_PICTURE_PX,
@@ -39,8 +41,8 @@ GALLERY_PROMPTS = 20
 class Pair:
     """Fills of one prompt and initial noise by both models: two rows of `samples.parquet`."""
 
-    base: Mapping[str, Any]
-    aligned: Mapping[str, Any]
+    base: EvaluationRow
+    aligned: EvaluationRow
 
     @property
     def gain(self) -> float:
@@ -55,7 +57,8 @@ def write_report(run: Path) -> Path:
     """
     summary = read_evaluation(run)
     reward = read_reward(run)
-    pairs = pair_samples(read_table(run / "evaluation" / "samples.parquet", EVALUATION))
+    rows = cast(list[EvaluationRow], read_table(run / "evaluation" / "samples.parquet", EVALUATION))
+    pairs = pair_samples(rows)
     return write_page(
         "report.html",
         run / "report.html",
@@ -121,9 +124,9 @@ def _read_json(path: Path, stage: str) -> Any:
         raise UserError(f"{path} {reason}; run `rlhf {stage}`, or `rlhf demo`, which runs what is left") from error
 
 
-def pair_samples(rows: Sequence[Mapping[str, Any]]) -> list[Pair]:
+def pair_samples(rows: Sequence[EvaluationRow]) -> list[Pair]:
     """Pairs the samples of both models by prompt and noise, largest gold gain first. Raises UserError if none pair."""
-    sides: dict[tuple[str, int], dict[str, Mapping[str, Any]]] = {}
+    sides: dict[tuple[str, int], dict[str, EvaluationRow]] = {}
     for row in rows:
         sides.setdefault((row["prompt_id"], row["sample_index"]), {})[row["policy"]] = row
     pairs = [Pair(base=s["base"], aligned=s["aligned"]) for s in sides.values() if {"base", "aligned"} <= s.keys()]
@@ -163,7 +166,8 @@ class GalleryEntry:
 
 
 def _gallery(run: Path, pairs: list[Pair]) -> Iterator[GalleryEntry]:
-    prompts = {row["prompt_id"]: row for row in read_table(run / "held_out_prompts", PROMPTS)}
+    rows = cast(list[PromptRow], read_table(run / "held_out_prompts", PROMPTS))
+    prompts = {row["prompt_id"]: row for row in rows}
     for place in choose_spread(pairs, GALLERY_PROMPTS):
         pair = pairs[place]
         prompt = prompts.get(pair.base["prompt_id"])
@@ -177,11 +181,12 @@ def _gallery(run: Path, pairs: list[Pair]) -> Iterator[GalleryEntry]:
         yield GalleryEntry(pair=pair, rank=place + 1, is_small=is_small, pictures=uris)
 
 
-def _training_charts(metrics: Sequence[Mapping[str, Any]], curve: Sequence[CurvePoint]) -> dict[str, dict[str, str]]:
+def _training_charts(metrics: Sequence[Metrics], curve: Sequence[CurvePoint]) -> dict[str, dict[str, str]]:
     """Draws training by update and held-out prompts by policy version; the template has titles and captions."""
     updates, versions = [line["update"] for line in metrics], [p.policy_version for p in curve]
 
     def track(name: str, key: str, colour: str = REWARD) -> Series:
+        """Returns the curve of one figure of `metrics.jsonl`, with gaps where it is missing."""
         return {name: (colour, [line.get(key, math.nan) for line in metrics])}
 
     rates = [point.win_rate for point in curve]
