@@ -25,10 +25,22 @@ import numpy as np
 
 from benchmarks.studies.paired_statistics import estimate_paired
 from benchmarks.studies.trust_curves import updates_to_reach
+from benchmarks.time_to_quality_records import (
+    ArmCurve,
+    ArmSpent,
+    Bound,
+    CostRatios,
+    JudgedCurve,
+    JudgedPolicy,
+    Reached,
+    Spent,
+    TimeToQuality,
+)
 from rlhf.config.config_files import load_config
 from rlhf.config.run_config import RunConfig
-from rlhf.reports.metrics_log import read_metrics
-from rlhf.storage.atomic_files import atomic_write_json, read_json
+from rlhf.reports.metrics_log import Metrics, read_metrics
+from rlhf.reports.records import read_record
+from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.workflows.demo import find_run_file
 from rlhf.workflows.stages import Stage, read_stages, run_stages
 
@@ -56,17 +68,6 @@ class Arm:
         return ",".join((self.algorithm, *self.changes)).replace("/", "_")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spent:
-    """Costs of an alignment until it met a criterion; its total costs if it never did."""
-
-    is_reached: bool
-    costs: dict[str, float]
-    """Costs by the names of COSTS."""
-    best: float
-    """Highest value, WinRate or mean gold mark, of its saved policies."""
-
-
 def find_reached(versions: np.ndarray, values: np.ndarray, target: float, criterion: str) -> float | None:
     """Returns the updates until the target is reached, for good or for the first time; None if it is not."""
     below = np.flatnonzero(values < target)
@@ -77,7 +78,7 @@ def find_reached(versions: np.ndarray, values: np.ndarray, target: float, criter
 def measure_arm(
     versions: Sequence[int],
     values: Sequence[float],
-    lines: Sequence[Mapping[str, Any]],
+    lines: Sequence[Metrics],
     images: int,
     target: float,
     criterion: str,
@@ -99,12 +100,8 @@ def measure_arm(
     return Spent(is_reached=reached is not None, costs={n: costs[n] for n in COSTS}, best=float(max(values)))
 
 
-def compare(spent: Mapping[tuple[str, int], Spent], reference: str = REFERENCE) -> list[dict[str, Any]]:
-    """Returns the costs of each arm over those of the reference: geometric means with t intervals of the logarithms.
-
-    `bound` is empty if both reach the target in all seeds. It is `at most` if only the reference fails to, so that the
-    ratio is an upper bound, and `none` if the arm fails to, so that there is no ratio.
-    """
+def compare(spent: Mapping[tuple[str, int], Spent], reference: str = REFERENCE) -> list[CostRatios]:
+    """Returns the ratios of each arm over the seeds that it shares with the reference."""
     rows = []
     for arm in sorted({name for name, _ in spent}):
         seeds = sorted(s for name, s in spent if name == arm and (reference, s) in spent)
@@ -112,13 +109,14 @@ def compare(spent: Mapping[tuple[str, int], Spent], reference: str = REFERENCE) 
         if arm == reference or not pairs:
             continue
         is_known = all(ours.is_reached for ours, _ in pairs)
-        bound = "" if all(theirs.is_reached for _, theirs in pairs) else "at most"
-        row: dict[str, Any] = {"arm": arm, "seeds": seeds, "bound": bound if is_known else "none", "ratios": {}}
+        is_exact = all(theirs.is_reached for _, theirs in pairs)
+        ratios = {}
         for cost in COSTS if is_known else ():
             estimate = estimate_paired([math.log(a.costs[cost] / b.costs[cost]) for a, b in pairs])
             figures = (estimate.value, estimate.low, estimate.high)
-            row["ratios"][cost] = [None if f is None else math.exp(f) for f in figures]
-        rows.append(row)
+            ratios[cost] = [None if f is None else math.exp(f) for f in figures]
+        bound: Bound = "none" if not is_known else "" if is_exact else "at most"
+        rows.append(CostRatios(arm=arm, seeds=seeds, bound=bound, ratios=ratios))
     return rows
 
 
@@ -166,7 +164,7 @@ def changes_of(arguments: argparse.Namespace, arm: Arm, seed: int) -> tuple[str,
     return (f"seed={seed}", f"align.algorithm={arm.algorithm}", *arguments.set, *arm.changes)
 
 
-def summarise(arguments: argparse.Namespace, arms: Sequence[Arm]) -> dict[str, Any]:
+def summarise(arguments: argparse.Namespace, arms: Sequence[Arm]) -> TimeToQuality:
     """Returns the costs of the finished arms, and their ratios to the reference."""
     spent: dict[str, dict[tuple[str, int], Spent]] = {criterion: {} for criterion in CRITERIA}
     missing, curves = [], []
@@ -187,20 +185,19 @@ def summarise(arguments: argparse.Namespace, arms: Sequence[Arm]) -> dict[str, A
                 spent[criterion][arm.name, seed] = measure(rates, target=arguments.target, criterion=criterion)
             if seed in best_gold:
                 spent[BEST][arm.name, seed] = measure(gold, target=best_gold[seed], criterion=BEST)
-            curves.append({"arm": arm.name, "seed": seed, "policies": curve_of(curve)})
-    return {
-        "judge": "gold judge: the noiseless utility of the simulated annotators",
-        "target_win_rate": arguments.target,
-        "reached": {
-            criterion: {
-                "spent": [{"arm": arm, "seed": seed} | asdict(figures) for (arm, seed), figures in own.items()],
-                "ratios": compare(own, reference),
-            }
+            curves.append(ArmCurve(arm=arm.name, seed=seed, policies=curve_of(curve)))
+    return TimeToQuality(
+        target_win_rate=arguments.target,
+        reached={
+            criterion: Reached(
+                spent=[ArmSpent(arm=arm, seed=seed, **vars(figures)) for (arm, seed), figures in own.items()],
+                ratios=compare(own, reference),
+            )
             for criterion, own in spent.items()
         },
-        "curves": curves,
-        "missing": missing,
-    }
+        curves=curves,
+        missing=missing,
+    )
 
 
 def find_best_gold(arguments: argparse.Namespace, reference: str) -> dict[int, float]:
@@ -210,43 +207,43 @@ def find_best_gold(arguments: argparse.Namespace, reference: str) -> dict[int, f
     return {seed: max(gold for _, _, gold in curve_of(read_curve(folder))) for seed, folder in done.items()}
 
 
-def read_curve(folder: Path) -> list[dict[str, Any]]:
+def read_curve(folder: Path) -> list[JudgedPolicy]:
     """Returns the judgements of an arm's saved policies."""
-    return read_json(folder / "evaluation" / "summary.json", "run the same command again")["curve"]
+    return read_record(JudgedCurve, folder / "evaluation" / "summary.json", "run the same command again").curve
 
 
-def curve_of(points: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+def curve_of(points: Sequence[JudgedPolicy]) -> list[list[float]]:
     """Returns updates, WinRate and mean gold mark of each saved policy."""
-    return [[point["policy_version"], round(point["win_rate"]["value"], 4), point["gold"]] for point in points]
+    return [[point.policy_version, round(point.win_rate.value, 4), point.gold] for point in points]
 
 
-def format_table(summary: Mapping[str, Any]) -> str:
+def format_table(summary: TimeToQuality) -> str:
     """Formats, for each criterion, a line per alignment and then one per ratio to REFERENCE."""
     lines = []
-    for criterion, found in summary["reached"].items():
-        aim = f"a WinRate of {summary['target_win_rate']:.0%} by the simulated gold judge, {criterion}"
+    for criterion, found in summary.reached.items():
+        aim = f"a WinRate of {summary.target_win_rate:.0%} by the simulated gold judge, {criterion}"
         lines += [f"to {criterion if criterion == BEST else aim}; > where it was not reached"]
         lines += _format_reached(found)
-    lines += [f"missing: {'; '.join(summary['missing'])}"] if summary["missing"] else []
+    lines += [f"missing: {'; '.join(summary.missing)}"] if summary.missing else []
     return "\n".join(lines)
 
 
-def _format_reached(found: Mapping[str, Any]) -> list[str]:
-    names = [entry["arm"] for entry in found["spent"]]
+def _format_reached(found: Reached) -> list[str]:
+    names = [entry.arm for entry in found.spent]
     width = max(map(len, ("arm", *names)))
     lines = [f"{'arm':<{width}} {'seed':>4} " + " ".join(f"{cost:>11}" for cost in COSTS) + "       best"]
-    for entry in found["spent"]:
-        sign = "" if entry["is_reached"] else ">"
-        costs = " ".join(f"{sign + format(entry['costs'][cost], ',.1f'):>11}" for cost in COSTS)
-        lines.append(f"{entry['arm']:<{width}} {entry['seed']:>4} {costs}  {entry['best']:>10.4f}")
-    for row in found["ratios"]:
-        label = f"{row['arm']} / {REFERENCE}, {len(row['seeds'])} seeds"
-        if row["bound"] == "none":
+    for entry in found.spent:
+        sign = "" if entry.is_reached else ">"
+        costs = " ".join(f"{sign + format(entry.costs[cost], ',.1f'):>11}" for cost in COSTS)
+        lines.append(f"{entry.arm:<{width}} {entry.seed:>4} {costs}  {entry.best:>10.4f}")
+    for row in found.ratios:
+        label = f"{row.arm} / {REFERENCE}, {len(row.seeds)} seeds"
+        if row.bound == "none":
             lines.append(f"{label}: the target is not reached in all of them")
             continue
-        for cost, (value, low, high) in row["ratios"].items():
+        for cost, (value, low, high) in row.ratios.items():
             interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-            lines.append(f"{label}: {cost} {row['bound']} {value:.2f}{interval}".replace("  ", " "))
+            lines.append(f"{label}: {cost} {row.bound} {value:.2f}{interval}".replace("  ", " "))
     return lines
 
 
@@ -276,7 +273,7 @@ def main() -> None:
     if not arguments.report:
         run(arguments, arms)
     summary = summarise(arguments, arms)
-    atomic_write_json(arguments.out / "time_to_quality.json", summary)
+    atomic_write_json(arguments.out / "time_to_quality.json", asdict(summary))
     print(format_table(summary))
 
 
