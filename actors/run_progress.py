@@ -57,6 +57,7 @@ def track_metrics(out: Path, config: RunConfig) -> Iterator[None]:
     is_done = threading.Event()
 
     def track() -> None:
+        """Sends new lines every TRACK_S seconds, and once more at the end."""
         is_last = False
         while not is_last:
             is_last = is_done.wait(TRACK_S)

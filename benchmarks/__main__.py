@@ -1,8 +1,8 @@
-"""The suite: `python -m benchmarks --run RUN --out DIR [--only PART ...]`, or `make bench`.
+"""Runs the suite of benchmarks: `python -m benchmarks --run RUN --out DIR [--only PART ...]`, or `make bench`.
 
-RUN is a finished `rlhf demo`, whose prompts and reward are used. Parts are resumable: each writes its figures to
-DIR/results.json as soon as it is done, with date and commit, and is left out when they are there; DIR/results.png is
-drawn from it. Nothing else should run on the machine. What takes hours, a server or a GPU has commands of its own:
+RUN is a finished `rlhf demo`; the suite uses its prompts and reward. Each part writes its figures to DIR/results.json
+as soon as it is done, with date and commit, and is skipped if they are there. DIR/results.png is drawn from the file.
+Nothing else should run on the machine. Benchmarks that need hours, a server or a GPU are separate commands:
 `python -m benchmarks.time_to_quality`, `.scaling`, `.serving` and `.gpu`.
 """
 
@@ -33,7 +33,7 @@ PARTS: Mapping[str, Callable[[Path], Figures]] = {
 
 
 def flatten(figures: Mapping[str, Any], name: str = "") -> list[tuple[str, str]]:
-    """Rows of the table: every median with its quartiles, and single numbers."""
+    """Returns the rows of the table: medians with quartiles, and single numbers."""
     if {"median", "low", "high"} <= figures.keys():
         return [(name, show(figures, ".3g"))]
     rows = []
@@ -57,7 +57,7 @@ def find_commit() -> str:
 
 
 def main() -> None:
-    """Measure what is missing, and print everything."""
+    """Measures the missing parts, and prints all figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="a finished `rlhf demo`")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def format_results(results: Figures) -> str:
-    """A line per figure; the switches in a table of their own."""
+    """Formats a line per figure, and a table of the switches."""
     rows = flatten({part: figures for part, figures in results.items() if part != "switches"})
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {figure}" for name, figure in rows]

@@ -1,4 +1,4 @@
-"""Time, memory, floating-point operations and profiles on a GPU, whose work goes on while Python runs ahead."""
+"""Measures time, memory, floating-point operations and profiles on a GPU, which works asynchronously."""
 
 import gc
 import platform
@@ -18,16 +18,17 @@ from rlhf.config.run_config import AlignConfig
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 
 LEAST_ROUNDS = 3
+"""Smallest number of measured rounds."""
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was told."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class PassClock:
-    """Device time within passes of modules that do not call one another; Python does not wait for the device."""
+    """Clock of the device time within passes of modules that do not call one another; it does not synchronise."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -41,12 +42,12 @@ class PassClock:
             self._marks.append(time.perf_counter())
 
     def watch(self, module: torch.nn.Module) -> None:
-        """Forward passes from now on count; those of copies made later count as well."""
+        """Counts the module's forward passes from now on, and those of copies made later."""
         module.register_forward_pre_hook(lambda *_: self._mark())
         module.register_forward_hook(lambda *_: self._mark())
 
     def timed(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """`run`, whose calls count: for backward passes."""
+        """Returns `run` with its calls counted, for backward passes."""
 
         def marked(*args: Any, **kwargs: Any) -> Any:
             self._mark()
@@ -57,7 +58,7 @@ class PassClock:
         return marked
 
     def read(self) -> float:
-        """Seconds since it was last read; the device must have ended its work."""
+        """Returns the seconds since the last reading; the device must have finished its work."""
         spans = list(zip(self._marks[::2], self._marks[1::2], strict=True))
         self._marks = []
         if self._device.type == "cuda":
@@ -68,9 +69,10 @@ class PassClock:
 def time_rounds(
     run: Callable[[], object], clock: PassClock, device: torch.device, *, rounds: int, limit_s: float
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each call, and those within UNet passes: up to `rounds`, at least three, no new one after `limit_s`.
+    """Returns the seconds of each call, and the seconds within UNet passes.
 
-    One call before is not measured. The peak of memory is that of the measured ones.
+    Measures up to `rounds` calls, at least LEAST_ROUNDS, and starts none after `limit_s` seconds. One earlier call is
+    not measured. The peak of memory is that of the measured calls.
     """
     run()
     synchronize(device)
@@ -89,7 +91,7 @@ def time_rounds(
 
 
 def product_rate(device: torch.device, precision: str, side: int, rounds: int = 9) -> float:
-    """FLOP/s of square matrix products: what the device can do. fp32 without TF32, as PyTorch has it by default."""
+    """Returns the FLOP/s of square matrix products; fp32 runs without TF32, as by PyTorch's default."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b, c = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(3))
     products = 20
@@ -128,7 +130,7 @@ def count_flops(architecture: Architecture, px: int, trainable: str, *, backward
 
 
 def memory(device: torch.device) -> Figures:
-    """Bytes now and at the peak; nothing for a CPU, on which nobody counts them."""
+    """Returns GB in use now and at the peak; empty for a CPU, where they are not counted."""
     if device.type != "cuda":
         return {}
     return {
@@ -138,7 +140,7 @@ def memory(device: torch.device) -> Figures:
 
 
 def release_memory(device: torch.device) -> None:
-    """What the last variant held, so that the next begins as the first did."""
+    """Releases the memory of the last variant, so that the next starts like the first."""
     torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":
@@ -146,22 +148,22 @@ def release_memory(device: torch.device) -> None:
 
 
 def attempt(measure: Callable[[], Figures], device: torch.device) -> Figures:
-    """The figures, or why there are none: too little memory, or an error of PyTorch or a package, by its first line."""
+    """Returns the figures, or the first line of the error: too little memory, or a failure of PyTorch or a package."""
     try:
         figures = measure()
     except torch.OutOfMemoryError as error:
         figures = {"out_of_memory": str(error).splitlines()[0]}
-    # A kernel, compiler or package (xformers) that does not do this: other variants can still be measured.
+    # A kernel, compiler or package (xformers) does not support the variant; others can still be measured.
     except (RuntimeError, ImportError, ValueError) as error:
         figures = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
-    release_memory(device)  # out here, where no error holds on to what was allocated any more
+    release_memory(device)  # Outside the handler, where no error refers to the memory.
     return figures
 
 
 def write_profile(run: Callable[[], object], device: torch.device, file: Path, call_s: float) -> None:
-    """The operators of one call by their own time on the device, as a table, and beside it as JSON.
+    """Writes the operators of one call by their own time on the device, as a table and as JSON.
 
-    `call_s` is what a call takes without the profiler: a GPU was busy for `kernels_s` of it.
+    `call_s` is the duration of a call without the profiler; a GPU is busy for `kernels_s` of it.
     """
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
@@ -185,7 +187,7 @@ def write_profile(run: Callable[[], object], device: torch.device, file: Path, c
 
 
 def describe_device(device: torch.device) -> Figures:
-    """What figures rest on."""
+    """Returns the GPU and the versions of PyTorch, CUDA and Python; on a CPU, the machine."""
     if device.type != "cuda":
         return describe_machine()
     properties = torch.cuda.get_device_properties(device)

@@ -1,4 +1,4 @@
-"""The figure of the suite: a panel for each of its larger parts that has been measured."""
+"""Draws the figure of the suite: a panel for each of its larger parts that has been measured."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ MODES = {"sync": REWARD, "overlapped": GOLD}
 
 
 def draw_figure(results: Mapping[str, Any], path: Path) -> None:
-    """A PNG of medians and quartiles, two panels in a row; none where no part that is drawn has been measured."""
+    """Draws medians and quartiles as a PNG, two panels in a row; draws nothing if no such part has been measured."""
     parts = [part for part in PANELS if part in results]
     if not parts:
         return
@@ -44,7 +44,7 @@ def draw_figure(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _rows_of(part: str, figures: Figures) -> list[str]:
-    """Labels from top to bottom."""
+    """Returns the labels from top to bottom."""
     if part == "whole_step":
         return list(PHASES.values())
     return list(figures if part == "switches" else figures[_quantity(part)])
@@ -68,7 +68,7 @@ def _draw_panel(axes: Axes, part: str, figures: Figures) -> None:
         "rollout": ("Rollouts", "images/s (more is better)"),
         "update": ("Training", "ms per transition (less is better)"),
         "whole_step": ("Whole updates", "share of an update's time"),
-        "switches": ("Switches", "how many times as long it takes without"),
+        "switches": ("Switches", "time without the switch over time with it"),
     }
     title, xlabel = titles[part]
     axes.set_title(title, fontsize=11, color=INK, loc="left")
@@ -80,7 +80,7 @@ def _draw_panel(axes: Axes, part: str, figures: Figures) -> None:
 
 
 def _draw_rows(axes: Axes, rows: list[tuple[str, Mapping[str, float]]]) -> None:
-    """Bars from zero; what is compared with, in grey."""
+    """Draws bars from zero; alternatives to ours are grey."""
     for place, (name, spread) in enumerate(rows):
         is_ours = name.startswith(("ours", "LoRA", "full"))
         _draw_bar(axes, place, spread, REWARD if is_ours else GREY, 0.62)
@@ -95,7 +95,7 @@ def _draw_bar(axes: Axes, place: float, spread: Mapping[str, float], colour: str
 
 
 def _annotate(axes: Axes, text: str, x: float, place: float) -> None:
-    """To the right of a mark."""
+    """Writes text to the right of a mark."""
     style = {"fontsize": 8, "color": INK, "verticalalignment": "center"}
     axes.annotate(text, (x, place), xytext=(6, 0), textcoords="offset points", **style)
 
@@ -110,7 +110,7 @@ def _draw_phases(axes: Axes, figures: Figures) -> None:
 
 
 def _draw_switches(axes: Axes, figures: Figures) -> None:
-    """Points; to the right of 1 a switch pays."""
+    """Draws points; a switch pays if its point lies to the right of 1."""
     axes.set_xscale("log")
     axes.axvline(1, color=INK, linewidth=0.8)
     edges = [0.9, 1.2]
@@ -133,7 +133,7 @@ def _draw_switches(axes: Axes, figures: Figures) -> None:
 
 
 def _add_legend(axes: Axes) -> None:
-    """Beside the title, where it hides nothing."""
+    """Adds a legend beside the title, where it hides nothing."""
     axes.legend(
         frameon=False, fontsize=9, labelcolor=INK, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0
     )

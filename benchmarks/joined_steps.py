@@ -1,4 +1,4 @@
-"""The transitions of several steps as one batch of training: `python -m benchmarks.joined_steps --alone NAME`."""
+"""Trains the transitions of several steps as one batch: `python -m benchmarks.joined_steps --alone NAME`."""
 
 import argparse
 from collections.abc import Callable
@@ -14,18 +14,18 @@ from rlhf.diffusion.trajectories import Trajectories
 
 @dataclass(frozen=True, kw_only=True)
 class JoinedSteps(Trajectories):
-    """K x B transitions of K steps, to be trained in one pass as if they were of one step: K is 1 and B K x B."""
+    """K x B transitions of K steps, trained in one pass like those of one step."""
 
     index: torch.Tensor
-    """int64 [K x B], on the CPU: each one's position in the schedule."""
+    """Position of each transition in the schedule, int64 [K x B], on the CPU."""
 
     def steps_at(self, k: int) -> torch.Tensor:
-        """The only pass has a step per row."""
+        """Returns the step of each row of the only pass."""
         return self.index
 
 
 def join_steps(batch: TrainingBatch) -> TrainingBatch:
-    """The same transitions in the same order; the loss is the same, being a mean over steps of one size."""
+    """Joins the transitions in the same order. The loss stays the same, since it is a mean over steps of equal size."""
     t = batch.trajectories
     assert isinstance(t, Trajectories)
     steps = len(t.latents)
@@ -46,7 +46,7 @@ def join_steps(batch: TrainingBatch) -> TrainingBatch:
 
 
 def make_update(name: str) -> Callable[[], object]:
-    """An update of plain PyTorch: `joined`, all steps in one pass, or `apart`."""
+    """Returns an update in plain PyTorch: `joined` trains all steps in one pass, `apart` in one pass each."""
     batch = roll_out(make_config())
     return plain({"joined": join_steps(batch), "apart": batch}[name])
 

@@ -1,4 +1,4 @@
-"""Timing alternatives in turn on the same machine, and what such figures look like on the screen."""
+"""Times alternatives in turn on one machine, and formats the figures."""
 
 import json
 import os
@@ -8,18 +8,28 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
 Figures = dict[str, Any]
+"""Figures of a benchmark by name, as its JSON file holds them."""
+
+
+class Spread(TypedDict):
+    """Median and quartiles of a figure."""
+
+    median: float
+    low: float
+    high: float
 
 
 def interleave(alternatives: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each alternative in every round: all in turn, so that a slower minute of the machine meets them all.
+    """Returns the seconds of each alternative in every round.
 
-    Each runs once before, unmeasured.
+    The alternatives run in turn, so that a slow minute of the machine affects all of them. Each runs once before the
+    first round, unmeasured.
     """
     for run in alternatives.values():
         run()
@@ -33,31 +43,31 @@ def interleave(alternatives: Mapping[str, Callable[[], object]], rounds: int) ->
     return seconds
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
+def spread(values: Sequence[float]) -> Spread:
+    """Returns median and quartiles."""
     low, median, high = np.percentile(values, [25, 50, 75])
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
-def ratios(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]:
-    """How many times as long the first took as the second, round by round."""
+def ratios(slower: Sequence[float], faster: Sequence[float]) -> Spread:
+    """Returns the time of the first over that of the second, round by round."""
     return spread([a / b for a, b in zip(slower, faster, strict=True)])
 
 
-def show(figure: Mapping[str, float], spec: str = ".2f") -> str:
-    """Median and quartiles as text."""
-    return "{} [{}, {}]".format(*(format(figure[key], spec) for key in ("median", "low", "high")))
+def show(figure: Spread, spec: str = ".2f") -> str:
+    """Formats `median [lower quartile, upper quartile]`."""
+    return f"{figure['median']:{spec}} [{figure['low']:{spec}}, {figure['high']:{spec}}]"
 
 
-def peak_megabytes(module: str, name: str, processes: int = 3) -> dict[str, float]:
-    """Peak resident memory that `python -m module --alone name` adds to what its imports take: models, batch, run."""
+def peak_megabytes(module: str, name: str, processes: int = 3) -> Spread:
+    """Returns the peak resident memory of `python -m module --alone name` above that of its imports, in MB."""
     command = [sys.executable, "-m", module, "--alone", name]
     done = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(processes)]
     return spread([json.loads(one.stdout.splitlines()[-1]) for one in done])
 
 
 def report_alone(build: Callable[[], Callable[[], object]]) -> None:
-    """The other end of `peak_megabytes`: builds one alternative and nothing else, runs it, and prints the figure."""
+    """Builds and runs one alternative, and prints the memory that it adds, for `peak_megabytes`."""
     import psutil
 
     before = psutil.Process().memory_info().rss
@@ -67,7 +77,7 @@ def report_alone(build: Callable[[], Callable[[], object]]) -> None:
 
 
 class PeakMemory:
-    """Resident memory of this process, looked at every few milliseconds in a thread."""
+    """Peak resident memory of this process; a thread reads it every few milliseconds."""
 
     def __enter__(self) -> "PeakMemory":
         import threading
@@ -90,7 +100,7 @@ class PeakMemory:
 
 
 def describe_machine() -> Figures:
-    """What figures rest on."""
+    """Returns the processor, the numbers of cores and threads, and the version of PyTorch."""
     model = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
     )

@@ -1,4 +1,4 @@
-"""How fast prompts come from disk: our Parquet against a folder of PNG files, image and mask each, in random order."""
+"""Measures how fast prompts are read in random order, from our Parquet table and from a folder of PNG files."""
 
 import random
 import tempfile
@@ -12,7 +12,7 @@ READ_AT_ONCE = 16
 
 
 def measure(run: Path, rounds: int) -> Figures:
-    """Decoded prompts a second; row groups are read as the coordinator of a training reads them."""
+    """Measures decoded prompts per second; row groups are read as a coordinator reads them."""
     table = PromptTable(run / "prompts", split="train")
     ids = random.Random(0).sample(table.ids, len(table.ids))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""Rollouts against what others do for the same images: `python -m benchmarks.rollout`.
+"""Compares our rollouts with other implementations for the same images: `python -m benchmarks.rollout`.
 
-The built-in model, float32, one micro-batch of 16 images (2 prompts x 8 samples), 10 steps. Ours with equal switches
-(every image encoded for itself, its own noise, all steps random, weights in PyTorch's own layout), and with the
-defaults of `rlhf align`, with the LoRA that samplers carry and without, as in `rlhf candidates`.
+All use the built-in model in float32, one micro-batch of 16 images (2 prompts x 8 samples) and 10 steps. Ours runs with
+equal switches (every image encoded separately, with its own noise, all steps random, weights in PyTorch's layout) and
+with the defaults of `rlhf align`, with LoRA as in samplers and without, as in `rlhf candidates`.
 """
 
 import argparse
@@ -31,13 +31,13 @@ CHANNELS = 4
 STEPS, PROMPTS, SAMPLES, SIDE = 10, 2, 8, 64
 ALIGN = AlignConfig(num_inference_steps=STEPS, samples_per_prompt=SAMPLES, micro_batch_size=PROMPTS * SAMPLES)
 PRODUCT_SIDE = 1536
-"""Of the square matrix products that tell what the machine can do."""
+"""Side of the square matrix products that measure the machine's rate."""
 KEY = ("benchmark",)
 Run = Callable[[], object]
 
 
 def make_prompts() -> list[Prompt]:
-    """A square hole in two crops."""
+    """Returns two crops with a square hole."""
     mask = torch.zeros(1, SIDE, SIDE)
     mask[:, 16:48, 16:48] = 1
     crops = [photographs.astronaut()[:400, 60:460], photographs.chelsea()[:300, 80:380]]
@@ -49,7 +49,7 @@ def make_prompts() -> list[Prompt]:
 
 
 def equal_work() -> tuple[list[Prompt], RolloutPlan, range]:
-    """16 prompts of one sample each, so that nothing is shared, and all steps random."""
+    """Returns 16 prompts of one sample each, so that nothing is shared, and a plan with random steps only."""
     prompts = [
         replace(prompt, prompt_id=f"{prompt.prompt_id}-{i}") for prompt in make_prompts() for i in range(SAMPLES)
     ]
@@ -58,33 +58,33 @@ def equal_work() -> tuple[list[Prompt], RolloutPlan, range]:
 
 
 def ours_equal() -> Run:
-    """Ours without what it saves."""
+    """Returns our rollout without its savings."""
     policy, (prompts, plan, samples) = load_policy(ModelConfig()), equal_work()
     policy.network.to(memory_format=torch.contiguous_format)
     return lambda: rollout(policy, prompts, plan, sample_indices=samples, seed_key=KEY)
 
 
 def default_plans() -> list[RolloutPlan]:
-    """Returns plans of `rlhf align`; the window of random steps moves, and the shared steps with it."""
+    """Returns the plans of `rlhf align`, one for each place of the window of random steps."""
     windows = {plan.trained_steps: plan for plan in (grpo.plan_rollout(ALIGN, i, 0) for i in range(100))}
     return [windows[place] for place in sorted(windows)]
 
 
 def open_trained() -> Policy:
-    """As a sampler has it."""
+    """Opens the policy as a sampler has it."""
     policy = load_policy(ModelConfig())
     make_trainable(policy, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0, keeps_merged=True)
     return policy
 
 
 def ours(policy: Policy) -> Run:
-    """All plans in turn, one a call."""
+    """Returns our rollout with the default plans in turn, one per call."""
     turn, prompts, plans = iter(range(10**9)), make_prompts(), default_plans()
     return lambda: rollout(policy, prompts, plans[next(turn) % len(plans)], sample_indices=range(SAMPLES), seed_key=KEY)
 
 
 def usual(guidance_scale: float) -> Run:
-    """One call of diffusers' pipeline for the same images, DDIM with eta 1."""
+    """Returns a call of diffusers' pipeline for the same images, by DDIM with eta 1."""
     pipeline, prompts = open_usual_pipeline(str(TINY)), make_prompts()
     images = torch.stack([p.image for p in prompts]).repeat_interleave(SAMPLES, dim=0)
     masks = torch.stack([p.mask for p in prompts]).repeat_interleave(SAMPLES, dim=0)
@@ -103,16 +103,16 @@ def usual(guidance_scale: float) -> Run:
 
 
 def trainer() -> Run:
-    """`trainer_loop` on a pipeline of its own."""
+    """Returns `trainer_loop` on its own pipeline."""
     pipeline, prompts = open_usual_pipeline(str(TINY)), make_prompts()
     return lambda: trainer_loop(pipeline, prompts)
 
 
 @torch.no_grad()
 def trainer_loop(pipeline: Any, prompts: list[Prompt]) -> list[tuple[torch.Tensor, ...]]:
-    """As well-known DDPO trainers roll out: conditions per sample, all latents and log-probs of all steps kept.
+    """Rolls out as well-known DDPO trainers do: it encodes each sample, and keeps latents and log-probs of all steps.
 
-    Without their second pass of guidance.
+    It leaves out their second pass for guidance.
     """
     images = torch.stack([p.image for p in prompts]).repeat_interleave(SAMPLES, dim=0)
     masks = torch.stack([p.mask for p in prompts]).repeat_interleave(SAMPLES, dim=0)
@@ -146,11 +146,11 @@ ALTERNATIVES: Mapping[str, Callable[[], Run]] = {
     "diffusers' pipeline, guidance 7, empty prompts": lambda: usual(7.0),
     "a DDPO trainer's loop": trainer,
 }
-"""What builds each, 16 images a call."""
+"""Functions that build the alternatives; each call makes 16 images."""
 
 
 def model_shares(rounds: int) -> list[float]:
-    """Shares of the time of calls with the defaults, at every place of the window, that are spent in UNet and VAE."""
+    """Returns the shares of time in UNet and VAE, of calls with the defaults at every place of the window."""
     policy, clock = open_trained(), PassClock(torch.device("cpu"))
     vae = policy.family.pipeline.vae
     assert policy.merged is not None
@@ -165,7 +165,7 @@ def model_shares(rounds: int) -> list[float]:
 
 
 def unet_rate(policy: Policy, rounds: int) -> Figures:
-    """FLOP/s of the UNet's forward pass on 16 images, and as a share of the machine's matrix-product rate."""
+    """Measures FLOP/s of the UNet's forward pass on 16 images, also as a share of the rate of matrix products."""
     sample = torch.randn(PROMPTS * SAMPLES, CHANNELS, SIDE // 4, SIDE // 4)
     condition = torch.randn(len(sample), CHANNELS + 1, *sample.shape[-2:])
     timestep = torch.full((len(sample),), 500)
@@ -184,7 +184,7 @@ def unet_rate(policy: Policy, rounds: int) -> Figures:
 
 
 def measure(rounds: int) -> Figures:
-    """All of it."""
+    """Measures time and memory of all alternatives."""
     seconds = interleave({name: build() for name, build in ALTERNATIVES.items()}, rounds)
     return {
         "images_per_s": {name: spread([PROMPTS * SAMPLES / s for s in found]) for name, found in seconds.items()},

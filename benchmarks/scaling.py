@@ -1,8 +1,8 @@
 """Measures how many samplers one coordinator serves: `python -m benchmarks.scaling --samplers 1 8 64`.
 
 Stand-ins replace samplers and scorers and take the time of their GPUs. Coordinator, dispatcher, messages, checksums
-and Ray are those of a run; so are the bytes of prompts, LoRA weights, images and trajectories. Everything runs on one
-machine, so its few cores share the copying and hashing of all nodes. For hundreds of samplers let one process stand
+and Ray are those of a run, and so are the sizes of prompts, LoRA weights, images and trajectories. Everything runs on
+one machine, so its few cores share the copying and hashing of all nodes. For hundreds of samplers let one process stand
 in for many, with small images: `--samplers 64 256 1024 --per-process 64 --edge-px 64`. The coordinator's work per
 task does not depend on either.
 """
@@ -15,8 +15,9 @@ import pickle
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -41,6 +42,48 @@ CONTROL = ("gcs_server", "raylet")
 """Ray's own processes; the rest of its control plane runs inside coordinator and workers."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScalingSize:
+    """Size of one measurement."""
+
+    samplers: int
+    scorers: int
+    updates: int
+    """Number of measured updates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateFigures:
+    """Figures of one update, or their means over updates."""
+
+    images_per_s: float
+    share_of_ideal: float
+    """Images per second over those of samplers that never wait."""
+    share_of_best_schedule: float
+    """Duration of the best schedule over that of the update."""
+    update_s: float
+    weights_sync_s: float
+    sampler_idle_share: float
+    tasks: float
+    coordinator_cpu_ms_per_task: float
+    ray_cpu_ms_per_task: float
+    """CPU time of Ray's own processes."""
+    coordinator_cpu_share: float
+    """CPU time of the coordinator over the duration of the update."""
+    control_kb_per_task: float
+    """Serialised size of ids, advantages, trust weights and scores."""
+    images_mb_per_task: float
+    trajectories_mb_per_task: float
+    weights_mb: float
+    fetched_s: float
+    """Duration of fetching the trajectories of all learner ranks in turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingLine(UpdateFigures, ScalingSize):
+    """Mean figures of one number of samplers: a line of `scaling.json`, beside the pace."""
+
+
 def lora_weights(config: RunConfig) -> dict[str, torch.Tensor]:
     """Returns adapters of stable-diffusion-inpainting with the configuration's rank: real names and shapes."""
     from diffusers import UNet2DConditionModel
@@ -62,7 +105,7 @@ def make_prompt_table(folder: Path, config: RunConfig) -> PromptTable:
 
 def measure(
     samplers: int, arguments: argparse.Namespace, pace: Pace, weights: dict[str, torch.Tensor], folder: Path
-) -> dict[str, Any]:
+) -> ScalingLine:
     """Runs updates of `waves` micro-batches per sampler; returns the mean figures of all updates but the first."""
     config = load_config(RUN_FILE)
     groups = config.align.micro_batch_size // config.align.samples_per_prompt
@@ -90,14 +133,14 @@ def measure(
         work = coordinator.collect(update, {name: tensor + update for name, tensor in weights.items()}, probe=0.0)
         spent = cpu_seconds() - cpu
         fetch_s = fetch(work)
-        lines.append(describe(work, samplers, pace, spent, update) | {"fetched_s": fetch_s})
+        lines.append(describe(work, samplers, pace, spent, update, fetch_s))
     for started in dispatcher.pools:
         started.dismiss()
     assert not incidents.metrics()["restarts"], "a stand-in was lost"
     # Stand-ins start during the first update.
     kept = lines[1:]
-    means = {name: sum(line[name] for line in kept) / len(kept) for name in kept[0]}
-    return {"samplers": samplers, "scorers": scorers, "updates": arguments.updates} | means
+    means = {name: sum(getattr(line, name) for line in kept) / len(kept) for name in vars(kept[0])}
+    return ScalingLine(samplers=samplers, scorers=scorers, updates=arguments.updates, **means)
 
 
 def fetch(work: UpdateWork) -> float:
@@ -126,7 +169,9 @@ def best_seconds(seconds: list[float], samplers: int) -> float:
     return max(free_at)
 
 
-def describe(work: UpdateWork, samplers: int, pace: Pace, cpu: Counter[str], update: int) -> dict[str, float]:
+def describe(
+    work: UpdateWork, samplers: int, pace: Pace, cpu: Mapping[str, float], update: int, fetched_s: float
+) -> UpdateFigures:
     """Returns the figures of one update."""
     metrics, batches = work.metrics, [batch for share in work.shares for batch in share]
     images = metrics["images_per_s"] * metrics["rollout_s"]
@@ -135,22 +180,23 @@ def describe(work: UpdateWork, samplers: int, pace: Pace, cpu: Counter[str], upd
     control = sum(len(pickle.dumps((b.prompt_ids, b.advantages, b.trust_weights, b.scores))) for b in batches)
     latent = (pace.edge_px // 8) ** 2 * 4 / 1e6
     steps = 2
-    return {
-        "images_per_s": metrics["images_per_s"],
-        "share_of_ideal": metrics["images_per_s"] / ideal,
-        "share_of_best_schedule": best_s / metrics["rollout_s"],
-        "update_s": metrics["rollout_s"],
-        "weights_sync_s": metrics["weights_sync_s"],
-        "sampler_idle_share": metrics["sampler_idle_share"],
-        "tasks": len(batches),
-        "coordinator_cpu_ms_per_task": 1e3 * cpu["coordinator"] / len(batches),
-        "ray_cpu_ms_per_task": 1e3 * cpu["ray"] / len(batches),
-        "coordinator_cpu_share": cpu["coordinator"] / metrics["rollout_s"],
-        "control_kb_per_task": control / len(batches) / 1e3,
-        "images_mb_per_task": images / len(batches) * 3 * pace.edge_px**2 / 1e6,
-        "trajectories_mb_per_task": images / len(batches) * (6 + 8 * steps) * latent,
-        "weights_mb": metrics["weights_bytes"] / 1e6,
-    }
+    return UpdateFigures(
+        images_per_s=metrics["images_per_s"],
+        share_of_ideal=metrics["images_per_s"] / ideal,
+        share_of_best_schedule=best_s / metrics["rollout_s"],
+        update_s=metrics["rollout_s"],
+        weights_sync_s=metrics["weights_sync_s"],
+        sampler_idle_share=metrics["sampler_idle_share"],
+        tasks=len(batches),
+        coordinator_cpu_ms_per_task=1e3 * cpu["coordinator"] / len(batches),
+        ray_cpu_ms_per_task=1e3 * cpu["ray"] / len(batches),
+        coordinator_cpu_share=cpu["coordinator"] / metrics["rollout_s"],
+        control_kb_per_task=control / len(batches) / 1e3,
+        images_mb_per_task=images / len(batches) * 3 * pace.edge_px**2 / 1e6,
+        trajectories_mb_per_task=images / len(batches) * (6 + 8 * steps) * latent,
+        weights_mb=metrics["weights_bytes"] / 1e6,
+        fetched_s=fetched_s,
+    )
 
 
 def main() -> None:
@@ -174,8 +220,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         for samplers in arguments.samplers:
             line = measure(samplers, arguments, pace, weights, Path(folder))
-            lines.append(vars(pace) | {"per_process": arguments.per_process} | line)
-            print(json.dumps({name: round(value, 4) for name, value in line.items()}), flush=True)
+            lines.append(vars(pace) | {"per_process": arguments.per_process} | asdict(line))
+            print(json.dumps({name: round(value, 4) for name, value in asdict(line).items()}), flush=True)
     arguments.out.write_text(json.dumps({"lines": lines}, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What a reward and its bound cost: a folder of `rlhf reward` on 64 images at once, and one by one through PIL."""
+"""Measures the cost of a reward and its bound, on 64 images at once and one by one through PIL."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ IMAGES = 64
 
 
 def measure(run: Path, rounds: int) -> Figures:
-    """Images a second, and the bound's share of the time of scoring a batch."""
+    """Measures images per second, and the bound's share of the time of scoring a batch."""
     reward = load_reward(run / "reward")
     assert isinstance(reward, RewardModel)
     prompts = load_prompts(run / "held_out_prompts")[:IMAGES]

@@ -1,6 +1,6 @@
-"""Stand-ins for samplers and scorers: they take a GPU's time without computing; their data is real in kind and size.
+"""Stand-ins for samplers and scorers, which take the time of a GPU without computing.
 
-Importing this imports no torch, so many of them fit on a small machine.
+Their data has real types and sizes. This module does not import torch, so a small machine holds many of them.
 """
 
 import pickle

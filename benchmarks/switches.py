@@ -1,7 +1,7 @@
-"""Which switches pay: each alone, on against off in turn, the same weights, images and steps.
+"""Measures which switches pay: each alone, on and off in turn, with the same weights, images and steps.
 
-The built-in model, float32, 16 images (2 prompts x 8 samples), unless a row says otherwise. A switch pays where the
-lower quartile of the ratios (time off over time on, round by round) is above 1.
+Unless a row says otherwise, it uses the built-in model in float32 and 16 images (2 prompts x 8 samples). A switch pays
+if the lower quartile of the ratios (time off over time on, round by round) is above 1.
 """
 
 import pickle
@@ -13,7 +13,7 @@ import torch
 from torch._inductor.utils import fresh_cache
 
 from benchmarks.joined_steps import make_update
-from benchmarks.measure import Figures, interleave, peak_megabytes, ratios, show, spread
+from benchmarks.measure import Figures, Spread, interleave, peak_megabytes, ratios, show, spread
 from benchmarks.rollout import ALIGN, KEY, PROMPTS, SAMPLES, SIDE, STEPS, make_prompts
 from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import ModelConfig
@@ -33,7 +33,7 @@ FURTHER = {
     "on_added_mb": "memory {:.0f} MB on",
     "off_added_mb": "{:.0f} MB off",
 }
-"""How the table shows what else was measured."""
+"""Formats of further figures in the table."""
 Run = Callable[[], object]
 Prediction = Callable[[], torch.Tensor]
 
@@ -45,12 +45,12 @@ class Pair:
     on: Run
     off: Run
     figures: Figures = field(default_factory=dict)
-    """What else the switch changes, by FURTHER."""
+    """Further figures that the switch changes, by the keys of FURTHER."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Switch:
-    """One choice, and what the project does about it."""
+    """A switch, and the project's choice."""
 
     make: Callable[[], Pair]
     is_kept: bool
@@ -60,13 +60,13 @@ class Switch:
 
 
 def make_latents(policy: Policy, channels: int) -> torch.Tensor:
-    """Normal noise [16, channels, h, w], always the same."""
+    """Returns normal noise [16, channels, h, w] of a fixed seed."""
     edge = SIDE // policy.family.pipeline.vae_scale_factor
     return torch.randn(IMAGES, channels, edge, edge, generator=torch.Generator().manual_seed(0)).to(policy.device)
 
 
 def forward(policy: Policy, *, is_merged: bool = False) -> Prediction:
-    """One forward pass of the UNet."""
+    """Returns one forward pass of the UNet."""
     latents = make_latents(policy, CHANNELS)
     condition = make_latents(policy, CHANNELS + 1)
     timestep = torch.full((IMAGES,), 500, device=policy.device)
@@ -75,26 +75,26 @@ def forward(policy: Policy, *, is_merged: bool = False) -> Prediction:
 
 
 def compare(on: Prediction, off: Prediction, **figures: float) -> Pair:
-    """Two ways to the same tensor, and by how much of its norm they differ."""
+    """Pairs two ways to compute the same tensor, with their relative difference in norm."""
     expected = off()
     differs = float((on() - expected).norm() / expected.norm())
     return Pair(on=on, off=off, figures={"differs_by": differs} | figures)
 
 
 def use_bf16() -> Pair:
-    """The UNet's forward pass under autocast."""
+    """Runs the UNet's forward pass under autocast."""
     return compare(forward(load_policy(ModelConfig(precision="bf16"))), forward(load_policy(ModelConfig())))
 
 
 def order_unet() -> Pair:
-    """The UNet's weights with channels last."""
+    """Stores the UNet's weights with channels last."""
     off = load_policy(ModelConfig())
     off.network.to(memory_format=torch.contiguous_format)
     return compare(forward(load_policy(ModelConfig())), forward(off))
 
 
 def order_vae() -> Pair:
-    """The VAE's weights and inputs with channels last."""
+    """Stores the VAE's weights and inputs with channels last."""
 
     def decode(memory_format: torch.memory_format) -> Prediction:
         policy = load_policy(ModelConfig())
@@ -106,7 +106,7 @@ def order_vae() -> Pair:
 
 
 def compile_blocks() -> Pair:
-    """The UNet's transformer blocks compiled, as `rlhf serve --compile` does, with nothing in the compiler's cache."""
+    """Compiles the UNet's transformer blocks, as `rlhf serve --compile` does, with an empty compiler cache."""
     compiled = load_policy(ModelConfig())
     compiled.network.compile_repeated_blocks(dynamic=True)
     on, started = forward(compiled), time.perf_counter()
@@ -116,7 +116,7 @@ def compile_blocks() -> Pair:
 
 
 def merge_adapters() -> Pair:
-    """The forward pass of the UNet that has the LoRA merged into its weights, and of the one with adapter layers."""
+    """Runs the UNet with the LoRA merged into its weights; off, it runs with adapter layers."""
     policy = load_policy(ModelConfig())
     make_trainable(policy, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0, keeps_merged=True)
     load_trainable_state(policy.network, {name: t + 0.01 for name, t in trainable_state(policy.network).items()})
@@ -125,7 +125,7 @@ def merge_adapters() -> Pair:
 
 
 def decode_at_once() -> Pair:
-    """All latents in one batch, and one after the other."""
+    """Decodes all latents in one batch; off, one after the other."""
     policy = load_policy(ModelConfig())
     latents = make_latents(policy, CHANNELS)
     return Pair(
@@ -135,14 +135,14 @@ def decode_at_once() -> Pair:
 
 
 def encode_once() -> Pair:
-    """Masked images once per prompt, and once per sample."""
+    """Encodes masked images once per prompt; off, once per sample."""
     policy, prompts = load_policy(ModelConfig()), make_prompts()
     repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
     return Pair(on=lambda: policy.family.encode_prompts(prompts), off=lambda: policy.family.encode_prompts(repeated))
 
 
 def keep_trained() -> Pair:
-    """A rollout of which the transitions that are trained travel, and one of which all do, packed and unpacked.
+    """Serialises only the trained transitions of a rollout; off, all of them.
 
     All steps are random, so that all have a log-prob.
     """
@@ -159,7 +159,7 @@ def keep_trained() -> Pair:
 
 
 def join_training() -> Pair:
-    """An update of two steps' transitions in one pass of 32 rows, and in two of 16; plain PyTorch, the same loss."""
+    """Trains the transitions of two steps in one pass of 32 rows; off, in two passes of 16. Both in plain PyTorch."""
     alone = {name: peak_megabytes("benchmarks.joined_steps", name)["median"] for name in ("joined", "apart")}
     return Pair(
         on=make_update("joined"),
@@ -169,7 +169,7 @@ def join_training() -> Pair:
 
 
 def pin_transfers() -> Pair:
-    """Micro-batches to the GPU and through the UNet: pinned and copied beside the computation, and not."""
+    """Copies micro-batches to the GPU from pinned memory during the computation; off, from other memory before it."""
     policy = load_policy(ModelConfig(device="cuda"))
     timestep = torch.full((IMAGES,), 500, device=policy.device)
     batches = [make_latents(policy, 2 * CHANNELS + 1).cpu() for _ in range(8)]
@@ -204,12 +204,12 @@ SWITCHES: Mapping[str, Switch] = {
         is_kept=True,
         reason="where it is not trained: DeepSpeed takes no such weights",
     ),
-    "channels_last, VAE decoder": Switch(make=order_vae, is_kept=False, reason="one layout less to think of"),
+    "channels_last, VAE decoder": Switch(make=order_vae, is_kept=False, reason="a single layout is simpler"),
     "compiled blocks, UNet forward": Switch(
         make=compile_blocks, is_kept=False, reason="every process and policy compiles anew; `rlhf serve --compile`"
     ),
     "LoRA merged, UNet forward": Switch(
-        make=merge_adapters, is_kept=True, reason="in steps that are not trained: in others the ratio has to begin at 1"
+        make=merge_adapters, is_kept=True, reason="in steps that are not trained; in others the ratio must start at 1"
     ),
     "decoding in one batch": Switch(make=decode_at_once, is_kept=True, reason="the same images"),
     "conditions once per prompt": Switch(make=encode_once, is_kept=True, reason="8 samples share them"),
@@ -228,7 +228,7 @@ SWITCHES: Mapping[str, Switch] = {
 
 
 def finished(run: Run) -> Run:
-    """The run to the end of what it asked of a GPU."""
+    """Returns the run with a wait until the GPU has finished."""
 
     def wait() -> None:
         run()
@@ -239,7 +239,7 @@ def finished(run: Run) -> Run:
 
 
 def measure_switch(switch: Switch, rounds: int) -> Figures:
-    """How much longer it takes without it, or why that is not known."""
+    """Measures the time off over the time on, or tells why it is not measured."""
     if switch.needs_cuda and not torch.cuda.is_available():
         return {"left_out": "needs CUDA"}
     pair = switch.make()
@@ -250,19 +250,19 @@ def measure_switch(switch: Switch, rounds: int) -> Figures:
 
 
 def measure(rounds: int) -> Figures:
-    """All of them."""
+    """Measures all switches."""
     return {name: measure_switch(switch, rounds) for name, switch in SWITCHES.items()}
 
 
-def judge(ratio: Mapping[str, float]) -> str:
-    """What the quartiles say."""
+def judge(ratio: Spread) -> str:
+    """Returns whether a switch pays, by the quartiles of its ratios."""
     if ratio["low"] > 1:
         return "yes"
     return "costs" if ratio["high"] < 1 else "no"
 
 
 def format_table(records: Mapping[str, Figures]) -> str:
-    """A row per switch, as Markdown."""
+    """Formats a row per switch, as Markdown."""
     rows = [("switch", "off / on", "ms on", "ms off", "pays", "default", "")]
     for name, record in records.items():
         if "left_out" in record:

@@ -1,4 +1,4 @@
-"""Training in one process: the group that DeepSpeed asks for, and an update in plain PyTorch to compare it with."""
+"""Training in one process: the process group that DeepSpeed needs, and an update in plain PyTorch for comparison."""
 
 import copy
 import os
@@ -18,7 +18,7 @@ from rlhf.diffusion.trained_weights import without_adapters
 
 
 class process_group:  # noqa: N801 - a context, read as one
-    """One rank, which DeepSpeed asks for: of NCCL on a GPU, as in `rlhf align`, else of gloo."""
+    """Process group of one rank, which DeepSpeed needs: NCCL on a GPU, as in `rlhf align`, otherwise gloo."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._backend = "nccl" if device is not None and device.type == "cuda" else "gloo"
@@ -40,7 +40,7 @@ def plain_update(
     config: AlignConfig,
     backward: Callable[[torch.Tensor], object] = torch.Tensor.backward,
 ) -> Callable[[], object]:
-    """The loss, clipping and optimizer of our learner in a loop of plain PyTorch."""
+    """Returns an update with the loss, clipping and optimizer of our learner, in plain PyTorch."""
     make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=0)
     is_lora = config.trainable == "lora"
     if config.gradient_checkpointing:

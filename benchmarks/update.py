@@ -1,7 +1,7 @@
-"""What training costs: `python -m benchmarks.update`.
+"""Measures the cost of training: `python -m benchmarks.update`.
 
-One update of the built-in model, float32, one process: 16 images in one micro-batch, two trained steps each, so 32
-transitions; DeepSpeed with LoRA adapters and a KL to the base policy, unless a row says otherwise.
+Each row is one update of the built-in model in float32 in one process: 16 images in one micro-batch, with two trained
+steps each, so 32 transitions. Unless a row says otherwise, it uses DeepSpeed, LoRA and a KL to the base policy.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.device_measures import PassClock
-from benchmarks.measure import Figures, interleave, peak_megabytes, report_alone, spread
+from benchmarks.measure import Figures, Spread, interleave, peak_megabytes, report_alone, spread
 from benchmarks.rollout import KEY, PROMPTS, SAMPLES, make_prompts
 from benchmarks.training_loops import plain_update, process_group
 from rlhf.alignment.algorithms import grpo
@@ -38,13 +38,13 @@ PLAIN = "plain PyTorch, the same loss, LoRA"
 
 
 def make_config(**changes: Any) -> AlignConfig:
-    """The defaults of `rlhf align` for one micro-batch; no checks that the ratio is 1, since the weights move on."""
+    """Returns the defaults of `rlhf align` for one micro-batch."""
     sizes = {"samples_per_prompt": SAMPLES, "prompts_per_update": PROMPTS, "micro_batch_size": PROMPTS * SAMPLES}
     return AlignConfig(**sizes, **changes)
 
 
 def roll_out(config: AlignConfig) -> TrainingBatch:
-    """A micro-batch as samplers make it, with advantages of random sign."""
+    """Returns a micro-batch as samplers make it, with advantages of random sign."""
     policy = load_policy(ModelConfig())
     make_trainable(policy, "lora", rank=config.lora_rank, targets=config.lora_targets, seed=0)
     plan = grpo.plan_rollout(config, 0, 0)
@@ -54,25 +54,25 @@ def roll_out(config: AlignConfig) -> TrainingBatch:
 
 
 def deepspeed_update(batch: TrainingBatch, **changes: Any) -> Callable[[], object]:
-    """One update of our learner."""
+    """Returns one update of our learner; ratios are not checked, since the weights change from call to call."""
     config = make_config(**changes)
     learner = Learner(load_policy(ModelConfig()), config, micro_batches=config.window_size, seed=0)
     return lambda: learner.train([batch], is_on_policy=False)
 
 
 def plain(batch: TrainingBatch) -> Callable[[], object]:
-    """The same update in plain PyTorch."""
+    """Returns the same update in plain PyTorch."""
     return plain_update(load_policy(ModelConfig()), [batch], make_config())
 
 
 def make_alternative(name: str) -> Callable[[], object]:
-    """One of VARIANTS, or PLAIN."""
+    """Returns one of VARIANTS, or PLAIN."""
     batch = roll_out(make_config())
     return plain(batch) if name == PLAIN else deepspeed_update(batch, **VARIANTS[name])
 
 
-def share_in_model(rounds: int) -> dict[str, float]:
-    """Share of an update's time in the UNet's forward and backward passes."""
+def share_in_model(rounds: int) -> Spread:
+    """Returns the share of an update's time that is spent in the UNet's forward and backward passes."""
     config, batch = make_config(), roll_out(make_config())
     learner = Learner(load_policy(ModelConfig()), config, micro_batches=config.window_size, seed=0)
     clock = PassClock(torch.device("cpu"))
@@ -87,7 +87,7 @@ def share_in_model(rounds: int) -> dict[str, float]:
 
 
 def measure(rounds: int) -> Figures:
-    """All of it."""
+    """Measures time and memory of all variants."""
     with process_group():
         batch = roll_out(make_config())
         alternatives = {name: deepspeed_update(batch, **changes) for name, changes in VARIANTS.items()}

@@ -1,4 +1,4 @@
-"""Publishing weights to two samplers on this machine: bytes, and seconds until both have proved what they hold."""
+"""Measures publishing weights to two samplers on this machine: bytes, and seconds until both have proved them."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ KINDS = ("lora", "full")
 
 
 def measure(rounds: int) -> Figures:
-    """LoRA adapters and the whole UNet in turn, with all that `rlhf align` asks of samplers: checksum and probe."""
+    """Publishes LoRA adapters and the whole UNet in turn, with checksum and probe as in `rlhf align`."""
     ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=SAMPLERS)
     try:
         published = {kind: open_published(kind) for kind in KINDS}
@@ -35,9 +35,9 @@ def measure(rounds: int) -> Figures:
 
 
 def open_published(trainable: str) -> tuple[Callable[[], object], float]:
-    """What publishes weights to samplers of their own and waits until both have proved them, and their megabytes."""
+    """Returns a function that publishes weights and waits until both samplers have proved them, and the megabytes."""
     config = RunConfig(align=AlignConfig.model_validate({"trainable": trainable}))
-    share = 1 / len(KINDS)  # of a core: one kind is busy at a time
+    share = 1 / len(KINDS)  # Share of a core; one kind is busy at a time.
     samplers = [ray.remote(num_cpus=share)(RolloutSampler).remote(config) for _ in range(SAMPLERS)]
     policy, align, versions = load_policy(config.model), config.align, iter(range(10**9))
     make_trainable(policy, trainable, rank=align.lora_rank, targets=align.lora_targets, seed=0)

@@ -1,4 +1,4 @@
-"""A training as users start it, update by update: phases, idle roles, images a second; sync against overlapped."""
+"""Measures a training as users start it: phases, idle roles and images per second, synchronous and overlapped."""
 
 import subprocess
 import sys
@@ -13,12 +13,12 @@ from rlhf.reports.metrics_log import read_metrics
 from rlhf.workflows.demo import find_run_file
 
 WARM_UP = 3
-"""Updates that are not counted: processes are still starting."""
+"""Number of first updates that do not count, since processes are still starting."""
 MODES = {"sync": 0, "overlapped": 1}
 
 
 def measure(run: Path, updates: int) -> Figures:
-    """`rlhf align` with the demo's settings on the prompts and reward of `run`, both modes in turn, twice."""
+    """Runs `rlhf align` with the demo's settings on the prompts and reward of `run`, both modes in turn, twice."""
     lines: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
     for repetition in range(2):
         for mode, staleness in MODES.items():
@@ -38,11 +38,12 @@ def measure(run: Path, updates: int) -> Figures:
 
 
 def summarise(lines: list[dict[str, float]], images: int, *, in_turn: bool) -> Figures:
-    """Medians over updates; shares are of an update's time. Checkpoints come after it and are in none.
+    """Returns medians over updates; shares are those of an update's time, without checkpoints.
 
-    Where rollouts and training take turns, `weights` is from publishing weights until the last sampler has proved them,
-    `control` what is neither that, nor rollouts and scoring, nor training, and `no_model` at most the time in
-    which the average sampler was idle or took over weights and the learner did not train: samplers wait, too.
+    If rollouts and training take turns, three more shares are known. `weights` lasts from publishing weights until the
+    last sampler has proved them. `control` is the rest beside weights, rollouts, scoring and training. `no_model` is an
+    upper bound on the time in which no model works: the average sampler is idle or loads weights, and the learner does
+    not train.
     """
     columns = {key: np.array([line[key] for line in lines]) for key in lines[0] if isinstance(lines[0][key], float)}
     whole = columns["update_s"]

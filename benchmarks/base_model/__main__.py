@@ -1,7 +1,7 @@
-"""Measure base models on photographs: `python -m benchmarks.base_model STATE --images FOLDER`.
+"""Measures base models on photographs: `python -m benchmarks.base_model STATE --images FOLDER`.
 
-Prints JSON: the VAE's round trip, and fills of the denoisers beside classical ones. STATE is the folder of a
-training, which may be running. Writes sheets (original, masked or round trip, fills) where --sheets names a folder.
+It prints JSON: figures of the VAE's round trip, and of fills by the denoisers and by classical methods. STATE is the
+folder of a training, which may be running. With --sheets it writes pictures: original, masked or round trip, and fills.
 """
 
 import argparse
@@ -26,10 +26,9 @@ SAMPLERS = {"unet": fill_unet, "transformer": fill_transformer}
 
 
 def cut_prompts(folder: Path, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crops [count, 3, size, size] of the folder's photographs in turn, and holes [count, 1, size, size].
+    """Cuts crops [count, 3, size, size] from the photographs in turn, and draws holes [count, 1, size, size].
 
-    All hole families come in turn. Crops are as those of `rlhf prompts`: their side is 40 to 100 % of the
-    photograph's short side.
+    Hole families take turns. The side of a crop is 40 to 100 % of the photograph's short side, as in `rlhf prompts`.
     """
     paths, images, masks = list_photographs(folder), [], []
     for index in range(count):
@@ -41,7 +40,7 @@ def cut_prompts(folder: Path, count: int, size: int) -> tuple[torch.Tensor, torc
 
 
 def likeness(filled: torch.Tensor, originals: torch.Tensor, masks: torch.Tensor) -> dict[str, object]:
-    """Ratios of sharpness and band energies in the hole to the original's; 1 is as sharp."""
+    """Returns sharpness and band energies in the hole over those of the original; 1 is equally sharp."""
     sharpness = measures.laplacian_sharpness
     return {
         "sharpness": measures.ratio(sharpness(filled, masks), sharpness(originals, masks))[0],
@@ -54,7 +53,7 @@ def likeness(filled: torch.Tensor, originals: torch.Tensor, masks: torch.Tensor)
 
 @torch.no_grad()
 def measure_round_trip(state: Path, images: torch.Tensor) -> tuple[dict[str, object], torch.Tensor]:
-    """Figures of the VAE, and the decoded images."""
+    """Returns figures of the VAE, and the decoded images."""
     vae, updates = trained_vae(state)
     decoded = torch.cat([vae(part).sample for part in images.split(50)]).clamp(-1, 1)
     everywhere = torch.ones_like(images[:, :1])
@@ -65,9 +64,9 @@ def measure_round_trip(state: Path, images: torch.Tensor) -> tuple[dict[str, obj
 def measure_fills(
     state: Path, images: torch.Tensor, masks: torch.Tensor, *, steps: int, classical: list[str]
 ) -> tuple[dict[str, dict[str, object]], dict[str, torch.Tensor]]:
-    """Figures of one fill per prompt of each denoiser with a state and of each classical method, and the fills.
+    """Fills every prompt once by each denoiser with a state and each classical method; returns figures and fills.
 
-    `closer_than_NAME` is the share of prompts at which the fill is perceptually nearer to the original.
+    `closer_than_NAME` is the share of prompts whose fill is perceptually closer to the original than that of NAME.
     """
     figures: dict[str, dict[str, object]] = {}
     fills = {name: fill_classical(name, images, masks) for name in classical}
@@ -94,7 +93,7 @@ def _compare(
     masks: torch.Tensor,
     classical: list[str],
 ) -> None:
-    """Add perceptual distances, and how often each denoiser is nearer than each classical method."""
+    """Adds perceptual distances, and the share of prompts at which a denoiser is closer than a classical method."""
     distance = measures.PerceptualDistance()
     distances = {}
     for name, filled in fills.items():
@@ -109,17 +108,17 @@ def _compare(
 
 
 def save_sheet(columns: list[torch.Tensor], path: Path, *, rows: int, scale: int = 3) -> None:
-    """A picture with a row per prompt and a column per tensor [N, 3, H, W], enlarged without smoothing."""
+    """Writes a picture with a row per prompt and a column per tensor [N, 3, H, W], enlarged without smoothing."""
     sheet = torch.cat([torch.cat([column[i] for column in columns], dim=2) for i in range(rows)], dim=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     to_image(sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)).save(path)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what the command line names."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="measure_base", description=__doc__)
     parser.add_argument("state", type=Path)
-    parser.add_argument("--images", type=Path, required=True, help="photographs that no weight saw")
+    parser.add_argument("--images", type=Path, required=True, help="photographs that no model was trained on")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10)

@@ -1,4 +1,4 @@
-"""Fills of the base models and of classical methods, for measuring."""
+"""Fills holes by the base models and by classical methods."""
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from rlhf.storage.images import blank_hole, composite, from_8bit, to_8bit
 def fill_unet(
     pipeline: StableDiffusionInpaintPipeline, images: torch.Tensor, masks: torch.Tensor, steps: int, seed: int
 ) -> torch.Tensor:
-    """One sample per prompt by deterministic DDIM, known pixels kept; images [B, 3, H, W], masks [B, 1, H, W]."""
+    """Returns one sample per prompt by deterministic DDIM; known pixels stay.
+
+    Shapes: images [B, 3, H, W], masks [B, 1, H, W].
+    """
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     scheduler.set_timesteps(steps)
     tokens = pipeline.tokenizer("", padding="max_length", return_tensors="pt").input_ids
@@ -34,7 +37,7 @@ def fill_unet(
 def fill_transformer(
     pipeline: FluxFillPipeline, images: torch.Tensor, masks: torch.Tensor, steps: int, seed: int
 ) -> torch.Tensor:
-    """One sample per prompt by Euler steps of equal length, known pixels kept."""
+    """Returns one sample per prompt by Euler steps of equal length; known pixels stay."""
     text, pooled, text_ids = pipeline.encode_prompt(prompt="", prompt_2=None, max_sequence_length=TEXT_TOKENS)
     masked = _encode(pipeline, blank_hole(images, masks))
     condition = torch.cat([pack(masked), pack(F.pixel_unshuffle(masks, FACTOR))], dim=2)
@@ -56,7 +59,7 @@ def fill_transformer(
 
 
 def fill_classical(name: str, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Fills of `biharmonic`, `telea` or `navier-stokes`."""
+    """Returns the fills by `biharmonic`, `telea` or `navier-stokes`."""
     fill = open_classical(name)
     filled = []
     for image, mask in zip(images, masks, strict=True):

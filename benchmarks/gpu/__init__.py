@@ -1,1 +1,1 @@
-"""Rollouts and training at full size on one GPU."""
+"""Benchmarks of rollouts and training at full size on one GPU."""

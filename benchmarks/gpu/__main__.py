@@ -1,15 +1,16 @@
-"""Rollouts and training at full size on one GPU: `python -m benchmarks.gpu --out DIR [--only PART ...]`.
+"""Measures rollouts and training at full size on one GPU: `python -m benchmarks.gpu --out DIR [--only PART ...]`.
 
-stable-diffusion-inpainting and SDXL inpainting at random weights (nothing is downloaded), in one process, without Ray,
-with the settings of `rlhf align` for 512x512 in bf16; then one switch at a time. Every variant's figures are in
-DIR/gpu.json as soon as it is measured, so an interrupted part goes on with the next one; after --limit-s seconds a part
-begins no further variant, and the same command does the rest. A variant that needs too much memory is reported as such.
-Where a part's first variant misses the target, DIR/profile-PART.txt and .json hold its operators. Without a GPU a tiny
-configuration runs instead, as a test of the code; its figures say nothing.
+It runs stable-diffusion-inpainting and SDXL inpainting with random weights (nothing is downloaded), in one process
+without Ray, with the settings of `rlhf align` for 512x512 in bf16. Further variants change one switch each. The
+figures of each variant are in DIR/gpu.json as soon as it is measured, so the same command resumes an interrupted part.
+After --limit-s seconds a part starts no further variant. A variant that needs too much memory is reported as such. If
+the first variant of a part misses the target, DIR/profile-PART.txt and .json hold its operators. Without a GPU a tiny
+configuration runs as a test of the code; its figures mean nothing.
 
-Utilisation is FLOPs of the UNet's passes (counted once per architecture, without what checkpointing computes again),
-by the time of everything, of the rate of matrix products in the same precision, measured on the same device; on a CPU
-always float32's. fp32 on a GPU: convolutions use TF32, products do not, by PyTorch's defaults.
+Utilisation is the FLOPs of the UNet's passes over the whole time, as a share of the rate of matrix products. FLOPs are
+counted once per architecture, without recomputation by checkpointing. The rate is measured on the same device in the
+same precision, on a CPU always in float32. By PyTorch's defaults for fp32 on a GPU, convolutions use TF32 and matrix
+products do not.
 """
 
 import argparse
@@ -35,12 +36,12 @@ from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write_json
 
 LIMIT_S = 400.0
-"""A variant takes a minute at most, so that a part stays below 8 minutes."""
+"""Time after which a part starts no further variant, in seconds. A variant takes up to a minute, a part up to 8."""
 COLUMNS = ("images_per_s", "transitions_per_s", "utilisation", "utilisation_in_unet", "share_in_unet")
 
 
 def open_results(file: Path, size: str, device: torch.device) -> Figures:
-    """Those that are there, or none yet; UserError where they are another machine's or size's."""
+    """Reads earlier results, or starts new ones. Raises UserError if they are those of another machine or size."""
     found: Figures = {"size": size, "machine": describe_device(device), "products_per_s": {}, "parts": {}}
     if not file.is_file():
         return found
@@ -53,7 +54,7 @@ def open_results(file: Path, size: str, device: torch.device) -> Figures:
 def measure_part(
     name: str, part: Part, scale: Scale, results: Figures, file: Path, device: torch.device, limit_s: float
 ) -> None:
-    """What is missing of a part, written after every variant; none begins after `limit_s`, but for the first."""
+    """Measures the missing variants of a part, and writes each; after `limit_s` seconds it starts no further one."""
 
     def rate(precision: str) -> float:
         rates = results["products_per_s"]
@@ -68,7 +69,7 @@ def measure_part(
     until = time.monotonic() + limit_s
     for number, (title, variant) in enumerate(progress_bar(variants.items(), stage=name, total=len(variants))):
         if number and time.monotonic() > until:
-            print(f"{name}: {len(variants) - number} variants are left after {limit_s:g} s; the same command goes on")
+            print(f"{name}: {len(variants) - number} variants are left after {limit_s:g} s; run the same command again")
             break
         profile = file.parent / f"profile-{name}.txt" if title == part.base else None
         job = Job(part=part, variant=variant, scale=scale, device=device, rate=rate, profile=profile)
@@ -77,7 +78,7 @@ def measure_part(
 
 
 def format_figure(figures: Mapping[str, Any], column: str) -> str:
-    """Median and quartiles; shares in percent; a dash where there is none."""
+    """Formats median and quartiles, shares in percent; a dash if there is no figure."""
     if column not in figures:
         return "-"
     if column.endswith("_per_s"):
@@ -86,7 +87,7 @@ def format_figure(figures: Mapping[str, Any], column: str) -> str:
 
 
 def format_table(results: Figures) -> str:
-    """One line a variant."""
+    """Formats a line per variant."""
     rows = [("part", "variant", *COLUMNS, "peak GB")]
     for name, variants in results["parts"].items():
         for title, figures in variants.items():
@@ -94,7 +95,7 @@ def format_table(results: Figures) -> str:
             cells = [format_figure(figures, column) for column in COLUMNS]
             reason = next((key.replace("_", " ") for key in ("out_of_memory", "failed") if key in figures), peak)
             is_plain = figures.get("loop") == PLAIN and PLAIN not in title
-            rows.append((name, f"{title}, for want of DeepSpeed in {PLAIN}" if is_plain else title, *cells, reason))
+            rows.append((name, f"{title}, without DeepSpeed: {PLAIN}" if is_plain else title, *cells, reason))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     rates = ", ".join(f"{precision} {rate / 1e12:.4g}" for precision, rate in results["products_per_s"].items())
@@ -102,21 +103,21 @@ def format_table(results: Figures) -> str:
 
 
 def run(out: Path, names: list[str], size: str | None, device: torch.device, limit_s: float = LIMIT_S) -> None:
-    """Measure what is missing, and print everything; UserError at the end where a variant failed."""
+    """Measures the missing variants, and prints all. Raises UserError at the end if a variant failed."""
     size = size or ("full" if device.type == "cuda" else "tiny")
     if size == "full" and device.type != "cuda":
         raise UserError("--size full: needs a CUDA GPU, and PyTorch sees none; use --size tiny")
     file = out / "gpu.json"
     results = open_results(file, size, device)
     trains = any(PARTS[name].use == "training" for name in names)
-    # One group for all parts: DeepSpeed keeps the first that it sees.
+    # All parts share one group, since DeepSpeed keeps the first that it sees.
     with process_group(device) if trains else nullcontext():
         for name in names:
             measure_part(name, PARTS[name], SCALES[size], results, file, device, limit_s)
     for name in names:
         for title, variant in PARTS[name].variants.items():
             if not is_available(variant, device):
-                print(f"{name}, {title}: left out, for want of a GPU or of xformers")
+                print(f"{name}, {title}: left out: needs a GPU and xformers")
     print(format_table(results))
     failed = {
         f"{name}, {title}": f["failed"]
@@ -130,13 +131,13 @@ def run(out: Path, names: list[str], size: str | None, device: torch.device, lim
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS])
-    parser.add_argument("--size", choices=[*SCALES], help="full on a GPU, else tiny")
+    parser.add_argument("--size", choices=[*SCALES], help="default: full on a GPU, otherwise tiny")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
-    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="of each part; default: %(default)g")
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="seconds per part; default: %(default)g")
     given = parser.parse_args(arguments)
     try:
         run(given.out, given.only, given.size, resolve_device(given.device), given.limit_s)

@@ -1,7 +1,7 @@
-"""Policies of the published architectures, at random weights: from the configurations below, without a download.
+"""Builds policies of published architectures with random weights, without a download.
 
-Those of runwayml/stable-diffusion-inpainting and diffusers/stable-diffusion-xl-1.0-inpainting-0.1, and a tiny one of
-each kind. Text encoders are left out: a policy holds the embedding of one text, which is random here.
+The architectures are runwayml/stable-diffusion-inpainting, diffusers/stable-diffusion-xl-1.0-inpainting-0.1, and a tiny
+one of each kind. There are no text encoders: a policy holds the embedding of one text, which is random here.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ from rlhf.diffusion.policy import Policy
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Architecture:
-    """What diffusers builds the parts of an inpainting pipeline from."""
+    """Configurations from which diffusers builds the parts of an inpainting pipeline."""
 
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
     pooled_width: int | None = None
-    """Of SDXL's second text encoder; None for Stable Diffusion."""
+    """Width of SDXL's second text embedding; None for Stable Diffusion."""
 
 
 WORDS = 77
@@ -106,7 +106,7 @@ TINY_XL = Architecture(
 
 
 def build_unet(architecture: Architecture, device: torch.device) -> UNet2DConditionModel:
-    """Random and frozen, made on `device` itself; on `meta` it takes no memory."""
+    """Builds a frozen UNet with random weights on `device`; on `meta` it takes no memory."""
     with torch.device(device):
         unet = UNet2DConditionModel.from_config(dict(architecture.unet)).requires_grad_(False).eval()
     return unet.to(memory_format=torch.channels_last)
@@ -122,7 +122,7 @@ def random_text(architecture: Architecture, device: torch.device) -> TextEmbeddi
 
 
 def build_policy(architecture: Architecture, device: torch.device, precision: str) -> Policy:
-    """As `load_policy` leaves one: frozen weights in float32, of which `precision` bf16 makes products in bfloat16."""
+    """Builds a policy like `load_policy`: frozen float32 weights; with `precision` bf16, products are in bfloat16."""
     torch.manual_seed(0)
     text, unet = random_text(architecture, device), build_unet(architecture, device)
     with torch.device(device):

@@ -1,4 +1,4 @@
-"""One variant of `benchmarks.gpu`, measured: a rollout, or an update."""
+"""Measures one variant of `benchmarks.gpu`: a rollout, or an update."""
 
 import datetime
 import importlib.util
@@ -27,7 +27,7 @@ PLAIN = "plain PyTorch"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A variant of a part on this machine."""
+    """A variant of a part, to be measured on this machine."""
 
     part: Part
     variant: Variant
@@ -36,11 +36,11 @@ class Job:
     rate: Callable[[str], float]
     """FLOP/s of matrix products, by precision."""
     profile: Path | None
-    """Where the profile goes, if the target is missed; None: there is none."""
+    """File of the profile if the target is missed; None for no profile."""
 
     @property
     def architecture(self) -> Architecture:
-        """The architecture at the scale of the job."""
+        """Architecture at the scale of the job."""
         return self.part.tiny if self.scale.is_tiny else self.part.architecture
 
     @property
@@ -50,14 +50,14 @@ class Job:
 
 
 def is_available(variant: Variant, device: torch.device) -> bool:
-    """Whether this machine can run it."""
+    """Returns whether this machine can run the variant."""
     has_xformers = device.type == "cuda" and importlib.util.find_spec("xformers") is not None
     return variant.attention != "xformers" or has_xformers
 
 
 @cache
 def has_deepspeed() -> bool:
-    """Whether it can be imported."""
+    """Returns whether DeepSpeed can be imported."""
     try:
         import deepspeed  # noqa: F401
     except ImportError:
@@ -66,7 +66,7 @@ def has_deepspeed() -> bool:
 
 
 def make_config(job: Job) -> AlignConfig:
-    """The defaults of `rlhf align`, of that batch; it learns next to nothing, so that random weights stay finite."""
+    """Returns the defaults of `rlhf align` with the job's batch, and a tiny learning rate for stable random weights."""
     variant, scale = job.variant, job.scale
     return AlignConfig(
         samples_per_prompt=scale.samples,
@@ -83,7 +83,7 @@ def make_config(job: Job) -> AlignConfig:
 
 
 def make_prompts(count: int, px: int) -> list[Prompt]:
-    """Random pictures with a square hole in the middle."""
+    """Returns random pictures with a square hole in the centre."""
     mask = torch.zeros(1, px, px)
     mask[:, px // 4 : 3 * px // 4, px // 4 : 3 * px // 4] = 1
     made = {"hole": "box", "source": "random", "photograph": "p", "split": "train", "caption": ""}
@@ -91,21 +91,21 @@ def make_prompts(count: int, px: int) -> list[Prompt]:
 
 
 def open_policy(job: Job) -> Policy:
-    """Opens the part's architecture, run as the variant says, without adapters."""
+    """Opens the architecture with the variant's attention and compilation, without adapters."""
     variant = job.variant
     policy = build_policy(job.architecture, job.device, variant.precision)
     if variant.attention == "xformers":
         policy.network.enable_xformers_memory_efficient_attention()
     if variant.is_compiled:
-        # Sizes, LoRA on or off, gradients or none make versions of one block; beyond 8 it would run uncompiled.
+        # A block is compiled anew for each size, and with or without LoRA and gradients; beyond 8 it runs uncompiled.
         torch._dynamo.config.recompile_limit = 64
-        # At tiny size it only shows that blocks can be traced: to generate code for them takes a CPU minutes.
+        # The tiny size only tests that blocks can be traced, since code generation takes a CPU minutes.
         policy.network.compile_repeated_blocks(dynamic=True, **({"backend": "eager"} if job.scale.is_tiny else {}))
     return policy
 
 
 def reorder_weights(policy: Policy, variant: Variant) -> None:
-    """To the variant's memory format, if it names one."""
+    """Stores the weights in the variant's memory format, if it names one."""
     if variant.memory_format:
         for unet in (policy.network, policy.merged):
             if unet is not None:
@@ -113,7 +113,7 @@ def reorder_weights(policy: Policy, variant: Variant) -> None:
 
 
 def measure_rollout(job: Job) -> Figures:
-    """A micro-batch of rollouts, with the weights and the plan of `rlhf align`."""
+    """Measures a micro-batch of rollouts, with the weights and the plan of `rlhf align`."""
     config, policy, clock = make_config(job), open_policy(job), PassClock(job.device)
     if job.variant.trainable == "lora":
         make_trainable(
@@ -137,7 +137,7 @@ def measure_rollout(job: Job) -> Figures:
         forward_images = done.forward_images
 
     def flops() -> int:
-        # What adapters compute is left out where some passes are without them.
+        # FLOPs of adapters are left out if some passes run without them.
         trainable = "none" if job.variant.is_merged else job.variant.trainable
         return forward_images * count_flops(job.architecture, job.px, trainable, backward=False)
 
@@ -148,7 +148,7 @@ def measure_rollout(job: Job) -> Figures:
 
 
 def measure_training(job: Job) -> Figures:
-    """An update: all its micro-batches, the optimizer's step and the averaging of weights (not without DeepSpeed)."""
+    """Measures an update: its micro-batches, the optimizer's step and, with DeepSpeed, the averaging of weights."""
     config, policy, clock = make_config(job), open_policy(job), PassClock(job.device)
     clock.watch(policy.network)
     plan, samples = grpo.plan_rollout(config, 0, 0), range(job.scale.samples)
@@ -181,9 +181,9 @@ def measure_training(job: Job) -> Figures:
 
 
 def measure_calls(job: Job, run: Callable[[], object], clock: PassClock, flops: Callable[[], int]) -> Figures:
-    """Seconds of the calls, and what follows from them; a profile where it is wanted and the target is missed.
+    """Returns the seconds of the calls and the utilisation; writes the profile if the target is missed.
 
-    `flops`, of the UNet passes of one call, is asked after the calls.
+    `flops` returns the FLOPs of the UNet passes of one call, and is called after the calls.
     """
     scale, device = job.scale, job.device
     seconds, within = time_rounds(run, clock, device, rounds=scale.rounds, limit_s=scale.limit_s)
@@ -203,7 +203,7 @@ def measure_calls(job: Job, run: Callable[[], object], clock: PassClock, flops: 
 
 
 def finish(figures: Figures) -> Figures:
-    """Seconds as a median, and the date."""
+    """Replaces the seconds by their median and quartiles, and adds the date."""
     return figures | {"s": spread(figures["s"]), "measured": datetime.date.today().isoformat()}
 
 

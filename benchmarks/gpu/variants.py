@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` measures: four parts, and their variants, of which each changes one thing."""
+"""Defines the four parts of `benchmarks.gpu` and their variants, each of which changes one setting."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,21 +9,21 @@ from benchmarks.gpu.full_size_models import SD, TINY_SD, TINY_XL, XL, Architectu
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large everything is."""
+    """Sizes of a benchmark."""
 
     is_tiny: bool = False
     px: int = 512
     """Side of the images."""
     samples: int = 8
-    """Per prompt."""
+    """Number of samples per prompt."""
     num_inference_steps: int = 10
     micro_batches: int = 4
-    """Of one update."""
+    """Number of micro-batches in an update."""
     rounds: int = 9
     limit_s: float = 20.0
-    """After it no new round begins."""
+    """Time after which no new round starts, in seconds."""
     product_side: int = 8192
-    """Of the matrix products that tell what the device can do."""
+    """Side of the matrix products that measure the device's rate."""
 
 
 SCALES = {
@@ -43,30 +43,30 @@ SCALES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """How the model is run."""
+    """Settings with which the model runs."""
 
     prompts: int
-    """Of one micro-batch, with `Scale.samples` images each."""
+    """Number of prompts in a micro-batch, with `Scale.samples` images each."""
     trainable: Literal["none", "lora", "full"] = "lora"
-    """none: for rollouts only, a policy without adapters."""
+    """Trained weights; `none` is a policy without adapters, for rollouts only."""
     precision: Literal["fp32", "bf16"] = "bf16"
     has_bf16_weights: bool = False
-    """The UNet's weights are kept in bfloat16 instead of being rounded in each pass; rollouts only."""
+    """Whether the UNet's weights are stored in bfloat16 instead of being rounded in each pass; rollouts only."""
     attention: Literal["sdpa", "xformers"] = "sdpa"
     is_compiled: bool = False
-    """The repeated blocks are, as in serving."""
+    """Whether the repeated blocks are compiled, as in serving."""
     memory_format: Literal["", "contiguous_format", "channels_last"] = ""
-    """Of the weights; by default as in align: the UNet that is trained is contiguous, others are channels_last."""
+    """Layout of the weights; by default as in align: a trained UNet is contiguous, others are channels_last."""
     is_merged: bool = True
-    """Steps that are not trained run with the LoRA merged into a second UNet; rollouts only."""
+    """Whether untrained steps run with the LoRA merged into a second UNet; rollouts only."""
     shares_prefix: bool = True
-    """A prompt's samples run as one until the first random step."""
+    """Whether the samples of a prompt are computed once until the first random step."""
     px_factor: int = 1
-    """Times `Scale.px`."""
+    """Side of the images over `Scale.px`."""
     gradient_checkpointing: bool = False
     kl_weight: float = 0.01
     is_plain: bool = False
-    """Training without DeepSpeed."""
+    """Whether training runs without DeepSpeed."""
 
 
 ROLLOUT = Variant(prompts=2)
@@ -114,7 +114,7 @@ class Part:
 
     @property
     def base(self) -> str:
-        """The first variant's name."""
+        """Name of the first variant."""
         return next(iter(self.variants))
 
 

@@ -1,7 +1,7 @@
-"""How fast and how steadily the service answers: `python -m benchmarks.serving --out DIR [--only PART ...]`.
+"""Measures speed and reliability of the service: `python -m benchmarks.serving --out DIR [--only PART ...]`.
 
-The built-in model, one thread per replica, real HTTP on this machine; clients and proxy share its other cores. Parts
-are resumable: each writes its figures to DIR/serving.json as soon as it is done, and is left out when they are there.
+It serves the built-in model over HTTP on this machine, with one thread per replica; clients and proxy share the other
+cores. Each part writes its figures to DIR/serving.json as soon as it is done, and is skipped if they are there.
 """
 
 import argparse
@@ -49,14 +49,15 @@ from serve.engine.running_batch import advance, finish, start_jobs  # noqa: E402
 PORT = 8765
 STEPS = 20
 MIXED = (5, 20, 50)
-"""Steps of requests that differ."""
+"""Numbers of steps in mixed requests."""
 CLIENTS = (1, 2, 4, 8, 16, 32)
 SIDE = 64
 Figures = dict[str, Any]
+"""Figures of a part, as `serving.json` holds them."""
 
 
 def make_files() -> dict[str, bytes]:
-    """A photograph at the model's size with a hole in its middle."""
+    """Returns a photograph at the model's size with a hole in its centre."""
     pixels = np.asarray(Image.fromarray(photographs.astronaut()[:400, 60:460]).resize((SIDE, SIDE)))
     alpha = np.full((SIDE, SIDE), 255, np.uint8)
     alpha[20:44, 20:44] = 0
@@ -73,28 +74,28 @@ FILES = make_files()
 
 
 def draw_equal(number: int) -> dict[str, str]:
-    """Fields of request i: all of 20 steps."""
+    """Returns the fields of a request of 20 steps."""
     return {"num_inference_steps": str(STEPS), "seed": str(number)}
 
 
 def draw_mixed(number: int) -> dict[str, str]:
-    """Fields of request i: 5, 20 or 50 steps."""
+    """Returns the fields of a request of 5, 20 or 50 steps."""
     return {"num_inference_steps": str(random.Random(number).choice(MIXED)), "seed": str(number)}
 
 
 def deploy(name: str, **settings: Any) -> str:
-    """Start a service of ours; returns where it takes edits."""
+    """Starts our service; returns the address for edits."""
     ray_serve.run(_bind(to_settings(settings), 1.0), name=name, route_prefix=f"/{name}")
     return f"http://127.0.0.1:{PORT}/{name}/v1/images/edits"
 
 
 def load(url: str, draw: Callable[[int], dict[str, str]], clients: int, seconds: float) -> Outcome:
-    """A closed loop."""
+    """Runs a closed loop of clients."""
     return asyncio.run(closed_loop(url, FILES, draw, clients=clients, seconds=seconds))
 
 
 def bare_rate(pipeline: Any, seconds: float) -> float:
-    """Images a second of the pipeline in a loop, with PNG in and out."""
+    """Returns the images per second of the pipeline in a loop, with PNG in and out."""
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         image = Image.open(io.BytesIO(FILES["image"])).convert("RGB")
@@ -105,7 +106,7 @@ def bare_rate(pipeline: Any, seconds: float) -> float:
 
 
 def measure_throughput(args: argparse.Namespace) -> Figures:
-    """Ours against the pipeline in a loop and the usual deployment, clients by clients, interleaved."""
+    """Compares ours with the pipeline in a loop and with the usual deployment, for rising numbers of clients."""
     torch.set_num_threads(1)
     pipeline = open_usual_pipeline(str(TINY))
     ours = deploy("ours")
@@ -127,7 +128,7 @@ def measure_throughput(args: argparse.Namespace) -> Figures:
 
 
 def measure_overhead(args: argparse.Namespace) -> Figures:
-    """One request over HTTP against the same denoising without HTTP and Serve, in turn."""
+    """Compares one request over HTTP with the same denoising without HTTP and Serve, in turn."""
     torch.set_num_threads(1)
     settings = to_settings({}).engine()
     engine = Engine(PolicyCache(str(TINY), settings), None, settings)
@@ -176,7 +177,7 @@ def _bare_seconds(engine: Any, upload: Any, box: Any) -> float:
 
 
 def measure_batching(args: argparse.Namespace) -> Figures:
-    """Requests joining between steps against batches of whole requests, for equal and for mixed steps."""
+    """Compares continuous batching with batches of whole requests, for equal and for mixed numbers of steps."""
     urls = {name: deploy(name, batching=name) for name in ("continuous", "whole")}
     for url in urls.values():
         load(url, draw_equal, 2, 2)
@@ -192,7 +193,7 @@ def measure_batching(args: argparse.Namespace) -> Figures:
 
 
 def measure_overload(args: argparse.Namespace) -> Figures:
-    """Twice as many requests as can be answered."""
+    """Sends requests at twice the rate that the service can answer."""
     url = deploy("ours")
     capacity = load(url, draw_equal, 16, args.seconds).figures()["images_per_s"]
     memory: list[dict[str, float]] = []
@@ -223,7 +224,7 @@ def measure_overload(args: argparse.Namespace) -> Figures:
 
 
 def measure_faults(args: argparse.Namespace) -> Figures:
-    """Killed replicas, a killed ingress, and swapped policies, each under a load of eight clients."""
+    """Kills replicas and the ingress, and swaps policies, each under a load of eight clients."""
     figures: Figures = {}
     policies = [describe_policy(folder.resolve()) for folder in list_policies(args.policies)[-2:]]
     names = args.out.resolve() / "names.json"
@@ -267,13 +268,13 @@ PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
 
 
 def main() -> None:
-    """Run the parts that are not there yet."""
+    """Runs the missing parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for serving.json and serving.png")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--seconds", type=float, default=20, help="of each load")
-    parser.add_argument("--repeats", type=int, default=40, help="single requests")
-    parser.add_argument("--minutes", type=float, default=10, help="of overload")
+    parser.add_argument("--seconds", type=float, default=20, help="seconds of each load")
+    parser.add_argument("--repeats", type=int, default=40, help="number of single requests")
+    parser.add_argument("--minutes", type=float, default=10, help="minutes of overload")
     parser.add_argument("--policies", type=Path, help="a run's `align` folder with two policies or more, for swaps")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""The figure of `benchmarks.serving`."""
+"""Draws the figure of `benchmarks.serving`."""
 
 from pathlib import Path
 from typing import Any
 
 
 def plot(figures: dict[str, Any], file: Path) -> None:
-    """Throughput and latency by clients."""
+    """Draws throughput and latency by number of clients."""
     import matplotlib.pyplot as plt
 
     rows = figures["throughput"]["rows"]

@@ -1,4 +1,4 @@
-"""Clients of an HTTP service: as many at once as wanted, or as often as wanted, and what became of their requests."""
+"""Clients of an HTTP service, in a closed loop or at a given rate, and the outcome of their requests."""
 
 import asyncio
 import random
@@ -15,19 +15,19 @@ Fields = dict[str, str]
 
 @dataclass(kw_only=True)
 class Outcome:
-    """Of all requests of a load."""
+    """Outcome of all requests of a load."""
 
     seconds: float = 0.0
-    """From the first request to the last answer."""
+    """Time from the first request to the last answer."""
     statuses: Counter[str] = field(default_factory=Counter)
-    """HTTP statuses, and names of exceptions where there was no answer."""
+    """Counts of HTTP statuses, and of exceptions if there was no answer."""
     latencies: list[float] = field(default_factory=list)
-    """Seconds, of answers with 200."""
+    """Durations of requests answered with 200, in seconds."""
     finished: list[float] = field(default_factory=list)
-    """When these came, seconds after the first request."""
+    """Times of these answers, in seconds after the first request."""
 
     def figures(self) -> dict[str, object]:
-        """Rate, percentiles of the latency, and statuses."""
+        """Returns rate, percentiles of the latency, and statuses."""
         marks = (50, 90, 99)
         cuts = np.percentile(self.latencies, marks) if self.latencies else [float("nan")] * len(marks)
         return {
@@ -65,7 +65,7 @@ def _session() -> aiohttp.ClientSession:
 async def closed_loop(
     url: str, files: dict[str, bytes], draw: Callable[[int], Fields], *, clients: int, seconds: float
 ) -> Outcome:
-    """`clients` that each ask again as soon as they are answered; `draw` gives the fields of request i."""
+    """Runs clients that each send the next request after an answer; `draw` returns the fields of request i."""
     told, started, asked = Outcome(), time.perf_counter(), iter(range(10**9))
     async with _session() as session:
 
@@ -82,7 +82,7 @@ async def closed_loop(
 async def open_loop(
     url: str, files: dict[str, bytes], draw: Callable[[int], Fields], *, rate: float, seconds: float
 ) -> Outcome:
-    """Requests that come at random, `rate` a second on average, whether or not earlier ones are answered."""
+    """Sends requests at random times, `rate` per second on average, without waiting for earlier answers."""
     told, started, tasks = Outcome(), time.perf_counter(), []
     chance = random.Random(0)
     async with _session() as session:

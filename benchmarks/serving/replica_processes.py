@@ -1,10 +1,10 @@
-"""The service's processes, found by the titles that Ray gives them."""
+"""Finds the processes of the service by the titles that Ray gives them."""
 
 import psutil
 
 
 def replica_memory() -> dict[str, float]:
-    """Unshared memory of each process of the service, MB."""
+    """Returns the unshared memory of each process of the service, in MB."""
     found = {}
     for process in psutil.process_iter(["cmdline"]):
         title = " ".join(process.info["cmdline"] or ())
@@ -14,6 +14,6 @@ def replica_memory() -> dict[str, float]:
 
 
 def replica_pids(kind: str) -> list[int]:
-    """Processes of replicas, as Ray names them."""
+    """Returns the ids of the processes of replicas of one deployment."""
     titles = {p.pid: " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])}
     return [pid for pid, title in titles.items() if title.startswith(f"ray::ServeReplica:ours:{kind}")]

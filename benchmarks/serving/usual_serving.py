@@ -1,4 +1,4 @@
-"""What our service is measured against: a diffusers pipeline behind Ray Serve, one request at a time."""
+"""Baseline of the service: a diffusers pipeline behind Ray Serve, one request at a time."""
 
 import asyncio
 import io
@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 
 def open_usual_pipeline(folder: str) -> Any:
-    """The same model and sampler as ours."""
+    """Opens the same model and sampler as ours."""
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -21,7 +21,7 @@ def open_usual_pipeline(folder: str) -> Any:
 
 
 def call_usual_pipeline(pipeline: Any, image: Image.Image, mask: Image.Image, steps: int, seed: int) -> Image.Image:
-    """One image, without the second pass of guidance: the same work as ours."""
+    """Paints one image, without the second pass for guidance: the same work as ours."""
     generator = torch.Generator().manual_seed(seed)
     sides = {"height": image.height, "width": image.width}
     options = {"guidance_scale": 1.0, "num_inference_steps": steps, "generator": generator, **sides}
@@ -37,7 +37,7 @@ class UsualService:
         self.lock = asyncio.Lock()
 
     async def __call__(self, http: Request) -> Response:
-        """A form with image, mask, num_inference_steps and seed; answers a PNG."""
+        """Answers a form of image, mask, num_inference_steps and seed with a PNG."""
         async with http.form() as form:
             image = Image.open(io.BytesIO(await form["image"].read())).convert("RGB")  # type: ignore[union-attr]
             alpha = Image.open(io.BytesIO(await form["mask"].read())).getchannel("A")  # type: ignore[union-attr]

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from rlhf.commands.options import Out
+from rlhf.commands.options import Database, Out, PageHost, PagePort
 
 Evaluation = Annotated[Path, typer.Option("--evaluation", help="Folder that `rlhf evaluate` wrote.")]
-Database = Annotated[str | None, typer.Option(help="postgresql://... default: OUT/annotations.db.")]
 
 
 def compare(
@@ -18,8 +17,8 @@ def compare(
     evaluation: Evaluation,
     prompts: Annotated[Path, typer.Option("--prompts", help="Prompts of that evaluation.")],
     out: Out,
-    host: Annotated[str, typer.Option(help="Address to bind; beyond this machine a token is required.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 takes a free one.")] = 8001,
+    host: PageHost = "127.0.0.1",
+    port: PagePort = 8001,
     database: Database = None,
     overlap: Annotated[int, typer.Option(min=1, help="Number of people who see each pair.")] = 1,
     repeat: Annotated[float, typer.Option(min=0, max=1, help="Share of pairs shown twice to the same person.")] = 0.05,

@@ -5,18 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rlhf.commands.options import (
-    Config,
-    Out,
-    Overrides,
-    PromptsFolder,
-    SamplersAddress,
-    Wait,
-    Workers,
-    open_samplers,
-    resolve_config,
-    save_config,
-)
+from rlhf.commands import options
 
 if TYPE_CHECKING:
     from rlhf.config.run_config import RunConfig
@@ -24,7 +13,6 @@ if TYPE_CHECKING:
     from rlhf.data.annotation_store import Assignment
 
 Selection = Literal["random", "uncertain"]
-Host = Annotated[str, typer.Option(help="Address to bind; addresses beyond this machine need a token.")]
 Repeat = Annotated[float, typer.Option(min=0, max=1, help="Share of prompts shown twice to the same person.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Largest number of candidates, in whole prompts; default: all.")]
 Earlier = Annotated[
@@ -35,59 +23,59 @@ Earlier = Annotated[
 
 def prompts(
     images: Annotated[Path, typer.Option("--images", help="Folder of photographs of any size.")],
-    out: Out,
+    out: options.Out,
     split: Annotated[str | None, typer.Option(help="Split of all prompts; default: prompts.test_share.")] = None,
-    config: Config = None,
-    overrides: Overrides = None,
+    config: options.Config = None,
+    overrides: options.Overrides = None,
 ) -> None:
     """Cut square crops with holes from photographs."""
-    resolved = resolve_config(config, overrides)
+    resolved = options.resolve_config(config, overrides)
     from rlhf.data.prompts import make_prompts
     from rlhf.storage.url_path import local_copy
 
-    save_config(resolved, out)
+    options.save_config(resolved, out)
     with local_copy(images) as folder:
         count = make_prompts(folder, out, resolved.prompts, seed=resolved.seed, split=split)
     print(f"{count} prompts in {out}")
 
 
 def candidates(
-    prompts: PromptsFolder,
-    out: Out,
-    policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the base model.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the prompts.")] = "train",
+    prompts: options.PromptsFolder,
+    out: options.Out,
+    policy: options.PolicyFolder = None,
+    split: options.Split = "train",
     first_sample: Annotated[int, typer.Option(min=0, help="Index of the first sample, if earlier ones exist.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace candidates of other settings.")] = False,
-    workers: Workers = None,
-    address: SamplersAddress = None,
-    wait: Wait = False,
-    config: Config = None,
-    overrides: Overrides = None,
+    workers: options.Workers = None,
+    address: options.SamplersAddress = None,
+    wait: options.Wait = False,
+    config: options.Config = None,
+    overrides: options.Overrides = None,
 ) -> None:
     """Sample inpaintings for annotation, in this process or on Ray; resumes after an interruption."""
-    resolved = resolve_config(config, overrides)
+    resolved = options.resolve_config(config, overrides)
     from rlhf.data.prompts import PromptTable
     from rlhf.diffusion.candidates import claim_folder, describe_origin, keep_prompts, make_candidates
 
     table = PromptTable(prompts, split=split)
     origin = describe_origin(resolved, prompts, policy, split=split, first_sample=first_sample)
     claim_folder(out, origin, overwrite=overwrite)
-    save_config(resolved, out)
+    options.save_config(resolved, out)
     keep_prompts(prompts, out)
     settings = {"seed": resolved.seed, "first_sample": first_sample}
-    with open_samplers(resolved, table.rows, [policy], out, workers, address, wait) as open_policy:
+    with options.open_samplers(resolved, table.rows, [policy], out, workers, address, wait) as open_policy:
         count = make_candidates(open_policy(policy), list(table.captions), out, resolved.candidates, **settings)
     print(f"{count} candidates in {out}")
 
 
 def annotate(
     candidates: Annotated[Path, typer.Argument(help="Folder that `rlhf candidates` wrote.")],
-    out: Out,
+    out: options.Out,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="Prompts; default: the candidates' copy.")] = None,
     simulated: Annotated[bool, typer.Option("--simulated", help="Let simulated annotators score.")] = False,
-    host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 takes a free one.")] = 8001,
-    database: Annotated[str | None, typer.Option(help="postgresql://... default: OUT/annotations.db.")] = None,
+    host: options.PageHost = "127.0.0.1",
+    port: options.PagePort = 8001,
+    database: options.Database = None,
     overlap: Annotated[int, typer.Option(min=1, help="Number of people who get each prompt.")] = 1,
     repeat: Repeat = 0.05,
     lease_minutes: Annotated[float, typer.Option(min=0.05, help="Idle minutes until a prompt goes to another.")] = 10,
@@ -96,11 +84,11 @@ def annotate(
     limit: Limit = None,
     earlier: Earlier = None,
     export: Annotated[bool, typer.Option("--export", help="Only write OUT/annotations.parquet anew.")] = False,
-    config: Config = None,
-    overrides: Overrides = None,
+    config: options.Config = None,
+    overrides: options.Overrides = None,
 ) -> None:
     """Score candidates 0-7 on structure, texture and overall, on a web page that several people share."""
-    resolved = resolve_config(config, overrides)
+    resolved = options.resolve_config(config, overrides)
     from rlhf.diffusion.candidates import prompts_of
 
     prompts = prompts_of(candidates, prompts)
@@ -134,7 +122,7 @@ def _serve_page(
     from serve.annotation.annotation_server import run
 
     store = open_study(items, assignment, out, database)
-    save_config(resolved, out)
+    options.save_config(resolved, out)
     run(store, items, out, host, port)
 
 
@@ -155,7 +143,7 @@ def _simulate(
     from rlhf.rewards.learned.prompt_choice import choose_candidates
 
     refuse_peoples_annotations(out)
-    save_config(resolved, out)
+    options.save_config(resolved, out)
     by_id = {p.prompt_id: p for p in load_prompts(prompts)}
     images = load_candidates(candidates, by_id)
     if reward is not None or limit is not None or select != "random" or earlier:

@@ -6,19 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf.commands.options import (
-    Config,
-    Out,
-    Overrides,
-    PromptsFolder,
-    RewardFolder,
-    SamplersAddress,
-    Wait,
-    Workers,
-    open_samplers,
-    resolve_config,
-    save_config,
-)
+from rlhf.commands import options
 
 if TYPE_CHECKING:
     from rlhf.evaluation.comparison_run import ComparisonResult
@@ -43,23 +31,23 @@ Views = Annotated[bool, typer.Option("--views", help="Also compare new views wit
 
 
 def evaluate(
-    prompts: PromptsFolder,
-    reward: RewardFolder,
-    out: Out,
+    prompts: options.PromptsFolder,
+    reward: options.RewardFolder,
+    out: options.Out,
     run: AlignedRun = None,
     contestant: Contestants = None,
     base: Annotated[str, typer.Option("--base", help="Contestant that the others are compared with.")] = "base",
-    split: Annotated[str, typer.Option(help="Split of the prompts.")] = "test",
+    split: options.Split = "test",
     extension: Extension = None,
     views: Views = False,
-    workers: Workers = None,
-    address: SamplersAddress = None,
-    wait: Wait = False,
-    config: Config = None,
-    overrides: Overrides = None,
+    workers: options.Workers = None,
+    address: options.SamplersAddress = None,
+    wait: options.Wait = False,
+    config: options.Config = None,
+    overrides: options.Overrides = None,
 ) -> None:
     """Compare models, classical fills and images on held-out prompts; a run is painted here or on Ray."""
-    resolved = resolve_config(config, overrides)
+    resolved = options.resolve_config(config, overrides)
     from rlhf.errors import UserError
     from rlhf.evaluation.comparison_run import ComparisonRequest, run_comparison
     from rlhf.evaluation.contestants import parse_contestants
@@ -75,8 +63,8 @@ def evaluate(
         choose_photographs(plan)  # Fails before hours of painting.
     specs = parse_contestants(contestant or [])
     request = ComparisonRequest(prompts=prompts, split=split, reward=reward, run=run, specs=specs, base=base, out=out)
-    save_config(resolved, out)
-    open_all = partial(open_samplers, resolved, out=out, workers=workers, address=address, wait=wait)
+    options.save_config(resolved, out)
+    open_all = partial(options.open_samplers, resolved, out=out, workers=workers, address=address, wait=wait)
     _show(run_comparison(request, resolved, lambda table, policies: open_all(table.rows, policies)), out)
     if plan is not None:
         print(evaluate_extension(plan, resolved, run, out / "extension"))
@@ -97,20 +85,20 @@ def _show(result: "ComparisonResult", out: Path) -> None:
 
 
 def quality(
-    prompts: PromptsFolder,
-    policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the base model.")] = None,
-    config: Config = None,
-    overrides: Overrides = None,
+    prompts: options.PromptsFolder,
+    policy: options.PolicyFolder = None,
+    config: options.Config = None,
+    overrides: options.Overrides = None,
 ) -> None:
     """Measure a model against the originals: VAE PSNR, hole PSNR and SSIM."""
-    resolved = resolve_config(config, overrides)
+    resolved = options.resolve_config(config, overrides)
     from rlhf.data.prompts import load_prompts
     from rlhf.diffusion.builtin.model_quality import measure_quality
     from rlhf.diffusion.policy import load_policy
-    from rlhf.reports.intervals import Estimate, show_estimate
+    from rlhf.reports.intervals import show_estimate
 
     steps = resolved.evaluate.num_inference_steps
     model = load_policy(resolved.model, policy)
     figures = measure_quality(model, load_prompts(prompts), num_inference_steps=steps, seed=resolved.seed)
-    for name, estimate in ((name, Estimate(**figure)) for name, figure in figures.items()):
+    for name, estimate in vars(figures).items():
         print(f"{name}: {show_estimate(estimate, '.3f')} ({estimate.clusters} photographs)")

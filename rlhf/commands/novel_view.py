@@ -1,7 +1,9 @@
 """Command `novel-view`: a photograph seen from elsewhere, with what is behind things in it."""
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -70,44 +72,71 @@ def novel_view(
 ) -> None:
     """See a photograph with depth from elsewhere: warp, fill, move along a path, fuse into a point cloud."""
     resolved = resolve_config(config, overrides)
-    _check_depth_options(depth, depth_model, focal_px, baseline)
+    options = _DepthOptions(
+        file=depth,
+        model=depth_model,
+        kind=depth_kind,
+        focal_px=focal_px,
+        baseline=baseline,
+        offset_px=offset_px,
+        is_mended=mend_depth,
+    )
+    options.check()
     from rlhf.views.novel_view import PathSettings, Pose, check_pose, make_novel_views
 
     pose, way = Pose(yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll, shift=shift), PathSettings(kind=path, frames=frames)
     check_pose(pose)
-    lens = {"focal_px": focal_px, "baseline": baseline, "offset_px": offset_px, "is_mended": mend_depth}
-    rgb, distances = _read(image, depth, depth_model, depth_kind, lens, resolved.model.device)
+    rgb, distances = options.read(image, resolved.model.device)
     fill, painter = _open_painter(resolved, policy, samples)
     notes = {"image": str(image), "depth_from": str(depth or depth_model), **painter}
     save_config(resolved, out)
     made = make_novel_views(rgb, distances, pose, fill, out, focal_px=focal_px, halo_px=halo_px, path=way, notes=notes)
-    print(f"view.png, path.gif, path.mp4 and cloud.ply ({made.cloud_points} points) in {out}; ", end="")
+    if made.mp4_error is not None:
+        print(f"novel-view: no MP4: {made.mp4_error}", file=sys.stderr)
+    files = ", ".join(["view.png", "path.gif", *([made.mp4] if made.mp4 else [])])
+    print(f"{files} and cloud.ply ({made.cloud_points} points) in {out}; ", end="")
     print(f"{made.hole_share[0]:.1%} of the view were hidden and are filled")
 
 
-def _check_depth_options(depth: Path | None, depth_model: str | None, focal_px: float | None, baseline: float) -> None:
-    if (depth is None) == (depth_model is None):
-        raise UserError("novel-view: give a depth map with --depth, or an estimator with --depth-model")
-    for name, value in (("--focal-px", focal_px), ("--baseline", baseline)):
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"{name}: {value:g}; it is a length, finite and above 0")
+@dataclass(frozen=True, kw_only=True)
+class _DepthOptions:
+    """Options that say where the depth comes from."""
 
+    file: Path | None
+    model: str | None
+    kind: DepthKind | None
+    focal_px: float | None
+    baseline: float
+    offset_px: float
+    is_mended: bool
 
-def _read(
-    image: Path, depth: Path | None, depth_model: str | None, kind: DepthKind | None, lens: dict[str, Any], device: str
-) -> "tuple[np.ndarray, np.ndarray]":
-    """Returns the photograph, uint8 [H, W, 3], and its depth, float64 [H, W]."""
-    import numpy as np
+    def check(self) -> None:
+        """Raises UserError unless there is either a file or a model, and all lengths are positive."""
+        if (self.file is None) == (self.model is None):
+            raise UserError("novel-view: give a depth map with --depth, or an estimator with --depth-model")
+        for name, value in (("--focal-px", self.focal_px), ("--baseline", self.baseline)):
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError(f"{name}: {value:g}; it is a length, finite and above 0")
 
-    from rlhf.storage.images import decode_image
-    from rlhf.views.depth import DepthSource, read_depth
-    from rlhf.views.depth_estimation import estimate_depth
+    def read(self, image: Path, device: str) -> "tuple[np.ndarray, np.ndarray]":
+        """Returns the photograph, uint8 [H, W, 3], and its depth, float64 [H, W]."""
+        import numpy as np
 
-    photograph = decode_image(image)
-    if depth is None:
-        return np.asarray(photograph), estimate_depth(photograph, str(depth_model), kind=kind, device=device)
-    lens = lens | {"focal_px": lens["focal_px"] or float(photograph.width)}
-    return np.asarray(photograph), read_depth(depth, photograph.size, DepthSource(kind=kind or "depth", **lens))
+        from rlhf.storage.images import decode_image
+        from rlhf.views.depth import DepthSource, read_depth
+        from rlhf.views.depth_estimation import estimate_depth
+
+        photograph = decode_image(image)
+        if self.file is None:
+            return np.asarray(photograph), estimate_depth(photograph, str(self.model), kind=self.kind, device=device)
+        source = DepthSource(
+            kind=self.kind or "depth",
+            focal_px=self.focal_px or float(photograph.width),
+            baseline=self.baseline,
+            offset_px=self.offset_px,
+            is_mended=self.is_mended,
+        )
+        return np.asarray(photograph), read_depth(self.file, photograph.size, source)
 
 
 def _open_painter(config: "RunConfig", policy: Path | None, samples: int) -> "tuple[Fill, dict[str, object]]":

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with changes to the defaults.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, as section.key=value; repeatable.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+PolicyFolder = Annotated[Path | None, typer.Option("--policy", help="Policy folder; default: the base model.")]
+Split = Annotated[str, typer.Option("--split", help="Split of the prompts.")]
 PromptsFolder = Annotated[Path, typer.Option("--prompts", help="Folder of prompts.")]
 RewardFolder = Annotated[
     Path, typer.Option("--reward", help="Reward folder, or a run folder or YAML file with `rewards:`.")
@@ -26,6 +28,10 @@ SamplersAddress = Annotated[str | None, typer.Option("--address", help="Ray clus
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Samplers on Ray, on this machine or at --address; default: cluster.samplers.")
 ]
+
+PageHost = Annotated[str, typer.Option("--host", help="Address to bind; beyond this machine a token is required.")]
+PagePort = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to bind; 0 takes a free one.")]
+Database = Annotated[str | None, typer.Option("--database", help="postgresql://... default: OUT/annotations.db.")]
 
 
 def take_urls(command: Callable[..., object] | None) -> None:

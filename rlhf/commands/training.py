@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from rlhf.commands.options import (
     save_config,
 )
 from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf.rewards.learned.reward_report import RewardReport, UpdatedReport
 
 Objective = Annotated[
     str | None, typer.Option(help="`scores` (regression) or `pairs` (Bradley-Terry); default: reward.objective.")
@@ -54,29 +57,26 @@ def reward(
     if update is not None:
         from rlhf.rewards.learned.reward_update import update_reward
 
-        figures = update_reward(update, by_id, images, rows, out)
+        _print_figures(update_reward(update, by_id, images, rows, out), out / "report.json")
     else:
         from rlhf.rewards.learned.reward_training import describe_doubts, train_reward
 
         save_config(resolved, out)
         command = shlex.join(["rlhf", *sys.argv[1:]])
-        figures = train_reward(by_id, images, rows, out, resolved.reward, seed=resolved.seed, command=command)
-        for doubt in describe_doubts(figures):
+        report = train_reward(by_id, images, rows, out, resolved.reward, seed=resolved.seed, command=command)
+        for doubt in describe_doubts(report):
             print(f"reward: {doubt}", file=sys.stderr)
-    _print_figures(figures, out / ("report.json" if update else "report.html"))
+        _print_figures(report, out / "report.html")
 
 
-def _print_figures(figures: dict[str, Any], report: Path) -> None:
-    from rlhf.reports.intervals import Estimate, show_estimate
+def _print_figures(report: "RewardReport | UpdatedReport", file: Path) -> None:
+    from rlhf.reports.intervals import show_estimate
     from rlhf.reports.pages import show
-    from rlhf.reports.records import parse_record
 
-    coverage = parse_record(Estimate, figures["coverage_measured"])
     print(
-        f"reward in {report.parent}: coverage {show_estimate(coverage, '.3f')} "
-        f"(stated {figures['coverage_stated']}), effective rank {figures['effective_rank']:.1f}, "
-        f"rank correlation with scores {show(figures['rank_correlation_reward_score']['value'], '.2f')}; "
-        f"figures in {report}"
+        f"reward in {file.parent}: coverage {show_estimate(report.coverage_measured, '.3f')} "
+        f"(stated {report.coverage_stated}), effective rank {report.effective_rank:.1f}, "
+        f"rank correlation with scores {show(report.rank_correlation_reward_score.value, '.2f')}; figures in {file}"
     )
 
 

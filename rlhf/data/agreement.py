@@ -1,17 +1,15 @@
 """Agreement of annotators: with one another, and of each with their own earlier marks."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
+from rlhf.data.rows import AnnotationRow, JudgementRow, marks_of
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.tables import MARKS
-
-Row = Mapping[str, Any]
-"""A row of the annotations table; `round` may be absent."""
 
 
 class Agreement(TypedDict):
@@ -34,7 +32,7 @@ class Consistency(TypedDict):
     weighted_kappa: dict[str, float | None]
 
 
-def measure_agreement(rows: Iterable[Row]) -> Agreement:
+def measure_agreement(rows: Iterable[AnnotationRow]) -> Agreement:
     """Returns Krippendorff's alpha (interval level) of each mark over the images with two or more annotators.
 
     Alpha is 1 for perfect agreement, 0 for agreement by chance, and None if no image has two annotators or all
@@ -48,14 +46,14 @@ def measure_agreement(rows: Iterable[Row]) -> Agreement:
     marks = np.full((len(MARKS), len(annotators), len(images)), np.nan)
     for row in firsts:
         column = images[row["prompt_id"], row["sample_index"]]
-        marks[:, annotators[row["annotator"]], column] = [row[name] for name in MARKS]
+        marks[:, annotators[row["annotator"]], column] = marks_of(row)
     shared = (~np.isnan(marks[0])).sum(axis=0) >= 2
     return {
         "annotators": len(annotators),
         "images": len(images),
         "images_scored_by_several": int(shared.sum()),
         "krippendorff_alpha": {name: interval_alpha(marks[i]) for i, name in enumerate(MARKS)},
-        "is_simulated": any(row.get("is_simulated") for row in firsts),
+        "is_simulated": any(row["is_simulated"] for row in firsts),
     }
 
 
@@ -78,25 +76,25 @@ def interval_alpha(marks: np.ndarray) -> float | None:
     return float(1 - observed / expected)
 
 
-def write_agreement(rows: Iterable[Row], out: Path) -> Agreement:
+def write_agreement(rows: Iterable[AnnotationRow], out: Path) -> Agreement:
     """Writes `out/agreement.json` and returns its content."""
     figures = measure_agreement(rows)
     atomic_write_json(out / "agreement.json", figures)
     return figures
 
 
-def measure_consistency(rows: Iterable[Row]) -> Consistency:
+def measure_consistency(rows: Iterable[JudgementRow]) -> Consistency:
     """Compares one person's marks with their earlier marks of the images that they saw twice.
 
     Returns for each mark the mean absolute difference and the quadratically weighted kappa.
     """
-    rounds: dict[tuple[str, int], dict[int, Row]] = defaultdict(dict)
+    rounds: dict[tuple[str, int], dict[int, JudgementRow]] = defaultdict(dict)
     for row in rows:
         rounds[row["prompt_id"], row["sample_index"]][row["round"]] = row
     pairs = [(seen[0], seen[1]) for seen in rounds.values() if len(seen) == 2]
     figures: Consistency = {"images": len(pairs), "mean_absolute_difference": {}, "weighted_kappa": {}}
-    for name in MARKS:
-        marks = np.array([[row[name] for row in pair] for pair in pairs], dtype=float).reshape(-1, 2)
+    found = np.array([[marks_of(row) for row in pair] for pair in pairs], dtype=float).reshape(-1, 2, len(MARKS))
+    for name, marks in zip(MARKS, np.moveaxis(found, 2, 0), strict=True):
         distance = float(np.abs(marks[:, 0] - marks[:, 1]).mean()) if len(pairs) else None
         figures["mean_absolute_difference"][name] = distance
         figures["weighted_kappa"][name] = weighted_kappa(marks)

@@ -2,16 +2,15 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from rlhf.data.normalisation import Normalisation, measure_normalisation
 from rlhf.data.prompts import Prompt
+from rlhf.data.rows import AnnotationRow, marks_of
 from rlhf.errors import UserError
 
-COLUMNS = ("structure", "texture", "overall", "annotation_score")
 MIN_REPEATS = 10
 """Smallest number of repeated annotations for a noise estimate; with fewer, the head's residuals replace it."""
 SHRINKAGE = 4.0
@@ -58,7 +57,7 @@ class AnnotatedImages:
 def join_annotations(
     prompts: dict[str, Prompt],
     candidates: dict[tuple[str, int], torch.Tensor],
-    annotations: list[dict[str, Any]],
+    annotations: list[AnnotationRow],
     normalisation: Normalisation | None = None,
 ) -> AnnotatedImages:
     """Returns images, masks and normalised scores of all annotations with a candidate.
@@ -80,13 +79,13 @@ def join_annotations(
     )
 
 
-def count_unknown(candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]) -> int:
+def count_unknown(candidates: dict[tuple[str, int], torch.Tensor], annotations: list[AnnotationRow]) -> int:
     """Counts the annotations without a candidate, which `join_annotations` leaves out."""
     return sum((row["prompt_id"], row["sample_index"]) not in candidates for row in annotations)
 
 
 def measure_scores(
-    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
+    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[AnnotationRow]
 ) -> Normalisation:
     """Measures the normalisation on all annotations with a candidate. Raises UserError if all scores are equal."""
     rows = annotations_of(candidates, annotations)
@@ -103,8 +102,8 @@ def measure_scores(
 
 
 def annotations_of(
-    candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+    candidates: dict[tuple[str, int], torch.Tensor], annotations: list[AnnotationRow]
+) -> list[AnnotationRow]:
     """Returns the annotations with a candidate. Raises UserError if there are none."""
     rows = [r for r in annotations if (r["prompt_id"], r["sample_index"]) in candidates]
     if not rows:
@@ -113,16 +112,16 @@ def annotations_of(
 
 
 def score_columns(
-    prompts: dict[str, Prompt], rows: list[dict[str, Any]]
+    prompts: dict[str, Prompt], rows: list[AnnotationRow]
 ) -> tuple[np.ndarray, list[tuple[str, str]], list[str]]:
     """Returns marks [N, 4], families and annotators of annotations."""
-    marks = np.array([[r[name] for name in COLUMNS] for r in rows], dtype=float)
+    marks = np.array([[*marks_of(r), r["annotation_score"]] for r in rows], dtype=float)
     families = [(prompts[r["prompt_id"]].source, prompts[r["prompt_id"]].hole) for r in rows]
     return marks, families, [r["annotator"] for r in rows]
 
 
 def split_photographs(photographs: list[str], shares: tuple[float, ...], seed: int) -> list[set[str]]:
-    """Splits photographs into disjoint random sets of about the given shares, each with at least one photograph."""
+    """Splits photographs at random into disjoint sets of about the given shares, each with at least one photograph."""
     names = sorted(set(photographs))
     if len(names) < len(shares):
         raise UserError(f"reward: {len(names)} photographs cannot be split into {len(shares)} parts; annotate more")

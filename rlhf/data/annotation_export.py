@@ -9,6 +9,7 @@ from rlhf.data.agreement import write_agreement
 from rlhf.data.annotation_database import AnnotationDatabase, sqlite_url
 from rlhf.data.annotation_items import AnnotationItems
 from rlhf.data.annotation_store import AnnotationStore, Assignment
+from rlhf.data.rows import AnnotationRow, JudgementRow
 from rlhf.errors import UserError
 from rlhf.storage.tables import PAGE_ANNOTATIONS, parquet_file, write_table
 
@@ -20,15 +21,27 @@ def export_annotations(store: AnnotationStore, out: Path) -> int:
 
     Returns the number of rows; writes nothing if it is 0.
     """
-    rows = store.rows()
+    rows = [to_annotation(judgement) for judgement in store.rows()]
     if not rows:
         return 0
-    for row in rows:
-        row["annotated_at"] = datetime.fromtimestamp(row.pop("judged_at"), UTC)
-        row["is_simulated"] = False
     write_table(rows, PAGE_ANNOTATIONS, out / "annotations.parquet")
     write_agreement(rows, out)
     return len(rows)
+
+
+def to_annotation(row: JudgementRow) -> AnnotationRow:
+    """Returns marks of the annotation page as a row of the table of annotations."""
+    return {
+        "prompt_id": row["prompt_id"],
+        "sample_index": row["sample_index"],
+        "annotator": row["annotator"],
+        "annotated_at": datetime.fromtimestamp(row["judged_at"], UTC),
+        "structure": row["structure"],
+        "texture": row["texture"],
+        "overall": row["overall"],
+        "is_simulated": False,
+        "round": row["round"],
+    }
 
 
 def open_study(items: AnnotationItems, assignment: Assignment, out: Path, database: str | None) -> AnnotationStore:

@@ -18,7 +18,7 @@ from rlhf.storage.images import (
     mask_to_tensor,
     tensor_to_image,
 )
-from rlhf.storage.tables import CANDIDATES, PROMPTS, read_table
+from rlhf.storage.tables import CANDIDATES, PROMPTS, ImageCell, read_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def load_items(candidates: Path, prompts: Path) -> AnnotationItems:
     return AnnotationItems(masked=masked, masks=masks, candidates=dict(pictures), fingerprint=digest.hexdigest())
 
 
-def _bytes_of(cell: dict | None, label: str) -> bytes:
+def _bytes_of(cell: ImageCell | None, label: str) -> bytes:
     if not cell or not cell["bytes"]:
         raise UserError(f"{label}: image holds no bytes; write the table again")
     return cell["bytes"]

@@ -11,11 +11,12 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 
 from rlhf.data.annotation_database import AnnotationDatabase, judgements, tasks
+from rlhf.data.rows import JudgementRow
 from rlhf.errors import UserError
 from rlhf.storage.tables import MARKS
 
@@ -66,6 +67,20 @@ class Assignment:
         """Raises UserError if a value is out of range."""
         if self.overlap < 1 or not 0 <= self.repeat <= 1 or not 0 < self.lease_s < 1e9:
             raise UserError("annotate: needs --overlap of 1 or more, --repeat within 0-1 and --lease-minutes above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Progress of one person, and of everyone together."""
+
+    judged: int
+    """Number of prompts that the person has judged."""
+    skipped: int
+    """Number of prompts that the person has skipped."""
+    done: int
+    """Number of judgements of prompts by everyone."""
+    needed: int
+    """Number of judgements that are needed: each prompt counts `overlap` times."""
 
 
 class AnnotationStore:
@@ -167,11 +182,8 @@ class AnnotationStore:
                     return
         raise TaskRefused("nothing_to_undo", "there is nothing to undo")
 
-    def progress(self, annotator: str | None = None) -> dict[str, int]:
-        """Counts the prompts that the person judged and skipped, and the judgements done and needed by everyone.
-
-        `needed` counts each prompt `overlap` times.
-        """
+    def progress(self, annotator: str | None = None) -> Progress:
+        """Counts what the person has done, and what everyone has."""
         counted = sa.select(tasks.c.prompt_id, sa.func.count().label("people"))
         firsts = counted.where(tasks.c.round == 0, tasks.c.state == "done").group_by(tasks.c.prompt_id)
         own = sa.select(tasks.c.state, sa.func.count().label("tasks")).where(tasks.c.annotator == annotator)
@@ -179,14 +191,14 @@ class AnnotationStore:
             people = {row.prompt_id: row.people for row in connection.execute(firsts)}
             states = {row.state: row.tasks for row in connection.execute(own.group_by(tasks.c.state))}
         overlap = self.assignment.overlap
-        return {
-            "judged": states.get("done", 0),
-            "skipped": states.get("skipped", 0),
-            "done": sum(min(people.get(p, 0), overlap) for p in self.assignment.order),
-            "needed": overlap * len(self.assignment.order),
-        }
+        return Progress(
+            judged=states.get("done", 0),
+            skipped=states.get("skipped", 0),
+            done=sum(min(people.get(p, 0), overlap) for p in self.assignment.order),
+            needed=overlap * len(self.assignment.order),
+        )
 
-    def rows(self, annotator: str | None = None) -> list[dict[str, Any]]:
+    def rows(self, annotator: str | None = None) -> list[JudgementRow]:
         """Returns judgements of everyone or of one person, oldest first, without skipped tasks."""
         columns = (tasks.c.prompt_id, tasks.c.annotator, tasks.c.round)
         marks = (judgements.c.sample_index, judgements.c.judged_at, *(judgements.c[name] for name in MARKS))
@@ -194,7 +206,8 @@ class AnnotationStore:
         if annotator is not None:
             query = query.where(tasks.c.annotator == annotator)
         with self.database.transaction() as connection:
-            return [dict(row) for row in connection.execute(query.order_by(judgements.c.id)).mappings()]
+            found = connection.execute(query.order_by(judgements.c.id)).mappings()
+            return [cast(JudgementRow, dict(row)) for row in found]
 
     def _lease(self) -> float:
         return self.clock() + self.assignment.lease_s

@@ -5,7 +5,7 @@ Their marks replace people's marks in tests and in the demo; every table and rep
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from rlhf.data.agreement import write_agreement
 from rlhf.data.annotated_images import annotations_of, measure_scores, score_columns
 from rlhf.data.gold_judge import gold_utility
 from rlhf.data.prompts import Prompt
+from rlhf.data.rows import AnnotationRow
 from rlhf.errors import UserError
-from rlhf.storage.tables import ANNOTATIONS, MARKS, PAGE_ANNOTATIONS, read_table, write_table
+from rlhf.storage.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
 
 UTILITY_RANGE = (0.25, 0.95)
 """Utilities of the marks 0 and 7; fixed before any policy was aligned."""
@@ -52,16 +53,23 @@ def simulate_annotations(
     first = min(sample_index for _, sample_index in keys)
     rng = np.random.default_rng([seed, 11, first]) if first else rng
     utility = _utilities(prompts, candidates, keys)
-    rows: list[dict[str, Any]] = []
+    rows: list[AnnotationRow] = []
     now = datetime.now(UTC)
     for index, key in enumerate(keys):
         for annotator in rng.permutation(config.count)[: config.marks_per_candidate]:
             marks = to_mark(utility[index]) + bias[annotator] + rng.normal(0.0, config.noise_sd, size=3)
-            known = {"prompt_id": key[0], "sample_index": key[1], "annotator": f"simulated-{annotator}"}
+            structure, texture, overall = np.clip(np.round(marks), 0, 7).tolist()
             rows.append(
-                known
-                | dict(zip(MARKS, np.clip(np.round(marks), 0, 7), strict=True))
-                | {"annotated_at": now, "is_simulated": True}
+                {
+                    "prompt_id": key[0],
+                    "sample_index": key[1],
+                    "annotator": f"simulated-{annotator}",
+                    "annotated_at": now,
+                    "structure": structure,
+                    "texture": texture,
+                    "overall": overall,
+                    "is_simulated": True,
+                }
             )
     write_table(rows, ANNOTATIONS, out / "annotations.parquet")
     write_agreement(rows, out)
@@ -84,7 +92,7 @@ def _utilities(
 
 
 def noiseless_scores(
-    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[dict[str, Any]]
+    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[AnnotationRow]
 ) -> np.ndarray:
     """Returns simulated annotators' scores without their noise, [N], normalised as the noisy scores are.
 
@@ -104,7 +112,7 @@ def noiseless_scores(
     return scores + np.mean(normalisation.apply(*score_columns(prompts, rows))[:, 3] - scores)
 
 
-def load_annotations(folder: Path) -> list[dict[str, Any]]:
+def load_annotations(folder: Path) -> list[AnnotationRow]:
     """Loads annotation rows with `annotation_score`, the weighted total of the three marks, and `round` (default 0).
 
     Raises UserError with the row if a mark is missing, not finite or outside 0-7, or if an annotator judges a
@@ -129,4 +137,4 @@ def load_annotations(folder: Path) -> list[dict[str, Any]]:
                 f"{folder}: row {number} (prompt {row['prompt_id']}, sample {row['sample_index']}, annotator "
                 f"{row['annotator']}) repeats row {first}; remove one, or number the repeats in a column `round`"
             )
-    return rows
+    return cast(list[AnnotationRow], rows)

@@ -25,7 +25,7 @@ class Utility:
 
 
 def gold_utility(images: torch.Tensor, originals: torch.Tensor, masks: torch.Tensor) -> Utility:
-    """Judge inpaintings against the originals.
+    """Judges inpaintings against the originals.
 
     Shapes: images, originals [B, 3, H, W] in [-1, 1]; masks [B, 1, H, W], 1 = repainted.
 

@@ -1,16 +1,16 @@
 """Import of PrefPaint's released preference data as prompts, candidates and annotations.
 
-The release holds no originals: a prompt's image is its painted-over picture with the hole blanked to mid-grey,
-so neither simulated annotators nor the gold judge may use it. Its single score per picture becomes all three
+The release has no originals. The image of a prompt is its painted-over picture with the hole blanked to mid-grey, so
+neither simulated annotators nor the gold judge may use it. Its single score per picture becomes all three
 marks (structure, texture, overall), whose weighted total is then that score; these rows have the annotator
 `prefpaint-release`, no time, and `is_simulated` false. The release does not name photographs: each id counts
 as its own.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from rlhf.data.prefpaint_layout import (
     MASK_THRESHOLD,
+    LeftOut,
     LeftOutItems,
     color_path,
     describe_left_out,
@@ -28,6 +29,7 @@ from rlhf.data.prefpaint_layout import (
     read_ids,
     read_labels,
 )
+from rlhf.data.rows import AnnotationRow, PromptRow
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write_json
@@ -44,9 +46,10 @@ SOURCES = (
     ("kitti", re.compile(r"kitti|2011_\d\d_\d\d", re.IGNORECASE)),
     ("div2k", re.compile(r"div2k", re.IGNORECASE)),
 )
-"""How the four data sets of the release name their files."""
+"""Names of the four data sets of the release, and patterns of their file names."""
 
-Append = Callable[[dict[str, Any]], None]
+Append = Callable[[Mapping[str, Any]], None]
+"""Appends a row to a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +83,22 @@ class _LeaveOutError(Exception):
     """A picture cannot be used; the message is the reason that is counted."""
 
 
-def import_release(folder: Path, out: Path, options: ReleaseImport) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ImportSummary:
+    """Content of `import.json`: numbers of listed ids, of written rows, and of left-out items by reason."""
+
+    ids: int
+    prompts: int
+    candidates: int
+    annotations: int
+    left_out: dict[str, LeftOut]
+
+
+def import_release(folder: Path, out: Path, options: ReleaseImport) -> ImportSummary:
     """Imports the release in `folder` into `out/prompts`, `out/candidates`, `out/annotations` and `out/import.json`.
 
-    Pictures are read one prompt at a time; the tables appear at the end. Returns the content of `import.json`: the
-    numbers of rows, and of left-out items by reason. Raises UserError if ids or labels are missing or ambiguous, or
-    if nothing is left.
+    Pictures are read one prompt at a time; the tables appear at the end. Raises UserError if ids or labels are missing
+    or ambiguous, or if nothing is left.
     """
     low, high = options.score_range
     if not low < high:
@@ -95,7 +108,7 @@ def import_release(folder: Path, out: Path, options: ReleaseImport) -> dict[str,
     labels_file = find_file(folder, options.labels, ".json", "--labels")
     labels, label_names = read_labels(labels_file, left_out, options.score_range)
     _count_unlisted(folder, set(ids), label_names, left_out)
-    counts = {"prompts": 0, "candidates": 0, "annotations": 0}
+    prompts = pictures = 0
     with ExitStack() as tables:
         append = {
             schema_name: tables.enter_context(open_table(schema, out / schema_name / f"{schema_name}.parquet"))
@@ -103,16 +116,17 @@ def import_release(folder: Path, out: Path, options: ReleaseImport) -> dict[str,
         }
         for image_id in progress_bar(ids, stage="import"):
             kept = _import_prompt(folder, image_id, labels.get(image_id, {}), options, append, left_out)
-            counts["prompts"] += kept > 0
-            counts["candidates"] += kept
-            counts["annotations"] += kept
-        if not counts["prompts"]:
+            prompts += kept > 0
+            pictures += kept
+        if not prompts:
             raise UserError(
                 f"{folder}: nothing can be imported with {labels_file.name}; left out: {left_out}. Check the folder, "
                 "--ids and --labels; scores that are not on 0-7 need --score-range"
             )
-    summary = {"ids": len(ids), **counts, "left_out": left_out.record()}
-    atomic_write_json(out / "import.json", summary)
+    summary = ImportSummary(
+        ids=len(ids), prompts=prompts, candidates=pictures, annotations=pictures, left_out=left_out.by_reason()
+    )
+    atomic_write_json(out / "import.json", asdict(summary))
     return summary
 
 
@@ -201,7 +215,7 @@ def resample_mask(mask: np.ndarray, size_px: int) -> np.ndarray:
     return np.asarray(covered) > 1e-6
 
 
-def _prompt_row(prompt: _Prompt, split: str) -> dict[str, Any]:
+def _prompt_row(prompt: _Prompt, split: str) -> PromptRow:
     mask, name = prompt.mask, prompt.image_id
     pixels = np.where(mask[:, :, None], np.uint8(BLANK), np.asarray(prompt.color))
     return {
@@ -217,18 +231,26 @@ def _prompt_row(prompt: _Prompt, split: str) -> dict[str, Any]:
 
 
 def _candidate_row(folder: Path, image_id: str, k: int, picture: Image.Image, size_px: int | None) -> dict[str, Any]:
-    """Seed, policy and sampler of a released picture are not known: null. A picture that is kept keeps its bytes."""
+    """Returns a row without seed, policy and sampler, which are unknown. A picture of the same size keeps its bytes."""
     path = inpaint_path(folder, image_id, k)
     data = path.read_bytes() if size_px is None else encode_png(_resample(picture, size_px))
     known = {"prompt_id": image_id, "sample_index": k, "image": image_cell(data, path.name)}
     return dict.fromkeys(CANDIDATES.names) | known
 
 
-def _annotation_row(image_id: str, k: int, score: float, score_range: tuple[float, float]) -> dict[str, Any]:
+def _annotation_row(image_id: str, k: int, score: float, score_range: tuple[float, float]) -> AnnotationRow:
     low, high = score_range
     mark = score if (low, high) == (0.0, MAX_MARK) else min(MAX_MARK * (score - low) / (high - low), MAX_MARK)
-    known = {"prompt_id": image_id, "sample_index": k, "annotator": ANNOTATOR, "is_simulated": False}
-    return dict.fromkeys(ANNOTATIONS.names) | known | dict.fromkeys(("structure", "texture", "overall"), mark)
+    return {
+        "prompt_id": image_id,
+        "sample_index": k,
+        "annotator": ANNOTATOR,
+        "annotated_at": None,
+        "structure": mark,
+        "texture": mark,
+        "overall": mark,
+        "is_simulated": False,
+    }
 
 
 def source_of(image_id: str) -> str:
@@ -249,7 +271,10 @@ def hole_family(mask: np.ndarray, image_id: str) -> str:
     return "unknown"
 
 
-def describe(summary: dict[str, Any]) -> Iterator[str]:
+def describe(summary: ImportSummary) -> Iterator[str]:
     """Yields the summary as lines of text."""
-    yield ", ".join(f"{summary[name]} {name}" for name in ("ids", "prompts", "candidates", "annotations"))
-    yield from describe_left_out(summary["left_out"])
+    yield (
+        f"{summary.ids} ids, {summary.prompts} prompts, {summary.candidates} candidates, "
+        f"{summary.annotations} annotations"
+    )
+    yield from describe_left_out(summary.left_out)

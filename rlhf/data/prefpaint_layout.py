@@ -1,4 +1,4 @@
-"""The layout in which PrefPaint's preference data were released: names of files, ids and labels.
+"""Layout of PrefPaint's released preference data: names of files, ids and labels.
 
     ids.txt                              one image id per line
     masks/{id}_mask.png                  white = hole, threshold 125
@@ -12,7 +12,8 @@ Rank 1 is the best of an id's inpaintings. Released: PrefPaint (arXiv:2410.21966
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,16 @@ EXAMPLES = 5
 
 
 class _Pairs(list):
-    """Pairs of a JSON object, since a repeated name must not vanish unseen."""
+    """Pairs of a JSON object; unlike a dict, it keeps repeated names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Items that an import leaves out for one reason."""
+
+    count: int
+    examples: list[str]
+    """The first few names."""
 
 
 class LeftOutItems:
@@ -45,19 +55,19 @@ class LeftOutItems:
         if len(self.examples[reason]) < EXAMPLES:
             self.examples[reason].append(name)
 
-    def record(self) -> dict[str, Any]:
-        """Returns {reason: {"count": n, "examples": [names]}}, most frequent first."""
-        return {r: {"count": n, "examples": self.examples[r]} for r, n in self.counts.most_common()}
+    def by_reason(self) -> dict[str, LeftOut]:
+        """Returns the counts and examples by reason, the most frequent first."""
+        return {r: LeftOut(count=n, examples=self.examples[r]) for r, n in self.counts.most_common()}
 
     def __str__(self) -> str:
         return "; ".join(f"{count} {reason}" for reason, count in self.counts.most_common()) or "nothing"
 
 
-def describe_left_out(record: dict[str, Any]) -> Iterator[str]:
-    """Yields a line of text for each reason of `LeftOutItems.record`."""
-    for reason, found in record.items():
-        more = ", ..." if found["count"] > len(found["examples"]) else ""
-        yield f"left out: {found['count']} {reason} ({', '.join(found['examples'])}{more})"
+def describe_left_out(by_reason: Mapping[str, LeftOut]) -> Iterator[str]:
+    """Yields a line of text for each reason."""
+    for reason, found in by_reason.items():
+        more = ", ..." if found.count > len(found.examples) else ""
+        yield f"left out: {found.count} {reason} ({', '.join(found.examples)}{more})"
 
 
 def mask_path(folder: Path, image_id: str) -> Path:

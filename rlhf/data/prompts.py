@@ -1,10 +1,10 @@
-"""Cuts photographs to prompts: square crops with holes. All prompts of a photograph are in the same split."""
+"""Cuts photographs into prompts: square crops with holes. All prompts of a photograph are in the same split."""
 
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from PIL import Image
 
 from rlhf.config.run_config import PromptsConfig
 from rlhf.data.holes import draw_hole
+from rlhf.data.rows import PromptRow
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write_json
@@ -26,9 +27,6 @@ from rlhf.storage.images import (
     square_crop,
 )
 from rlhf.storage.tables import PROMPTS, image_cell, read_table, stream_table, take_rows, write_table
-
-PromptRow = dict[str, Any]
-"""A row of the table of prompts with encoded image and mask, a tenth of the size of a `Prompt`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +47,13 @@ class Prompt:
     """Description of the image, for rewards that read text."""
 
 
+class SkippedPhotograph(TypedDict):
+    """An entry of `skipped.json`."""
+
+    file: str
+    reason: str
+
+
 def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, split: str | None = None) -> int:
     """Cuts prompts from every readable photograph below `images` into `out/prompts.parquet`.
 
@@ -59,8 +64,8 @@ def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, s
     paths = list_photographs(images)
     if not paths:
         raise UserError(f"{images}: no photographs (PNG, JPEG, WebP, BMP, TIFF) there")
-    rows: list[dict[str, Any]] = []
-    skipped: list[dict[str, str]] = []
+    rows: list[PromptRow] = []
+    skipped: list[SkippedPhotograph] = []
     for path in progress_bar(paths, stage="prompts"):
         name = str(path.relative_to(images))
         try:
@@ -80,7 +85,7 @@ def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, s
     return len(rows)
 
 
-def _assign_splits(rows: list[dict[str, Any]], test_share: float, seed: int) -> None:
+def _assign_splits(rows: list[PromptRow], test_share: float, seed: int) -> None:
     """Moves a share of the photographs to the split `test`; each split keeps at least one of two or more."""
     names = sorted({row["photograph"] for row in rows})
     tests = round(len(names) * test_share)
@@ -93,7 +98,7 @@ def _assign_splits(rows: list[dict[str, Any]], test_share: float, seed: int) -> 
 
 def _cut(
     photograph: Image.Image, name: str, source: str, split: str, config: PromptsConfig, seed: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[PromptRow]:
     for index in range(config.crops_per_photograph):
         key = zlib.crc32(name.encode())
         rng = np.random.default_rng([seed, key, index])
@@ -114,12 +119,12 @@ def _cut(
 
 
 def load_prompts(folder: Path, *, split: str | None = None) -> list[Prompt]:
-    """Read and decode prompts, of one split or all.
+    """Reads and decodes the prompts of one split, or of all.
 
-    Raises UserError with file, row or column if something is unreadable, a mask does not fit
-    its image, prompt ids repeat, or the split is empty.
+    Raises UserError with file, row or column if something is unreadable, a mask does not fit its image, prompt ids
+    repeat, or the split is empty.
     """
-    rows = read_table(folder, PROMPTS)
+    rows = cast(list[PromptRow], read_table(folder, PROMPTS))
     prompts = [decode_prompt(row, str(folder)) for row in rows if split is None or row["split"] == split]
     if not prompts:
         found = ", ".join(sorted({row["split"] for row in rows}))
@@ -130,15 +135,16 @@ def load_prompts(folder: Path, *, split: str | None = None) -> list[Prompt]:
 
 
 class PromptTable:
-    """The prompts of a split, read when they are asked for: there may be more than memory holds."""
+    """The prompts of a split, read on demand, since memory may not hold all of them."""
 
     def __init__(self, folder: Path, *, split: str) -> None:
-        """Check every prompt once; raises UserError as `load_prompts` does."""
+        """Checks every prompt once. Raises UserError as `load_prompts` does."""
         self._folder = folder
         self._places: dict[str, int] = {}
         self.captions: dict[str, str] = {}
         splits = set()
-        for place, row in enumerate(progress_bar(stream_table(folder, PROMPTS), stage="prompts")):
+        rows = cast(Iterator[PromptRow], stream_table(folder, PROMPTS))
+        for place, row in enumerate(progress_bar(rows, stage="prompts")):
             splits.add(row["split"])
             if row["split"] != split:
                 continue
@@ -157,7 +163,8 @@ class PromptTable:
 
     def rows(self, prompt_ids: Sequence[str]) -> list[PromptRow]:
         """Returns the rows of these prompts, in this order."""
-        return take_rows(self._folder, PROMPTS, [self._places[name] for name in prompt_ids])
+        found = take_rows(self._folder, PROMPTS, [self._places[name] for name in prompt_ids])
+        return cast(list[PromptRow], found)
 
 
 def decode_prompt(row: PromptRow, place: str = "") -> Prompt:

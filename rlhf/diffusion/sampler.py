@@ -6,7 +6,8 @@ from typing import Protocol
 
 import torch
 
-from rlhf.data.prompts import PromptRow, decode_prompt
+from rlhf.data.prompts import decode_prompt
+from rlhf.data.rows import PromptRow
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import RolloutPlan

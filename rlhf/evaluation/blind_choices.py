@@ -5,15 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
 from rlhf.data.annotation_items import AnnotationItems, load_items
 from rlhf.data.annotation_store import AnnotationStore
+from rlhf.data.rows import JudgementRow
 from rlhf.errors import UserError
-from rlhf.evaluation.judged_store import CONTESTANTS, PAINTED
+from rlhf.evaluation.judged_store import CONTESTANTS, PAINTED, PaintedRow
 from rlhf.reports.intervals import Estimate, bootstrap_means, show_estimate, summarise_draws
 from rlhf.reports.records import read_record
 from rlhf.storage.atomic_files import atomic_write_json
@@ -94,13 +95,13 @@ class Pairs:
     holes: Mapping[str, str]
     """Hole family by prompt."""
 
-    def read_choices(self, rows: Sequence[Mapping[str, Any]]) -> list[Choice]:
+    def read_choices(self, rows: Sequence[JudgementRow]) -> list[Choice]:
         """Returns the choices in the marks of an annotation store, where the two pictures of a pair share one point.
 
         A pair with only one marked picture is left out.
         """
         names = (self.first, self.second)
-        pairs: dict[tuple[str, str, int], dict[int, Mapping[str, Any]]] = defaultdict(dict)
+        pairs: dict[tuple[str, str, int], dict[int, JudgementRow]] = defaultdict(dict)
         for row in rows:
             pairs[row["prompt_id"], row["annotator"], row["round"]][row["sample_index"]] = row
         choices = []
@@ -160,13 +161,14 @@ def lay_out_pairs(evaluation: Path, first: str, second: str, prompts: Path, out:
     )
 
 
-def _read_images(evaluation: Path, name: str) -> dict[str, dict[str, Any]]:
+def _read_images(evaluation: Path, name: str) -> dict[str, PaintedRow]:
     table = evaluation / CONTESTANTS / f"{name}.parquet"
     if not table.is_file():
         found = sorted(path.stem for path in (evaluation / CONTESTANTS).glob("*.parquet"))
         there = f"it holds {', '.join(found)}" if found else "let `rlhf evaluate` write it"
         raise UserError(f"{evaluation}: no contestant {name} there; {there}")
-    return {row["prompt_id"]: row for row in read_table(table, PAINTED) if row["sample_index"] == 0}
+    rows = cast(list[PaintedRow], read_table(table, PAINTED))
+    return {row["prompt_id"]: row for row in rows if row["sample_index"] == 0}
 
 
 def summarise_choices(choices: Sequence[Choice], first: str, second: str) -> ChoicesSummary:

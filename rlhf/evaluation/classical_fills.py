@@ -1,4 +1,4 @@
-"""Classical inpainting, the baseline of every model: colours uint8 [H, W, 3], hole bool [H, W]; known pixels stay."""
+"""Classical inpainting, a baseline for models: colours uint8 [H, W, 3], hole bool [H, W]; known pixels stay."""
 
 from collections.abc import Callable
 from functools import partial

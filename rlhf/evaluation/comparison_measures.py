@@ -89,8 +89,8 @@ def win_rate(judge: str, size: int) -> str:
 def measure_prompts(judged: Judged, base: Judged, *, shares_noise: bool) -> dict[str, np.ndarray]:
     """Returns the measures [P] by the names of `list_measures`, without those that this contestant cannot have.
 
-    `shares_noise` says that sample n of both starts from the same noise, or that both are the same contestant. Samples
-    of equal number are then no independent draws.
+    `shares_noise` is True if sample n of both starts from the same noise, or if both are the same contestant. Samples
+    of equal number are then not independent.
     """
     figures: dict[str, np.ndarray] = {}
     for judge in ("reward", *judged.held_out):
@@ -127,7 +127,7 @@ def rate_wins(
 
     Ties count half. The rate is the mean over every choice of `size` samples and every sample of the base; reward and
     marks are [P, N], the base's marks [P, M]. With `shares_noise` the challenger's sample of the same number as the
-    base's is left out, since it is no independent draw; the base over itself then has S / (S + 1) by the reward.
+    base's is left out, since the two are not independent; the base over itself then has S / (S + 1) by the reward.
     Returns None if there are too few samples.
     """
     count = reward.shape[1]

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import RunConfig
@@ -26,7 +25,7 @@ from rlhf.evaluation.comparison_records import (
 from rlhf.evaluation.comparison_tables import tabulate_figures, tabulate_tests
 from rlhf.evaluation.contestants import IMAGES, Contestant, describe, of_model, open_contestant
 from rlhf.evaluation.evaluation import EvaluationSummary, evaluate
-from rlhf.evaluation.judged_store import CONTESTANTS, JudgedStore
+from rlhf.evaluation.judged_store import CONTESTANTS, JudgedStore, JudgingSettings
 from rlhf.evaluation.judges import HeldOutJudges, open_judges
 from rlhf.evaluation.judging import Judged, Jury
 from rlhf.rewards.open_reward import checksum_reward, open_reward
@@ -151,17 +150,19 @@ def check_sizes(prompts: Sequence[Prompt], place: Path) -> None:
         raise UserError(f"{place}: prompts of several sizes, such as {examples}; evaluate each size apart")
 
 
-def settings_of(request: ComparisonRequest, config: RunConfig, prompts: Sequence[Prompt], jury: Jury) -> dict[str, Any]:
+def settings_of(
+    request: ComparisonRequest, config: RunConfig, prompts: Sequence[Prompt], jury: Jury
+) -> JudgingSettings:
     """Returns the settings on which the images and marks of every contestant depend."""
-    return {
-        "prompts": checksum_prompts(prompts),
-        "reward": checksum_reward(request.reward),
-        "judges": [entry.model_dump(mode="json") for entry in config.judges if entry.label in jury.judges],
-        "seed": config.seed,
-        "evaluate": config.evaluate.model_dump(mode="json", exclude={"bootstrap", "features"}),
-        "marks": jury.marks,
-        "precision": config.model.precision,
-    }
+    return JudgingSettings(
+        prompts=checksum_prompts(prompts),
+        reward=checksum_reward(request.reward),
+        judges=[entry.model_dump(mode="json") for entry in config.judges if entry.label in jury.judges],
+        seed=config.seed,
+        evaluate=config.evaluate.model_dump(mode="json", exclude={"bootstrap", "features"}),
+        marks=jury.marks,
+        precision=config.model.precision,
+    )
 
 
 def judge_run(

@@ -1,6 +1,6 @@
 """Contestants of a comparison of inpaintings: policies, pipelines, classical fills, images made elsewhere."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from rlhf.diffusion.sampler import InProcessSampler, TakePrompts
 from rlhf.errors import UserError
 from rlhf.evaluation.classical_fills import CLASSICAL, open_classical
 from rlhf.evaluation.evaluation import judge_policy
+from rlhf.evaluation.judged_store import Inputs
 from rlhf.evaluation.judging import Judged, Jury, join_judged, judge_images
 from rlhf.progress import progress_bar
 from rlhf.storage.checksum import folder_checksum
@@ -34,8 +35,7 @@ class Contestant:
 
     name: str
     spec: str
-    what: Mapping[str, str | None]
-    """Inputs of its images besides prompts, seed and settings, such as the checksum of weights or files."""
+    what: Inputs
     follows_noise: bool
     """Whether sample n starts from the same noise as sample n of other contestants that follow noise."""
     judge: Callable[[Sequence[Prompt], Jury], Judged]
@@ -99,7 +99,7 @@ def of_model(name: str, spec: str, config: RunConfig, take: TakePrompts) -> Cont
     )
 
 
-def describe(base: str, policy: Path | None) -> dict[str, str | None]:
+def describe(base: str, policy: Path | None) -> Inputs:
     """Returns the base model and the checksum of the weights, on which a model's samples depend."""
     return {"base": base, "weights": None if policy is None else read_manifest(policy)["checksum"]}
 
@@ -145,6 +145,7 @@ def judge_folder(folder: Path, prompts: Sequence[Prompt], jury: Jury, name: str)
     samples = min(map(len, files.values()))
 
     def read(prompt: Prompt) -> torch.Tensor:
+        """Loads the images of a prompt, uint8 [S, 3, H, W]."""
         pictures = [decode_image(path) for path in files[prompt.prompt_id][:samples]]
         height, width = prompt.mask.shape[-2:]
         for path, picture in zip(files[prompt.prompt_id], pictures, strict=False):

@@ -1,6 +1,6 @@
 """Judges the policies of a run on held-out prompts: the same initial noise, steps and sampler for all."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from rlhf.config.run_config import EvaluateConfig
 from rlhf.data.prompts import Prompt
@@ -17,14 +16,15 @@ from rlhf.diffusion.sampler import Sampler, SamplingTask
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.evaluation.alarms import Alarm, RangedEstimate, estimate_ranged, find_alarms
-from rlhf.evaluation.judging import Judged, Jury, encode_picture, join_judged, judge_images
+from rlhf.evaluation.judging import Judged, Jury, join_judged, judge_images
+from rlhf.evaluation.sample_rows import curve_rows, evaluation_rows
 from rlhf.progress import progress_bar
 from rlhf.reports.grids import save_comparison_grid
 from rlhf.reports.intervals import Estimate, cluster_bootstrap, wins
 from rlhf.reports.records import parse_record
 from rlhf.storage.atomic_files import atomic_write_json, check_schema
 from rlhf.storage.images import blank_hole, decode_image, from_8bit
-from rlhf.storage.tables import CURVE, EVALUATION, image_cell, write_table
+from rlhf.storage.tables import CURVE, EVALUATION, write_table
 
 SUMMARY_SCHEMA_VERSION = 1
 """Schema version of `summary.json`."""
@@ -93,15 +93,11 @@ def parse_summary(record: Any, path: Path, remedy: str) -> EvaluationSummary:
     """
     check_schema(record.get("schema_version"), SUMMARY_SCHEMA_VERSION, path)
     curve = [{"monitors": {}} | point for point in record.get("curve", [])]
-    try:
-        return parse_record(EvaluationSummary, {"alarms": []} | record | {"curve": curve})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: damaged ({first['loc'][0]}: {first['msg']}); {remedy}") from error
+    return parse_record(EvaluationSummary, {"alarms": []} | record | {"curve": curve}, path, remedy)
 
 
 def judge_anew(name: str, policy: Path | None, judge: Callable[[], Judged]) -> Judged:
-    """Judges every contestant, as if nothing were known."""
+    """Judges every contestant, whether or not it was judged before."""
     return judge()
 
 
@@ -118,9 +114,10 @@ def evaluate(
 ) -> EvaluationSummary:
     """Judges the base model and the policies; the last policy is `aligned`, earlier ones belong to the curve.
 
-    `open_policy` returns the sampler of a policy folder, or of the base model for None; `keep` may know from an earlier
-    run how a policy was judged. Writes `samples.parquet` (base and last policy), `curve/samples.parquet` (all, without
-    images), `comparison.png` (masked, base, aligned and original of some prompts) and, last, `summary.json`.
+    `open_policy` returns the sampler of a policy folder, or of the base model for None. `keep` may return the result of
+    an earlier run instead of judging again. Writes `samples.parquet` (base and last policy), `curve/samples.parquet`
+    (all policies, without images), `comparison.png` (masked, base, aligned and original of some prompts) and, last,
+    `summary.json`.
     """
 
     def judge(name: str, policy: Path | None) -> Judged:
@@ -157,10 +154,10 @@ def summarise(
 def _write_samples(versions: list[int], path: list[Judged], prompts: list[Prompt], out: Path) -> None:
     """Writes the tables and `comparison.png` of a path that starts at the base model and ends at the last policy."""
     base, judged = path[0], path[-1]
-    rows = list(_rows("base", base, prompts)) + list(_rows("aligned", judged, prompts))
+    rows = [*evaluation_rows("base", base, prompts), *evaluation_rows("aligned", judged, prompts)]
     write_table(rows, EVALUATION, out / "samples.parquet")
-    curve_rows = (row for v, each in zip(versions, path, strict=True) for row in _curve_rows(v, each, prompts))
-    write_table(curve_rows, CURVE, out / "curve" / "samples.parquet")
+    points = (row for v, each in zip(versions, path, strict=True) for row in curve_rows(v, each, prompts))
+    write_table(points, CURVE, out / "curve" / "samples.parquet")
     shown = np.linspace(0, len(prompts) - 1, min(COMPARED, len(prompts))).astype(int)
     originals, masks = (torch.stack([getattr(prompts[i], name) for i in shown]) for name in ("image", "mask"))
     filled = [from_8bit(each.images[shown, 0]) for each in (base, judged)]
@@ -251,34 +248,3 @@ def _curve_point(
         win_rate=compare(base, judged, prompts, config).win_rate,
         monitors=estimate_ranged(base, judged, [p.photograph for p in prompts], config.bootstrap),
     )
-
-
-def _curve_rows(version: int, judged: Judged, prompts: list[Prompt]) -> Iterator[dict[str, Any]]:
-    for p, prompt in enumerate(prompts):
-        for s in range(judged.reward.shape[1]):
-            yield {
-                "prompt_id": prompt.prompt_id,
-                "sample_index": s,
-                "photograph": prompt.photograph,
-                "policy_version": version,
-                "reward": judged.reward[p, s],
-                "gold": judged.gold[p, s],
-            }
-
-
-def _rows(name: str, judged: Judged, prompts: list[Prompt]) -> Iterator[dict[str, Any]]:
-    for p, prompt in enumerate(prompts):
-        for s in range(judged.reward.shape[1]):
-            path = f"{prompt.prompt_id}_{s}_{name}.png"
-            yield {
-                "prompt_id": prompt.prompt_id,
-                "sample_index": s,
-                "photograph": prompt.photograph,
-                "hole": prompt.hole,
-                "policy": name,
-                "image": image_cell(encode_picture(judged.images[p, s]), path),
-                "reward": judged.reward[p, s],
-                "uncertainty": judged.uncertainty[p, s],
-                "gold": judged.gold[p, s],
-                "sharpness": judged.sharpness[p, s],
-            }

@@ -2,19 +2,22 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import JsonValue
 
 from rlhf import __version__
 from rlhf.data.prompts import Prompt
 from rlhf.evaluation.judging import Judged, Jury, encode_picture
+from rlhf.reports.records import dump_record
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.images import decode_image
-from rlhf.storage.tables import IMAGE, image_cell, read_table, write_table
+from rlhf.storage.tables import IMAGE, ImageCell, image_cell, read_table, write_table
 
 CONTESTANTS = "contestants"
 """Folder of an evaluation that holds a table `NAME.parquet` of each contestant's images."""
@@ -28,23 +31,59 @@ PAINTED = pa.schema(
     ]
 )
 """Columns of such a table that hold the images."""
+
+
+class PaintedRow(TypedDict):
+    """A row of such a table, without the marks."""
+
+    prompt_id: str
+    sample_index: int
+    photograph: str
+    hole: str
+    image: ImageCell
+
+
 PROMPT_COLUMNS = [(name, pa.string()) for name in ("prompt_id", "photograph", "hole", "contestant")]
+
+
+Inputs = Mapping[str, str | None]
+"""Inputs of a contestant's images besides the settings, such as the checksum of weights or files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgingSettings:
+    """Settings on which the images and marks of all contestants depend."""
+
+    prompts: str
+    """Checksum of the prompts."""
+    reward: str
+    """Checksum of the reward."""
+    judges: list[dict[str, JsonValue]]
+    """Entries of the configuration's `judges` that judge."""
+    seed: int
+    evaluate: dict[str, JsonValue]
+    """Section `evaluate`, without what does not change images or marks."""
+    marks: tuple[str, ...]
+    """Names of all marks."""
+    precision: str
+    version: str = __version__
+    """Version of prefpaint-ray."""
 
 
 class JudgedStore:
     """Tables `NAME.parquet` in a folder, each with a record `NAME.json` of its inputs."""
 
-    def __init__(self, folder: Path, prompts: Sequence[Prompt], jury: Jury, settings: Mapping[str, Any]) -> None:
-        """`settings` are those on which the images and marks of all contestants depend."""
+    def __init__(self, folder: Path, prompts: Sequence[Prompt], jury: Jury, settings: JudgingSettings) -> None:
+        """Opens the store; contestants that were judged with other settings are judged again."""
         self._folder, self._jury = folder, jury
         self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
-        self._settings = dict(settings) | {"version": __version__}
+        self._settings = asdict(settings)
         kinds = [("sample_index", pa.int32()), ("image", IMAGE), *((name, pa.float64()) for name in jury.marks)]
         self._schema = pa.schema(PROMPT_COLUMNS + kinds + [("diversity", pa.float64())])
 
-    def judge(self, name: str, what: Mapping[str, Any], judge: Callable[[], Judged]) -> Judged:
-        """Reads contestant `name` if it was made from `what` with the same settings; otherwise judges and stores it."""
-        record = json.loads(json.dumps(self._settings | {"what": dict(what)}, default=str))
+    def judge(self, name: str, what: Inputs, judge: Callable[[], Judged]) -> Judged:
+        """Reads contestant `name` if the same inputs `what` and settings made it; otherwise judges and stores it."""
+        record = dump_record(self._settings | {"what": dict(what)})
         table, known = self._folder / f"{name}.parquet", self._folder / f"{name}.json"
         found = json.loads(known.read_text()) if known.is_file() else {}
         differing = found.pop("known_pixels_differ", None)

@@ -1,4 +1,4 @@
-"""Opens the held-out judges of the configuration's `judges:`; one that cannot judge is left out with the reason."""
+"""Opens the held-out judges of the configuration's `judges:`; a judge that cannot judge is left out with the reason."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

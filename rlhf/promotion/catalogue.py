@@ -1,4 +1,4 @@
-"""The catalogue: which policy answers under which name. `rlhf promote` writes the file, running services reread it."""
+"""Catalogue of the policies that answer under names. `rlhf promote` writes the file, and running services reread it."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -44,7 +44,7 @@ class ServedName(BaseModel):
     base: str
     """`tiny`, a pipeline folder, or a hub name."""
     current: ServedPolicy = ServedPolicy()
-    """The policy that answers what the canary does not."""
+    """The policy that answers all requests except the canary's."""
     canary: ServedPolicy | None = None
     """A newer policy on trial."""
     canary_share: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -90,7 +90,7 @@ class Catalogue(BaseModel):
 
 
 def describe_policy(folder: Path) -> ServedPolicy:
-    """Returns a policy folder as the catalogue names it. Raises UserError if it is incomplete."""
+    """Returns the catalogue's entry for a policy folder. Raises UserError if the folder is incomplete."""
     from rlhf.diffusion.policy_manifest import read_manifest
 
     manifest = read_manifest(folder)

@@ -1,7 +1,7 @@
-"""The gate before a name: contender and incumbent paint held-out prompts, and a judge that trained neither decides."""
+"""Gate before a promotion: contender and incumbent paint held-out prompts, and a judge that trained neither decides."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf import __version__
@@ -76,24 +76,25 @@ def plan_comparison(
     contender: ServedPolicy, incumbent: ServedPolicy, held_out: HeldOut, config: RunConfig
 ) -> Comparison:
     """Describes the comparison. Raises UserError if a policy folder is incomplete or does not match its manifest."""
-    sums: dict[str, str | None] = {"contender": None, "incumbent": None}
-    for role, policy in (("contender", contender), ("incumbent", incumbent)):
-        if policy.folder is not None:
-            check_weights(policy.folder)
-            sums[role] = read_manifest(policy.folder)["checksum"]
+    assert contender.folder is not None, "only the incumbent can be the base model"
     model = config.model.model_dump(mode="json", exclude={"path"})
-    return Comparison.model_validate(
-        sums
-        | {
-            "base": config.model.path,
-            "prompts": held_out.prompts_checksum,
-            "split": held_out.split,
-            "reward": held_out.reward_checksum,
-            "seed": config.seed,
-            "settings": config.evaluate.model_dump(mode="json") | model,
-            "software": __version__,
-        }
+    return Comparison(
+        base=config.model.path,
+        contender=_checksum(contender.folder),
+        incumbent=None if incumbent.folder is None else _checksum(incumbent.folder),
+        prompts=held_out.prompts_checksum,
+        split=held_out.split,
+        reward=held_out.reward_checksum,
+        seed=config.seed,
+        settings=config.evaluate.model_dump(mode="json") | model,
+        software=__version__,
     )
+
+
+def _checksum(policy: Path) -> str:
+    """Returns the checksum in a policy's manifest, after comparing it with the weights."""
+    check_weights(policy)
+    return read_manifest(policy)["checksum"]
 
 
 def judge(
@@ -113,7 +114,6 @@ def judge(
         return judge_policy(sampler, held_out.prompts, jury, config.evaluate, seed=config.seed, stage=stage)
 
     before, after = paint(incumbent, "incumbent"), paint(contender, "contender")
-    figures = compare(before, after, held_out.prompts, config.evaluate)
     now = timestamp()
     return Verdict(
         name=name,
@@ -123,7 +123,7 @@ def judge(
         prompts=len(held_out.prompts),
         photographs=len({p.photograph for p in held_out.prompts}),
         judged=now,
-        figures=asdict(figures),
+        figures=compare(before, after, held_out.prompts, config.evaluate),
         decided=now,
         limits=config.gate,
         checks=(),

@@ -1,15 +1,17 @@
-"""The verdict of the gate, a file beside the catalogue: the comparison, its figures, and the limits."""
+"""Verdict of the gate, a file beside the catalogue: the comparison, its figures, and the limits."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from rlhf.config.gate_config import GateConfig
 from rlhf.errors import UserError
+from rlhf.evaluation.evaluation import Gain
 from rlhf.promotion.catalogue import ServedPolicy
+from rlhf.reports.intervals import Estimate
 from rlhf.storage.atomic_files import atomic_write_json, check_schema, read_json
 
 SCHEMA_VERSION = 1
@@ -39,8 +41,8 @@ class Comparison(Record):
     """Checksum of the reward folder's files; the reward's figure is shown, but decides nothing."""
     seed: int
     """Seed of the noise, the same for both policies."""
-    settings: dict[str, Any]
-    """The section `evaluate`, and the fields of `model` that change images."""
+    settings: dict[str, JsonValue]
+    """The section `evaluate`, and the fields of `model` that change images, for comparison with another verdict's."""
     software: str
     """Version of prefpaint-ray."""
 
@@ -82,8 +84,8 @@ class Verdict(Record):
     """Number of photographs that the prompts show."""
     judged: str
     """Time of the painting, ISO 8601."""
-    figures: dict[str, Any]
-    """Figures of `rlhf.evaluation.evaluation.compare`, with 95 % intervals from a bootstrap over photographs."""
+    figures: Gain
+    """Contender over incumbent, with 95 % intervals from a bootstrap over photographs."""
     decided: str
     """Time at which the limits were applied, ISO 8601."""
     limits: GateConfig
@@ -93,7 +95,7 @@ class Verdict(Record):
     passed: bool
     """Whether all checks passed."""
     forced: bool
-    """Whether promotion was asked for whatever the checks say."""
+    """Whether the user asked for promotion regardless of the checks."""
 
     def decide(self, limits: GateConfig, *, forced: bool) -> "Verdict":
         """Returns the same figures under these limits."""
@@ -108,21 +110,21 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def check_figures(figures: Mapping[str, Any], limits: GateConfig) -> Iterator[Check]:
+def check_figures(figures: Gain, limits: GateConfig) -> Iterator[Check]:
     """Yields the deciding figures, and the WinRate by the reward, which the policy was trained to raise."""
-    asked = (
-        ("win_rate", limits.min_win_rate),
-        ("win_rate_reward", None),
-        ("sharpness_ratio", limits.min_sharpness_ratio),
-        ("diversity_ratio", limits.min_diversity_ratio),
-    )
-    for name, limit in asked:
-        estimate = {end: figures[name][end] for end in ("value", "low", "high")}
-        low = estimate["low"]
-        passed = limit is None or (low is not None and low > limit)
-        yield Check(figure=name, **estimate, limit=limit, passed=passed)
-    differing = figures["known_pixels_differ"]
+    yield _check_estimate("win_rate", figures.win_rate, limits.min_win_rate)
+    yield _check_estimate("win_rate_reward", figures.win_rate_reward, None)
+    yield _check_estimate("sharpness_ratio", figures.sharpness_ratio, limits.min_sharpness_ratio)
+    yield _check_estimate("diversity_ratio", figures.diversity_ratio, limits.min_diversity_ratio)
+    differing = figures.known_pixels_differ
     yield Check(figure="known_pixels_differ", value=differing, limit=0, passed=differing == 0)
+
+
+def _check_estimate(name: str, estimate: Estimate, limit: float | None) -> Check:
+    """Compares the lower end with the limit; an end that is no number passes no limit."""
+    value, low, high = (end if math.isfinite(end) else None for end in (estimate.value, estimate.low, estimate.high))
+    passed = limit is None or (low is not None and low > limit)
+    return Check(figure=name, value=value, low=low, high=high, limit=limit, passed=passed)
 
 
 def verdict_file(catalogue: Path, name: str, contender: ServedPolicy, incumbent: ServedPolicy) -> Path:

@@ -41,7 +41,7 @@ class PromotionRequest:
     canary: float | None = None
     """Share of the requests that try the policy; None makes it the current one."""
     is_forced: bool = False
-    """Whether to promote whatever the verdict is."""
+    """Whether to promote regardless of the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,9 @@ class Promotion:
     contender: ServedPolicy
     """The policy that was to be promoted."""
     before: ServedName
-    """The name before."""
+    """The name before the promotion."""
     after: ServedName
-    """The name after; the same object as `before` if nothing was changed."""
+    """The name after the promotion; the same object as `before` if nothing was changed."""
     verdict: Verdict | None = None
     """The verdict of the gate; None if the policy answers already."""
     verdict_file: Path | None = None

@@ -53,6 +53,7 @@ def draw_lines(
     """Draws curves, the intervals of `band` [N] as an area, and a dashed line at `reference`."""
 
     def draw(axes: Axes) -> None:
+        """Draws the curves, the area and the line."""
         for name, (colour, values) in series.items():
             axes.plot(x, values, ".-", color=colour, label=name, linewidth=1.6, markersize=8 if len(x) < 10 else 4)
         if band is not None:
@@ -70,6 +71,7 @@ def draw_forest(estimates: Mapping[str, Estimate], label: str, reference: float)
     """Draws one row per estimate with its interval, and a dashed line at `reference`."""
 
     def draw(axes: Axes) -> None:
+        """Draws the rows and the line."""
         axes.axvline(reference, color=GREY, linestyle="--", linewidth=1)
         for row, e in enumerate(estimates.values()):
             axes.plot([e.low, e.value, e.high], [row] * 3, "o-", color=GOLD, markevery=[1], linewidth=2)

@@ -3,10 +3,12 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from rlhf.storage.atomic_files import append_text, atomic_write_text, writing
 from rlhf.storage.url_path import UrlPath
+
+Metrics = dict[str, float]
+"""Figures of one update by name, with its number as `update`: a line of `metrics.jsonl`."""
 
 
 class MetricsLog:
@@ -26,7 +28,7 @@ class MetricsLog:
         self._folder = out / "tensorboard" if self._temporary is None else Path(self._temporary.name)
         self._events = SummaryWriter(str(self._folder), purge_step=first_update + 1)
 
-    def write(self, metrics: dict[str, Any]) -> None:
+    def write(self, metrics: Metrics) -> None:
         """Appends the figures of one update, stored when this returns. Raises UserError if no room is left."""
         append_text(self._path, json.dumps(metrics) + "\n")
         with writing(self._out):
@@ -38,7 +40,7 @@ class MetricsLog:
                     (self._out / "tensorboard" / events.name).put(events)
 
 
-def read_metrics(out: Path) -> list[dict[str, Any]]:
+def read_metrics(out: Path) -> list[Metrics]:
     """Returns the complete lines of `metrics.jsonl`; a line cut off by a crash is ignored."""
     path = out / "metrics.jsonl"
     if not path.is_file():

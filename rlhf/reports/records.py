@@ -14,12 +14,15 @@ Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 """Float field whose NaN is null in JSON."""
 
 
-def parse_record(kind: type[T], record: Any) -> T:
-    """Builds a record of type `kind` from what JSON holds; keys that `kind` does not know are ignored.
+def parse_record(kind: type[T], values: Any, path: Path, remedy: str) -> T:
+    """Builds a record of type `kind` from the JSON values of a file; keys that `kind` does not know are ignored.
 
-    Raises pydantic.ValidationError if a field is missing or of another type.
+    Raises UserError with the file and the remedy if a field is missing or of another type.
     """
-    return TypeAdapter(kind).validate_python(record)
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: damaged ({_first_fault(error)}); {remedy}") from error
 
 
 def dump_record(record: Any) -> Any:
@@ -32,8 +35,11 @@ def read_record(kind: type[T], path: Path, remedy: str) -> T:
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: not readable, or damaged ({place}: {first['msg']}); {remedy}") from error
+        raise UserError(f"{path}: not readable, or damaged ({_first_fault(error)}); {remedy}") from error
     except OSError as error:
         raise UserError(f"{path}: not readable, or damaged ({error}); {remedy}") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -3,17 +3,29 @@
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from pydantic import JsonValue
 
 from rlhf.config.logging_config import LoggingConfig
 from rlhf.errors import UserError
+from rlhf.reports.metrics_log import Metrics
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 
-Figures = dict[str, Any]
-"""Figures of one update by name, as a line of `metrics.jsonl` has them, or settings by section."""
+Settings = Mapping[str, JsonValue]
+"""Settings of a run by section."""
+
+
+class Sent(TypedDict):
+    """Progress of one service, as `tracking.json` holds it."""
+
+    run_id: str | None
+    """Id that the service gave the run; None before the first line."""
+    update: int
+    """Update of the last line that was sent."""
 
 
 def check_packages(config: LoggingConfig) -> None:
@@ -29,7 +41,7 @@ class Service:
     """Run that is open at a tracking service."""
 
     run_id: str
-    send: Callable[[Figures], None]
+    send: Callable[[Metrics], None]
     """Sends the figures of one update."""
     finish: Callable[[], None]
 
@@ -45,10 +57,10 @@ class Tracker:
         self._name, self._open, self._errors = name, open_run, (*errors, OSError, UserError)
         self._path = out / "tracking.json"
         self._service: Service | None = None
-        self._sent: Figures | None = None
+        self._sent: Sent | None = None
         self._has_failed = False
 
-    def send(self, lines: Sequence[Figures]) -> str | None:
+    def send(self, lines: Sequence[Metrics]) -> str | None:
         """Sends the lines that are new; returns the warning of the first failure."""
         return self._guard(lambda: self._send_new(lines))
 
@@ -57,7 +69,7 @@ class Tracker:
         service = self._service
         return None if service is None else self._guard(service.finish)
 
-    def _send_new(self, lines: Sequence[Figures]) -> None:
+    def _send_new(self, lines: Sequence[Metrics]) -> None:
         if self._sent is None:
             self._sent = self._read().get(self._name, {"run_id": None, "update": 0})
         for line in lines:
@@ -65,10 +77,10 @@ class Tracker:
                 if self._service is None:
                     self._service = self._open(self._sent["run_id"])
                 self._service.send(line)
-                self._sent = {"run_id": self._service.run_id, "update": line["update"]}
+                self._sent = {"run_id": self._service.run_id, "update": int(line["update"])}
                 atomic_write_json(self._path, self._read() | {self._name: self._sent})
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, Sent]:
         return read_json(self._path, "remove it, and a new run begins there") if self._path.is_file() else {}
 
     def _guard(self, act: Callable[[], object]) -> str | None:
@@ -82,7 +94,7 @@ class Tracker:
         return None
 
 
-def start_trackers(config: LoggingConfig, out: Path, settings: Figures) -> list[Tracker]:
+def start_trackers(config: LoggingConfig, out: Path, settings: Settings) -> list[Tracker]:
     """Opens a tracker for each configured service; `settings` are the run's, by section."""
     trackers = []
     name = "/".join(out.resolve().parts[-2:])
@@ -104,13 +116,14 @@ def start_trackers(config: LoggingConfig, out: Path, settings: Figures) -> list[
     return trackers
 
 
-def _wandb(project: str, group: str | None, name: str, settings: Figures) -> Callable[[str | None], Service]:
+def _wandb(project: str, group: str | None, name: str, settings: Settings) -> Callable[[str | None], Service]:
     import wandb
 
     def open_run(run_id: str | None) -> Service:
+        """Opens a new run, or the run with this id."""
         run = wandb.init(project=project, group=group, name=name, config=settings, id=run_id, resume="allow")
 
-        def send(line: Figures) -> None:
+        def send(line: Metrics) -> None:
             run.log(line, step=line["update"])
 
         return Service(run_id=run.id, send=send, finish=run.finish)
@@ -118,11 +131,12 @@ def _wandb(project: str, group: str | None, name: str, settings: Figures) -> Cal
     return open_run
 
 
-def _mlflow(uri: str, experiment: str | None, name: str, settings: Figures) -> Callable[[str | None], Service]:
+def _mlflow(uri: str, experiment: str | None, name: str, settings: Settings) -> Callable[[str | None], Service]:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
     def open_run(run_id: str | None) -> Service:
+        """Opens a new run, or the run with this id."""
         client = MlflowClient(tracking_uri=uri)
         if run_id is None:
             run_id = client.create_run(_experiment_id(client, experiment), run_name=name).info.run_id
@@ -132,7 +146,7 @@ def _mlflow(uri: str, experiment: str | None, name: str, settings: Figures) -> C
         else:
             client.update_run(run_id, status="RUNNING")
 
-        def send(line: Figures) -> None:
+        def send(line: Metrics) -> None:
             at = time.time_ns() // 10**6
             client.log_batch(run_id, metrics=[Metric(k, float(v), at, line["update"]) for k, v in line.items()])
 
@@ -141,9 +155,9 @@ def _mlflow(uri: str, experiment: str | None, name: str, settings: Figures) -> C
     return open_run
 
 
-def _flat(settings: Figures) -> Figures:
+def _flat(settings: Settings) -> dict[str, JsonValue]:
     """Returns the settings with keys `section.key`."""
-    flat: Figures = {}
+    flat: dict[str, JsonValue] = {}
     for name, value in settings.items():
         flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
     return flat

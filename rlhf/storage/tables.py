@@ -1,10 +1,10 @@
 """Parquet tables that stages exchange: schemas, writing, and checked reading."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -95,7 +95,7 @@ def rows_per_group(schema: pa.Schema) -> int:
     return PICTURES_PER_GROUP if any(pa.types.is_struct(field.type) for field in schema) else ROWS_PER_GROUP
 
 
-def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path) -> None:
+def write_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:
     """Writes rows as zstd Parquet, atomically; image columns carry Hugging Face's metadata."""
     with open_table(schema, path) as append:
         for row in rows:
@@ -103,20 +103,20 @@ def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path) -
 
 
 @contextmanager
-def open_table(schema: pa.Schema, path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+def open_table(schema: pa.Schema, path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yields a function that appends a row to a table; row groups are written one at a time.
 
     The file appears at `path` at the end of the block. If the block raises, a previous file stays unchanged.
     """
     full = schema.with_metadata(_hub_metadata(schema) | {SCHEMA_KEY: str(SCHEMA_VERSION)})
-    pending: list[dict[str, Any]] = []
+    pending: list[Mapping[str, Any]] = []
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, full, compression="zstd") as writer:
 
         def flush() -> None:
             writer.write_table(pa.Table.from_pylist(pending, schema=full))
             pending.clear()
 
-        def append(row: dict[str, Any]) -> None:
+        def append(row: Mapping[str, Any]) -> None:
             pending.append(row)
             if len(pending) == rows_per_group(schema):
                 flush()
@@ -212,6 +212,14 @@ def count_rows(path: Path) -> int:
         return file.metadata.num_rows
 
 
-def image_cell(data: bytes, path: str) -> dict[str, Any]:
+class ImageCell(TypedDict):
+    """A value of an image column."""
+
+    bytes: bytes
+    """Encoded picture."""
+    path: str
+
+
+def image_cell(data: bytes, path: str) -> ImageCell:
     """Returns a value of an image column."""
     return {"bytes": data, "path": path}

@@ -1,5 +1,6 @@
 """Moving pictures from frames: GIF by Pillow, MP4 by the ffmpeg that imageio-ffmpeg brings along."""
 
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
+from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_path
 
 EVEN_SIDES = "pad=ceil(iw/2)*2:ceil(ih/2)*2"
@@ -22,20 +24,21 @@ def write_gif(frames: Sequence[np.ndarray], path: Path, *, frames_per_s: float) 
 
 
 def write_mp4(frames: Sequence[np.ndarray], path: Path, *, frames_per_s: float) -> None:
-    """Writes frames, uint8 [H, W, 3] each, as H.264 in an MP4 file."""
+    """Writes frames, uint8 [H, W, 3] each, as H.264 in an MP4 file.
+
+    Raises UserError if ffmpeg is missing, fails or writes nothing; a previous file then stays unchanged.
+    """
     height, width = frames[0].shape[:2]
+    arguments = ["-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+    arguments += ["-r", str(frames_per_s), "-i", "-", "-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p"]
+    pixels = b"".join(np.ascontiguousarray(frame).tobytes() for frame in frames)
     with atomic_path(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            temporary,
-            (width, height),
-            fps=frames_per_s,
-            codec="libx264",
-            quality=None,
-            macro_block_size=1,
-            ffmpeg_log_level="error",
-            output_params=["-vf", EVEN_SIDES, "-f", "mp4"],
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
+        try:
+            command = [imageio_ffmpeg.get_ffmpeg_exe(), *arguments, "-vf", EVEN_SIDES, "-f", "mp4", str(temporary)]
+            done = subprocess.run(command, input=pixels, capture_output=True, check=False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path}: ffmpeg cannot be started ({error}); install imageio-ffmpeg again") from error
+        if done.returncode or not temporary.stat().st_size:
+            told = done.stderr.decode(errors="replace").strip().splitlines()
+            reason = told[-1] if told else f"exit code {done.returncode}"
+            raise UserError(f"{path}: ffmpeg failed ({reason}); check what IMAGEIO_FFMPEG_EXE names, or use the GIF")

@@ -1,4 +1,4 @@
-"""Pinhole cameras: projects world points to pixels, and pixels with depth to world points.
+"""Pinhole cameras: project world points to pixels, and pixels with depth to world points.
 
 World and camera axes follow OpenCV: x to the right, y down, z forward. The centre of pixel (row v, column u) is exactly
 (u, v). Depth is the camera's z in any unit of length, not the distance along the ray.
@@ -37,9 +37,9 @@ class Camera:
 
 
 def camera_at_origin(width_px: int, height_px: int, focal_px: float | None = None) -> Camera:
-    """Returns a camera at the world's origin that looks along z, with its principal point in the middle of the picture.
+    """Returns a camera at the world's origin that looks along z, with its principal point in the picture's centre.
 
-    The default focal length is the picture's width: a field of view of 53 degrees.
+    The default focal length is the picture's width, which gives a field of view of 53 degrees.
     """
     return Camera(
         width_px=width_px,
@@ -67,10 +67,10 @@ def orbit(
     roll: float = 0.0,
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Camera:
-    """The camera moved around the point at `pivot_depth` on its axis, then by `shift` along its new axes.
+    """Rotates the camera around the point at `pivot_depth` on its axis, then shifts it along its new axes.
 
-    Angles are in radians: yaw > 0 looks from the right, pitch > 0 from above, roll > 0 tilts the picture clockwise;
-    `shift` is in the unit of depth. Without a shift the pivot stays where it is in the picture.
+    Angles are in radians: yaw > 0 looks from the right, pitch > 0 from above, and roll > 0 tilts the picture clockwise.
+    `shift` is in the unit of depth. Without a shift the pivot keeps its place in the picture.
     """
     pivot = camera.position + camera.rotation.T @ np.array([0.0, 0.0, pivot_depth])
     rotation = turn(yaw, pitch, roll) @ camera.rotation
@@ -85,13 +85,13 @@ def pixel_grid(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unproject(camera: Camera, u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Returns world points, float64 [..., 3], that project to columns `u` and rows `v` at `depth`, all [...]."""
+    """Returns the world points, float64 [..., 3], of pixels in columns `u` and rows `v` at `depth`, all [...]."""
     x, y = ((w - c) / camera.focal_px * depth for w, c in zip((u, v), camera.centre_px, strict=True))
     return np.stack([x, y, depth], axis=-1) @ camera.rotation + camera.position
 
 
 def project(camera: Camera, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns column, row and depth, float64 [...] each, of points [..., 3]; column and row are NaN if depth <= 0."""
+    """Projects points [..., 3]; returns column, row and depth, float64 [...]. Column and row are NaN if depth <= 0."""
     x, y, z = np.moveaxis((points - camera.position) @ camera.rotation.T, -1, 0)
     ahead = np.where(z > 0, z, np.nan)
     return x / ahead * camera.focal_px + camera.centre_px[0], y / ahead * camera.focal_px + camera.centre_px[1], z

@@ -1,4 +1,4 @@
-"""Depth maps from files and from disparity: float64 [H, W], positive and finite, or an error that says why not."""
+"""Reads depth maps from files, and converts disparity; depth is float64 [H, W], positive and finite."""
 
 import io
 import re
@@ -69,7 +69,7 @@ def check_depth(depth: np.ndarray, label: str, kind: Kind = "depth") -> np.ndarr
 
 
 def mend_depth(depth: np.ndarray, label: str) -> np.ndarray:
-    """Fills unknown values (not finite, or up to 0) from the far side of their surroundings; see `fill_depth`."""
+    """Fills values that are not finite or not above 0 from the far side of their surroundings; see `fill_depth`."""
     from rlhf.views.cameras import camera_at_origin
     from rlhf.views.depth_filling import fill_depth
     from rlhf.views.surfaces import find_edges, find_joints
@@ -99,7 +99,7 @@ def depth_to_disparity(depth: np.ndarray, *, focal_px: float, baseline: float, o
 
 
 def _read_map(path: Path) -> np.ndarray:
-    """float64 [H, W]."""
+    """Returns the numbers of a file as float64 [H, W]; raises UserError if it is no map."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: a depth map is one of {', '.join(SUFFIXES)}, not {suffix or 'a file without suffix'}")
@@ -135,7 +135,7 @@ def _read_png(data: bytes) -> np.ndarray:
 
 
 def _read_pfm(data: bytes) -> np.ndarray:
-    """Debevec's portable float map: `Pf`, width height, scale (below 0: little-endian), rows from the bottom up."""
+    """Reads a portable float map: `Pf`, width height, scale (negative: little-endian), rows from the bottom up."""
     match = re.match(rb"(P[Ff])\s+(\d+)\s+(\d+)\s+(\S+)[^\S\n]*\n", data)
     if match is None:
         raise ValueError("no PFM header")

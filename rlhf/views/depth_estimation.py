@@ -70,14 +70,18 @@ def _open_estimator(name: str) -> tuple[Any, Any]:
 
 
 def _prediction_of(config: Any, name: str) -> Kind:
+    """Returns the quantity that a model predicts; raises UserError if its type is unknown."""
     if hasattr(config, "depth_estimation_type"):
         return "depth" if config.depth_estimation_type == "metric" else "disparity"
     if config.model_type not in PREDICTS:
-        raise UserError(f"{name}: nothing is known of what a {config.model_type} predicts; say it with --depth-kind")
+        raise UserError(
+            f"{name}: predicts an unknown quantity (model type {config.model_type}); say which with --depth-kind"
+        )
     return PREDICTS[config.model_type]
 
 
 def _place_relative(values: np.ndarray, name: str) -> np.ndarray:
+    """Maps inverse depth up to scale and shift to depth between NEAREST and FARTHEST."""
     low, high = values.min(), values.max()
     if high - low <= 1e-9 * max(abs(high), 1e-9):
         raise UserError(f"{name}: predicts the same depth everywhere; it may lack weights")

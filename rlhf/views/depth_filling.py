@@ -20,13 +20,13 @@ SLOPE_PX = 9
 
 
 def fill_depth(warped: Warped) -> np.ndarray:
-    """Depth float64 [H, W] without holes; what is known stays.
+    """Returns the depth, float64 [H, W], with all holes filled; known depth stays.
 
-    Inside a hole inverse depth solves Laplace's equation. Its border are the pixels of the far side, as they are; at
-    the near side of a jump, and at the picture's edge, it leaves with the slope that the nearest far side has. So a
-    plane behind an object, or beyond the picture's edge, goes on as a plane. A hole with no far side around it takes
-    the near. Depth stays between half the nearest that is known and twice the farthest.
-    Raises UserError if nothing is known.
+    Inside a hole inverse depth solves Laplace's equation. Pixels of the far side are its boundary values. At the near
+    side of a jump, and at the picture's edge, the boundary condition is the slope of the nearest far side. So a plane
+    continues as a plane behind an object and beyond the picture's edge. A hole without a far side takes its boundary
+    values from the near side. Filled depth is limited to between half the nearest known depth and twice the farthest.
+    Raises UserError if no depth is known.
     """
     if not warped.hole.any():
         return warped.depth.copy()

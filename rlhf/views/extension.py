@@ -1,16 +1,16 @@
-"""Extension of a photograph at its sides, with a GIF of its growth: the work of `rlhf extend`."""
+"""Extends a photograph at its sides, with a GIF of its growth, as `rlhf extend` does."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from rlhf.config.run_config import RunConfig
-from rlhf.diffusion.policy import Policy, load_policy
+from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.policy_manifest import locate_policy
 from rlhf.diffusion.tiles import Box
 from rlhf.errors import UserError
@@ -34,6 +34,40 @@ GROWTH_S, FIRST_S, LAST_S = 3.0, 0.8, 2.0
 """Durations of the growth, of the first frame and of the last frame in the GIF, in seconds."""
 UNPAINTED = 128
 """Grey value of pixels that are not painted yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Size of the photograph after a step."""
+
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtensionRecord:
+    """Content of `extension.json`."""
+
+    photograph: str
+    width_px: int
+    """Width of the photograph as given."""
+    height_px: int
+    schema_version: int = SCHEMA_VERSION
+    margins_px: Margins
+    extended_width_px: int
+    extended_height_px: int
+    steps: list[Size]
+    model: str
+    """Base model: `tiny`, a pipeline folder, or a hub name."""
+    policy: str | None
+    """Policy folder; None for the base model itself."""
+    policy_version: int
+    native_px: int
+    """Side of the tiles."""
+    num_inference_steps: int
+    seed: int
+    pictures: list[str]
+    known_pixels_differ: int
 
 
 def extend(
@@ -69,10 +103,25 @@ def extend(
             ending = f"-{index}" if samples > 1 else ""
             pictures.append(out / f"extended{ending}.png")
             differing += _extend_once(pixels, margins, bands, fill, bar, pictures[-1], out / f"growth{ending}.gif")
-    record = _describe(policy, located.path, adapter, bands, margins, config)
-    size = {"photograph": str(photograph), "width_px": width, "height_px": height}
-    files = {"pictures": [path.name for path in pictures], "known_pixels_differ": differing}
-    atomic_write_json(out / "extension.json", size | record | files)
+    left, top, right, bottom = bands[-1].extent
+    record = ExtensionRecord(
+        photograph=str(photograph),
+        width_px=width,
+        height_px=height,
+        margins_px=margins,
+        extended_width_px=right - left,
+        extended_height_px=bottom - top,
+        steps=[_size_of(band.extent) for band in bands if is_last_of_step(band, bands)],
+        model=located.path,
+        policy=None if adapter is None else str(adapter),
+        policy_version=policy.version,
+        native_px=policy.native_px,
+        num_inference_steps=denoising,
+        seed=config.seed,
+        pictures=[path.name for path in pictures],
+        known_pixels_differ=differing,
+    )
+    atomic_write_json(out / "extension.json", asdict(record))
     return pictures
 
 
@@ -97,7 +146,9 @@ def read_photograph(path: Path) -> np.ndarray:
     with local_copy(path) as local:
         image = decode_image(local, name=str(path))
     if min(image.size) < LEAST_SIDE_PX:
-        raise UserError(f"{path}: {image.width}x{image.height} is too small to go on from; give {LEAST_SIDE_PX} pixels")
+        raise UserError(
+            f"{path}: {image.width}x{image.height} is too small; give {LEAST_SIDE_PX} pixels or more a side"
+        )
     return np.asarray(image)
 
 
@@ -142,24 +193,8 @@ def put_into(pixels: np.ndarray, margins: Margins) -> np.ndarray:
     return np.pad(pixels, added, constant_values=UNPAINTED)
 
 
-def _describe(
-    policy: Policy, base: str, adapter: Path | None, bands: list[Band], margins: Margins, config: RunConfig
-) -> dict[str, Any]:
-    left, top, right, bottom = bands[-1].extent
-    ends = [band.extent for band in bands if is_last_of_step(band, bands)]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "margins_px": vars(margins),
-        "extended_width_px": right - left,
-        "extended_height_px": bottom - top,
-        "steps": [{"width_px": box[2] - box[0], "height_px": box[3] - box[1]} for box in ends],
-        "model": base,
-        "policy": None if adapter is None else str(adapter),
-        "policy_version": policy.version,
-        "native_px": policy.native_px,
-        "num_inference_steps": config.evaluate.num_inference_steps,
-        "seed": config.seed,
-    }
+def _size_of(box: Box) -> Size:
+    return Size(width_px=box[2] - box[0], height_px=box[3] - box[1])
 
 
 def frame(extended: np.ndarray, extent: Box) -> Image.Image:

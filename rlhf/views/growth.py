@@ -38,7 +38,7 @@ class Band:
     box: Box
     """Position of the band."""
     extent: Box
-    """PaintedBand extent of the photograph, including the band."""
+    """Extent of the photograph after the step, including the band."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class PaintedBand:
     extended: np.ndarray
     """uint8 [H, W, 3], the photograph with all margins, 0 outside `band.extent`; the next band changes it in place."""
     known_pixels_differ: int
-    """Number of pixels outside the band that the fill returned changed; these changes are discarded."""
+    """Number of pixels outside the band that the fill changed; these changes are discarded."""
 
 
 Fill = Callable[[np.ndarray, np.ndarray, Band], np.ndarray]
@@ -111,6 +111,7 @@ def fill_by_policy(
     """Returns a fill by a policy, tile by tile; noise depends on `seed_key`, band and sample, not on the policy."""
 
     def fill(pixels: np.ndarray, hole: np.ndarray, band: Band) -> np.ndarray:
+        """Paints the hole with the policy."""
         (done,) = paint(
             policy,
             to_canvas(pixels, hole),
@@ -127,6 +128,7 @@ def fill_by_padding(mode: str) -> Fill:
     """Returns a fill by numpy's padding: `edge` repeats the outermost pixels, `symmetric` mirrors the image."""
 
     def fill(pixels: np.ndarray, hole: np.ndarray, band: Band) -> np.ndarray:
+        """Pads the known rectangle to the size of the extent."""
         rows, columns = (np.flatnonzero(~hole.all(axis=axis)) for axis in (1, 0))
         known = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         missing = [(ends[0], n - 1 - ends[-1]) for ends, n in zip((rows, columns), hole.shape, strict=True)]

@@ -1,4 +1,4 @@
-"""New views of one photograph with depth: warped, filled, animated along a path, and fused into a point cloud.
+"""Makes new views of one photograph with depth: warps, fills, animates along a path, and fuses a point cloud.
 
 The first key view is the requested one. Every further key view is warped from the photograph and the earlier key views,
 so a painted hole looks the same from everywhere. `Fill` paints the colours of a hole, and `fill_depth` its depth.
@@ -33,14 +33,14 @@ MAX_TURN_DEG, MAX_ROLL_DEG, MAX_SHIFT = 60.0, 180.0, 1.0
 KEY_SHARES = {"arc": (1.0, 0.5), "swing": (1.0, -1.0, 0.5, -0.5)}
 """Shares of the pose that the model fills, in this order; frames between them are warped from them."""
 HALO_PX = 2
-"""Width of the distrusted strip on the far side of an edge: lenses and scaling mix colours, and maps miss edges."""
+"""Width of the strip beyond an edge that becomes hole, since lenses and scaling mix colours and maps miss edges."""
 SPECK_PX = 8
 """Number of pixels up to which an island is dropped."""
 VOXEL_PX = 0.5
 """Side of the cloud's voxels, in pixels at the photograph's median depth."""
 PathKind = Literal["arc", "swing"]
 Fill = Callable[[Warped, int], list[np.ndarray]]
-"""Paints the holes of key view number i: one or more pictures uint8 [H, W, 3], of which the first is used further."""
+"""Paints the holes of key view number i; returns one or more pictures uint8 [H, W, 3]. Later views use the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,15 @@ class KeyView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DepthRange:
+    """Depth of a photograph, in the unit of its depth map."""
+
+    median: float
+    nearest: float
+    farthest: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class NovelViews:
     """The content of `novel_view.json`, without the caller's notes."""
 
@@ -94,14 +103,16 @@ class NovelViews:
     """Width and height of the views."""
     focal_px: float
     halo_px: int
-    depth: dict[str, float]
-    """Median, nearest and farthest depth of the photograph."""
+    depth: DepthRange
     hole_share: list[float]
     """Share of hidden pixels in each key view."""
     frame_share_without_model: float
     """Share of the frames' pixels that no view holds."""
     cloud_points: int
-    mp4: str = "path.mp4"
+    mp4: str | None
+    """File of the MP4; None if ffmpeg could not write it."""
+    mp4_error: str | None
+    """Reason why there is no MP4."""
 
 
 def check_pose(pose: Pose) -> None:
@@ -158,7 +169,8 @@ def make_novel_views(
     """Writes all results of a photograph uint8 [H, W, 3] with depth float64 [H, W] into `out`.
 
     Files: `view.png` (further samples `view_1.png`, ...), `warped.png`, `disocclusion.png` (white = hole), `path.gif`,
-    `path.mp4`, `cloud.ply`, and last `novel_view.json`. Raises UserError if the pose shows nothing of the photograph.
+    `path.mp4`, `cloud.ply`, and last `novel_view.json`. If ffmpeg fails, the record tells why there is no `path.mp4`.
+    Raises UserError if the pose shows nothing of the photograph.
     """
     check_pose(pose)
     source = whole_view(camera_at_origin(rgb.shape[1], rgb.shape[0], focal_px), rgb, depth)
@@ -168,18 +180,21 @@ def make_novel_views(
         keys = _fill_key_views(source, cameras, fill, halo_px, bar)
         views = [source, *(key.addition for key in keys)]
         frames, left_over = _draw_frames(views, pose, median, path, bar)
-    _save_pictures(keys[0], frames, path.frames_per_s, out)
+    _save_pictures(keys[0], out)
     write_ply(cloud := fuse(views, voxel=VOXEL_PX * median / source.camera.focal_px), out / "cloud.ply")
+    mp4_error = _save_frames(frames, path.frames_per_s, out)
     record = NovelViews(
         pose=pose,
         path=path,
         size_px=(source.camera.width_px, source.camera.height_px),
         focal_px=source.camera.focal_px,
         halo_px=halo_px,
-        depth={"median": median, "nearest": float(depth.min()), "farthest": float(depth.max())},
+        depth=DepthRange(median=median, nearest=float(depth.min()), farthest=float(depth.max())),
         hole_share=[float(key.warped.hole.mean()) for key in keys],
         frame_share_without_model=left_over,
         cloud_points=len(cloud.points),
+        mp4="path.mp4" if mp4_error is None else None,
+        mp4_error=mp4_error,
     )
     atomic_write_json(out / "novel_view.json", asdict(record) | dict(notes))
     return record
@@ -209,15 +224,24 @@ def _draw_frames(
     return frames, float(np.mean(missing))
 
 
-def _save_pictures(key: KeyView, frames: Sequence[np.ndarray], frames_per_s: float, out: Path) -> None:
+def _save_pictures(key: KeyView, out: Path) -> None:
     hole = key.warped.hole
     pictures = {f"view{f'_{i}' if i else ''}.png": picture for i, picture in enumerate(key.pictures)}
     pictures["warped.png"] = np.where(hole[..., None], 128, key.warped.rgb).astype(np.uint8)
     pictures["disocclusion.png"] = np.where(hole, 255, 0).astype(np.uint8)
     for name, pixels in pictures.items():
         save_png(pixels, out / name)
+
+
+def _save_frames(frames: Sequence[np.ndarray], frames_per_s: float, out: Path) -> str | None:
+    """Writes `path.gif` and `path.mp4`; returns the reason if ffmpeg writes no MP4, and removes an earlier one."""
     write_gif(frames, out / "path.gif", frames_per_s=frames_per_s)
-    write_mp4(frames, out / "path.mp4", frames_per_s=frames_per_s)
+    try:
+        write_mp4(frames, out / "path.mp4", frames_per_s=frames_per_s)
+    except UserError as error:
+        (out / "path.mp4").unlink(missing_ok=True)
+        return str(error)
+    return None
 
 
 def paint_with(policy: "Policy", *, num_inference_steps: int, seed: int, samples: int = 1) -> Fill:
@@ -228,6 +252,7 @@ def paint_with(policy: "Policy", *, num_inference_steps: int, seed: int, samples
     from rlhf.diffusion.tile_painting import paint, to_canvas
 
     def fill(warped: Warped, number: int) -> list[np.ndarray]:
+        """Paints the holes of key view `number`."""
         indices = tuple(range(samples if number == 0 else 1))
         canvas = to_canvas(hide_near_side(warped), warped.hole)
         key = (seed, "novel-view", number)

@@ -1,30 +1,31 @@
-"""Segments a depth map into surfaces: finds neighbouring pixels on one surface, and edges with occlusion.
+"""Segments a depth map into surfaces: finds neighbouring pixels on the same surface, and edges with occlusion.
 
-All tests use inverse depth, which is linear in pixel coordinates on every plane.
+All tests use inverse depth, since it is linear in pixel coordinates on every plane.
 """
 
 import numpy as np
 
 EDGE = 0.01
-"""Relative jump of inverse depth below which neighbours are always on one surface."""
+"""Relative jump of inverse depth below which neighbours are always on the same surface."""
 STEEPEST = 0.25
-"""Relative jump of inverse depth above which neighbours are never on one surface, even with an even slope."""
+"""Relative jump of inverse depth above which neighbours are never on the same surface, even on a constant slope."""
 Sides = tuple[np.ndarray, np.ndarray]
+"""Two bool maps, such as those for right and lower neighbours."""
 
 
 def find_joints(depth: np.ndarray, known: np.ndarray) -> Sides:
-    """Whether each pixel is one surface with its right and with its lower neighbour: bool [H, W-1] and [H-1, W].
+    """Finds the pixels on the same surface as their right and their lower neighbour: bool [H, W-1] and [H-1, W].
 
-    It is where inverse depth jumps by less than EDGE, or goes on as it did on one of the two sides (the line through
-    the two pixels there meets the other pixel within EDGE) and the jump is under STEEPEST. Unknown pixels
-    (`known` False) belong to none.
+    Two neighbours are on the same surface in either of two cases: their inverse depths differ by less than EDGE; or
+    they differ by less than STEEPEST, and the line through one of them and the pixel before it meets the other within
+    EDGE. A pixel of unknown depth (`known` False) is on no surface.
     """
     inverse = np.where(known, 1 / np.where(known, depth, 1.0), np.nan)
     return _joints(inverse), _joints(inverse.T).T
 
 
 def _joints(inverse: np.ndarray) -> np.ndarray:
-    """Finds joints along rows; NaN compares as False."""
+    """Finds joints along rows; a comparison with NaN is False."""
     left, right = inverse[:, :-1], inverse[:, 1:]
     larger = np.maximum(left, right)
     padded = np.pad(inverse, ((0, 0), (1, 1)), constant_values=np.nan)
@@ -35,7 +36,7 @@ def _joints(inverse: np.ndarray) -> np.ndarray:
 
 
 def find_edges(depth: np.ndarray, known: np.ndarray, joints: Sides) -> Sides:
-    """Returns the pixels on the near side and on the far side of a jump, bool [H, W] each."""
+    """Returns the pixels on the near side and on the far side of a jump in depth, bool [H, W] each."""
     near, far = np.zeros(depth.shape, bool), np.zeros(depth.shape, bool)
     first, second = (slice(None), slice(None, -1)), (slice(None), slice(1, None))
     for a, b, joint in ((first, second, joints[0]), (first[::-1], second[::-1], joints[1])):
@@ -49,7 +50,7 @@ def find_edges(depth: np.ndarray, known: np.ndarray, joints: Sides) -> Sides:
 
 
 def widen(marked: np.ndarray, joints: Sides) -> np.ndarray:
-    """Returns marked pixels, bool [H, W], together with their four neighbours on the same surface."""
+    """Adds to the marked pixels, bool [H, W], their four neighbours on the same surface."""
     across, down = joints
     wider = marked.copy()
     wider[:, 1:] |= marked[:, :-1] & across
@@ -60,10 +61,10 @@ def widen(marked: np.ndarray, joints: Sides) -> np.ndarray:
 
 
 def sharpen_edges(depth: np.ndarray, *, jump: float = 0.1, passes: int = 3) -> np.ndarray:
-    """The depth map with its ramps made steps: estimators blur edges, and a ramp would be torn into loose points.
+    """Replaces ramps in a depth map by steps. Estimators blur edges, and warping would tear a ramp into loose points.
 
-    Where inverse depth varies within a 3x3 neighbourhood by more than `jump` of its largest value, a pixel takes the
-    nearer of the two extremes; `passes` times.
+    If inverse depth varies within a pixel's 3x3 neighbourhood by more than `jump` of its largest value, the pixel takes
+    the closer of the two extremes. This is repeated `passes` times.
     """
     from scipy.ndimage import maximum_filter, minimum_filter
 

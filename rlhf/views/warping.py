@@ -1,9 +1,9 @@
-"""Forward warping: pictures with depth, seen from another camera; and what that camera sees that they did not.
+"""Forward warping: renders pictures with depth for another camera, and marks the pixels that they do not show.
 
-Every pixel is a piece of a surface that is splatted into the new picture: a z-buffer of points decides which surface
-a pixel of it shows, bilinear weights how the colours of that surface's pieces mix. Where a surface is stretched it is
-subdivided between pixels that hang together, so that it does not crack; between surfaces nothing is put, so that what
-comes out from behind one stays a hole.
+Every pixel is a piece of a surface and is splatted into the new picture. A z-buffer of points decides which surface
+each new pixel shows; bilinear weights mix the colours of that surface's pieces. Stretched surfaces are subdivided
+between neighbouring pixels, so that they do not crack. Gaps between surfaces are not filled, so disoccluded regions
+stay holes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ class Warped:
     hole: np.ndarray
     """bool [H, W]: disoccluded, or outside of all views."""
     near_edge: np.ndarray
-    """bool [H, W]: on the near side of a jump in depth, so that a hole beside it goes on behind it."""
+    """bool [H, W]: pixels on the near side of a jump in depth; a hole beside them continues behind them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,17 +76,17 @@ def whole_view(camera: Camera, rgb: np.ndarray, depth: np.ndarray) -> View:
 def warp(
     views: Sequence[View], camera: Camera, *, splat: Splat = "bilinear", halo_px: int = 0, speck_px: int = 0
 ) -> Warped:
-    """Renders all views together for `camera`; the nearest surface wins, whichever view it comes from.
+    """Renders all views together for `camera`; each pixel shows the nearest surface of any view.
 
-    With `splat` "point" a pixel has the colour of its nearest point alone, with "bilinear" the mean of its surface's
-    pieces by their bilinear weights. A lens mixes colours at a jump in depth, so `halo_px` pixels on its far
-    side become hole if they lie beside a hole. Islands of up to `speck_px` pixels within a hole become hole as well;
-    they come from pixels whose depth lies between two surfaces.
+    With `splat` "point" a pixel takes the colour of its nearest point; with "bilinear" it takes the mean of its
+    surface's pieces by bilinear weights. A lens mixes colours at a jump in depth, so `halo_px` pixels on the far side
+    of a jump become hole if they lie beside a hole. Islands of up to `speck_px` pixels within a hole become hole as
+    well, since their depth lies between two surfaces.
     """
     shape = (camera.height_px, camera.width_px)
     nearest = np.zeros(shape)
     sums = np.zeros((shape[0] * shape[1], 7))
-    # Pieces are cut twice, so that those of a large photograph need not all be held at once.
+    # Pieces are cut twice, so that memory need not hold all pieces of a large photograph at once.
     for batch in _cut_views(views, camera, halo_px):
         np.maximum.at(nearest.reshape(-1), _pixel(batch, shape), batch.inverse)
     for batch in _cut_views(views, camera, halo_px):
@@ -213,9 +213,10 @@ def _drop_specks(seen: np.ndarray, largest_px: int) -> np.ndarray:
 
 
 def is_seen_through(points: np.ndarray, view: View) -> np.ndarray:
-    """Whether points [N, 3] lie in front of what a view saw there, so that it saw through them: bool [N].
+    """Returns whether points [N, 3] lie in front of the surface that a view saw at their pixel: bool [N].
 
-    By more than SAME_SURFACE of the depth at the pixel that a point falls on; where the view knows nothing, none is.
+    Such points cannot be solid, since the view saw through them. A point must be nearer by more than SAME_SURFACE of
+    the depth at its pixel. The result is False where the view has no known depth.
     """
     u, v, depth = project(view.camera, points)
     with np.errstate(invalid="ignore"):
@@ -227,9 +228,9 @@ def is_seen_through(points: np.ndarray, view: View) -> np.ndarray:
 
 
 def _close_cracks(means: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fill hole pixels between two of one surface, left and right or above and below: cracks of one pixel.
+    """Fills cracks: hole pixels with the same surface on both sides, left and right or above and below.
 
-    A gap of one pixel where something comes out from behind has a near and a far side, so it stays.
+    A disoccluded gap of one pixel has a near side and a far side, so it stays a hole.
     """
     total, count = np.zeros_like(means), np.zeros(seen.shape)
     for axis in (0, 1):

@@ -1,4 +1,4 @@
-"""Rounds of the method: annotate, learn the reward, align, evaluate; each round starts from the last one's policy.
+"""Runs rounds of the method: annotate, learn the reward, align, evaluate. A round starts from the last round's policy.
 
 Every stage is a command.
 """
@@ -13,11 +13,12 @@ from rlhf.config.config_files import load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.evaluation.evaluation import parse_summary
 from rlhf.reports.intervals import Estimate, show_estimate
-from rlhf.reports.records import parse_record
+from rlhf.reports.records import read_record
+from rlhf.rewards.learned.reward_report import UpdatedReport
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, read_table, stream_table, write_table
 from rlhf.workflows.demo import find_run_file
-from rlhf.workflows.stages import Stage, run_stages
+from rlhf.workflows.stages import Settings, Stage, run_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class RoundsPlan:
         """Returns the policy that a round has aligned; None, the base model, for round 0."""
         return self.folder(number) / "align" / f"policy-{self.config.align.updates:06d}" if number else None
 
-    def settings(self, *sections: str) -> dict[str, Any]:
+    def settings(self, *sections: str) -> Settings:
         """Returns the resolved settings on which a stage depends."""
         resolved = self.config.model_dump(mode="json")
         return {name: resolved[name] for name in ("seed", *sections)}
@@ -227,7 +228,7 @@ def _reward_arguments(plan: RoundsPlan, number: int) -> list[str]:
     return [*words, "--update", str(plan.folder(number - 1) / "reward")]
 
 
-def _annotated(plan: RoundsPlan, number: int) -> dict[str, int]:
+def _annotated(plan: RoundsPlan, number: int) -> Settings:
     """Returns the number of annotations as a setting, so that further annotations outdate a reward."""
     return {"annotations": len(read_table(plan.folder(number) / "annotations", ANNOTATIONS))}
 
@@ -254,7 +255,7 @@ def summarise_round(plan: RoundsPlan, number: int) -> RoundSummary:
     folder = plan.folder(number)
     path, remedy = folder / "evaluation" / "summary.json", "remove evaluation/ to evaluate again"
     judged = parse_summary(read_json(path, remedy), path, remedy)
-    reward = read_json(folder / "reward" / "report.json", "remove reward/ to train it again")
+    reward = read_record(UpdatedReport, folder / "reward" / "report.json", "remove reward/ to train it again")
     rows = read_table(folder / "annotations", ANNOTATIONS)
     return RoundSummary(
         round=number,
@@ -266,8 +267,8 @@ def summarise_round(plan: RoundsPlan, number: int) -> RoundSummary:
         win_rate=judged.win_rate,
         gold_gain=judged.gold_gain,
         win_rate_reward=judged.win_rate_reward,
-        coverage_measured=parse_record(Estimate, reward["coverage_measured"]),
-        pair_accuracy=reward["pair_accuracy"],
+        coverage_measured=reward.coverage_measured,
+        pair_accuracy=reward.pair_accuracy,
     )
 
 

@@ -4,18 +4,20 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from rlhf.data.rows import PromptRow
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import CurvePoint, EvaluationSummary, parse_summary
+from rlhf.evaluation.sample_rows import EvaluationRow
 from rlhf.reports.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
-from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, Estimate, cluster_bootstrap, show_estimate, wins
-from rlhf.reports.metrics_log import read_metrics
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, cluster_bootstrap, show_estimate, wins
+from rlhf.reports.metrics_log import Metrics, read_metrics
 from rlhf.reports.pages import (
     FEW_PHOTOGRAPHS,
     MAX_PICTURE_PX,
@@ -27,6 +29,7 @@ from rlhf.reports.pages import (
 )
 from rlhf.reports.records import parse_record
 from rlhf.rewards.learned.reward_charts import reliability_charts
+from rlhf.rewards.learned.reward_report import UpdatedReport
 from rlhf.storage.images import decode_image, decode_mask
 from rlhf.storage.tables import EVALUATION, PROMPTS, read_table
 from rlhf.workflows.stages import read_stages
@@ -38,8 +41,8 @@ GALLERY_PROMPTS = 20
 class Pair:
     """Fills of one prompt and initial noise by both models: two rows of `samples.parquet`."""
 
-    base: Mapping[str, Any]
-    aligned: Mapping[str, Any]
+    base: EvaluationRow
+    aligned: EvaluationRow
 
     @property
     def gain(self) -> float:
@@ -53,8 +56,9 @@ def write_report(run: Path) -> Path:
     Raises UserError with the file and the stage to run if one is missing or damaged.
     """
     summary = read_evaluation(run)
-    reward = _read_json(run / "reward" / "report.json", "reward")
-    pairs = pair_samples(read_table(run / "evaluation" / "samples.parquet", EVALUATION))
+    reward = read_reward(run)
+    rows = cast(list[EvaluationRow], read_table(run / "evaluation" / "samples.parquet", EVALUATION))
+    pairs = pair_samples(rows)
     return write_page(
         "report.html",
         run / "report.html",
@@ -75,23 +79,23 @@ def write_report(run: Path) -> Path:
 def summarise(run: Path, report: Path, duration_s: float) -> list[str]:
     """Returns the summary for the terminal: the figures, how far to trust them, and how to continue."""
     summary = read_evaluation(run)
-    reward = _read_json(run / "reward" / "report.json", "reward")
+    reward = read_reward(run)
     rests_on = f"{summary.prompts} prompts of {summary.photographs} held-out photographs"
     if summary.photographs < LEAST_PHOTOGRAPHS:
         rests_on += f": too few (below {LEAST_PHOTOGRAPHS}) for intervals"
     elif summary.photographs < FEW_PHOTOGRAPHS:
         rests_on += f": few (below {FEW_PHOTOGRAPHS}), so the intervals are rough"
-    coverage = show_estimate(parse_record(Estimate, reward["coverage_measured"]), ".1%")
+    coverage = show_estimate(reward.coverage_measured, ".1%")
     lines = {
         "WinRate over base": show_estimate(summary.win_rate, ".1%") + ", 50% is no difference",
         "gold gain": show_estimate(summary.gold_gain, "+.3f") + " on a scale of 0 to 1",
         "sharpness ratio": show_estimate(summary.sharpness_ratio, ".2f") + " aligned / base",
         "diversity ratio": show_estimate(summary.diversity_ratio, ".2f") + " aligned / base",
-        "coverage measured": f"{coverage}, stated {reward['coverage_stated']:.0%}",
-        "effective rank": f"{reward['effective_rank']:.1f} of {reward['feature_dim']} features",
+        "coverage measured": f"{coverage}, stated {reward.coverage_stated:.0%}",
+        "effective rank": f"{reward.effective_rank:.1f} of {reward.feature_dim} features",
         "rests on": rests_on,
         "alarms": "; ".join(alarm.message for alarm in summary.alarms) or "none",
-        "judged by": f"{'simulated annotators' if reward['is_simulated'] else 'people'}, then a simulated gold judge",
+        "judged by": f"{'simulated annotators' if reward.is_simulated else 'people'}, then a simulated gold judge",
         "total time": show_duration(duration_s),
         "report": str(report),
         "continue with": f"rlhf serve {shlex.quote(str(run))}",
@@ -106,6 +110,12 @@ def read_evaluation(run: Path) -> EvaluationSummary:
     return parse_summary(_read_json(path, "evaluate"), path, "run `rlhf evaluate` again")
 
 
+def read_reward(run: Path) -> UpdatedReport:
+    """Reads what every `report.json` of a reward has. Raises UserError if it is missing or damaged."""
+    path = run / "reward" / "report.json"
+    return parse_record(UpdatedReport, _read_json(path, "reward"), path, "run `rlhf reward` again")
+
+
 def _read_json(path: Path, stage: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -114,9 +124,9 @@ def _read_json(path: Path, stage: str) -> Any:
         raise UserError(f"{path} {reason}; run `rlhf {stage}`, or `rlhf demo`, which runs what is left") from error
 
 
-def pair_samples(rows: Sequence[Mapping[str, Any]]) -> list[Pair]:
+def pair_samples(rows: Sequence[EvaluationRow]) -> list[Pair]:
     """Pairs the samples of both models by prompt and noise, largest gold gain first. Raises UserError if none pair."""
-    sides: dict[tuple[str, int], dict[str, Mapping[str, Any]]] = {}
+    sides: dict[tuple[str, int], dict[str, EvaluationRow]] = {}
     for row in rows:
         sides.setdefault((row["prompt_id"], row["sample_index"]), {})[row["policy"]] = row
     pairs = [Pair(base=s["base"], aligned=s["aligned"]) for s in sides.values() if {"base", "aligned"} <= s.keys()]
@@ -156,7 +166,8 @@ class GalleryEntry:
 
 
 def _gallery(run: Path, pairs: list[Pair]) -> Iterator[GalleryEntry]:
-    prompts = {row["prompt_id"]: row for row in read_table(run / "held_out_prompts", PROMPTS)}
+    rows = cast(list[PromptRow], read_table(run / "held_out_prompts", PROMPTS))
+    prompts = {row["prompt_id"]: row for row in rows}
     for place in choose_spread(pairs, GALLERY_PROMPTS):
         pair = pairs[place]
         prompt = prompts.get(pair.base["prompt_id"])
@@ -170,11 +181,12 @@ def _gallery(run: Path, pairs: list[Pair]) -> Iterator[GalleryEntry]:
         yield GalleryEntry(pair=pair, rank=place + 1, is_small=is_small, pictures=uris)
 
 
-def _training_charts(metrics: Sequence[Mapping[str, Any]], curve: Sequence[CurvePoint]) -> dict[str, dict[str, str]]:
+def _training_charts(metrics: Sequence[Metrics], curve: Sequence[CurvePoint]) -> dict[str, dict[str, str]]:
     """Draws training by update and held-out prompts by policy version; the template has titles and captions."""
     updates, versions = [line["update"] for line in metrics], [p.policy_version for p in curve]
 
     def track(name: str, key: str, colour: str = REWARD) -> Series:
+        """Returns the curve of one figure of `metrics.jsonl`, with gaps where it is missing."""
         return {name: (colour, [line.get(key, math.nan) for line in metrics])}
 
     rates = [point.win_rate for point in curve]
@@ -194,7 +206,7 @@ def _training_charts(metrics: Sequence[Mapping[str, Any]], curve: Sequence[Curve
 
 
 def _judged_charts(
-    summary: EvaluationSummary, reward: dict[str, Any], pairs: Sequence[Pair]
+    summary: EvaluationSummary, reward: UpdatedReport, pairs: Sequence[Pair]
 ) -> dict[str, dict[str, str]]:
     """Draws WinRate by hole family, ratios, and the bound by fifths of the uncertainty."""
     rates = {"all holes": summary.win_rate}

@@ -1,4 +1,4 @@
-"""Runs stages in order, each as the command a user would type. A stage runs again only if it has changed."""
+"""Runs stages in order, each as the command that a user would type. A stage runs again only if it has changed."""
 
 import ctypes
 import os
@@ -10,12 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from rlhf.errors import UserError
 from rlhf.reports.records import read_record
 from rlhf.storage.atomic_files import atomic_write_json
 
+Settings = dict[str, JsonValue]
+"""Resolved configuration by section, compared as a whole with that of an earlier run."""
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl that sets the signal a process gets when its parent dies."""
 
@@ -27,7 +30,7 @@ class Stage:
     name: str
     arguments: list[str]
     """Arguments of `rlhf`."""
-    settings: dict[str, Any]
+    settings: Settings
     """Resolved settings by section; a change outdates this stage and all later ones."""
     run: Path | None = None
     """Folder of an alignment, which `--resume` continues and nothing overwrites."""
@@ -51,7 +54,7 @@ class FinishedStage:
     """Finished stage, as `stages.json` holds it."""
 
     command: str | None = None
-    settings: dict[str, Any] | None = None
+    settings: Settings | None = None
     duration_s: float = 0.0
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from rlhf.data.agreement import measure_agreement, measure_consistency
-from rlhf.data.annotation_export import export_annotations
+from rlhf.data.annotation_export import export_annotations, to_annotation
 from rlhf.data.annotation_items import AnnotationItems
 from rlhf.data.annotation_store import AnnotationStore, Task, TaskRefused
 from rlhf.errors import UserError
@@ -125,6 +125,7 @@ def _token_check(token: str) -> Callable[..., Awaitable[Response]]:
         return secrets.compare_digest(value.encode(errors="replace"), token.encode())
 
     async def check(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Admits requests with the token; a token in the page's address becomes a cookie."""
         if request.url.path == "/" and is_token(request.query_params.get("token", "")):
             answer = RedirectResponse("/", status_code=303)
             answer.set_cookie(COOKIE, token, httponly=True, samesite="lax", max_age=30 * 86400)
@@ -215,7 +216,7 @@ def _png(data: bytes) -> Response:
 def _add_results(page: FastAPI, store: AnnotationStore, out: FilePath, kind: Page) -> None:
     @page.get("/agreement")
     def agreement() -> dict[str, Any]:
-        return dict(measure_agreement(store.rows()))
+        return dict(measure_agreement(map(to_annotation, store.rows())))
 
     @page.post("/api/export")
     def export() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from benchmarks.time_to_quality import (
     FIRST,
     GOOD,
     Arm,
-    Spent,
     compare,
     find_reached,
     format_table,
@@ -22,6 +20,7 @@ from benchmarks.time_to_quality import (
     stages_of,
     summarise,
 )
+from benchmarks.time_to_quality_records import ArmSpent, Reached, Spent, TimeToQuality
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.workflows.demo import find_run_file
 
@@ -80,14 +79,14 @@ def test_ratios_are_geometric_means_over_seeds_and_a_reference_that_fails_bounds
     both = {("nft", s): spent(100 * f) for s, f in enumerate((1, 2))}
     reference = {("prefpaint", s): spent(400 * f) for s, f in enumerate((1, 8))}
     (row,) = compare(both | reference)
-    assert (row["arm"], row["seeds"], row["bound"]) == ("nft", [0, 1], "")
-    value, low, high = row["ratios"]["weighted"]
+    assert (row.arm, row.seeds, row.bound) == ("nft", [0, 1], "")
+    value, low, high = row.ratios["weighted"]
     assert value == pytest.approx((1 / 4 * 2 / 32) ** 0.5)
     assert low < value < high
     (row,) = compare(both | reference | {("prefpaint", 1): spent(3200, is_reached=False)})
-    assert row["bound"] == "at most"
+    assert row.bound == "at most"
     (row,) = compare(both | reference | {("nft", 0): spent(1, is_reached=False)})
-    assert (row["bound"], row["ratios"]) == ("none", {}), "no ratio of what was not reached"
+    assert (row.bound, row.ratios) == ("none", {}), "no ratio of what was not reached"
     assert compare(both) == []
 
 
@@ -108,10 +107,9 @@ def test_a_reference_that_wanders_is_also_met_at_its_best_gold_mark(tmp_path: Pa
     write_arm(tmp_path / "seed-0" / "nft", [0.5, 0.55, 0.65], [0.4, 0.42, 0.44])
     write_arm(tmp_path / "seed-0" / "prefpaint", [0.5, 0.62, 0.4], [0.40, 0.41, 0.39])
     arguments = argparse.Namespace(out=tmp_path, seeds=1, target=0.6, config=find_run_file("demo"), set=[])
-    found = summarise(arguments, [parse_arm("nft"), parse_arm("prefpaint")])["reached"]
+    found = summarise(arguments, [parse_arm("nft"), parse_arm("prefpaint")]).reached
     updates = {
-        criterion: {entry["arm"]: entry["costs"]["updates"] for entry in own["spent"]}
-        for criterion, own in found.items()
+        criterion: {entry.arm: entry.costs["updates"] for entry in own.spent} for criterion, own in found.items()
     }
     assert updates[GOOD] == pytest.approx({"nft": 15.0, "prefpaint": 20.0})
     assert updates[FIRST] == pytest.approx({"nft": 15.0, "prefpaint": 10 / 0.12 * 0.1})
@@ -120,9 +118,9 @@ def test_a_reference_that_wanders_is_also_met_at_its_best_gold_mark(tmp_path: Pa
 
 def test_the_table_tells_what_was_not_reached() -> None:
     runs = {("nft", 0): spent(10), ("prefpaint", 0): spent(400, is_reached=False)}
-    entries = [{"arm": arm, "seed": seed} | asdict(figures) for (arm, seed), figures in runs.items()]
-    reached = {"for good": {"spent": entries, "ratios": compare(runs)}}
-    summary = {"target_win_rate": 0.6, "reached": reached, "missing": ["grpo, seed 0"]}
+    entries = [ArmSpent(arm=arm, seed=seed, **vars(figures)) for (arm, seed), figures in runs.items()]
+    reached = {"for good": Reached(spent=entries, ratios=compare(runs))}
+    summary = TimeToQuality(target_win_rate=0.6, reached=reached, curves=[], missing=["grpo, seed 0"])
     table = format_table(summary)
     assert ">400.0" in table
     assert "weighted at most 0.03" in table

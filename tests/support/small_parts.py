@@ -15,7 +15,8 @@ from transformers import CLIPTextModelWithProjection
 
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
 from rlhf.data.holes import FAMILIES, draw_hole
-from rlhf.data.prompts import Prompt, PromptRow
+from rlhf.data.prompts import Prompt
+from rlhf.data.rows import PromptRow
 from rlhf.diffusion.builtin.tiny_model import (
     build_scheduler,
     build_text_encoder,

@@ -1,4 +1,4 @@
-"""Photographs for the base models: which are trained on, and crops with holes drawn from them."""
+"""Photographs for the base models: lists those to train on, and draws crops and holes."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,13 +15,13 @@ SET_ASIDE = Path(__file__).parent / "demo_photographs.txt"
 
 
 def set_aside() -> frozenset[str]:
-    """File names of the photographs that the demo shows; no weight of a base model sees them."""
+    """Returns the file names of the photographs that the demo shows; no base model is trained on them."""
     lines = SET_ASIDE.read_text().splitlines()
     return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
 def training_paths(folders: Iterable[Path]) -> list[Path]:
-    """Photographs below the folders without those set aside, in order of folder and name.
+    """Returns the photographs below the folders, without those set aside, in order of folder and name.
 
     Raises UserError if a folder is missing or nothing is left.
     """
@@ -33,12 +33,12 @@ def training_paths(folders: Iterable[Path]) -> list[Path]:
 
 
 def load_photographs(paths: Iterable[Path]) -> list[Image.Image]:
-    """Decode all photographs once, to 8-bit RGB in memory."""
+    """Decodes all photographs to 8-bit RGB in memory."""
     return [decode_image(path) for path in paths]
 
 
 def augmented_crop(photographs: list[Image.Image], rng: np.random.Generator, size: int) -> Image.Image:
-    """A square of a random photograph, resampled with antialiasing to `size` px and varied at random.
+    """Returns a square of a random photograph, resampled with antialiasing to `size` px and varied at random.
 
     Its side is drawn log-uniformly from `size` px (full resolution) to the photograph's short side. It may be
     mirrored, and its brightness, contrast and colour change by up to a fifth; one in twenty swaps its colours.
@@ -57,12 +57,12 @@ def augmented_crop(photographs: list[Image.Image], rng: np.random.Generator, siz
 
 
 def crop_batch(photographs: list[Image.Image], rng: np.random.Generator, count: int, size: int) -> torch.Tensor:
-    """Augmented crops, [count, 3, size, size] in [-1, 1]."""
+    """Returns augmented crops, [count, 3, size, size] in [-1, 1]."""
     return torch.stack([image_to_tensor(augmented_crop(photographs, rng, size)) for _ in range(count)])
 
 
 def hole_batch(rng: np.random.Generator, count: int, size: int) -> torch.Tensor:
-    """Masks of all hole families at equal odds, [count, 1, size, size], 1 = repaint."""
+    """Draws masks of all hole families with equal probability, [count, 1, size, size], 1 = repaint."""
     families = list(FAMILIES)
     return torch.stack(
         [mask_to_tensor(draw_hole(families[rng.integers(len(families))], rng, size)) for _ in range(count)]

@@ -1,7 +1,7 @@
-"""The two denoisers of the built-in base models and the diffusers pipelines around them.
+"""Builds the two denoisers of the built-in base models, and the diffusers pipelines around them.
 
-Both work on the same VAE (16 channels, factor 4). `unet` has the layout of Stable Diffusion's inpainting with
-16 + 1 + 16 input channels and predicts v; `transformer` has the layout of FLUX.1 Fill and predicts velocity.
+Both use the same VAE (16 channels, factor 4). `unet` has the layout of Stable Diffusion's inpainting model, with
+16 + 1 + 16 input channels, and predicts v. `transformer` has the layout of FLUX.1 Fill and predicts the velocity.
 """
 
 import torch
@@ -20,12 +20,13 @@ from rlhf.diffusion.builtin.base_vae import FACTOR, LATENT_CHANNELS
 from rlhf.diffusion.builtin.tiny_model import TEXT_WIDTH, build_scheduler, build_text_encoder, build_tokenizer
 
 TEXT_TOKENS = 4
-"""Tokens of text that the transformer is trained with; its attention can use them as a scratchpad."""
+"""Number of text tokens in the transformer's training; its attention can use them as scratch memory."""
 TOKEN_WIDTH = 4 * LATENT_CHANNELS
+"""Number of channels of a token: four neighbouring latents."""
 
 
 def build_unet(channels: tuple[int, ...] = (64, 112, 128)) -> UNet2DConditionModel:
-    """Denoiser of latents, mask and masked-image latents: [B, 33, h, w] to v [B, 16, h, w]."""
+    """Builds a denoiser of latents, mask and masked-image latents: [B, 33, h, w] to v [B, 16, h, w]."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=2 * LATENT_CHANNELS + 1,
@@ -41,9 +42,9 @@ def build_unet(channels: tuple[int, ...] = (64, 112, 128)) -> UNet2DConditionMod
 
 
 def build_transformer(*, heads: int = 6, layers: int = 10) -> FluxTransformer2DModel:
-    """Denoiser of packed latents, masked-image latents and mask: [B, tokens, 64 + 64 + 64] to [B, tokens, 64].
+    """Builds a denoiser of packed latents, masked-image latents and mask: [B, tokens, 64 + 64 + 64] to [B, tokens, 64].
 
-    Single-stream blocks alone: with the empty text, blocks with weights of their own for text would be idle.
+    It has single-stream blocks only, since double-stream blocks have separate weights for text, and the text is empty.
     """
     transformer = FluxTransformer2DModel(
         patch_size=1,
@@ -58,7 +59,7 @@ def build_transformer(*, heads: int = 6, layers: int = 10) -> FluxTransformer2DM
         guidance_embeds=False,
         axes_dims_rope=(4, 14, 14),
     )
-    # As in DiT (arXiv:2212.09748): blocks begin closed, and the output at 0.
+    # As in DiT (arXiv:2212.09748), blocks start as the identity, and the output starts at 0.
     for block in transformer.single_transformer_blocks:
         torch.nn.init.zeros_(block.norm.linear.weight)
         torch.nn.init.zeros_(block.norm.linear.bias)
@@ -69,12 +70,12 @@ def build_transformer(*, heads: int = 6, layers: int = 10) -> FluxTransformer2DM
 
 
 def build_flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Flow matching with a static shift of 1: at 64 tokens, levels of noise count alike."""
+    """Builds the scheduler of flow matching with a static shift of 1: at 64 tokens all noise levels matter alike."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False)
 
 
 def build_t5() -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
-    """A one-layer T5 encoder and a byte-level tokenizer; only the empty text is trained with."""
+    """Builds a T5 encoder of one layer and a byte-level tokenizer; the project trains with the empty text only."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *symbols])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
@@ -107,7 +108,7 @@ def build_t5() -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
 
 
 def unet_pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel) -> StableDiffusionInpaintPipeline:
-    """The UNet with all that a pipeline's folder needs; text encoders are random but always the same."""
+    """Builds the pipeline around the UNet; its text encoder is random, with a fixed seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         text_encoder = build_text_encoder().eval()
@@ -124,7 +125,7 @@ def unet_pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel) -> StableDiffu
 
 
 def transformer_pipeline(vae: AutoencoderKL, transformer: FluxTransformer2DModel) -> FluxFillPipeline:
-    """The transformer likewise. To be called with `max_sequence_length=TEXT_TOKENS`."""
+    """Builds the pipeline around the transformer; call it with `max_sequence_length=TEXT_TOKENS`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         text_encoder = build_text_encoder().eval()

@@ -1,4 +1,4 @@
-"""A training loop that can be killed at any moment and goes on to the same bits."""
+"""Training loop that can be killed at any moment and resumes to the same bits."""
 
 import copy
 import json
@@ -7,38 +7,39 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rlhf.storage.atomic_files import atomic_torch_save, atomic_write
 
+Part = torch.nn.Module | torch.optim.Optimizer
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSchedule:
-    """When a stage stops and how its learning rate goes."""
+    """Length, learning rate and averaging of a stage."""
 
     until: int
-    """Updates done in all when the call returns."""
+    """Total number of updates when the call returns."""
     peak_lr: float
     """Learning rate after the warm-up."""
     warm_up: int = 200
-    """Updates of linear warm-up, counted from the first update after fresh optimizer state."""
+    """Number of updates of linear warm-up, from the first update of a fresh optimizer."""
     decay_from: int | None = None
-    """Update at which the learning rate begins to fall, as a cosine, to 2 % at `decay_to`; None: never."""
+    """Update from which the learning rate falls, as a cosine, to 2 % at `decay_to`; None: it does not fall."""
     decay_to: int | None = None
-    """Update at which it has fallen; None: `until`."""
+    """Last update of the decay; None: `until`."""
     average: float = 0.9995
-    """Decay of the moving average of the weights."""
+    """Decay of the EMA of the weights."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW; 0 for weights whose size matters."""
+    """Weight decay of AdamW; 0 if the scale of the weights matters."""
     save_every: int = 100
-    """Number of updates between states on disk, and the most that a kill loses."""
+    """Number of updates between states on disk: the most that a kill loses."""
     log_every: int = 50
-    """Updates between lines of the log."""
+    """Number of updates between lines of the log."""
 
     def learning_rate(self, update: int, first: int) -> float:
-        """Learning rate of one update; the optimizer was fresh at update `first`."""
+        """Returns the learning rate of an update; the optimizer was fresh at update `first`."""
         rate = self.peak_lr * min(1.0, (update - first + 1) / self.warm_up)
         if self.decay_from is None or update < self.decay_from:
             return rate
@@ -67,7 +68,7 @@ def train_stage(
     trained = [p for p in module.parameters() if p.requires_grad]
     pairs = [(a, p) for a, p in zip(averaged.parameters(), module.parameters(), strict=True) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=schedule.peak_lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay)
-    parts: dict[str, Any] = {"module": module, "averaged": averaged, "optimizer": optimizer}
+    parts: dict[str, Part] = {"module": module, "averaged": averaged, "optimizer": optimizer}
     update, first = _resume(parts, state_path) if state_path.is_file() else (first, first)
     log = _Log(log_path, update)
     while update < schedule.until:
@@ -89,8 +90,8 @@ def train_stage(
     return averaged
 
 
-def _resume(parts: dict[str, Any], state_path: Path) -> tuple[int, int]:
-    """Loads a state; returns its update and the update at which its optimizer was fresh."""
+def _resume(parts: dict[str, Part], state_path: Path) -> tuple[int, int]:
+    """Loads a state; returns its update, and the update at which its optimizer was fresh."""
     state = torch.load(state_path)
     for name, part in parts.items():
         part.load_state_dict(state[name])
@@ -98,7 +99,7 @@ def _resume(parts: dict[str, Any], state_path: Path) -> tuple[int, int]:
 
 
 class _Log:
-    """JSON lines of a stage; a run that resumes drops the lines after its state."""
+    """JSON lines of a stage; a resumed run drops the lines after its state."""
 
     def __init__(self, path: Path, update: int) -> None:
         self._path = path
@@ -109,9 +110,11 @@ class _Log:
             atomic_write(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
 
     def add(self, loss: float) -> None:
+        """Records the loss of an update."""
         self._losses.append(loss)
 
     def write(self, update: int, learning_rate: float) -> None:
+        """Appends a line with the mean loss and time per update since the last line."""
         now, count = time.perf_counter(), len(self._losses)
         line = {
             "update": update,
@@ -126,7 +129,7 @@ class _Log:
 
 
 def _update_of(line: str) -> float:
-    """The update of a log line; infinite for a line that a kill cut off."""
+    """Returns the update of a log line; infinity if a kill cut the line off."""
     try:
         return json.loads(line)["update"]
     except (json.JSONDecodeError, KeyError):

@@ -1,8 +1,8 @@
-"""The VAE of the built-in base models: 16 channels at factor 4, started from principal components.
+"""Builds the VAE of the built-in base models: 16 channels at factor 4, initialised with principal components.
 
-A plain `AutoencoderKL`, so that any diffusers pipeline opens it. `start_linear` sets its weights such that
-the encoder gives the principal components of 4x4 patches and the decoder (`phase_start.py`) puts the patches
-back. The encoder stays so; training makes the decoder better than linear.
+It is an `AutoencoderKL`, which any diffusers pipeline opens. `start_linear` sets its weights: the encoder computes the
+principal components of 4x4 patches, and the decoder (`phase_start.py`) inverts it. The encoder stays fixed; training
+makes the decoder better than the linear inverse.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ FACTOR = 4
 
 
 def build_vae(channels: tuple[int, int, int] = (32, 72, 96)) -> AutoencoderKL:
-    """Autoencoder with factor 4 at torch's initial weights: [B, 3, H, W] to latents [B, 16, H/4, W/4]."""
+    """Builds the autoencoder with torch's initial weights: images [B, 3, H, W] to latents [B, 16, H/4, W/4]."""
     return AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -36,11 +36,11 @@ def build_vae(channels: tuple[int, int, int] = (32, 72, 96)) -> AutoencoderKL:
 
 
 def principal_components(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean [48] and the map to 16 numbers [16, 48] of the 4x4 patches of `images` [B, 3, H, W].
+    """Returns the mean [48] of the 4x4 patches of `images` [B, 3, H, W], and the map [16, 48] to their components.
 
-    A patch's 48 numbers are in the order of `pixel_unshuffle`: colour, row, column. Component i, of deviation
-    s_i, is divided by sqrt(s_i): half way to white. White latents would give noise-like detail the weight of
-    colour; unscaled ones would drown detail in the sampler's last noise. All have a mean square of 1 together.
+    The 48 numbers of a patch are in the order of `pixel_unshuffle`: colour, row, column. Component i has deviation s_i
+    and is divided by sqrt(s_i), half way to whitening. Whitened latents would give noise-like detail the weight of
+    colour; in unscaled latents the sampler's last noise would hide detail. The mean square of all components is 1.
     """
     patches = F.pixel_unshuffle(images, FACTOR).permute(0, 2, 3, 1).reshape(-1, 48).double()
     variances, vectors = torch.linalg.eigh(torch.cov(patches.T))
@@ -52,7 +52,7 @@ def principal_components(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 @torch.no_grad()
 def start_linear(vae: AutoencoderKL, images: torch.Tensor) -> None:
-    """Let the latents' means be the principal components of `images`' patches, and decode them to the patches."""
+    """Sets the encoder to the principal components of the patches of `images`, and the decoder to their inverse."""
     for name, module in vae.named_modules():
         if name.endswith(".conv2"):
             module.weight.zero_()
@@ -65,7 +65,7 @@ def start_linear(vae: AutoencoderKL, images: torch.Tensor) -> None:
 
 
 def _start_encoder(vae: AutoencoderKL, mean: torch.Tensor, maps: torch.Tensor) -> None:
-    """Both strided convolutions gather pixels into channels, the second one projects; blocks pass all on."""
+    """Sets both strided convolutions to gather pixels into channels; the second projects, and blocks pass values on."""
     encoder: Any = vae.encoder
     first, second, third = encoder.down_blocks
     for module in (encoder.conv_in, first.downsamplers[0].conv, second.downsamplers[0].conv, encoder.conv_out):
@@ -80,7 +80,7 @@ def _start_encoder(vae: AutoencoderKL, mean: torch.Tensor, maps: torch.Tensor) -
     projecting = second.downsamplers[0].conv
     projecting.weight[:LATENT_CHANNELS, :12, :2, :2] = _by_quarter(maps)
     projecting.bias[:LATENT_CHANNELS] = -maps @ mean
-    # silu(a) - silu(-a) = a: each component passes the last norm and activation as a pair of opposite signs.
+    # Each component passes the last norm and activation as a pair of opposite signs: silu(a) - silu(-a) = a.
     pairs, norm = third.resnets[0].conv_shortcut, encoder.conv_norm_out
     pairs.weight.zero_()
     pairs.bias.zero_()
@@ -93,9 +93,9 @@ def _start_encoder(vae: AutoencoderKL, mean: torch.Tensor, maps: torch.Tensor) -
 
 
 def _by_quarter(maps: torch.Tensor) -> torch.Tensor:
-    """Maps of patches [K, 48] as maps of the patch's four quarters [K, 12, 2, 2].
+    """Splits maps of patches [K, 48] into maps of the four quarters of the patch [K, 12, 2, 2].
 
-    A quarter's 12 numbers are colour, row, column within it; the last two axes are its place in the patch.
+    The 12 numbers of a quarter are colour, row, column within it; the last two axes are its place in the patch.
     """
     by_pixel = maps.view(-1, 3, 2, 2, 2, 2)  # [K, colour, quarter's row, row, quarter's column, column]
     return by_pixel.permute(0, 1, 3, 5, 2, 4).reshape(-1, 12, 2, 2)

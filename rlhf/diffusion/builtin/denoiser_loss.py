@@ -1,4 +1,4 @@
-"""Losses of the base models' denoisers, with the packing of FLUX.1 Fill."""
+"""Computes the losses of the base models' denoisers, with the packing of FLUX.1 Fill."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rlhf.diffusion.builtin.base_denoisers import TEXT_TOKENS, transformer_pipel
 from rlhf.diffusion.builtin.base_vae import FACTOR
 
 KNOWN_WEIGHT = 0.2
-"""Weight of known cells in the loss; cells with a hole have weight 1, since known pixels are put back at the end."""
+"""Weight of known cells in the loss; cells that touch the hole have weight 1, since known pixels are composited."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +32,11 @@ class LatentBatch:
 
 
 Loss = Callable[[LatentBatch, torch.Generator], torch.Tensor]
+"""Maps a batch and a source of noise to the loss, a scalar."""
 
 
 def unet_loss(unet: UNet2DConditionModel, vae: torch.nn.Module) -> Loss:
-    """v-prediction (arXiv:2202.00512) at equal weight for all timesteps, which are drawn in equal strata."""
+    """Returns the loss of v-prediction (arXiv:2202.00512); all timesteps have equal weight, drawn in equal strata."""
     pipeline = unet_pipeline(vae, unet)
     scheduler: DDIMScheduler = pipeline.scheduler
     tokens = pipeline.tokenizer("", padding="max_length", return_tensors="pt").input_ids
@@ -43,6 +44,7 @@ def unet_loss(unet: UNet2DConditionModel, vae: torch.nn.Module) -> Loss:
         text = pipeline.text_encoder(tokens)[0]
 
     def loss(batch: LatentBatch, generator: torch.Generator) -> torch.Tensor:
+        """Returns the weighted mean squared error of v."""
         latents = batch.latents
         noise = torch.randn(latents.shape, generator=generator)
         timestep = (_strata(len(latents), generator) * scheduler.config.num_train_timesteps).long()
@@ -57,15 +59,17 @@ def unet_loss(unet: UNet2DConditionModel, vae: torch.nn.Module) -> Loss:
 
 
 def transformer_loss(transformer: FluxTransformer2DModel, vae: torch.nn.Module) -> Loss:
-    """Velocity noise - latents of flow matching (arXiv:2210.02747), x = (1 - sigma) latents + sigma noise.
+    """Returns the loss of flow matching (arXiv:2210.02747): the network predicts the velocity noise - latents.
 
-    Half of the sigmas are uniform, half logit-normal (arXiv:2403.03206), which favours the middle.
+    The input is x = (1 - sigma) latents + sigma noise. Half of the sigmas are uniform, half logit-normal
+    (arXiv:2403.03206), which favours the middle.
     """
     pipeline = transformer_pipeline(vae, transformer)
     with torch.no_grad():
         text, pooled, text_ids = pipeline.encode_prompt(prompt="", prompt_2=None, max_sequence_length=TEXT_TOKENS)
 
     def loss(batch: LatentBatch, generator: torch.Generator) -> torch.Tensor:
+        """Returns the weighted mean squared error of the velocity."""
         latents, count = batch.latents, len(batch.latents)
         noise = torch.randn(latents.shape, generator=generator)
         uniform = _strata(count, generator)
@@ -88,18 +92,18 @@ def transformer_loss(transformer: FluxTransformer2DModel, vae: torch.nn.Module) 
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
-    """Four neighbours as one token, as FLUX does it: [B, C, h, w] to [B, h w / 4, 4 C]."""
+    """Joins four neighbours to one token, as FLUX does: [B, C, h, w] to [B, h w / 4, 4 C]."""
     return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
 def image_ids(height: int, width: int) -> torch.Tensor:
-    """Places of the tokens of latents [height, width]: (0, row, column) each, [tokens, 3]."""
+    """Returns the places (0, row, column) of the tokens of latents [height, width]: [tokens, 3]."""
     rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
     return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).view(-1, 3).float()
 
 
 def _strata(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Uniform draws, one from each of `count` equal parts of (0, 1), in random order."""
+    """Draws one uniform number from each of `count` equal parts of (0, 1), in random order: [count]."""
     parts = torch.randperm(count, generator=generator)
     return (parts + torch.rand(count, generator=generator)) / count
 

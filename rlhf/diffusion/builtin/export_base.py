@@ -1,7 +1,7 @@
-"""Write pipelines from a training that may be running: `python -m rlhf.diffusion.builtin.export_base STATE OUT`.
+"""Writes pipelines from a training that may be running: `python -m rlhf.diffusion.builtin.export_base STATE OUT`.
 
-OUT/unet and OUT/transformer are diffusers folders with the averaged weights in half precision, the logs beside
-them. States are replaced as a whole while training, so reading them disturbs nothing.
+OUT/unet and OUT/transformer are diffusers folders with the averaged weights in half precision and the logs of their
+parts. The training replaces its states as a whole, so reading them disturbs nothing.
 """
 
 import argparse
@@ -23,10 +23,11 @@ DENOISERS: dict[str, tuple[Callable, Callable]] = {
     "unet": (build_unet, unet_pipeline),
     "transformer": (build_transformer, transformer_pipeline),
 }
+"""Functions that build a denoiser, and the pipeline around it, by stage."""
 
 
 def averaged_weights(module: torch.nn.Module, state: Path) -> int:
-    """Load the moving average of a stage's weights into `module`; returns the updates that they have had.
+    """Loads the moving average of a stage's weights into `module`; returns the number of its updates.
 
     Raises UserError if the stage has no state yet.
     """
@@ -38,7 +39,7 @@ def averaged_weights(module: torch.nn.Module, state: Path) -> int:
 
 
 def trained_vae(folder: Path) -> tuple[AutoencoderKL, int]:
-    """The VAE of a training's state folder, and its updates: 0 for the linear start."""
+    """Returns the VAE in a training's state folder, and the number of its updates: 0 for the linear start."""
     vae = build_vae().eval()
     if state_path(folder, "vae").is_file():
         return vae, averaged_weights(vae, state_path(folder, "vae"))
@@ -47,7 +48,7 @@ def trained_vae(folder: Path) -> tuple[AutoencoderKL, int]:
 
 
 def trained_pipeline(folder: Path, stage: str) -> tuple[DiffusionPipeline, dict[str, int]]:
-    """The pipeline of one denoiser in float32, and the updates of its parts."""
+    """Returns the pipeline of one denoiser in float32, and the number of updates of each part."""
     build, around = DENOISERS[stage]
     vae, vae_updates = trained_vae(folder)
     module = build().eval()
@@ -56,7 +57,7 @@ def trained_pipeline(folder: Path, stage: str) -> tuple[DiffusionPipeline, dict[
 
 
 def export(folder: Path, out: Path, stages: list[str]) -> None:
-    """Write the pipelines of `stages`, each with `training.json` and the logs of its parts."""
+    """Writes the pipelines of `stages`, each with `training.json` and the logs of its parts."""
     for stage in stages:
         pipeline, updates = trained_pipeline(folder, stage)
         for name in ("vae", stage):
@@ -71,7 +72,7 @@ def export(folder: Path, out: Path, stages: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Export what the command line names."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="export_base", description=__doc__)
     parser.add_argument("state", type=Path, help="folder that train_base was given as --out")
     parser.add_argument("out", type=Path, help="folder that receives the pipelines")

@@ -1,7 +1,7 @@
-"""Encoded crops with holes on disk, shared by both denoisers.
+"""Stores encoded crops with holes on disk, for both denoisers.
 
-Encoding costs as much as a third of a denoiser's update, so each crop is used several times, with other noise.
-The shards are used in turn: with the default sizes, after 16,384 updates the first one comes again.
+Encoding a crop costs a third of a denoiser's update, so each crop is used several times, with different noise. The
+shards are used in turn; with the default sizes the first one returns after 16,384 updates.
 """
 
 from dataclasses import dataclass
@@ -20,46 +20,46 @@ from rlhf.storage.images import blank_hole
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """How crops are cut into shards."""
+    """Sizes and numbers of the shards."""
 
     folder: Path
-    """Holds the shards; they may be deleted, and are made again."""
+    """Folder of the shards; deleted ones are made again."""
     seed: int = 0
     """Seed of crops and holes."""
     sizes_px: tuple[int, ...] = (64, 64, 64, 96)
-    """Side of the crops of a shard, in turn."""
+    """Sides of the crops; shards take them in turn."""
     tokens: int = 64 * 64
-    """Tokens (64 px have 64) in a batch, so that batches of all sizes cost alike."""
+    """Number of tokens in a batch, so that batches of all sizes cost the same; a crop of 64 px has 64 tokens."""
     batches: int = 64
-    """Batches that a shard's crops make."""
+    """Number of batches in a shard."""
     uses: int = 4
-    """Times that each crop is drawn, on average."""
+    """Mean number of times that each crop is drawn."""
     shards: int = 64
-    """Different shards."""
+    """Number of shards."""
 
     def shard_of(self, update: int) -> int:
-        """Number of the shard that an update draws from."""
+        """Returns the number of the shard that an update draws from."""
         return update // (self.batches * self.uses) % self.shards
 
     def size_px(self, shard: int) -> int:
-        """Side of the crops of a shard."""
+        """Returns the side of the crops of a shard."""
         return self.sizes_px[shard % len(self.sizes_px)]
 
     def batch_size(self, shard: int) -> int:
-        """Crops in a batch of a shard."""
+        """Returns the number of crops in a batch of a shard."""
         return max(1, self.tokens * 64 // self.size_px(shard) ** 2)
 
 
 class LatentShards:
-    """Batches for updates; one shard at a time is in memory."""
+    """Batches for updates, with one shard at a time in memory."""
 
     def __init__(self, plan: ShardPlan, vae: AutoencoderKL, photographs: list[Image.Image]) -> None:
-        """Nothing is encoded yet."""
+        """Encodes nothing yet; `batch` does."""
         self._plan, self._vae, self._photographs = plan, vae, photographs
         self._loaded: tuple[int, dict[str, torch.Tensor]] | None = None
 
     def batch(self, update: int, generator: torch.Generator) -> LatentBatch:
-        """Rows drawn at random from the update's shard, which is encoded now if it was not before."""
+        """Draws rows at random from the update's shard, and encodes the shard first if it does not exist."""
         number = self._plan.shard_of(update)
         if self._loaded is None or self._loaded[0] != number:
             self._loaded = number, self._shard(number)
@@ -96,5 +96,5 @@ class LatentShards:
 
 
 def _unpack_bits(bits: torch.Tensor, size: int) -> torch.Tensor:
-    """Masks [B, 1, size, size] from their bits [B, size * size / 8]."""
+    """Returns masks [B, 1, size, size] from their bits [B, size * size / 8]."""
     return torch.from_numpy(np.unpackbits(bits.numpy(), axis=1)).view(-1, 1, size, size).float()

@@ -1,7 +1,6 @@
-"""How well a model reconstructs and fills photographs: figures for a model card."""
+"""Measures how well a model reconstructs and fills photographs, for a model card."""
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,16 +11,25 @@ from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.progress import progress_bar
-from rlhf.reports.intervals import cluster_bootstrap
+from rlhf.reports.intervals import Estimate, cluster_bootstrap
 
 BATCH = 32
 
 
-def measure_quality(policy: Policy, prompts: list[Prompt], *, num_inference_steps: int, seed: int) -> dict[str, Any]:
-    """PSNR of the VAE, and PSNR and SSIM of the fills inside the hole, against the originals.
+@dataclass(frozen=True, kw_only=True)
+class ModelQuality:
+    """Likeness to the originals; intervals come from a bootstrap over photographs."""
 
-    Deterministic DDIM, one sample per prompt. Intervals are clustered by photograph; PSNR in dB.
-    """
+    vae_psnr_db: Estimate
+    """PSNR of whole images after encoding and decoding."""
+    hole_psnr_db: Estimate
+    """PSNR of the fills, inside the hole."""
+    hole_ssim: Estimate
+    """Structural similarity of the fills, inside the hole."""
+
+
+def measure_quality(policy: Policy, prompts: list[Prompt], *, num_inference_steps: int, seed: int) -> ModelQuality:
+    """Reconstructs and fills every prompt once, by deterministic steps, and compares with the originals."""
     plan = RolloutPlan(num_inference_steps=num_inference_steps, eta=0.0, stochastic_steps=frozenset())
     vae_psnr, hole_psnr, hole_ssim = [], [], []
     for start in progress_bar(range(0, len(prompts), BATCH), stage="quality"):
@@ -35,18 +43,21 @@ def measure_quality(policy: Policy, prompts: list[Prompt], *, num_inference_step
             hole_psnr.append(psnr(image[:, hole], prompt.image[:, hole]))
             hole_ssim.append(_ssim(image, prompt.image, hole.numpy()))
     photographs = [p.photograph for p in prompts]
-    columns = {"vae_psnr_db": vae_psnr, "hole_psnr_db": hole_psnr, "hole_ssim": hole_ssim}
-    return {name: asdict(cluster_bootstrap(np.array(values), photographs)) for name, values in columns.items()}
+    return ModelQuality(
+        vae_psnr_db=cluster_bootstrap(np.array(vae_psnr), photographs),
+        hole_psnr_db=cluster_bootstrap(np.array(hole_psnr), photographs),
+        hole_ssim=cluster_bootstrap(np.array(hole_ssim), photographs),
+    )
 
 
 def psnr(image: torch.Tensor, original: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1], of any equal shape."""
+    """Returns the peak signal-to-noise ratio in dB of two images in [-1, 1] of the same shape."""
     error = ((image.clamp(-1, 1) - original) / 2).square().mean()
     return float(-10 * torch.log10(error.clamp(min=1e-10)))
 
 
 def _ssim(image: torch.Tensor, original: torch.Tensor, hole: np.ndarray) -> float:
-    """Structural similarity averaged over the hole's pixels."""
+    """Returns the structural similarity, averaged over the hole's pixels."""
     a, b = (x.permute(1, 2, 0).numpy() for x in (image, original))
     _, similarity = structural_similarity(a, b, channel_axis=2, data_range=2.0, full=True)
     return float(similarity[hole].mean())

@@ -1,11 +1,11 @@
-"""Weights by which AutoencoderKL's decoder begins as the inverse of a linear transform of patches.
+"""Initial weights that make AutoencoderKL's decoder the inverse of a linear transform of patches.
 
-The decoder doubles the size by repeating each value and convolving, so a linear decoder of this kind cannot
-tell a pair's first pixel from its second. A residual block with relu can: of a repeated pair, the first equals
-its right neighbour and the second its left one. The mean of the candidates for all four places passes beside the
-block; their deviations `a` from it pass it as relu(a - k D) - relu(-a - k D), where D, the difference to the
-neighbours that should be equal, is 0 at the right place and large elsewhere if there is detail. All norms
-keep their scale through two constants in each group.
+The decoder doubles the size: it repeats each value, then convolves. A linear decoder of this kind cannot tell the first
+pixel of a repeated pair from the second. A residual block with relu can, since the first equals its right neighbour and
+the second its left one. The block computes a candidate value for each of the four places. The mean of the candidates
+passes beside the block. Their deviations `a` from the mean pass through it as relu(a - k D) - relu(-a - k D). D is the
+difference from the neighbours that should be equal: 0 at the right place, and large elsewhere if there is detail. Two
+constant channels in each group keep the scale of every norm.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 OPENNESS = 1.5
-"""k above: how strongly a deviation is held back at the wrong place."""
+"""k above; a larger k suppresses more of a deviation at the wrong place."""
 OFFSET = 16.0
-"""Added to candidates before a relu that is to pass them unchanged, and taken off after it."""
+"""Offset that keeps candidates positive before a relu, so that it passes them unchanged."""
 LAST_CONSTANT = 50.0
 """Number of groups of the last norm that hold colours."""
 MIDDLE_CHANNELS = 8
@@ -24,7 +24,7 @@ MIDDLE_CHANNELS = 8
 
 
 def place(norm: nn.GroupNorm, index: int) -> int:
-    """The channel of the index-th value; the last two channels of each group hold constants."""
+    """Returns the channel of the value number `index`; the last two channels of each group hold constants."""
     size = norm.num_channels // norm.num_groups
     group, position = divmod(index, size - 2)
     return group * size + position
@@ -32,10 +32,10 @@ def place(norm: nn.GroupNorm, index: int) -> int:
 
 @torch.no_grad()
 def keep_scale(convolution: Any, norm: nn.GroupNorm, constant: float) -> None:
-    """Let `norm`, fed by `convolution`, pass values as they are.
+    """Sets weights such that `norm` passes the values of `convolution` unchanged.
 
-    Each group's last two channels become c - (the sum of the others) and -c: the group's mean is 0 and its
-    deviation, for a large c, the same for all images.
+    The last two channels of each group become c - (the sum of the others) and -c. So the group's mean is 0, and for a
+    large c its deviation is nearly the same for all images. c is `constant`.
     """
     size = norm.num_channels // norm.num_groups
     for end in range(size, norm.num_channels + 1, size):
@@ -49,14 +49,17 @@ def keep_scale(convolution: Any, norm: nn.GroupNorm, constant: float) -> None:
 
 
 def carry(convolution: Any, channels: int) -> None:
-    """Let a 1x1 convolution pass its first `channels` and nothing else."""
+    """Sets a 1x1 convolution to pass its first `channels` channels and nothing else."""
     convolution.weight.zero_()
     convolution.bias.zero_()
     convolution.weight[range(channels), range(channels), 0, 0] = 1
 
 
 def start_decoder(decoder: Any, mean: torch.Tensor, maps: torch.Tensor) -> None:
-    """Let the decoder return patches mean + maps @ latents; mean [48], maps [48, 16], in order of pixel_unshuffle."""
+    """Sets the decoder to return the patches mean + maps @ latents.
+
+    Shapes: mean [48], maps [48, 16]. Both follow the order of `pixel_unshuffle`: colour, row, column.
+    """
     first, second, third = decoder.up_blocks
     decoder.conv_in.weight.zero_()
     decoder.conv_in.bias.zero_()
@@ -76,13 +79,13 @@ def start_decoder(decoder: Any, mean: torch.Tensor, maps: torch.Tensor) -> None:
 
 
 def _end_linear(decoder: Any, block: Any, mean: torch.Tensor, size: int) -> None:
-    """Pass the colours through the last norm and activation as pairs: silu(a) - silu(-a) = a."""
+    """Passes the colours through the last norm and activation as pairs: silu(a) - silu(-a) = a."""
     shortcut, norm, last = block.conv_shortcut, decoder.conv_norm_out, decoder.conv_out
     last.weight.zero_()
     last.bias.copy_(mean)
     scale = LAST_CONSTANT * (2 / size) ** 0.5
     norm.weight.fill_(scale)
-    # The next block's norm, before it is trained, would else divide the colours by the constants.
+    # Otherwise the untrained norm of the next block would divide the colours by the constants.
     decoder.up_blocks[-1].resnets[-1].norm1.weight[: 3 * size] = scale
     for channel in range(0, 3 * size, size):
         block.conv2.weight[channel + 1] = -block.conv2.weight[channel]
@@ -94,10 +97,10 @@ def _end_linear(decoder: Any, block: Any, mean: torch.Tensor, size: int) -> None
 
 
 def free_decoder(decoder: Any) -> None:
-    """Let the decoder train without breaking the start.
+    """Marks the weights of the decoder that may train without breaking its initial function.
 
-    Blocks that begin as the identity train wholly, and the two that place quarters write what they place by
-    weights that train. Those that carry brightness or constants stay: a step of theirs would move the whole picture.
+    Blocks that begin as the identity train as a whole. The two blocks that place quarters train their last convolution.
+    Weights that carry brightness or constants stay fixed, since a step on them would change the whole picture.
     """
     decoder.requires_grad_(False)
     first, second, third = decoder.up_blocks
@@ -114,7 +117,7 @@ def free_decoder(decoder: Any) -> None:
 
 
 def _free(convolution: Any, rows: torch.Tensor, columns: torch.Tensor) -> None:
-    """Train the weights from inputs where `columns` is 1 to outputs where `rows` is 1."""
+    """Lets the weights train that lead from inputs where `columns` is 1 to outputs where `rows` is 1."""
     convolution.requires_grad_(True)
     mask = rows[:, None, None, None] * columns[None, :, None, None]
     convolution.weight.register_hook(lambda gradient: gradient * mask)
@@ -122,17 +125,18 @@ def _free(convolution: Any, rows: torch.Tensor, columns: torch.Tensor) -> None:
 
 
 def _without_constants(norm: nn.GroupNorm) -> torch.Tensor:
-    """1 for channels of values, 0 for the two constants of each group."""
+    """Returns 1 for channels of values and 0 for the two constants of each group, [channels]."""
     mask = torch.ones(norm.num_groups, norm.num_channels // norm.num_groups)
     mask[:, -2:] = 0
     return mask.flatten()
 
 
 def _place_quarters(doubling: Any, block: Any, maps: torch.Tensor, results: torch.Tensor, *, pilots: int) -> None:
-    """Let `block` write into its channels `results` the value of the quarter that a pixel of the doubled map is.
+    """Sets `block` to choose, for each pixel of the doubled map, the values of its own quarter of the patch.
 
-    `maps` [4, M, K] gives the M values of each quarter from the first K channels before doubling. `doubling`
-    computes 4 M candidates and, for `pilots` directions, the differences to the four neighbours.
+    `maps` [4, M, K] gives the M values of each quarter from the first K channels before doubling. `doubling` computes
+    the 4 M candidates and, for `pilots` directions, the differences from the four neighbours. The block writes the M
+    chosen values into its channels `results`.
     """
     quarters, values, width = maps.shape
     doubling.weight.zero_()
@@ -154,7 +158,7 @@ def _place_quarters(doubling: Any, block: Any, maps: torch.Tensor, results: torc
         quarter, value = divmod(index, values)
         same = channels[value:candidates:values]
         block.conv_shortcut.weight[results[value], same] = 0.25
-        # The upper row's lower neighbour is equal, the left column's right one.
+        # In the upper row the lower neighbour is equal; in the left column the right one is.
         equal = torch.cat([differences[1 - quarter // 2], differences[3 - quarter % 2]])
         for sign, half in ((1.0, 0), (-1.0, 1)):
             hidden = place(block.norm2, 2 * index + half)
@@ -166,9 +170,9 @@ def _place_quarters(doubling: Any, block: Any, maps: torch.Tensor, results: torc
 
 
 def _differences(doubling: Any, channels: torch.Tensor, width: int) -> None:
-    """Differences of random directions to the upper, lower, left and right neighbour, with both signs.
+    """Sets `channels` [4, 2 P] to differences from the upper, lower, left and right neighbour, in this order.
 
-    Shape: channels [4, 2 P], in that order of neighbours.
+    The differences are taken along P random directions, with both signs.
     """
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(channels.shape[1] // 2, width, generator=generator) / width**0.5

@@ -1,8 +1,7 @@
-"""Train the built-in model on a folder of photographs: first the VAE, then the inpainting UNet.
+"""Trains the built-in model on a folder of photographs: first the VAE, then the inpainting UNet.
 
-Both stages are resumable: state is written to `state.pt` (atomically) and removed at the end.
-Everything random is drawn from a generator seeded by (seed, update), so a resumed run sees the
-batches that an uninterrupted one would have seen.
+Both stages resume from a state file, which is replaced atomically and removed at the end. All randomness depends on
+(seed, update) alone, so a resumed run sees the same batches as an uninterrupted one.
 """
 
 import copy
@@ -39,13 +38,13 @@ class PretrainConfig:
     out: Path
     """Folder that receives the pipeline."""
     vae_updates: int = 3000
-    """Optimizer steps of the VAE."""
+    """Number of optimizer steps of the VAE."""
     unet_updates: int = 6000
-    """Optimizer steps of the UNet."""
+    """Number of optimizer steps of the UNet."""
     micro_batch_size: int = 64
-    """Crops per UNet update; the VAE takes a quarter as many."""
+    """Number of crops per UNet update; a VAE update has a quarter of it."""
     pool_size: int = 30_000
-    """Crops with holes that are encoded once and then shared by all UNet updates."""
+    """Number of crops with holes, which are encoded once for all UNet updates."""
     seed: int = 0
     """Seed of weights, crops, holes and noise."""
 
@@ -72,7 +71,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
 
 def save_half(pipeline: StableDiffusionInpaintPipeline, folder: Path) -> None:
-    """Write the pipeline with VAE and UNet in half precision; diffusers opens it in float32."""
+    """Writes the pipeline with VAE and UNet in half precision; diffusers opens it in float32."""
     vae, unet = copy.deepcopy(pipeline.vae).half(), copy.deepcopy(pipeline.unet).half()
     StableDiffusionInpaintPipeline(
         **{**pipeline.components, "vae": vae, "unet": unet}, requires_safety_checker=False
@@ -80,7 +79,7 @@ def save_half(pipeline: StableDiffusionInpaintPipeline, folder: Path) -> None:
 
 
 def augmented_crop(photographs: list[Image.Image], rng: np.random.Generator, size: int = SIZE_PX) -> Image.Image:
-    """A crop of a random photograph, mirrored and changed in brightness, contrast and colour at random."""
+    """Returns a random crop, mirrored and varied in brightness, contrast and colour at random."""
     photograph = photographs[rng.integers(len(photographs))]
     crop = square_crop(photograph, rng, size=size, scale=(0.25, 1.0))
     if rng.random() < 0.5:
@@ -99,9 +98,9 @@ def _crop_batch(photographs: list[Image.Image], rng: np.random.Generator, count:
 
 
 def vae_loss(vae: AutoencoderKL, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Reconstruction in L1 of pixels, local means, colour differences and gradients, and a weak KL to N(0, I).
+    """Returns the L1 errors of pixels, local means, colour differences and gradients, plus a weak KL to N(0, I).
 
-    Without the terms for colour, which varies less than luminance, saturated colours fade.
+    Colour varies less than luminance; without the terms for colour, saturated colours fade.
     """
     posterior = vae.encode(images).latent_dist
     decoded = vae.decode(posterior.mean + posterior.std * noise).sample
@@ -135,7 +134,7 @@ def _train_vae(vae: AutoencoderKL, photographs: list[Image.Image], config: Pretr
 
 @torch.no_grad()
 def _encoded_pool(vae: AutoencoderKL, photographs: list[Image.Image], config: PretrainConfig) -> torch.Tensor:
-    """Crops with holes as [N, 9, h, w]: latents, mask, masked-image latents."""
+    """Returns encoded crops with holes, [N, 9, h, w]: latents, mask, masked-image latents."""
     path, rows = config.out / "pool.pt", []
     if path.is_file():
         return torch.load(path)
@@ -185,11 +184,11 @@ def unet_loss(
     text: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """v-prediction (arXiv:2202.00512) at equal weight for all timesteps; the hole counts four times.
+    """Returns the loss of v-prediction (arXiv:2202.00512); all timesteps have equal weight, the hole a fourfold one.
 
-    Weights that favour low noise (min-SNR) leave the early steps, which choose the hole's colours, untrained.
+    The early steps choose the colours of the hole. Weights that favour low noise (min-SNR) would leave them untrained.
 
-    Shapes: rows [B, 9, h, w] as `_encoded_pool` makes them; text [1, length, width].
+    Shapes: rows [B, 9, h, w], as `_encoded_pool` returns them; text [1, length, width].
     """
     latents, mask, masked = rows[:, :4], rows[:, 4:5], rows[:, 5:]
     noise = torch.randn(latents.shape, generator=generator)

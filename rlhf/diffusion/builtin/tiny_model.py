@@ -1,14 +1,15 @@
-"""The parts of the built-in model `tiny`: a StableDiffusionInpaintPipeline for 64x64, at random weights."""
+"""Builds the built-in model `tiny`, a StableDiffusionInpaintPipeline for 64x64 pixels, with random weights."""
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TEXT_WIDTH = 32
+"""Width of the text embedding."""
 
 
 def build_vae(channels: tuple[int, ...] = (32, 48, 64)) -> AutoencoderKL:
-    """Autoencoder with factor 4: 64x64x3 pixels to 16x16x4 latents."""
+    """Builds an autoencoder with factor 4: images [B, 3, 64, 64] to latents [B, 4, 16, 16]."""
     return AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -21,7 +22,7 @@ def build_vae(channels: tuple[int, ...] = (32, 48, 64)) -> AutoencoderKL:
 
 
 def build_unet(channels: tuple[int, ...] = (48, 96, 120)) -> UNet2DConditionModel:
-    """Denoiser with the 9 input channels of inpainting: latents, mask, masked-image latents."""
+    """Builds a denoiser with the 9 input channels of inpainting: latents, mask, masked-image latents."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=9,
@@ -37,7 +38,7 @@ def build_unet(channels: tuple[int, ...] = (48, 96, 120)) -> UNet2DConditionMode
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule with v-prediction; the last deviation stays above 0."""
+    """Builds Stable Diffusion's noise schedule with v-prediction; the last step's deviation stays above 0."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -51,14 +52,14 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A byte-level tokenizer without merges: any text is a sequence of bytes."""
+    """Builds a byte-level tokenizer without merges, for which any text is a sequence of bytes."""
     symbols = sorted(ByteLevel.alphabet())
     tokens = symbols + [s + "</w>" for s in symbols] + ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=16)
 
 
 def build_text_encoder() -> CLIPTextModel:
-    """A one-layer text encoder; the project trains and samples with the empty text only."""
+    """Builds a text encoder of one layer; the project trains and samples with the empty text only."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=514,
@@ -75,7 +76,7 @@ def build_text_encoder() -> CLIPTextModel:
 
 
 def build_pipeline() -> StableDiffusionInpaintPipeline:
-    """All parts of `tiny`, untrained."""
+    """Builds the untrained pipeline."""
     return StableDiffusionInpaintPipeline(
         vae=build_vae(),
         text_encoder=build_text_encoder(),

@@ -1,8 +1,8 @@
-"""Train a part of the built-in base models: `python -m rlhf.diffusion.builtin.train_base --stage vae --out DIR`.
+"""Trains a part of the built-in base models: `python -m rlhf.diffusion.builtin.train_base --stage vae --out DIR`.
 
-Stages: `vae` first, then `unet` and `transformer`, in any order and in turns: each call goes on where the stage's
-last one stopped, until `--until` updates are done. All randomness comes from (seed, update), and the encoder never
-changes, so `vae` may go on after the denoisers have begun.
+The stage `vae` comes first; `unet` and `transformer` follow in any order. Each call resumes its stage and stops after
+`--until` updates in all. All randomness depends on (seed, update) alone, and the encoder never changes, so `vae` may
+resume after the denoisers have begun.
 """
 
 import argparse
@@ -31,13 +31,13 @@ PEAK_LR = {"vae": 2e-4, "unet": 6e-4, "transformer": 5e-4}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="train_base", description=__doc__)
     parser.add_argument("--stage", choices=STAGES, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of states, logs and encoded crops")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders of photographs")
-    parser.add_argument("--until", type=int, required=True, help="updates of the stage in all")
-    parser.add_argument("--start", type=Path, help="pipeline folder whose weights are the start, with fresh optimizer")
+    parser.add_argument("--until", type=int, required=True, help="total number of updates of the stage")
+    parser.add_argument("--start", type=Path, help="pipeline folder with the initial weights")
     parser.add_argument("--peak-lr", type=float, help="learning rate after warm-up")
     parser.add_argument("--decay-from", type=int, help="update at which the learning rate begins to fall")
     parser.add_argument("--decay-to", type=int, help="update at which it has fallen to 2 %%; default: --until")
@@ -48,7 +48,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one stage as told."""
+    """Runs the command."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train_vae(photographs: list[Image.Image], schedule: TrainingSchedule, options: argparse.Namespace) -> None:
-    """The decoder, from the linear start or `--start`."""
+    """Trains the decoder, from the linear start or from `--start`."""
     vae = start_vae(photographs, options.out, options.start, options.seed).requires_grad_(False)
     free_decoder(vae.decoder)
 
@@ -89,7 +89,7 @@ def train_vae(photographs: list[Image.Image], schedule: TrainingSchedule, option
 
 
 def train_denoiser(photographs: list[Image.Image], schedule: TrainingSchedule, options: argparse.Namespace) -> None:
-    """The UNet or the transformer, on latents of the frozen encoder."""
+    """Trains the UNet or the transformer on latents of the frozen encoder."""
     stage = options.stage
     vae = start_vae(photographs, options.out, options.start, options.seed).eval().requires_grad_(False)
     torch.manual_seed(options.seed)
@@ -119,7 +119,7 @@ def train_denoiser(photographs: list[Image.Image], schedule: TrainingSchedule, o
 
 
 def start_vae(photographs: list[Image.Image], out: Path, start: Path | None, seed: int) -> AutoencoderKL:
-    """The VAE before training: of the folder `start`, or linear; kept in `out`, so that all stages share it."""
+    """Returns the VAE before training, from the folder `start` or linear; `out` keeps it for all stages."""
     path = out / "vae_start.pt"
     vae = build_vae()
     if path.is_file():
@@ -136,17 +136,17 @@ def start_vae(photographs: list[Image.Image], out: Path, start: Path | None, see
 
 
 def state_path(out: Path, stage: str) -> Path:
-    """Path of a stage's state."""
+    """Returns the path of a stage's state."""
     return out / f"{stage}_state.pt"
 
 
 def log_path(out: Path, stage: str) -> Path:
-    """Path of a stage's log."""
+    """Returns the path of a stage's log."""
     return out / f"{stage}.jsonl"
 
 
 def started_at(start: Path | None, stage: str) -> int:
-    """Updates that the weights in the folder `start` have had, so that new ones see new crops."""
+    """Returns the number of updates behind the weights in the folder `start`; further updates draw new crops."""
     if start is None:
         return 0
     record = start / "training.json"

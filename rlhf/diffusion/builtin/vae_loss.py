@@ -1,21 +1,20 @@
-"""The training loss of the base models' VAE decoder."""
+"""Computes the training loss of the base models' VAE decoder."""
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 NOISE = 0.03
-"""Deviation of the noise on latents in training, so that the small errors of a denoiser do not show."""
-
+"""Standard deviation of the noise added to latents in training, so that small errors of a denoiser do not show."""
 ENERGY_WEIGHT = 1.0
-"""Weight of the energies of detail: about a tenth of the loss at the start."""
+"""Weight of the local energies of detail; they are about a tenth of the initial loss."""
 
 
 def decoder_loss(vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Distance of decoded latents to the images [B, 3, H, W]: pixels, gradients, Laplacian, and band energies.
+    """Returns the distance of decoded latents from the images [B, 3, H, W]: pixels, gradients, Laplacian, energies.
 
-    The first three are L1 and draw towards the median, which is smooth where latents do not tell the detail;
-    the energies of detail, compared locally, hold against that.
+    The first three are mostly L1. They draw the decoder towards the median, which is smooth where the latents do not
+    determine the detail. The local energies of detail counteract this.
     """
     with torch.no_grad():
         latents = vae.encode(images).latent_dist.mean
@@ -29,11 +28,11 @@ def decoder_loss(vae: AutoencoderKL, images: torch.Tensor, generator: torch.Gene
 
 
 def _laplacian(images: torch.Tensor) -> torch.Tensor:
-    """Pixels less the mean of their four neighbours, [B, 3, H - 2, W - 2]."""
+    """Returns the pixels minus the mean of their four neighbours, [B, 3, H - 2, W - 2]."""
     around = images[..., :-2, 1:-1] + images[..., 2:, 1:-1] + images[..., 1:-1, :-2] + images[..., 1:-1, 2:]
     return images[..., 1:-1, 1:-1] - around / 4
 
 
 def _local_energy(images: torch.Tensor) -> torch.Tensor:
-    """Root mean square of the Laplacian in 8x8 windows."""
+    """Returns the root mean square of the Laplacian in 8x8 windows."""
     return (F.avg_pool2d(_laplacian(images).square(), 8, 4) + 1e-5).sqrt()

@@ -14,15 +14,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from PIL import Image
+from pydantic import JsonValue
 
 from rlhf.config.run_config import RunConfig
+from rlhf.data.prompts import SkippedPhotograph
 from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.policy_manifest import locate_policy, read_manifest
 from rlhf.errors import UserError
 from rlhf.evaluation.tasks.extension_figures import draw_steps, format_table, save_sheet
 from rlhf.evaluation.tasks.extension_measures import BandFigures, measure_band, summarise_rows
 from rlhf.evaluation.tasks.extension_summary import ExtensionSummary
-from rlhf.evaluation.tasks.resplits import AGAIN, check_settings
+from rlhf.evaluation.tasks.resplits import AGAIN, Settings, check_settings
 from rlhf.progress import progress_bar
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 from rlhf.reports.records import read_record
@@ -44,13 +46,12 @@ ROWS = pa.schema(
     + [(field.name, pa.float64()) for field in fields(BandFigures)]
 )
 
-
 """Columns of `extension_study.parquet`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BandPlace:
-    """Place of a band, and what painting it changed elsewhere."""
+    """Place of a band, and the number of pixels that painting it changed elsewhere."""
 
     photograph: str
     contestant: str
@@ -190,11 +191,12 @@ def _summarise(
     )
 
 
-def choose_photographs(plan: ExtensionPlan) -> tuple[list[str], list[dict[str, str]]]:
+def choose_photographs(plan: ExtensionPlan) -> tuple[list[str], list[SkippedPhotograph]]:
     """Returns the photographs that can be judged, and the others with the reason. Raises UserError if too few can."""
     paths = list_photographs(plan.images)
     chosen = np.linspace(0, len(paths) - 1, min(plan.photographs, len(paths))).astype(int)
-    names, skipped = [], []
+    names: list[str] = []
+    skipped: list[SkippedPhotograph] = []
     for path in (paths[i] for i in chosen):
         name = str(path.relative_to(plan.images))
         try:
@@ -239,9 +241,15 @@ def margins_of(truth: np.ndarray, plan: ExtensionPlan, name: str) -> Margins:
 def _check_settings(
     plan: ExtensionPlan, names: Sequence[str], settings: Mapping[str, str | int | None], out: Path
 ) -> None:
-    files = {name: f"{zlib.crc32((plan.images / name).read_bytes()):08x}" for name in names}
-    numbers = {"growth": plan.growth, "steps_per_side": plan.steps_per_side, "height_px": plan.height_px}
-    check_settings(out, dict(settings) | numbers | {"photographs": files})
+    files: dict[str, JsonValue] = {name: f"{zlib.crc32((plan.images / name).read_bytes()):08x}" for name in names}
+    known: Settings = {
+        **settings,
+        "growth": plan.growth,
+        "steps_per_side": plan.steps_per_side,
+        "height_px": plan.height_px,
+        "photographs": files,
+    }
+    check_settings(out, known)
 
 
 def measure_photograph(plan: ExtensionPlan, name: str, contestants: Contestants, folder: Path) -> None:

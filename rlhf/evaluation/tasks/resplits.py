@@ -1,10 +1,11 @@
 """Studies that take the same measurement on several splits; each split is a file, so a study can be resumed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
+from pydantic import JsonValue
 
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
@@ -14,11 +15,13 @@ from rlhf.storage.atomic_files import atomic_write_json, finite, read_json
 
 AGAIN = "remove it, and the study measures it again"
 T = TypeVar("T")
+Settings = Mapping[str, JsonValue]
+"""Settings and inputs of a study, compared as a whole with those in its folder."""
 
 
 def run_resplits(
     out: Path,
-    settings: dict[str, Any],
+    settings: Settings,
     count: int,
     measure: Callable[[int], T],
     kind: type[T],
@@ -41,7 +44,7 @@ def run_resplits(
     return records
 
 
-def check_settings(out: Path, settings: dict[str, Any]) -> None:
+def check_settings(out: Path, settings: Settings) -> None:
     """Writes `settings.json` into the folder of a study. Raises UserError if the folder holds another study."""
     path, record = out / "settings.json", finite(dump_record(settings))
     if path.is_file() and read_json(path, AGAIN) != record:

@@ -83,7 +83,7 @@ def _compare(views: Sequence[View], truth: View) -> tuple[np.ndarray, np.ndarray
 
 
 def _decibel(squared_errors: np.ndarray) -> float | None:
-    """Returns PSNR in dB; None without pixels."""
+    """Returns PSNR in dB; None if there is no pixel."""
     if not len(squared_errors):
         return None
     return float(10 * np.log10(255**2 / max(float(squared_errors.mean()), 1e-12)))

@@ -38,10 +38,10 @@ class StereoPair:
 
 
 def load_motorcycle(shrink: int = 1) -> StereoPair:
-    """Loads the pair with its sides, its baseline in pixels, and so the width of holes divided by `shrink`.
+    """Loads the pair at 1/`shrink` of its size; its baseline in pixels, and so the width of holes, shrinks alike.
 
     Pixels without true disparity get the depth of the far side around them, so that they open no holes; they are not in
-    `seen`. Edges are sharpened, since scaling left values between two surfaces there.
+    `seen`. Edges are sharpened, since scaling leaves values between two surfaces there.
     """
     from skimage.data import stereo_motorcycle
     from skimage.transform import downscale_local_mean
@@ -115,7 +115,7 @@ def _regions(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def psnr(rows: np.ndarray) -> float:
-    """Returns PSNR in dB from rows [N, >= 2] of pixels and summed squared errors over three channels; NaN without."""
+    """Returns PSNR in dB from rows [N, >= 2] of pixels and squared errors, summed over channels; NaN for no pixel."""
     pixels, error = rows[:, 0].sum(), rows[:, 1].sum()
     if pixels == 0:
         return float("nan")

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.policy_manifest import locate_policy
 from rlhf.evaluation.classical_fills import fill_biharmonic, fill_with_opencv
-from rlhf.evaluation.tasks.resplits import average, run_resplits
+from rlhf.evaluation.tasks.resplits import Settings, average, run_resplits
 from rlhf.evaluation.tasks.scenes import measure_scene
 from rlhf.evaluation.tasks.stereo_pair import REGIONS, StereoPair, judge_against_truth, load_motorcycle, psnr
 from rlhf.evaluation.tasks.views_figures import draw_figure, format_table, tabulate
@@ -89,7 +88,7 @@ def evaluate_views(config: RunConfig, run: Path, out: Path, *, seeds: int = 5, s
     def open_fill(name: str, number: int) -> Fill:
         return paint_with(open_policy(name), num_inference_steps=steps, seed=seed + number)
 
-    settings = {
+    settings: Settings = {
         "model": config.model.path,
         "aligned": str(aligned or run),
         "policy_version": open_policy("aligned").version,
@@ -104,7 +103,7 @@ def evaluate_views(config: RunConfig, run: Path, out: Path, *, seeds: int = 5, s
 
 def study_views(
     open_fill: OpenFill,
-    settings: Mapping[str, Any],
+    settings: Settings,
     out: Path,
     *,
     seeds: int,

@@ -1,7 +1,8 @@
 """Records of the study of new views, as `views_study.json` holds them."""
 
 from dataclasses import dataclass
-from typing import Any
+
+from pydantic import JsonValue
 
 from rlhf.reports.intervals import Estimate
 from rlhf.reports.records import Number
@@ -69,7 +70,7 @@ class ScenesSummary:
 class ViewsSummary:
     """Summary of the study."""
 
-    settings: dict[str, Any]
+    settings: dict[str, JsonValue]
     seeds: int
     motorcycle: dict[str, dict[str, PartFigures]]
     """Figures by the divisor of the picture's sides and by part."""

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,12 @@ from rlhf.data.annotated_images import (
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.rewards.learned.feature_network import FeatureNetwork, build_backbone, describe, whiten
+from rlhf.rewards.learned.reward_report import EpochFigures
 from rlhf.storage.atomic_files import atomic_torch_save, atomic_write_text
 from rlhf.storage.url_path import local_copy
 
+Weights = dict[str, torch.Tensor]
+"""Tensors of a network by name."""
 VARIANTS = 8
 """Number of augmented versions of each image that a fixed backbone describes once; epochs draw from them."""
 
@@ -44,23 +47,26 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: 
     curve, best = training.resume(out, fingerprint)
     with progress_bar(stage="reward", total=config.epochs, initial=len(curve)) as bar:
         while len(curve) < config.epochs and not _is_over(curve, config.patience):
-            figures = {"epoch": len(curve) + 1, "loss": training.run_epoch()}
+            figures: EpochFigures = {"epoch": len(curve) + 1, "loss": training.run_epoch()}
+            losses = {"loss": figures["loss"]}
             if held_out is not None:
-                figures["validation"] = training.validate(held_out)
-            if not all(map(math.isfinite, figures.values())) or not all(
-                p.isfinite().all() for p in network.parameters()
-            ):
-                raise UserError(f"reward: training diverged in epoch {figures['epoch']}; lower reward.learning_rate")
+                losses["validation"] = figures["validation"] = training.validate(held_out)
+            _require_finite(losses, network, figures["epoch"])
             curve.append(figures)
             if held_out is None or figures["validation"] <= min(f["validation"] for f in curve):
                 best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             training.keep(out, curve, best, fingerprint)
-            bar.set_postfix({name: f"{figures[name]:.3f}" for name in figures if name != "epoch"}, refresh=False)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()}, refresh=False)
             bar.update()
     network.load_state_dict(best)
     first_rows = average_repeats(trained)[1]
     whiten(network, describe_rows(network, trained, first_rows))
     return network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def _require_finite(losses: Mapping[str, float], network: FeatureNetwork, epoch: int) -> None:
+    if not all(map(math.isfinite, losses.values())) or not all(p.isfinite().all() for p in network.parameters()):
+        raise UserError(f"reward: training diverged in epoch {epoch}; lower reward.learning_rate")
 
 
 def _hold_out(data: AnnotatedImages, config: RewardConfig, seed: int) -> tuple[AnnotatedImages, AnnotatedImages | None]:
@@ -72,7 +78,7 @@ def _hold_out(data: AnnotatedImages, config: RewardConfig, seed: int) -> tuple[A
     return data.of(trained), data.of(held_out)
 
 
-def _is_over(curve: list[dict[str, Any]], patience: int) -> bool:
+def _is_over(curve: list[EpochFigures], patience: int) -> bool:
     """Returns whether the validation has not improved for `patience` epochs."""
     if not curve or "validation" not in curve[0]:
         return False
@@ -180,7 +186,7 @@ class FeatureTraining:
         z = self.network.features_of(describe_rows(self.network, data, rows))
         return float(targets.loss(self.network.linear(z), targets.groups, self._config))
 
-    def keep(self, out: Path | None, curve: list[dict[str, Any]], best: dict[str, Any], fingerprint: str) -> None:
+    def keep(self, out: Path | None, curve: list[EpochFigures], best: Weights, fingerprint: str) -> None:
         """Writes the learning curve and the state that `resume` reads."""
         if out is None:
             return
@@ -190,7 +196,7 @@ class FeatureTraining:
         atomic_torch_save(state, out / "training.pt")
         atomic_write_text(out / "learning_curve.jsonl", "".join(json.dumps(figures) + "\n" for figures in curve))
 
-    def resume(self, out: Path | None, fingerprint: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def resume(self, out: Path | None, fingerprint: str) -> tuple[list[EpochFigures], Weights]:
         """Returns the curve and the best weights so far; empty if `out` holds no training of the same inputs."""
         path = out / "training.pt" if out is not None else None
         if path is None or not path.is_file():

@@ -213,6 +213,7 @@ def rank_by_trust(data: HeldOutAnnotations, conformal: float) -> TrustEnds:
     ordered = sorted(rows_of, key=lambda key: data.uncertainty[rows_of[key][0]])
 
     def describe(key: tuple[str, int]) -> RankedCandidate:
+        """Returns the figures of one candidate, with its mean score."""
         first = rows_of[key][0]
         return RankedCandidate(
             prompt_id=key[0],

@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlhf.data.annotated_images import AnnotatedImages
+from rlhf.data.rows import AnnotationRow, marks_of
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import PromptEffects, discount_prompt_effects
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
@@ -128,10 +128,10 @@ def rows_to_add(
     return discount_prompt_effects(z, prompts, shares), discount_prompt_effects(y, prompts, shares)
 
 
-def annotation_id(row: Mapping[str, Any]) -> str:
+def annotation_id(row: AnnotationRow) -> str:
     """Returns the identity of an annotation: a hash of its candidate, annotator, time and marks."""
-    names = ("prompt_id", "sample_index", "annotator", "annotated_at", "structure", "texture", "overall")
-    return hashlib.sha256(repr([row.get(name) for name in names]).encode()).hexdigest()[:16]
+    identity = [row["prompt_id"], row["sample_index"], row["annotator"], row.get("annotated_at"), *marks_of(row)]
+    return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)

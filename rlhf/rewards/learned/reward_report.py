@@ -4,8 +4,10 @@
 """
 
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 from rlhf.reports.intervals import Estimate
+from rlhf.reports.records import Number
 from rlhf.rewards.learned.reward_model import Calibration
 
 
@@ -55,9 +57,9 @@ class BoundFigures:
     calibration: Calibration
     coverage_stated: float
     coverage_measured: Estimate
-    mean_width: float
+    mean_width: Number
     """Mean full width of the conformal bound."""
-    mean_theorem_width: float
+    mean_theorem_width: Number
     """Mean full width of the theorem's bound."""
     rank_correlation_error_uncertainty: Estimate
     rank_correlation_reward_score: Estimate
@@ -143,3 +145,78 @@ class RiskCoverage:
 
     risk_coverage: RiskCurve
     aurc: RiskArea
+
+
+class EpochFigures(TypedDict):
+    """Line of `learning_curve.jsonl`."""
+
+    epoch: int
+    """Number of the epoch, from 1."""
+    loss: float
+    """Mean objective on the trained photographs, augmented."""
+    validation: NotRequired[float]
+    """Objective on held-out photographs, if there are any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationCounts:
+    """Annotations behind a reward, and the photographs of the parts A, B, C and D."""
+
+    is_simulated: bool
+    """Whether any annotation is simulated."""
+    simulated_annotations: int
+    annotations: int
+    annotators: int
+    annotations_per_part: list[int]
+    candidates_per_part: list[int]
+    photographs_per_part: list[int]
+    parts: list[list[str]]
+    """Names of the photographs of each part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureFigures:
+    """Figures of the features, the ends of the uncertainty, and the origin of the report."""
+
+    coverage_by_level: list[LevelCoverage]
+    effective_rank: float
+    """Effective rank of Z'Z on part B."""
+    spectrum: list[float]
+    """Eigenvalues of Z'Z on part B over their sum, largest first."""
+    is_noise_measured: bool
+    """Whether the noise B comes from images annotated repeatedly; otherwise from the residuals of A's head."""
+    trusted: TrustEnds
+    feature_dim: int
+    unknown_annotations: int
+    """Number of annotations without a candidate, which are left out."""
+    learning_curve: list[EpochFigures]
+    """Empty if no curve was recorded."""
+    command: str | None
+    """Command that trained the reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardReport(AnnotationCounts, FeatureFigures, RiskCoverage, GroupFigures, BoundFigures):
+    """Content of `report.json` after `rlhf reward`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptFigures:
+    """Figures of the first fit, which updates keep; `FeatureFigures` describes them."""
+
+    effective_rank: float
+    spectrum: list[float]
+    feature_dim: int
+    is_noise_measured: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdatedReport(BoundFigures, KeptFigures):
+    """Content of `report.json` after an update, and what every report has."""
+
+    is_simulated: bool
+    annotations_per_part: list[int]
+    photographs_per_part: list[int]
+    parts: list[list[str]]
+    updates: int = 0
+    """Number of updates since the first fit."""

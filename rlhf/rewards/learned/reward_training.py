@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from rlhf.data.annotated_images import (
 )
 from rlhf.data.normalisation import Normalisation
 from rlhf.data.prompts import Prompt
+from rlhf.data.rows import AnnotationRow
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import (
     PromptEffects,
@@ -36,8 +36,9 @@ from rlhf.rewards.learned.reward_head import choose_ridge, correct_head, fit_fir
 from rlhf.rewards.learned.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts
 from rlhf.rewards.learned.reward_model import Calibration, RewardModel
 from rlhf.rewards.learned.reward_page import write_reward_page
+from rlhf.rewards.learned.reward_report import AnnotationCounts, EpochFigures, RewardReport, UpdatedReport
 from rlhf.rewards.learned.uncertainty_figures import coverage_by_level, risk_coverage
-from rlhf.storage.atomic_files import atomic_write_json, finite
+from rlhf.storage.atomic_files import atomic_write_json
 
 MIN_EFFECTIVE_RANK = 4.0
 """Effective rank below which the features have collapsed."""
@@ -67,14 +68,14 @@ class FittedReward:
 def train_reward(
     prompts: dict[str, Prompt],
     candidates: dict[tuple[str, int], torch.Tensor],
-    annotations: list[dict[str, Any]],
+    annotations: list[AnnotationRow],
     out: Path,
     config: RewardConfig,
     *,
     seed: int,
     command: str | None = None,
-) -> dict[str, Any]:
-    """Trains, fits and calibrates a reward model into `out`; returns the figures of `out/report.json`.
+) -> RewardReport:
+    """Trains, fits and calibrates a reward model into `out`; returns the content of `out/report.json`.
 
     Photographs are split into four parts: A trains the features, a first head, lambda and the noise; B corrects
     the head and makes V; C calibrates the conformal multiplier; D reports. No photograph is in two parts.
@@ -90,13 +91,15 @@ def train_reward(
     (out / "reward.json").unlink(missing_ok=True)
     fitted = fit_reward(a, b, c, config, seed, out)
     of_d = described(features_of(fitted.model.network, d), d)
-    report = measure_reward(fitted, of_d, prompts) | {
-        "feature_dim": config.feature_dim + 1,
-        "unknown_annotations": len(annotations) - len(data.keys),
-        "learning_curve": read_learning_curve(out),
-        "command": command,
-    }
-    report = finite(report | count_annotations(annotations, [a, b, c, d]))
+    report = measure_reward(
+        fitted,
+        of_d,
+        prompts,
+        count_annotations(annotations, [a, b, c, d]),
+        unknown_annotations=len(annotations) - len(data.keys),
+        learning_curve=read_learning_curve(out),
+        command=command,
+    )
     write_reward_page(out, report, d)
     seen_ids = frozenset(map(annotation_id, annotations_of(candidates, annotations)))
     seen = no_prompts(config.feature_dim + 1).added(fitted.corrected_on)
@@ -106,65 +109,81 @@ def train_reward(
     return report
 
 
-def measure_reward(fitted: FittedReward, data: DescribedAnnotations, prompts: dict[str, Prompt]) -> dict[str, Any]:
-    """Returns the figures of a reward model on part D, which it has never seen, with those of parts B and C."""
+def measure_reward(
+    fitted: FittedReward,
+    data: DescribedAnnotations,
+    prompts: dict[str, Prompt],
+    counts: AnnotationCounts,
+    *,
+    unknown_annotations: int,
+    learning_curve: list[EpochFigures],
+    command: str | None,
+) -> RewardReport:
+    """Returns the report of a reward model on part D, which it has never seen, with figures of parts B and C."""
     head, calibrated_on = fitted.model.head, fitted.calibrated_on
     scored = score_annotations(head, data, prompts)
     errors = calibrated_on.scores - head.reward(calibrated_on.features)
     levels = coverage_by_level(errors, head.uncertainty(calibrated_on.features), scored)
-    return (
-        asdict(bound_figures(head, fitted.model.calibration, data))
-        | asdict(group_figures(fitted.model, scored))
-        | asdict(risk_coverage(scored))
-        | {
-            "coverage_by_level": [asdict(level) for level in levels],
-            "effective_rank": fitted.effective_rank,
-            "spectrum": fitted.spectrum.tolist(),
-            "is_noise_measured": fitted.is_noise_measured,
-            "trusted": asdict(rank_by_trust(scored, fitted.model.calibration.conformal)),
-        }
+    return RewardReport(
+        **vars(bound_figures(head, fitted.model.calibration, data)),
+        **vars(group_figures(fitted.model, scored)),
+        **vars(risk_coverage(scored)),
+        **vars(counts),
+        coverage_by_level=levels,
+        effective_rank=fitted.effective_rank,
+        spectrum=fitted.spectrum.tolist(),
+        is_noise_measured=fitted.is_noise_measured,
+        trusted=rank_by_trust(scored, fitted.model.calibration.conformal),
+        feature_dim=fitted.model.feature_dim + 1,
+        unknown_annotations=unknown_annotations,
+        learning_curve=learning_curve,
+        command=command,
     )
 
 
-def count_annotations(annotations: list[dict[str, Any]], parts: list[AnnotatedImages]) -> dict[str, Any]:
+def count_annotations(annotations: list[AnnotationRow], parts: list[AnnotatedImages]) -> AnnotationCounts:
     """Returns the photographs and the sizes of the parts, and the number of simulated annotations."""
     simulated = sum(bool(row["is_simulated"]) for row in annotations)
-    return {
-        "is_simulated": simulated > 0,
-        "simulated_annotations": simulated,
-        "annotations": len(annotations),
-        "annotators": len({row["annotator"] for row in annotations}),
-        "annotations_per_part": [len(part.keys) for part in parts],
-        "candidates_per_part": [len(set(part.keys)) for part in parts],
-        "photographs_per_part": [len(set(part.photographs)) for part in parts],
-        "parts": [sorted(set(part.photographs)) for part in parts],
-    }
+    return AnnotationCounts(
+        is_simulated=simulated > 0,
+        simulated_annotations=simulated,
+        annotations=len(annotations),
+        annotators=len({row["annotator"] for row in annotations}),
+        annotations_per_part=[len(part.keys) for part in parts],
+        candidates_per_part=[len(set(part.keys)) for part in parts],
+        photographs_per_part=[len(set(part.photographs)) for part in parts],
+        parts=[sorted(set(part.photographs)) for part in parts],
+    )
 
 
-def describe_doubts(report: dict[str, Any]) -> list[str]:
+def describe_doubts(report: RewardReport) -> list[str]:
     """Returns warnings about facts that the annotations leave unknown, in words."""
     doubts = []
-    if report["annotators"] == 1:
+    if report.annotators == 1:
         doubts.append("one annotator gave all scores: how far people agree is unknown, and the bound is of that person")
-    if not report["is_noise_measured"]:
+    if not report.is_noise_measured:
         doubts.append("hardly an image was annotated twice: the noise B is taken from the head's residuals")
     return doubts
 
 
-def read_learning_curve(out: Path) -> list[dict[str, Any]]:
-    """Reads epoch, loss and, with held-out photographs, validation; empty if no curve was recorded."""
+def read_learning_curve(out: Path) -> list[EpochFigures]:
+    """Reads `learning_curve.jsonl`; empty if no curve was recorded."""
     path = out / "learning_curve.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def save_reward(
-    model: RewardModel, memory: RewardMemory, normalisation: Normalisation, report: dict[str, Any], out: Path
+    model: RewardModel,
+    memory: RewardMemory,
+    normalisation: Normalisation,
+    report: RewardReport | UpdatedReport,
+    out: Path,
 ) -> None:
     """Writes a reward folder; `reward.json`, without which a folder is no reward, is removed first and written last."""
     (out / "reward.json").unlink(missing_ok=True)
     memory.save(out)
     normalisation.save(out)
-    atomic_write_json(out / "report.json", report)
+    atomic_write_json(out / "report.json", asdict(report))
     model.save(out)
 
 

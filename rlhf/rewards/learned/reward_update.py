@@ -1,35 +1,33 @@
 """Adds annotations to a reward: the features stay, V and the head learn, and the bound is calibrated anew."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rlhf.data.annotated_images import annotations_of, join_annotations
 from rlhf.data.normalisation import load_normalisation
 from rlhf.data.prompts import Prompt
+from rlhf.data.rows import AnnotationRow
 from rlhf.errors import UserError
+from rlhf.reports.records import read_record
 from rlhf.rewards.learned.bound import PromptEffects, update_ridge
 from rlhf.rewards.learned.reward_figures import bound_figures
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.learned.reward_memory import RewardMemory, annotation_id, described, load_memory, rows_to_add
 from rlhf.rewards.learned.reward_model import RewardModel
+from rlhf.rewards.learned.reward_report import UpdatedReport
 from rlhf.rewards.learned.reward_training import features_of, fit_calibration, save_reward
 from rlhf.storage.atomic_files import atomic_write_text
-
-KEPT = ("effective_rank", "spectrum", "feature_dim", "is_noise_measured")
-"""Figures of the first fit that an update keeps."""
 
 
 def update_reward(
     folder: Path,
     prompts: dict[str, Prompt],
     candidates: dict[tuple[str, int], torch.Tensor],
-    annotations: list[dict[str, Any]],
+    annotations: list[AnnotationRow],
     out: Path,
-) -> dict[str, Any]:
+) -> UpdatedReport:
     """Adds the annotations that the reward in `folder` has not seen, and writes it to `out`; returns its report.
 
     A table that has grown can be given whole; a mark that was changed since counts as another annotation.
@@ -44,7 +42,8 @@ def update_reward(
     if out.resolve() == folder.resolve():
         raise UserError(f"{out}: is the reward that is updated; choose another --out")
     model, effects = _open(folder)
-    report, before, normalisation = _read_report(folder), load_memory(folder), load_normalisation(folder)
+    report = read_record(UpdatedReport, folder / "report.json", "run `rlhf reward` again")
+    before, normalisation = load_memory(folder), load_normalisation(folder)
     matching = annotations_of(candidates, annotations)
     new = [row for row in matching if annotation_id(row) not in before.seen_ids]
     if not new:
@@ -72,27 +71,25 @@ def _open(folder: Path) -> tuple[RewardModel, PromptEffects]:
 
 
 def _update_report(
-    report: dict[str, Any],
+    report: UpdatedReport,
     model: RewardModel,
     memory: RewardMemory,
-    new: list[dict[str, Any]],
+    new: list[AnnotationRow],
     *,
     learned: int,
     photographs: list[str],
-) -> dict[str, Any]:
+) -> UpdatedReport:
     """Returns the report after an update: figures on part D anew, counts with the `new` annotations added."""
-    parts, judged = _parts_with(report["parts"], set(photographs)), memory.report
-    for_a, for_b, *_ = report["annotations_per_part"]
-    return (
-        {name: report[name] for name in KEPT if name in report}
-        | asdict(bound_figures(model.head, model.calibration, judged))
-        | {
-            "is_simulated": report["is_simulated"] or any(row["is_simulated"] for row in new),
-            "annotations_per_part": [for_a, for_b + learned, len(memory.calibration.keys), len(judged.keys)],
-            "photographs_per_part": [len(part) for part in parts],
-            "parts": parts,
-            "updates": report.get("updates", 0) + 1,
-        }
+    parts, judged = _parts_with(report.parts, set(photographs)), memory.report
+    for_a, for_b, *_ = report.annotations_per_part
+    return replace(
+        report,
+        **vars(bound_figures(model.head, model.calibration, judged)),
+        is_simulated=report.is_simulated or any(row["is_simulated"] for row in new),
+        annotations_per_part=[for_a, for_b + learned, len(memory.calibration.keys), len(judged.keys)],
+        photographs_per_part=[len(part) for part in parts],
+        parts=parts,
+        updates=report.updates + 1,
     )
 
 
@@ -100,13 +97,3 @@ def _parts_with(parts: list[list[str]], photographs: set[str]) -> list[list[str]
     """Returns the parts with the photographs that are in none of them added to B."""
     new = photographs - set().union(*parts)
     return [parts[0], sorted({*parts[1], *new}), *parts[2:]]
-
-
-def _read_report(folder: Path) -> dict[str, Any]:
-    try:
-        report = json.loads((folder / "report.json").read_text())
-        return report | {"parts": report["parts"]}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{folder}: no readable report.json with its parts ({error}); run `rlhf reward` again"
-        ) from error

@@ -19,7 +19,14 @@ KRIPPENDORFF_2011 = [
 
 def row(annotator: str, image: int, value: float, round_: int = 0) -> dict:
     marks = {"structure": value, "texture": value, "overall": value}
-    return {"annotator": annotator, "prompt_id": "p", "sample_index": image, "round": round_, **marks}
+    return {
+        "annotator": annotator,
+        "prompt_id": "p",
+        "sample_index": image,
+        "round": round_,
+        "is_simulated": False,
+        **marks,
+    }
 
 
 def test_alpha_of_the_published_example_is_the_published_one() -> None:

@@ -41,7 +41,7 @@ def test_concurrent_requests_never_hand_out_one_prompt_twice(tmp_path: Path) -> 
     for thread in threads:
         thread.join()
     assert sorted(given) == sorted(items.prompt_ids)
-    assert first_server.progress()["done"] == 24
+    assert first_server.progress().done == 24
 
 
 def test_requests_of_one_person_at_once_get_one_task(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_overlap_gives_each_prompt_to_so_many_people(tmp_path: Path) -> None:
     for name in ("ann", "bo"):
         assert sorted(judge(store, name) for _ in range(4)) == sorted(items.prompt_ids)
     assert store.next_task("cy") is None
-    assert store.progress()["done"] == store.progress()["needed"] == 8
+    assert store.progress().done == store.progress().needed == 8
 
 
 def test_an_abandoned_prompt_goes_to_another_when_its_lease_expires(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from small_prefpaint import PICTURES, SIZE_PX, disc, labels_of, write_labels, wr
 
 from rlhf.data.annotated_images import join_annotations
 from rlhf.data.annotators import load_annotations
-from rlhf.data.prefpaint_import import ReleaseImport, hole_family, import_release, resample_mask, source_of
+from rlhf.data.prefpaint_import import (
+    ImportSummary,
+    ReleaseImport,
+    hole_family,
+    import_release,
+    resample_mask,
+    source_of,
+)
 from rlhf.data.prompts import load_prompts
 from rlhf.diffusion.candidates import load_candidates
 from rlhf.errors import UserError
@@ -23,16 +31,16 @@ from rlhf.storage.tables import ANNOTATIONS, read_table
 DEFAULTS = ReleaseImport()
 
 
-def left_out(summary: dict) -> dict[str, int]:
-    return {reason: found["count"] for reason, found in summary["left_out"].items()}
+def left_out(summary: ImportSummary) -> dict[str, int]:
+    return {reason: found.count for reason, found in summary.left_out.items()}
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_both_forms_of_labels_give_the_same_three_tables(tmp_path: Path, grouped: bool) -> None:
     folder = write_release(tmp_path / "release", grouped=grouped)
     summary = import_release(folder, tmp_path / "out", DEFAULTS)
-    assert summary == {"ids": 3, "prompts": 3, "candidates": 9, "annotations": 9, "left_out": {}}
-    assert json.loads((tmp_path / "out/import.json").read_text()) == summary
+    assert summary == ImportSummary(ids=3, prompts=3, candidates=9, annotations=9, left_out={})
+    assert json.loads((tmp_path / "out/import.json").read_text()) == asdict(summary)
     prompts = {p.prompt_id: p for p in load_prompts(tmp_path / "out/prompts", split="train")}
     candidates = load_candidates(tmp_path / "out/candidates", prompts)
     rows = load_annotations(tmp_path / "out/annotations")
@@ -74,7 +82,7 @@ def test_what_cannot_be_used_is_counted_by_reason_with_names(tmp_path: Path) -> 
     write_labels(folder, labels)
     (folder / "train.txt").write_text("\n".join([*names, "good", "", "../good", "x" * 300]))
     summary = import_release(folder, tmp_path / "out", DEFAULTS)
-    assert [summary[k] for k in ("ids", "prompts", "candidates", "annotations")] == [8, 1, 1, 1]
+    assert (summary.ids, summary.prompts, summary.candidates, summary.annotations) == (8, 1, 1, 1)
     assert left_out(summary) == {
         "ids listed twice": 1,
         "ids that cannot be file names": 2,
@@ -94,7 +102,7 @@ def test_what_cannot_be_used_is_counted_by_reason_with_names(tmp_path: Path) -> 
         "labels whose picture differs from its mask in size": 1,
         "pictures without a label": 3,
     }
-    assert summary["left_out"]["ids whose mask is missing"]["examples"] == ["nomask"]
+    assert summary.left_out["ids whose mask is missing"].examples == ["nomask"]
 
 
 @pytest.mark.parametrize("bad", [None, True, [], ["5", 1], [None, 1], [float("nan"), 1], [float("inf"), 1], {}])
@@ -102,7 +110,7 @@ def test_a_label_that_is_no_number_is_left_out(tmp_path: Path, bad: object) -> N
     folder = write_release(tmp_path / "release", ("a",))
     write_labels(folder, {**labels_of(folder), "a_1": bad})
     summary = import_release(folder, tmp_path / "out", DEFAULTS)
-    assert summary["annotations"] == 2
+    assert summary.annotations == 2
 
 
 def test_of_a_label_given_twice_the_first_counts_in_either_form(tmp_path: Path) -> None:
@@ -138,7 +146,7 @@ def test_ids_and_labels_are_found_or_must_be_named(tmp_path: Path) -> None:
     (folder / "test.txt").write_text("c\n")
     with pytest.raises(UserError, match=r"2 files could be meant \(test\.txt, train\.txt\); choose one by --ids"):
         import_release(folder, tmp_path / "out", DEFAULTS)
-    assert import_release(folder, tmp_path / "out", ReleaseImport(ids="test.txt", split="test"))["prompts"] == 1
+    assert import_release(folder, tmp_path / "out", ReleaseImport(ids="test.txt", split="test")).prompts == 1
     assert [p.split for p in load_prompts(tmp_path / "out/prompts")] == ["test"]
     with pytest.raises(UserError, match=r"absent\.txt: no such file; --ids"):
         import_release(folder, tmp_path / "out", ReleaseImport(ids="absent.txt"))

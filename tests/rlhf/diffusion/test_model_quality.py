@@ -17,7 +17,6 @@ def test_psnr_of_a_known_error() -> None:
 def test_quality_has_an_interval_for_every_figure(small_pipeline: Path) -> None:
     policy = load_policy(small_config(small_pipeline).model)
     figures = measure_quality(policy, small_prompts(6), num_inference_steps=2, seed=0)
-    assert set(figures) == {"vae_psnr_db", "hole_psnr_db", "hole_ssim"}
-    for figure in figures.values():
-        assert figure["low"] <= figure["value"] <= figure["high"]
-        assert figure["clusters"] == 6
+    for figure in (figures.vae_psnr_db, figures.hole_psnr_db, figures.hole_ssim):
+        assert figure.low <= figure.value <= figure.high
+        assert figure.clusters == 6

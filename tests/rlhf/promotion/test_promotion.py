@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.policy_weights import check_weights, save_policy
 from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
-from rlhf.evaluation.evaluation import evaluate
+from rlhf.evaluation.evaluation import Gain, evaluate
 from rlhf.evaluation.judging import Jury
 from rlhf.promotion.catalogue import (
     Catalogue,
@@ -32,6 +32,7 @@ from rlhf.promotion.catalogue import (
 from rlhf.promotion.gate import load_held_out
 from rlhf.promotion.gate_verdict import check_figures, read_verdict
 from rlhf.promotion.promotion import Promotion, PromotionRequest, keep_policy, promote, put_behind_name
+from rlhf.reports.intervals import Estimate
 from rlhf.storage.url_path import as_path
 
 PAINTED = EvaluateConfig(samples_per_prompt=2, num_inference_steps=2, bootstrap=50)
@@ -124,8 +125,18 @@ def test_the_gate_has_the_figures_of_an_evaluation(inputs: Inputs, small_pipelin
     jury = Jury(reward=held_out.reward)
     summary = asdict(evaluate(held_out.open_policy, [policy], held_out.prompts, jury, tmp_path, PAINTED, seed=0))
     assert verdict is not None
-    assert verdict.figures == {name: summary[name] for name in verdict.figures}
-    assert verdict.figures["win_rate"]["clusters"] == verdict.photographs == 6
+    assert asdict(verdict.figures) == {field.name: summary[field.name] for field in fields(Gain)}
+    assert verdict.figures.win_rate.clusters == verdict.photographs == 6
+
+
+def test_a_verdict_that_lacks_a_figure_is_refused(inputs: Inputs, tmp_path: Path) -> None:
+    file = pass_gate(inputs.ask(tmp_path / "names.json", canary=0.5)).verdict_file
+    record = json.loads(file.read_text())
+    assert read_verdict(file).model_dump(mode="json") == record
+    del record["figures"]["win_rate"]
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="not a verdict"):
+        read_verdict(file)
 
 
 def test_a_trial_that_becomes_current_is_not_painted_again(inputs: Inputs, tmp_path: Path) -> None:
@@ -166,8 +177,8 @@ def test_what_answers_already_is_left_alone_and_a_lost_copy_comes_back(inputs: I
         pass_gate(inputs.ask(catalogue, canary=0.1))
 
 
-def estimate(low: float | None) -> dict:
-    return {"value": 0.9, "low": low, "high": 1.0, "clusters": 9}
+def estimate(low: float) -> Estimate:
+    return Estimate(value=0.9, low=low, high=1.0, clusters=9)
 
 
 @pytest.mark.parametrize(
@@ -178,13 +189,15 @@ def estimate(low: float | None) -> dict:
         ({"win_rate": estimate(float("nan"))}, ["win_rate"]),
         ({"win_rate_reward": estimate(0.0)}, []),
         ({"sharpness_ratio": estimate(0.79)}, ["sharpness_ratio"]),
-        ({"diversity_ratio": estimate(None)}, ["diversity_ratio"]),
+        ({"diversity_ratio": estimate(float("nan"))}, ["diversity_ratio"]),
         ({"known_pixels_differ": 1}, ["known_pixels_differ"]),
     ],
 )
 def test_the_lower_end_decides_and_every_check_counts(changed: dict, failed: list[str]) -> None:
-    names = ("win_rate", "win_rate_reward", "sharpness_ratio", "diversity_ratio")
-    figures = {name: estimate(0.85) for name in names} | {"known_pixels_differ": 0} | changed
+    estimates = [field.name for field in fields(Gain) if field.type is Estimate]
+    known = {name: estimate(0.85) for name in estimates}
+    known |= {"gold_base": 0.5, "gold_aligned": 0.6, "known_pixels_differ": 0, "win_rate_by_hole": {}}
+    figures = Gain(**(known | changed))
     assert [check.figure for check in check_figures(figures, GateConfig()) if not check.passed] == failed
 
 

@@ -1,14 +1,13 @@
 """The page that `rlhf reward` leaves: whole, self-contained, and unbroken by what could not be measured."""
 
 import base64
-import copy
 import html
 import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from math import nan
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -17,8 +16,10 @@ from small_annotations import make_world
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, join_annotations
 from rlhf.errors import UserError
+from rlhf.reports.intervals import Estimate
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.learned.reward_page import write_reward_page
+from rlhf.rewards.learned.reward_report import LevelCoverage, RewardReport, TrustEnds
 from rlhf.rewards.learned.reward_training import describe_doubts, train_reward
 
 MALICIOUS = '<script>alert("x")</script>'
@@ -47,18 +48,18 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], AnnotatedImages]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RewardReport, AnnotatedImages]:
     """A reward folder, its figures, and part D."""
     out = tmp_path_factory.mktemp("page") / "reward"
     out.mkdir()
     (out / "config.yaml").write_text("seed: 0\nreward:\n  epochs: 4\n")
     inputs = world(12)
     report = train_reward(*inputs, out, CONFIG, seed=0, command="rlhf reward a b c --out 'my reward'")
-    return out, report, join_annotations(*inputs).of(set(report["parts"][3]))
+    return out, report, join_annotations(*inputs).of(set(report.parts[3]))
 
 
 @pytest.fixture(scope="module")
-def text(trained: tuple[Path, dict[str, Any], AnnotatedImages]) -> str:
+def text(trained: tuple[Path, RewardReport, AnnotatedImages]) -> str:
     return (trained[0] / "report.html").read_text(encoding="utf-8")
 
 
@@ -102,24 +103,29 @@ def test_page_says_what_it_rests_on(text: str) -> None:
 
 
 def test_a_page_of_peoples_annotations_does_not_call_them_simulated(
-    trained: tuple[Path, dict[str, Any], AnnotatedImages], tmp_path: Path
+    trained: tuple[Path, RewardReport, AnnotatedImages], tmp_path: Path
 ) -> None:
-    figures = trained[1] | {"is_simulated": False, "simulated_annotations": 0}
+    figures = replace(trained[1], is_simulated=False, simulated_annotations=0)
     assert "simulated" not in words(write_reward_page(tmp_path, figures, trained[2]).read_text())
-    figures = trained[1] | {"simulated_annotations": 7, "annotations": 50}
+    figures = replace(trained[1], simulated_annotations=7, annotations=50)
     assert "7 of 50 annotations are simulated" in words(write_reward_page(tmp_path, figures, trained[2]).read_text())
 
 
 def test_what_could_not_be_measured_does_not_break_the_page(
-    trained: tuple[Path, dict[str, Any], AnnotatedImages], tmp_path: Path
+    trained: tuple[Path, RewardReport, AnnotatedImages], tmp_path: Path
 ) -> None:
-    figures = copy.deepcopy(trained[1])
-    nothing = {"value": None, "low": None, "high": None, "clusters": 2}
-    figures |= {"rank_correlation_reward_score": nothing, "rank_correlation_error_uncertainty": nothing}
-    figures |= {"pair_accuracy": None, "pair_accuracy_interval": None, "learning_curve": []}
-    figures |= {"command": None, "trusted": {"most": [], "least": []}}
-    for row in figures["coverage_by_level"]:
-        row |= {"multiplier": None, "coverage": None, "width": None}
+    nothing = Estimate(value=nan, low=nan, high=nan, clusters=2)
+    figures = replace(
+        trained[1],
+        rank_correlation_reward_score=nothing,
+        rank_correlation_error_uncertainty=nothing,
+        pair_accuracy=None,
+        pair_accuracy_interval=None,
+        learning_curve=[],
+        command=None,
+        trusted=TrustEnds(most=[], least=[]),
+        coverage_by_level=[LevelCoverage(level=row.level) for row in trained[1].coverage_by_level],
+    )
     seen = words(write_reward_page(tmp_path, figures, trained[2]).read_text())
     assert "n/a" in seen
     assert "too few annotations to calibrate it" in seen
@@ -133,10 +139,10 @@ def test_one_annotator_one_family_and_one_photograph_to_report_on_are_enough(tmp
     rows = [row for row in annotations if row["annotator"] == "simulated-0" and row["prompt_id"] in boxes]
     config = CONFIG.model_copy(update={"parts": (0.4, 0.25, 0.2, 0.01)})
     report = train_reward(prompts, candidates, rows, tmp_path, config, seed=0)
-    assert report["photographs_per_part"][3] == 1
-    assert [row["name"] for row in report["error_by_hole"]] == ["box"]
-    assert report["is_noise_measured"] is False
-    assert report["calibration"]["noise"] > 0, "from the residuals of the head"
+    assert report.photographs_per_part[3] == 1
+    assert [row.name for row in report.error_by_hole] == ["box"]
+    assert report.is_noise_measured is False
+    assert report.calibration.noise > 0, "from the residuals of the head"
     seen = words((tmp_path / "report.html").read_text())
     assert "1 photograph is few. Intervals come from resampling photographs; of fewer than 6 there are none." in seen
     assert "The noise B is not measured" in seen

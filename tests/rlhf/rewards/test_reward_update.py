@@ -84,13 +84,11 @@ def test_features_stay_v_grows_and_what_was_annotated_is_less_uncertain(world, t
     before_state, after_state = networks
     assert all(torch.equal(before_state[name], after_state[name]) for name in before_state)
     before, after = load_reward(trained), load_reward(tmp_path)
-    learnt = [n for n, p in prompts.items() if p.photograph in report["parts"][0] + report["parts"][1]]
+    learnt = [n for n, p in prompts.items() if p.photograph in report.parts[0] + report.parts[1]]
     images = torch.stack([candidates[name, 8] for name in learnt])
     masks = torch.stack([prompts[name].mask for name in learnt])
     assert (after.score(images, masks).uncertainty < before.score(images, masks).uncertainty).all()
-    assert (
-        report["annotations_per_part"][1] > json.loads((trained / "report.json").read_text())["annotations_per_part"][1]
-    )
+    assert report.annotations_per_part[1] > json.loads((trained / "report.json").read_text())["annotations_per_part"][1]
 
 
 def test_photographs_that_calibrate_and_report_stay_out_of_the_head(world, trained: Path, tmp_path: Path) -> None:  # noqa: ANN001

@@ -104,6 +104,35 @@ def test_gif_and_mp4_keep_frames_and_speed(tmp_path: Path):
     assert levels == pytest.approx([0, 100, 200], abs=3)
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (None, "cannot be started"),
+        ("exit 3", "exit code 3"),
+        ("cat > /dev/null; echo no codec >&2; exit 1", "no codec"),
+    ],
+)
+def test_a_failing_ffmpeg_costs_the_mp4_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, words: str
+):
+    ffmpeg, out, view = tmp_path / "ffmpeg", tmp_path / "out", small_view()
+    if script is not None:
+        ffmpeg.write_text(f"#!/bin/sh\n{script}\n")
+        ffmpeg.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(ffmpeg))
+    out.mkdir()
+    (out / "path.mp4").write_bytes(b"of an earlier view")
+    record = make_novel_views(
+        view.rgb, view.depth, Pose(yaw_deg=9), nearest, out, focal_px=60.0, path=PathSettings(frames=2), notes={}
+    )
+    assert record.mp4 is None
+    assert words in str(record.mp4_error)
+    assert len(PlyData.read(out / "cloud.ply")["vertex"]) == record.cloud_points
+    names = {path.name for path in out.iterdir()}
+    assert names == {"view.png", "warped.png", "disocclusion.png", "path.gif", "cloud.ply", "novel_view.json"}
+    assert words in json.loads((out / "novel_view.json").read_text())["mp4_error"]
+
+
 def test_the_true_disparity_brings_the_left_picture_onto_the_right_one():
     pair = load_motorcycle(2)
     assert set(pair.parts) == set(PARTS)

@@ -2,6 +2,8 @@ import base64
 import io
 import json
 import re
+import shutil
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from rlhf.data.holes import FAMILIES
 from rlhf.errors import UserError
+from rlhf.rewards.learned.reward_model import Calibration
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.images import encode_png
 from rlhf.storage.tables import EVALUATION, PROMPTS, image_cell, write_table
@@ -88,12 +91,24 @@ def write_records(run, prompts, photographs):
         "num_inference_steps": 10,
     }
     atomic_write_json(run / "evaluation" / "summary.json", summary)
-    names = ("coverage", "conformal", "theorem", "noise", "delta", "ridge", "parameter_norm")
+    calibration = Calibration(
+        coverage=0.9,
+        conformal=9.4,
+        theorem=13.2,
+        noise=0.61,
+        delta=0.05,
+        ridge=1.0,
+        parameter_norm=3.0,
+        median_uncertainty=0.17,
+        trust_k=0.05,
+        trust_b=0.7,
+    )
     reward = {
-        "calibration": dict(zip(names, (0.9, 9.4, 13.2, 0.61, 0.05, 1.0, 3.0), strict=True)),
+        "calibration": asdict(calibration),
         "coverage_stated": 0.9,
         "coverage_measured": estimate(0.884, 0.04),
         "mean_width": 3.1,
+        "mean_theorem_width": 4.4,
         "rank_correlation_error_uncertainty": estimate(0.18, 0.1),
         "rank_correlation_reward_score": estimate(0.52, 0.1),
         "pair_accuracy": None,
@@ -101,11 +116,15 @@ def write_records(run, prompts, photographs):
             {"uncertainty": u, "error": 0.5 + u, "bound": 9.4 * u, "coverage": 0.86 + u / 5}
             for u in (0.12, 0.15, 0.17, 0.2, 0.26)
         ],
+        "error": estimate(0.7, 0.1),
         "effective_rank": 17.3,
+        "spectrum": [0.5, 0.3, 0.2],
+        "is_noise_measured": True,
         "feature_dim": 49,
         "is_simulated": True,
         "annotations_per_part": [400, 160, 120, 120],
         "photographs_per_part": [100, 40, 30, 30],
+        "parts": [["a"], ["b"], ["c"], ["d"]],
     }
     atomic_write_json(run / "reward" / "report.json", reward)
     durations = (4.2, 1.3, 61.0, 2.1, 93.4, 241.7, 48.8)
@@ -243,6 +262,15 @@ def test_damaged_summary_is_a_user_error(tmp_path):
     (tmp_path / "evaluation" / "summary.json").write_text('{"win_rate": ')
     with pytest.raises(UserError, match="not readable"):
         summarise(tmp_path, Path("report.html"), 1.0)
+
+
+def test_a_report_of_the_reward_that_lacks_a_figure_is_refused_by_name(run, tmp_path):
+    for name in ("evaluation", "held_out_prompts", "reward"):
+        shutil.copytree(run / name, tmp_path / name)
+    file = tmp_path / "reward" / "report.json"
+    file.write_text(file.read_text().replace('"coverage_measured"', '"coverage_mesured"'))
+    with pytest.raises(UserError, match=r"report\.json: damaged \(coverage_measured: .*run `rlhf reward` again"):
+        write_report(tmp_path)
 
 
 def test_last_lines_say_what_was_found_and_how_to_go_on(run):
