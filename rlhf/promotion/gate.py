@@ -113,7 +113,7 @@ def judge(
         return judge_policy(sampler, held_out.prompts, jury, config.evaluate, seed=config.seed, stage=stage)
 
     before, after = paint(incumbent, "incumbent"), paint(contender, "contender")
-    figures = compare(before, after, held_out.prompts, config.evaluate)
+    figures = compare(before, after, held_out.prompts)
     now = timestamp()
     return Verdict(
         name=name,

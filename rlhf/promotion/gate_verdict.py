@@ -83,7 +83,7 @@ class Verdict(Record):
     judged: str
     """Time of the painting, ISO 8601."""
     figures: dict[str, Any]
-    """Figures of `rlhf.evaluation.evaluation.compare`, with 95 % intervals from a bootstrap over photographs."""
+    """Figures of `rlhf.evaluation.evaluation.compare`, with 95 % intervals over photographs."""
     decided: str
     """Time at which the limits were applied, ISO 8601."""
     limits: GateConfig

@@ -12,7 +12,7 @@ from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.progress import progress_bar
-from rlhf.reports.intervals import cluster_bootstrap
+from rlhf.reports.intervals import estimate_figure
 
 BATCH = 32
 
@@ -36,7 +36,7 @@ def measure_quality(policy: Policy, prompts: list[Prompt], *, num_inference_step
             hole_ssim.append(_ssim(image, prompt.image, hole.numpy()))
     photographs = [p.photograph for p in prompts]
     columns = {"vae_psnr_db": vae_psnr, "hole_psnr_db": hole_psnr, "hole_ssim": hole_ssim}
-    return {name: asdict(cluster_bootstrap(np.array(values), photographs)) for name, values in columns.items()}
+    return {name: asdict(estimate_figure(np.array(values), photographs)) for name, values in columns.items()}
 
 
 def psnr(image: torch.Tensor, original: torch.Tensor) -> float:
