@@ -1,6 +1,5 @@
 """Trains a reward model from annotations: normalise, split by photograph, train, fit, calibrate, report."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from rlhf.rewards.learned.reward_memory import DescribedAnnotations, RewardMemor
 from rlhf.rewards.learned.reward_model import Calibration, RewardModel
 from rlhf.rewards.learned.reward_page import write_reward_page
 from rlhf.rewards.learned.uncertainty_figures import coverage_by_level, risk_coverage
-from rlhf.storage.atomic_files import atomic_write_json, finite
+from rlhf.storage.atomic_files import atomic_write_json, finite, read_json_lines
 
 MIN_EFFECTIVE_RANK = 4.0
 """Effective rank below which the features have collapsed."""
@@ -153,8 +152,7 @@ def describe_doubts(report: dict[str, Any]) -> list[str]:
 
 def read_learning_curve(out: Path) -> list[dict[str, Any]]:
     """Reads epoch, loss and, with held-out photographs, validation; empty if no curve was recorded."""
-    path = out / "learning_curve.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return read_json_lines(out / "learning_curve.jsonl", {"epoch": int}, "train the reward again")
 
 
 def save_reward(
