@@ -13,6 +13,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from actors.incidents import read_incidents
 from actors.learner_loop import RunSetup, learner_loop
 from actors.placement import ROLES, reserve, resources_of
 from actors.pool.worker_pool import find_user_error
@@ -123,13 +124,16 @@ def check_rewards(config: RunConfig, reward: Path | None, captions: Mapping[str,
 def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Path | None = None) -> None:
     """Saves the resolved configuration and the policy to start from.
 
-    Raises UserError for a used folder without `--resume`, and for another configuration or start with it.
+    Raises UserError for a used folder without `--resume`, and for another configuration or start, or a damaged file,
+    with it.
     """
     saved, begun = out / "config.yaml", out / "start.json"
     begins = {"policy": None if start is None else str(start.resolve())}
     if (out / "learner").exists():
         if not resume:
             raise UserError(f"{out}: holds a run already; add --resume to go on with it, or choose another --out")
+        for read in (read_metrics, read_incidents):  # Damage ends the run here, before processes start.
+            read(out)
         before = load_config(saved)
         kept = {name: getattr(config.align, name) for name in ("keep_last", "keep_policies")}
         may_change = {"cluster": config.cluster, "logging": config.logging}

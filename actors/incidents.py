@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from rlhf.storage.atomic_files import append_text, atomic_write_text
+from rlhf.storage.atomic_files import append_text, atomic_write_text, read_json_lines
 
 WAITING = "waiting"
 """Cause of an incident that is no restart yet: a replacement was started and has not answered."""
@@ -16,7 +16,11 @@ class Incidents:
 
     def __init__(self, out: Path | None) -> None:
         self._path = None if out is None else out / "incidents.jsonl"
-        self._counts = Counter(f"{line['role']}/{line['cause']}" for line in read_incidents(out))
+        known = read_incidents(out)
+        if self._path is not None and self._path.is_file() and not self._path.read_bytes().endswith(b"\n"):
+            # A line that a crash cut off would spoil the next one.
+            atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in known))
+        self._counts = Counter(f"{line['role']}/{line['cause']}" for line in known)
 
     def add(self, role: str, cause: str, detail: str = "") -> None:
         """Notes that a worker of a role was lost by a cause, or is waited for; the detail is for people."""
@@ -30,7 +34,7 @@ class Incidents:
         if self._path is None:
             return
         marker = self._path.with_name("driver.txt")
-        if marker.is_file() and marker.read_text() == run_id:
+        if marker.is_file() and marker.read_bytes() == run_id.encode():
             self.add("learner", "restarted", detail)
         atomic_write_text(marker, run_id)
 
@@ -41,8 +45,8 @@ class Incidents:
 
 
 def read_incidents(out: Path | None) -> list[dict]:
-    """Returns all complete lines of `incidents.jsonl`."""
-    path = None if out is None else out / "incidents.jsonl"
-    if path is None or not path.is_file():
+    """Returns all complete lines of `incidents.jsonl`. Raises UserError with the line if one is damaged."""
+    if out is None:
         return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    needed = {"role": str, "cause": str, "detail": str}
+    return read_json_lines(out / "incidents.jsonl", needed, "restore the file, or remove the line")

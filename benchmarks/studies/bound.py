@@ -21,7 +21,7 @@ from rlhf.commands.options import Config, Out, Overrides, resolve_config, save_c
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, split_photographs
 from rlhf.evaluation.tasks.resplits import average, run_resplits
-from rlhf.reports.intervals import Estimate, cluster_bootstrap, rank_correlation, show_estimate
+from rlhf.reports.intervals import Estimate, estimate_share, rank_correlation, show_estimate
 from rlhf.reports.pages import show
 from rlhf.rewards.learned.bound import conformal_multiplier
 from rlhf.rewards.learned.feature_training import describe_rows, with_descriptions
@@ -159,7 +159,7 @@ def judge_uncertainty(
     }
     for level, multiplier in multipliers.items():
         covered = (errors <= multiplier * uncertainty).double().numpy()
-        estimate = cluster_bootstrap(covered, data.photographs)
+        estimate = estimate_share(covered, data.photographs)
         figures[f"coverage_{level:g}"] = estimate.value
         is_inside = float(estimate.low <= level <= estimate.high)
         figures[f"is_nominal_inside_{level:g}"] = is_inside if math.isfinite(estimate.low) else None

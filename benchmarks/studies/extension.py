@@ -31,7 +31,6 @@ def main(
         growth=growth,
         steps_per_side=steps_per_side,
         height_px=height_px,
-        bootstrap=resolved.evaluate.bootstrap,
     )
     print(evaluate_extension(plan, resolved, run, out))
     save_config(resolved, out)

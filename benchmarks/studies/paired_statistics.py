@@ -35,9 +35,11 @@ def estimate_paired(differences: Sequence[float] | np.ndarray, *, level: float =
     if n < 2:
         return PairedEstimate(value=mean, low=None, high=None, p_value=None, detectable=None, pairs=n)
     sd = float(values.std(ddof=1))
+    if sd == 0 and mean:  # Nothing tells how much other pairs would differ.
+        return PairedEstimate(value=mean, low=None, high=None, p_value=None, detectable=None, pairs=n)
     error = sd / math.sqrt(n)
     half = float(t.ppf(1 - level / 2, n - 1)) * error
-    p = float(2 * t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
+    p = float(2 * t.sf(abs(mean) / error, n - 1)) if error > 0 else 1.0
     return PairedEstimate(
         value=mean, low=mean - half, high=mean + half, p_value=p, detectable=smallest_detectable(sd, n), pairs=n
     )

@@ -12,7 +12,7 @@ from benchmarks.studies.command_line import run_as_program
 from rlhf.commands.options import Out
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import GOLD_JUDGE
-from rlhf.reports.intervals import Estimate, cluster_bootstrap, show_estimate, wins
+from rlhf.reports.intervals import Estimate, estimate_figure, estimate_share, show_estimate, wins
 from rlhf.reports.records import read_record
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.tables import EVALUATION, stream_table
@@ -123,7 +123,7 @@ def study_runs(named: Sequence[tuple[str, Path]], out: Path) -> RunsSummary:
     """Compares the first name with every other one; writes `runs_study.json`.
 
     A name may have several folders, one per seed: the first of each name are compared with one another, then the
-    second. Intervals come from a bootstrap over photographs, with the rows of all pairs for a photograph together; they
+    second. Intervals are over photographs, with the rows of all pairs for a photograph together; they
     say what other photographs would show. Only the single pairs say what other seeds would show. Raises UserError if
     names have unequal numbers of folders, or folders of a pair were judged on other prompts or noise.
     """
@@ -171,8 +171,8 @@ def judge_pairs(triples: list[tuple[Gold, Gold, dict[Sample, str]]]) -> PairFigu
     ours, theirs, photographs = zip(*rows, strict=True)
     differences = np.subtract(ours, theirs)
     return PairFigures(
-        win_rate=cluster_bootstrap(wins(np.array(ours), np.array(theirs)), photographs),
-        gold_gain=cluster_bootstrap(differences, photographs),
+        win_rate=estimate_share(wins(np.array(ours), np.array(theirs)), photographs),
+        gold_gain=estimate_figure(differences, photographs),
     )
 
 

@@ -60,7 +60,7 @@ def study_selection(
 
     `noiseless` are the simulated annotators' scores without noise, [N]; `portion` is the share of the candidates,
     without the held-out ones, that each round annotates. Writes `resplit-*.json`, `selection_study.png` and, last,
-    `selection_study.json`. Intervals come from a bootstrap over splits of the same photographs: they say what another
+    `selection_study.json`. Intervals are over splits of the same photographs: they say what another
     split would show, not other photographs. Raises UserError if `out` holds a study with other settings.
     """
     settings = {"config": config.model_dump(mode="json"), "portion": portion, "rows": len(data.keys)}

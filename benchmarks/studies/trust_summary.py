@@ -21,7 +21,7 @@ from benchmarks.studies.trust_records import (
     TimeComparison,
     TrustSummary,
 )
-from rlhf.reports.intervals import Estimate, cluster_bootstrap
+from rlhf.reports.intervals import Estimate, estimate_figure
 from rlhf.reports.significance import holm
 
 COMPARISONS = (
@@ -149,7 +149,7 @@ def _over_photographs(name: str, arm: str, other: str, seeds: list[int], runs: R
     """Returns the mean difference of the last policies with its interval over photographs."""
     pairs = [(runs[arm, seed], runs[other, seed]) for seed in seeds]
     differences = np.concatenate([getattr(a, name)[-1] - getattr(b, name)[-1] for a, b in pairs])
-    return cluster_bootstrap(differences, [p for a, _ in pairs for p in a.photographs])
+    return estimate_figure(differences, [p for a, _ in pairs for p in a.photographs])
 
 
 def _compare_times(arm: str, other: str, seeds: list[int], runs: Runs) -> TimeComparison:

@@ -58,7 +58,7 @@ def evaluate(
         raise UserError("evaluate: --workers and --address paint the models of --run; contestants are painted here")
     if views and run is None:
         raise UserError("evaluate: --views compares the base and the aligned model of --run RUN")
-    plan = None if extension is None else ExtensionPlan(images=extension, bootstrap=resolved.evaluate.bootstrap)
+    plan = None if extension is None else ExtensionPlan(images=extension)
     if plan is not None:
         choose_photographs(plan)  # Fails before hours of painting.
     specs = parse_contestants(contestant or [])

@@ -1,5 +1,6 @@
 """Options shared by several commands, and the configuration made from them."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,10 +44,13 @@ def take_urls(command: Callable[..., object] | None) -> None:
 
 
 def resolve_config(file: Path | None, overrides: list[str] | None) -> "RunConfig":
-    """Returns the defaults, changed by the file and then by the overrides."""
-    from rlhf.config.config_files import load_config
+    """Returns the defaults, changed by the file and then by the overrides; tells of overrides without effect."""
+    from rlhf.config.config_files import find_unused, load_config
 
-    return load_config(file, tuple(overrides or ()))
+    config = load_config(file, tuple(overrides or ()))
+    for sentence in find_unused(config, overrides or ()):
+        print(f"warning: {sentence}", file=sys.stderr)
+    return config
 
 
 def save_config(config: "RunConfig", out: Path) -> None:

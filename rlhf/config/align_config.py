@@ -6,6 +6,18 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf.config.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
 
+SETTINGS_OF_SOME = {
+    "window_size": ("grpo", "mixgrpo"),
+    "window_range": ("grpo", "mixgrpo"),
+    "steps_share": ("mixgrpo",),
+    "trained_steps": ("nft", "prefpaint"),
+    "clip_range": ("grpo", "mixgrpo", "prefpaint"),
+    "nft_beta": ("nft",),
+    "old_decay_rate": ("nft",),
+    "old_decay_max": ("nft",),
+}
+"""Settings that not every algorithm uses, with the algorithms that do."""
+
 
 class AlignConfig(Section):
     """Reinforcement learning of the policy."""
@@ -49,7 +61,7 @@ class AlignConfig(Section):
     max_grad_norm: Positive = 1.0
     """Largest norm of the gradient; larger ones are scaled down."""
     clip_range: Positive = 1e-3
-    """Clip range of the ratio; log-probs are means over latent elements, see `log_prob_over`."""
+    """All but nft: clip range of the ratio; log-probs are means over latent elements, see `log_prob_over`."""
     advantage_clip: Positive = 5.0
     """Bound of the advantages, which are clipped to plus and minus this value."""
     kl_weight: NonNegative = 0.01
@@ -96,6 +108,10 @@ class AlignConfig(Section):
     keep_policies: Count | None = None
     """Number of newest policies to keep; null keeps all."""
 
+    def uses(self, setting: str) -> bool:
+        """Returns whether the algorithm uses a setting of this section."""
+        return self.algorithm in SETTINGS_OF_SOME.get(setting, (self.algorithm,))
+
     @model_validator(mode="after")
     def _steps_fit(self) -> "AlignConfig":
         if self.micro_batch_size % self.samples_per_prompt:
@@ -108,9 +124,10 @@ class AlignConfig(Section):
                 f"prompts_per_update x samples_per_prompt = {self.prompts_per_update * self.samples_per_prompt} "
                 f"is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
-        if self.window_range > self.num_inference_steps or self.window_size > self.window_range:
+        is_in_order = self.window_size <= self.window_range <= self.num_inference_steps
+        if self.uses("window_range") and not is_in_order:
             raise ValueError("needs window_size <= window_range <= num_inference_steps")
-        if self.trained_steps > self.num_inference_steps:
+        if self.uses("trained_steps") and self.trained_steps > self.num_inference_steps:
             raise ValueError("trained_steps exceeds num_inference_steps")
         if self.prompts_per_update * self.samples_per_prompt < 2:
             raise ValueError("an update needs two images or more: advantages compare them")

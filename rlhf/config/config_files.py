@@ -1,12 +1,14 @@
 """Run configurations from YAML files and `--set`, and back."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
+from rlhf.config.align_config import SETTINGS_OF_SOME
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
@@ -14,6 +16,8 @@ from rlhf.storage.atomic_files import check_schema
 
 SCHEMA_VERSION = 1
 """Format version of the configuration that is saved with each stage."""
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+"""Errors of text that is no YAML: ValueError comes of dates such as 2026-99-99, RecursionError of deep nesting."""
 
 
 def load_config(file: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
@@ -36,7 +40,7 @@ def load_config(file: Path | None = None, overrides: tuple[str, ...] = ()) -> Ru
                 raise UserError(f"--set {override}: {parent} is no section")
         try:
             node[leaf] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except UNREADABLE as error:
             raise UserError(f"--set {override}: value is not YAML ({error})") from error
     try:
         return RunConfig.model_validate(record)
@@ -44,10 +48,23 @@ def load_config(file: Path | None = None, overrides: tuple[str, ...] = ()) -> Ru
         raise UserError(_explain(error, file)) from error
 
 
+def find_unused(config: RunConfig, overrides: Sequence[str]) -> list[str]:
+    """Returns a sentence for every override of a setting that the chosen algorithm does not use."""
+    found = []
+    for override in overrides:
+        section, _, setting = override.partition("=")[0].partition(".")
+        if section == "align" and not config.align.uses(setting):
+            used_by = ", ".join(SETTINGS_OF_SOME[setting])
+            found.append(
+                f"--set {override}: changes nothing, since {config.align.algorithm} does not use it; {used_by} would"
+            )
+    return found
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         record = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise UserError(f"{file}: not a readable YAML file ({error})") from error
     if record is None:
         return {}

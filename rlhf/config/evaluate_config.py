@@ -12,7 +12,5 @@ class EvaluateConfig(Section):
     """Number of deterministic denoising steps."""
     micro_batch_size: Count = 64
     """Number of images per forward pass."""
-    bootstrap: Count = 2000
-    """Number of bootstrap resamples of the photographs."""
     features: str | None = None
     """CLIP model (folder or hub name) whose image embeddings FID and KID use; null leaves both out."""

@@ -39,7 +39,9 @@ KINDS = {
     ),
     "hpsv2": RewardKind(module="rlhf.rewards.hpsv2", reads=("path", "text"), compares_texts=True, published_as="HPSv2"),
     "seam": RewardKind(module="rlhf.rewards.seam"),
-    "function": RewardKind(module="rlhf.rewards.python_function", reads=("function", "path", "text"), needs="function"),
+    "function": RewardKind(
+        module="rlhf.rewards.python_function", reads=("function", "path", "text", "call_timeout_s"), needs="function"
+    ),
     "http": RewardKind(module="rlhf.rewards.remote_server", reads=("url", "text", "timeout_s", "retries"), needs="url"),
 }
 """Kinds of reward by the name that configurations use. A new reward is one module and one line here."""
@@ -71,9 +73,12 @@ class RewardEntry(Section):
     std: Positive | None = None
     """Deviation to divide the reward by; default: measured in the run's first rollout."""
     timeout_s: Positive = 30.0
-    """http: seconds of silence after which a try has failed."""
+    """http: seconds after which a try without a whole answer has failed."""
     retries: Annotated[int, Field(ge=0)] = 3
     """http: retries after a failure, with pauses that double."""
+
+    call_timeout_s: Positive = 600.0
+    """function: seconds after which a call that has not returned ends the run."""
 
     @property
     def label(self) -> str:

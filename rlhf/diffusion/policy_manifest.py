@@ -9,20 +9,20 @@ from rlhf.storage.atomic_files import check_schema, remove_folder
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-MANIFEST_KEYS = ("policy_version", "trainable", "base_model", "checksum")
+MANIFEST_KEYS = {"policy_version": int, "trainable": str, "base_model": str, "checksum": str}
 
 
 def read_manifest(folder: Path) -> dict:
     """Reads a policy folder's manifest; raises UserError if there is none, since the folder is then incomplete."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: no readable {MANIFEST}, so not a complete policy folder ({error})") from error
     record = manifest if isinstance(manifest, dict) else {}
     check_schema(record.get("schema_version"), SCHEMA_VERSION, folder / MANIFEST)
-    missing = [key for key in MANIFEST_KEYS if key not in record]
-    if missing:
-        raise UserError(f"{folder / MANIFEST}: lacks {', '.join(missing)}; write the policy again")
+    wrong = [key for key, kind in MANIFEST_KEYS.items() if type(record.get(key)) is not kind]
+    if wrong:
+        raise UserError(f"{folder / MANIFEST}: lacks a valid {', '.join(wrong)}; write the policy again")
     return manifest
 
 

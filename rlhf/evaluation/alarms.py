@@ -1,15 +1,13 @@
 """Alarms that a policy may be hacking its reward.
 
 An alarm for *over-optimisation* is raised if the training reward rises between two policies of a run (the base model
-is one) while a held-out judge falls. Both changes are paired by prompt. Their intervals are value +- t x standard
-error; the error comes from a bootstrap over photographs, and t has one degree of freedom less than there are
-photographs. Bonferroni's correction widens the intervals, so all pairs of policies and all judges together raise a
-false alarm in at most 5 % of runs. An alarm for a figure *out of range* is raised if its whole 95 % interval lies
-outside a range. The ranges were chosen, not derived: a fifth lost, or as much gained; `rlhf promote` uses the same for
-sharpness and diversity.
+is one) while a held-out judge falls. Both changes are paired by prompt, with intervals over photographs. Bonferroni's
+correction widens these, so all pairs of policies and all judges together raise a false alarm in at most 5 % of runs. An
+alarm for a figure *out of range* is raised if its whole 95 % interval lies outside a range, or its value where all
+photographs have the same. The ranges were chosen, not derived: a fifth lost, or as much gained; `rlhf promote` uses the
+same for sharpness and diversity.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,7 +17,7 @@ import numpy as np
 import torch
 
 from rlhf.evaluation.judging import Judged, describe_judge
-from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, Estimate, bootstrap_means, show_estimate, summarise_draws
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, Estimate, estimate_figure, show_estimate
 
 LEVEL = 0.05
 """Probability of a false alarm in one run, over all pairs of policies and all judges."""
@@ -54,7 +52,7 @@ class RangedEstimate(Estimate):
 
     range: tuple[float, float]
     is_outside: bool
-    """Whether the whole interval lies outside the range."""
+    """Whether the whole interval lies outside the range, or the value if photographs do not differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +87,7 @@ class OutOfRange:
 Alarm = OverOptimisation | OutOfRange
 
 
-def estimate_ranged(
-    base: Judged, judged: Judged, photographs: Sequence[str], resamples: int
-) -> dict[str, RangedEstimate]:
+def estimate_ranged(base: Judged, judged: Judged, photographs: Sequence[str]) -> dict[str, RangedEstimate]:
     """Returns the figures of ALARM_RANGES for a contestant beside the base model; those without a value are left out.
 
     Both were judged on the same prompts, one of `photographs` each, and started from the same noise if they use noise.
@@ -102,24 +98,33 @@ def estimate_ranged(
     pairs["diversity"] = judged.diversity, base.diversity
     if not judged.known_pixels_differ:  # Changes outside the holes are no distance between fills.
         pairs["distance"] = distance_from(base, judged), base.diversity
-    values, draws = bootstrap_means(
-        np.stack([column for pair in pairs.values() for column in pair], axis=1), photographs, resamples=resamples
-    )
     found = {}
-    for place, name in enumerate(pairs):
+    for name, columns in pairs.items():
         kept = ALARM_RANGES[name]
         with np.errstate(invalid="ignore", divide="ignore"):
-            value, drawn = (
-                each[..., 2 * place] / each[..., 2 * place + 1]
-                if kept.is_ratio
-                else each[..., 2 * place] - each[..., 2 * place + 1]
-                for each in (values, draws)
+            estimate = estimate_figure(np.stack(columns, 1), photographs, statistic=ratio if kept.is_ratio else _change)
+        if np.isfinite(estimate.value):
+            found[name] = RangedEstimate(
+                **vars(estimate), range=(kept.low, kept.high), is_outside=_is_outside(estimate, kept)
             )
-        if np.isfinite(value):
-            estimate = summarise_draws(value, drawn, len(set(photographs)))
-            is_outside = estimate.high < kept.low or estimate.low > kept.high
-            found[name] = RangedEstimate(**vars(estimate), range=(kept.low, kept.high), is_outside=is_outside)
     return found
+
+
+def ratio(columns: np.ndarray) -> float:
+    """Returns the mean of the first column over that of the second [N, 2]."""
+    return float(columns[:, 0].mean() / columns[:, 1].mean())
+
+
+def _change(columns: np.ndarray) -> float:
+    return float(columns[:, 0].mean() - columns[:, 1].mean())
+
+
+def _is_outside(estimate: Estimate, kept: AlarmRange) -> bool:
+    if estimate.clusters < LEAST_PHOTOGRAPHS:
+        return False
+    # A model whose samples are all alike has diversity 0 on every photograph, and so no interval.
+    low, high = (estimate.low, estimate.high) if np.isfinite(estimate.low) else (estimate.value, estimate.value)
+    return bool(high < kept.low or low > kept.high)
 
 
 def distance_from(base: Judged, judged: Judged) -> np.ndarray:
@@ -134,9 +139,7 @@ def distance_from(base: Judged, judged: Judged) -> np.ndarray:
     return torch.stack(whole).double().numpy() / judged.hole_share
 
 
-def find_alarms(
-    names: Sequence[str], path: Sequence[Judged], photographs: Sequence[str], resamples: int
-) -> list[Alarm]:
+def find_alarms(names: Sequence[str], path: Sequence[Judged], photographs: Sequence[str]) -> list[Alarm]:
     """Returns the alarms for the policies of a run, in the order of training with the base model first.
 
     Over-optimisation is reported once per judge, for the first policy that shows it. The module docstring defines the
@@ -144,16 +147,16 @@ def find_alarms(
     """
     found: list[Alarm] = []
     for judge in path[0].held_out if len(set(photographs)) >= LEAST_PHOTOGRAPHS else ():
-        alarm = _find_over_optimisation(names, path, judge, photographs, resamples)
+        alarm = _find_over_optimisation(names, path, judge, photographs)
         found += [alarm] if alarm else []
     for name, judged in zip(names[1:], path[1:], strict=True):
-        ranged = estimate_ranged(path[0], judged, photographs, resamples)
+        ranged = estimate_ranged(path[0], judged, photographs)
         found += [_report_range(name, figure, e) for figure, e in ranged.items() if e.is_outside]
     return found
 
 
 def _find_over_optimisation(
-    names: Sequence[str], path: Sequence[Judged], judge: str, photographs: Sequence[str], resamples: int
+    names: Sequence[str], path: Sequence[Judged], judge: str, photographs: Sequence[str]
 ) -> OverOptimisation | None:
     pairs = sorted(combinations(range(len(path)), 2), key=lambda pair: pair[1])
     level = LEVEL / (len(pairs) * len(path[0].held_out))
@@ -162,7 +165,7 @@ def _find_over_optimisation(
         if worst is not None and worst.policy != names[second]:
             break
         reward, held_out = (
-            change_of(path[first].marks[name], path[second].marks[name], photographs, level, resamples)
+            change_of(path[first].marks[name], path[second].marks[name], photographs, level)
             for name in ("reward", judge)
         )
         is_alarm = reward.low > 0 and held_out.high < 0
@@ -183,19 +186,9 @@ def _report_over_optimisation(
     )
 
 
-def change_of(
-    first: np.ndarray, second: np.ndarray, photographs: Sequence[str], level: float, resamples: int
-) -> Estimate:
+def change_of(first: np.ndarray, second: np.ndarray, photographs: Sequence[str], level: float) -> Estimate:
     """Returns the mean of second minus first, [P, S] each, with an interval of coverage 1 - level."""
-    from scipy.stats import t
-
-    difference = (second.mean(1) - first.mean(1))[:, None]
-    value, draws = bootstrap_means(difference, photographs, resamples=resamples)
-    count = len(set(photographs))
-    # The standard error of a bootstrap is that of the biased variance.
-    error = draws.std() * math.sqrt(count / (count - 1))
-    half = float(t.ppf(1 - level / 2, count - 1) * error)
-    return Estimate(value=float(value[0]), low=float(value[0]) - half, high=float(value[0]) + half, clusters=count)
+    return estimate_figure(second.mean(1) - first.mean(1), photographs, level=level)
 
 
 def _report_range(policy: str, figure: str, estimate: RangedEstimate) -> OutOfRange:

@@ -15,7 +15,7 @@ from rlhf.data.annotation_store import AnnotationStore
 from rlhf.data.rows import JudgementRow
 from rlhf.errors import UserError
 from rlhf.evaluation.judged_store import CONTESTANTS, PAINTED, PaintedRow
-from rlhf.reports.intervals import Estimate, bootstrap_means, show_estimate, summarise_draws
+from rlhf.reports.intervals import Estimate, estimate_share, show_estimate
 from rlhf.reports.records import read_record
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.tables import CANDIDATES, read_table, write_table
@@ -172,7 +172,7 @@ def _read_images(evaluation: Path, name: str) -> dict[str, PaintedRow]:
 
 
 def summarise_choices(choices: Sequence[Choice], first: str, second: str) -> ChoicesSummary:
-    """Returns how often the first contestant is preferred, with 95 % intervals by bootstrap over photographs.
+    """Returns how often the first contestant is preferred, with 95 % intervals over photographs.
 
     Pairs that a person saw for the second time only show how often that person chose the same again.
     """
@@ -183,8 +183,7 @@ def summarise_choices(choices: Sequence[Choice], first: str, second: str) -> Cho
     def share(chosen: Sequence[Choice]) -> ChoiceShare:
         points = np.array([{first: 1.0, second: 0.0}.get(choice.preferred or "", 0.5) for choice in chosen])
         photographs = [choice.photograph for choice in chosen]
-        mean, draws = bootstrap_means(points[:, None], photographs, resamples=2000)
-        return ChoiceShare(**vars(summarise_draws(mean[0], draws[:, 0], len(set(photographs)))), choices=len(chosen))
+        return ChoiceShare(**vars(estimate_share(points, photographs)), choices=len(chosen))
 
     def shares_by(key: Callable[[Choice], str]) -> dict[str, ChoiceShare]:
         return {name: share([c for c in shown if key(c) == name]) for name in sorted(set(map(key, shown)))}

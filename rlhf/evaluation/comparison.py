@@ -1,6 +1,6 @@
 """Compares any number of contestants on the same prompts: measures with intervals, and paired tests.
 
-Intervals come from a bootstrap over photographs. Pairs of contestants are tested by flipping the signs of whole
+Intervals are over photographs. Pairs of contestants are tested by flipping the signs of whole
 photographs; Holm's correction takes all these tests as one family.
 """
 
@@ -39,7 +39,7 @@ from rlhf.evaluation.comparison_records import (
 )
 from rlhf.evaluation.feature_distances import Features, measure_sets
 from rlhf.evaluation.judging import LPIPS
-from rlhf.reports.intervals import Estimate, bootstrap_means, summarise_draws
+from rlhf.reports.intervals import Estimate, estimate_figure, estimate_share
 from rlhf.reports.significance import holm, sign_flip_test
 from rlhf.storage.images import from_8bit
 
@@ -61,7 +61,7 @@ def summarise_comparison(
     for entry in entries:
         noise = entry.shares_noise_with(reference)
         own = columns[entry.name] = measure_prompts(entry.judged, reference.judged, shares_noise=noise)
-        contestants[entry.name] = describe_contestant(entry, reference, own, measures, prompts, config)
+        contestants[entry.name] = describe_contestant(entry, reference, own, measures, prompts)
     left_out = explain_missing(measures, columns, config)
     if features is not None and len(prompts) > 1:
         measures = measures | SET_MEASURES
@@ -70,7 +70,7 @@ def summarise_comparison(
         left_out.append(MissingMeasure(measure="FID, KID", reason="take two prompts or more"))
     families = split_families(prompts)
     notes += note_few(families, photographs)
-    tests = compare_pairs(columns, measures, photographs, config.bootstrap)
+    tests = compare_pairs(columns, measures, photographs)
     count = len(set(photographs))
     return ComparisonReport(
         base=base,
@@ -80,7 +80,7 @@ def summarise_comparison(
         contestants=contestants,
         measures=measures,
         comparisons=tests,
-        alarms=find_all_alarms(entries, reference, photographs, config.bootstrap),
+        alarms=find_all_alarms(entries, reference, photographs),
         notes=[*notes, *note_weak_tests(len(tests), count), *note_known_pixels(contestants)],
         left_out=left_out,
     )
@@ -92,10 +92,9 @@ def describe_contestant(
     columns: Mapping[str, np.ndarray],
     measures: Mapping[str, Measure],
     prompts: Sequence[Prompt],
-    config: EvaluateConfig,
 ) -> ContestantFigures:
     """Returns the figures of a contestant from its measures [P] in `columns`."""
-    photographs, resamples = [prompt.photograph for prompt in prompts], config.bootstrap
+    photographs = [prompt.photograph for prompt in prompts]
     is_base = entry.name == base.name
     return ContestantFigures(
         spec=entry.spec,
@@ -103,10 +102,10 @@ def describe_contestant(
         follows_noise=entry.follows_noise,
         known_pixels_differ=entry.judged.known_pixels_differ,
         figures={
-            family: estimate_all(columns, measures, photographs, places, resamples)
+            family: estimate_all(columns, measures, photographs, places)
             for family, places in split_families(prompts).items()
         },
-        monitors={} if is_base else estimate_ranged(base.judged, entry.judged, photographs, resamples),
+        monitors={} if is_base else estimate_ranged(base.judged, entry.judged, photographs),
     )
 
 
@@ -139,18 +138,13 @@ def estimate_all(
     measures: Mapping[str, Measure],
     photographs: Sequence[str],
     places: Sequence[int],
-    resamples: int,
 ) -> dict[str, Estimate | None]:
     """Returns every measure over the prompts at `places`; None if the contestant has no value."""
     own = [photographs[place] for place in places]
-    names = [name for name in measures if name in columns]
-    values = np.stack([columns[name][list(places)] for name in names], axis=1)
-    means, draws = bootstrap_means(values, own, resamples=resamples)
     found: dict[str, Estimate | None] = dict.fromkeys(measures)
-    for place, name in enumerate(names):
-        if np.isfinite(means[place]):
-            known = {own[i] for i in np.flatnonzero(np.isfinite(values[:, place])).tolist()}
-            found[name] = summarise_draws(means[place], draws[:, place], len(known))
+    for name, measure in measures.items():
+        if name in columns and np.isfinite(values := columns[name][list(places)]).any():
+            found[name] = (estimate_share if measure.is_share else estimate_figure)(values, own)
     return found
 
 
@@ -158,7 +152,6 @@ def compare_pairs(
     columns: Mapping[str, Mapping[str, np.ndarray]],
     measures: Mapping[str, Measure],
     photographs: Sequence[str],
-    resamples: int,
 ) -> list[PairTest]:
     """Tests every pair of contestants by every tested measure: second minus first, p by sign flips, p after Holm."""
     found = []
@@ -170,8 +163,7 @@ def compare_pairs(
             known = np.isfinite(difference)
             own = [photographs[i] for i in np.flatnonzero(known).tolist()]
             if own:
-                mean, draws = bootstrap_means(difference[known, None], own, resamples=resamples)
-                estimate = summarise_draws(mean[0], draws[:, 0], len(set(own)))
+                estimate = estimate_figure(difference[known], own)
                 found.append((name, first, second, estimate, sign_flip_test(difference[known], own)))
     return [
         PairTest(measure=name, first=first, second=second, difference=estimate, p=p, p_holm=adjusted)
@@ -180,9 +172,9 @@ def compare_pairs(
 
 
 def find_all_alarms(
-    entries: Sequence[JudgedContestant], base: JudgedContestant, photographs: Sequence[str], resamples: int
+    entries: Sequence[JudgedContestant], base: JudgedContestant, photographs: Sequence[str]
 ) -> list[Alarm]:
     """Returns the alarms for all models, each compared with the base."""
     models = [e for e in entries if e.follows_noise and base.follows_noise and e.name != base.name]
     pairs = [([base.name, entry.name], [base.judged, entry.judged]) for entry in models]
-    return [alarm for names, path in pairs for alarm in find_alarms(names, path, photographs, resamples)]
+    return [alarm for names, path in pairs for alarm in find_alarms(names, path, photographs)]

@@ -30,6 +30,8 @@ class Measure:
     """Format specification of its figures."""
     is_tested: bool = False
     """Whether pairs of contestants are tested by it."""
+    is_share: bool = False
+    """Whether its figures are shares, from 0 to 1."""
     more: str = ""
     """Explanation in one sentence."""
 
@@ -45,10 +47,11 @@ def list_measures(held_out: Sequence[str], *, has_lpips: bool = False) -> dict[s
             more = f"Share of prompts on which the reward-best of {size} beats one sample of the base, by {by}."
             # Only S = 1 is tested: correlated tests would only make Holm's correction harsher.
             measures[win_rate(judge, size)] = Measure(
-                label=f"{of}WinRate({size})", group=group, spec=".1%", is_tested=size == 1, more=more
+                label=f"{of}WinRate({size})", group=group, spec=".1%", is_tested=size == 1, is_share=True, more=more
             )
         more = f"Share of single samples that beat the base's sample of the same noise, by {by}."
-        measures[f"{judge}_same_noise"] = Measure(label=f"{of}wins, same noise", group=group, spec=".1%", more=more)
+        label = f"{of}wins, same noise"
+        measures[f"{judge}_same_noise"] = Measure(label=label, group=group, spec=".1%", is_share=True, more=more)
         more = f"Mean mark by {by}."
         measures[judge] = Measure(label=f"{of}mean", group=group, spec=".4f", is_tested=True, more=more)
         if judge == "reward":

@@ -159,7 +159,7 @@ def settings_of(
         reward=checksum_reward(request.reward),
         judges=[entry.model_dump(mode="json") for entry in config.judges if entry.label in jury.judges],
         seed=config.seed,
-        evaluate=config.evaluate.model_dump(mode="json", exclude={"bootstrap", "features"}),
+        evaluate=config.evaluate.model_dump(mode="json", exclude={"features"}),
         marks=jury.marks,
         precision=config.model.precision,
     )

@@ -15,12 +15,12 @@ from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.sampler import Sampler, SamplingTask
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
-from rlhf.evaluation.alarms import Alarm, RangedEstimate, estimate_ranged, find_alarms
+from rlhf.evaluation.alarms import Alarm, RangedEstimate, estimate_ranged, find_alarms, ratio
 from rlhf.evaluation.judging import Judged, Jury, join_judged, judge_images
 from rlhf.evaluation.sample_rows import curve_rows, evaluation_rows
 from rlhf.progress import progress_bar
 from rlhf.reports.grids import save_comparison_grid
-from rlhf.reports.intervals import Estimate, cluster_bootstrap, wins
+from rlhf.reports.intervals import Estimate, estimate_figure, estimate_share, wins
 from rlhf.reports.records import parse_record
 from rlhf.storage.atomic_files import atomic_write_json, check_schema
 from rlhf.storage.images import blank_hole, decode_image, from_8bit
@@ -141,9 +141,9 @@ def summarise(
     """Returns the figures of a run from its judged policies, the base model first and the aligned one last."""
     base, photographs = path[0], [prompt.photograph for prompt in prompts]
     return EvaluationSummary(
-        **vars(compare(base, path[-1], prompts, config)),
-        curve=[_curve_point(v, base, each, prompts, config) for v, each in zip(versions, path, strict=True)],
-        alarms=find_alarms(names, path, photographs, config.bootstrap),
+        **vars(compare(base, path[-1], prompts)),
+        curve=[_curve_point(v, base, each, prompts) for v, each in zip(versions, path, strict=True)],
+        alarms=find_alarms(names, path, photographs),
         prompts=len(prompts),
         photographs=len(set(photographs)),
         samples_per_prompt=config.samples_per_prompt,
@@ -213,20 +213,18 @@ def plan_evaluation(prompts: list[Prompt], config: EvaluateConfig, seed: int) ->
     ]
 
 
-def compare(base: Judged, aligned: Judged, prompts: list[Prompt], config: EvaluateConfig) -> Gain:
-    """Returns WinRate at S = 1 and gains, with intervals from a bootstrap over photographs."""
-    estimate = partial(cluster_bootstrap, clusters=[p.photograph for p in prompts], resamples=config.bootstrap)
-
-    def ratio(values: np.ndarray) -> float:
-        return float(values[:, 0].mean() / values[:, 1].mean())
+def compare(base: Judged, aligned: Judged, prompts: list[Prompt]) -> Gain:
+    """Returns WinRate at S = 1 and gains, with intervals over photographs."""
+    photographs = [p.photograph for p in prompts]
+    estimate = partial(estimate_figure, clusters=photographs)
 
     gold_wins, reward_wins = wins(aligned.gold, base.gold).mean(1), wins(aligned.reward, base.reward).mean(1)
     families = sorted({p.hole for p in prompts})
     sharp = np.stack([aligned.sharpness.mean(1), base.sharpness.mean(1)], axis=1)
     diverse = np.stack([aligned.diversity, base.diversity], axis=1)
     return Gain(
-        win_rate=estimate(gold_wins),
-        win_rate_reward=estimate(reward_wins),
+        win_rate=estimate_share(gold_wins, photographs),
+        win_rate_reward=estimate_share(reward_wins, photographs),
         gold_base=float(base.gold.mean()),
         gold_aligned=float(aligned.gold.mean()),
         gold_gain=estimate((aligned.gold - base.gold).mean(1)),
@@ -238,13 +236,11 @@ def compare(base: Judged, aligned: Judged, prompts: list[Prompt], config: Evalua
     )
 
 
-def _curve_point(
-    version: int, base: Judged, judged: Judged, prompts: list[Prompt], config: EvaluateConfig
-) -> CurvePoint:
+def _curve_point(version: int, base: Judged, judged: Judged, prompts: list[Prompt]) -> CurvePoint:
     return CurvePoint(
         policy_version=version,
         gold=float(judged.gold.mean()),
         reward=float(judged.reward.mean()),
-        win_rate=compare(base, judged, prompts, config).win_rate,
-        monitors=estimate_ranged(base, judged, [p.photograph for p in prompts], config.bootstrap),
+        win_rate=compare(base, judged, prompts).win_rate,
+        monitors=estimate_ranged(base, judged, [p.photograph for p in prompts]),
     )

@@ -123,7 +123,7 @@ def judge(
         prompts=len(held_out.prompts),
         photographs=len({p.photograph for p in held_out.prompts}),
         judged=now,
-        figures=compare(before, after, held_out.prompts, config.evaluate),
+        figures=compare(before, after, held_out.prompts),
         decided=now,
         limits=config.gate,
         checks=(),

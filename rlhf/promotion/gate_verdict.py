@@ -85,7 +85,7 @@ class Verdict(Record):
     judged: str
     """Time of the painting, ISO 8601."""
     figures: Gain
-    """Contender over incumbent, with 95 % intervals from a bootstrap over photographs."""
+    """Contender over incumbent, with 95 % intervals over photographs."""
     decided: str
     """Time at which the limits were applied, ISO 8601."""
     limits: GateConfig

@@ -1,4 +1,9 @@
-"""95 % intervals by bootstrap over photographs, and the rates for which they are given."""
+"""95 % intervals over photographs, and the rates for which they are given.
+
+Measurements of one photograph are alike, so photographs are the units. A figure is computed again without each of them
+(the jackknife), which tells how much it varies between photographs. `benchmarks/interval_coverage.py` simulates how
+often the intervals hold the true figure, beside those of the usual bootstraps.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +17,10 @@ from rlhf.reports.records import Number
 LEAST_PHOTOGRAPHS = 6
 """Fewest photographs for which an interval is given. With five, an equal contestant wins all five by chance with
 probability 2^-5 = 3.1 %, more than the 2.5 % tail of a 95 % interval."""
+LEVEL = 0.05
+"""Probability that an interval misses the true figure."""
+ROUNDING = 1e-5
+"""Largest difference between photographs, as a share of the largest value, that is taken for rounding of float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +31,7 @@ class Estimate:
     low: Number
     high: Number
     clusters: int
-    """Number of photographs, or of other units, that were resampled."""
+    """Number of photographs, or of other units, that the interval is over."""
 
     def __post_init__(self) -> None:
         """Drops an interval of too few clusters; files of earlier versions hold such intervals."""
@@ -47,62 +56,95 @@ class Interval(Protocol):
         """Upper end."""
 
 
-def cluster_bootstrap(
+def estimate_figure(
     values: np.ndarray,
     clusters: Sequence[str],
     *,
-    resamples: int = 2000,
-    seed: int = 0,
     statistic: Callable[[np.ndarray], float] = lambda v: float(v.mean()),
+    level: float = LEVEL,
 ) -> Estimate:
-    """Returns a statistic with its 95 % percentile interval from resamples of whole photographs.
+    """Returns a statistic with its interval: Student's t, corrected for skewness (Hall 1992, J. R. Stat. Soc. B 54).
+
+    Where photographs do not differ there is no interval, since nothing tells how much others would.
 
     Args:
-        values: [N] or [N, m], one row per measurement.
+        values: [N] or [N, m], one row per measurement; rows with NaN or infinity do not count.
         clusters: the photograph of each row.
+        statistic: takes rows as `values` has them; by default their mean.
+        level: probability that the interval misses the true figure.
     """
-    names = sorted(set(clusters))
-    labels = np.asarray(clusters)
-    members = [np.flatnonzero(labels == name) for name in names]
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(resamples if len(names) >= LEAST_PHOTOGRAPHS else 0):
-        chosen = rng.integers(0, len(names), size=len(names))
-        draws.append(statistic(values[np.concatenate([members[c] for c in chosen])]))
-    return summarise_draws(statistic(values), np.array(draws), len(names))
+    value, changes = _leave_out(values, clusters, statistic)
+    low, high = _ends_by_t(value, changes, level)
+    return Estimate(value=value, low=low, high=high, clusters=len(changes))
 
 
-def bootstrap_means(
-    values: np.ndarray, clusters: Sequence[str], *, resamples: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the means of columns [m], and their means in resamples of whole photographs [B, m].
+def estimate_share(values: np.ndarray, clusters: Sequence[str]) -> Estimate:
+    """Returns the mean of values from 0 to 1, such as wins, with its interval.
 
-    This is `cluster_bootstrap` for many columns at once. All columns share the same draws, so ratios of their means
-    can be formed draw by draw. Rows that are NaN in a column do not count there; a column without values gives NaN.
+    The interval is Wilson's (1927), with a quantile of Student's t and the number of trials whose variance is that
+    found between photographs. If all values are 0 or all are 1, the interval is that of Clopper and Pearson (1934) with
+    the photographs as trials. Where photographs do not differ otherwise, there is none.
 
     Args:
-        values: [N, m], one row per prompt.
-        clusters: the photograph of each row.
+        values: [N], one per measurement; NaN does not count.
+        clusters: the photograph of each value.
     """
-    _, place = np.unique(np.asarray(clusters), return_inverse=True)
-    count = int(place.max()) + 1
-    known = np.isfinite(values)
-    sums, sizes = np.zeros((count, values.shape[1])), np.zeros((count, values.shape[1]))
-    np.add.at(sums, place, np.where(known, values, 0.0))
-    np.add.at(sizes, place, known)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return sums.sum(0) / sizes.sum(0), (draws @ sums) / (draws @ sizes)
+    value, changes = _leave_out(values, clusters, lambda v: float(v.mean()))
+    low, high = _ends_of_share(value, changes)
+    return Estimate(value=value, low=low, high=high, clusters=len(changes))
 
 
-def summarise_draws(value: float, draws: np.ndarray, clusters: int) -> Estimate:
-    """Returns a statistic with the 95 % percentile interval of its resamples [B].
+def _leave_out(
+    values: np.ndarray, clusters: Sequence[str], statistic: Callable[[np.ndarray], float]
+) -> tuple[float, np.ndarray]:
+    """Returns a statistic, and by how much each photograph moves it [n]: the jackknife's pseudo-values less their mean.
 
-    Resamples without a value, such as a correlation with a constant, are ignored. The ends are NaN if none remains.
+    For a mean over photographs of equal size, these are the photographs' means less that mean.
     """
-    drawn = draws[np.isfinite(draws)]
-    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
-    return Estimate(value=float(value), low=float(low), high=float(high), clusters=clusters)
+    known = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    values, labels = values[known], np.asarray(clusters)[known]
+    names = np.unique(labels)
+    if not len(names):
+        return math.nan, np.empty(0)
+    value = float(statistic(values))
+    if len(names) < LEAST_PHOTOGRAPHS:  # There will be no interval, and a statistic may need two photographs.
+        return value, np.full(len(names), np.nan)
+    without = np.array([statistic(values[labels != name]) for name in names])
+    changes = (len(names) - 1) * (without.mean() - without)
+    is_rounding = np.abs(changes).max() <= ROUNDING * np.abs(values).max()
+    return value, np.zeros(len(names)) if is_rounding else changes
+
+
+def _ends_by_t(value: float, changes: np.ndarray, level: float) -> tuple[float, float]:
+    from scipy.special import stdtrit
+
+    n = len(changes)
+    if not np.isfinite(changes).all() or not changes.any():
+        return math.nan, math.nan
+    skewness = float((changes**3).mean() / changes.std() ** 3)
+    ends = np.array([1.0, -1.0]) * float(stdtrit(n - 1, 1 - level / 2)) / math.sqrt(n)
+    if abs(skewness) > 1e-9:
+        ends = 3 / skewness * (np.cbrt(1 + skewness * (ends - skewness / (6 * n))) - 1)
+    low, high = value - float(changes.std(ddof=1)) * ends
+    return float(low), float(high)
+
+
+def _ends_of_share(value: float, changes: np.ndarray) -> tuple[float, float]:
+    from scipy.special import stdtrit
+
+    n = len(changes)
+    if not np.isfinite(changes).all():
+        return math.nan, math.nan
+    if value in (0.0, 1.0):
+        bound = (LEVEL / 2) ** (1 / n)
+        return (bound, 1.0) if value else (0.0, 1 - bound)
+    if not changes.any():
+        return math.nan, math.nan
+    quantile = float(stdtrit(n - 1, 1 - LEVEL / 2))
+    error = quantile**2 * float(changes.var(ddof=1)) / n
+    shrinkage = error / (value * (1 - value))  # The squared quantile over the number of trials.
+    middle, half = value + shrinkage / 2, math.sqrt(error + shrinkage**2 / 4)
+    return (middle - half) / (1 + shrinkage), (middle + half) / (1 + shrinkage)
 
 
 def wins(challenger: np.ndarray, base: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from rlhf.storage.atomic_files import append_text, atomic_write_text, writing
+from rlhf.storage.atomic_files import append_text, atomic_write_text, read_json_lines, writing
 from rlhf.storage.url_path import UrlPath
 
 Metrics = dict[str, float]
@@ -41,9 +41,9 @@ class MetricsLog:
 
 
 def read_metrics(out: Path) -> list[Metrics]:
-    """Returns the complete lines of `metrics.jsonl`; a line cut off by a crash is ignored."""
-    path = out / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """Returns the complete lines of `metrics.jsonl`; a line cut off by a crash is ignored.
+
+    Raises UserError with the line if another one is damaged.
+    """
+    remedy = "restore the file, or remove the line, whose figures are then lost"
+    return read_json_lines(out / "metrics.jsonl", {"update": int}, remedy)

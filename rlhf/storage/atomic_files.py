@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,30 @@ def read_json(path: Path, remedy: str) -> Any:
     """Loads the record of a JSON file; raises UserError with the remedy if it is unreadable or damaged."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable, or damaged ({error}); {remedy}") from error
+
+
+def read_json_lines(path: Path, needed: Mapping[str, type], remedy: str) -> list[dict[str, Any]]:
+    """Returns the records of a file with one JSON object per line; none if there is no file.
+
+    A last line without its end was cut off by a crash, or is being written, and does not count. Raises UserError with
+    the line and the remedy for every other damage, or if a line lacks one of the `needed` keys or its type.
+    """
+    if not path.is_file():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: damaged ({error}); {remedy}") from error
+        known = record if isinstance(record, dict) else {}
+        wrong = [key for key, kind in needed.items() if type(known.get(key)) is not kind]
+        if wrong:
+            raise UserError(f"{path}, line {number}: lacks a valid {', '.join(wrong)}; {remedy}")
+        records.append(record)
+    return records
 
 
 def check_schema(found: Any, known: int, path: Path) -> None:

@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import CurvePoint, EvaluationSummary, parse_summary
 from rlhf.evaluation.sample_rows import EvaluationRow
 from rlhf.reports.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
-from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, cluster_bootstrap, show_estimate, wins
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, estimate_share, show_estimate, wins
 from rlhf.reports.metrics_log import Metrics, read_metrics
 from rlhf.reports.pages import (
     FEW_PHOTOGRAPHS,
@@ -213,7 +213,7 @@ def _judged_charts(
     for hole in sorted({pair.base["hole"] for pair in pairs}):
         own = [pair for pair in pairs if pair.base["hole"] == hole]
         won = wins(np.array([pair.gain for pair in own]), np.zeros(len(own)))
-        rates[hole] = cluster_bootstrap(won, [pair.base["photograph"] for pair in own])
+        rates[hole] = estimate_share(won, [pair.base["photograph"] for pair in own])
     ratios = {"sharpness": summary.sharpness_ratio, "diversity": summary.diversity_ratio}
     return {
         "win_rates": draw_forest(rates, "WinRate over base (share)", 0.5),

@@ -88,7 +88,7 @@ def test_an_evaluation_by_samplers_has_the_figures_of_one_process(
 ) -> None:
     prompts = [decode_prompt(row) for row in table.rows(IDS)]
     reward = load_reward(save_small_reward(tmp_path / "reward"))
-    settings = EvaluateConfig(num_inference_steps=3, micro_batch_size=4, bootstrap=50)
+    settings = EvaluateConfig(num_inference_steps=3, micro_batch_size=4)
 
     def figures(open_policy, out: Path) -> dict:
         return asdict(evaluate(open_policy, [policy], prompts, Jury(reward=reward), out, settings, seed=0))

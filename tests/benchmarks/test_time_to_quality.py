@@ -133,7 +133,7 @@ def test_an_arm_is_an_algorithm_and_its_settings_and_its_stages_rest_on_them(tmp
     with pytest.raises(argparse.ArgumentTypeError, match="none of grpo"):
         parse_arm("ppo")
     folders = {name: tmp_path / name for name in ("prompts", "held_out", "reward", "out")}
-    changes = ["align.updates=7", "evaluate.bootstrap=9"]
+    changes = ["align.updates=7", "evaluate.num_inference_steps=9"]
     arguments = argparse.Namespace(**folders, split="test", config=find_run_file("demo"), set=changes)
     align, judge = stages_of(arguments, arm, 2)
     assert align.settings["align"]["algorithm"] == "nft"
@@ -141,5 +141,5 @@ def test_an_arm_is_an_algorithm_and_its_settings_and_its_stages_rest_on_them(tmp
     assert (align.settings["align"]["updates"], align.settings["seed"]) == (7, 2)
     assert align.run == tmp_path / "out" / "seed-2" / "nft,align.learning_rate=0.01" / "align"
     assert judge.arguments[judge.arguments.index("--run") + 1] == str(align.run)
-    assert "evaluate.bootstrap=9" in judge.arguments
-    assert "evaluate.bootstrap=9" not in align.arguments, "how it is judged does not outdate an alignment"
+    assert "evaluate.num_inference_steps=9" in judge.arguments
+    assert "evaluate.num_inference_steps=9" not in align.arguments, "how it is judged does not outdate an alignment"

@@ -115,7 +115,7 @@ def test_large_batches_are_sent_in_parts(scripted: Callable) -> None:
         ((500, b"out of memory", False), 2, r"answered 500: out of memory \(2 tries\)"),
         ((503, b"", False), 2, "answered 503"),
         ((429, b"busy", False), 2, "answered 429: busy"),
-        ((200, b"", True), 2, r"was silent for 0\.4 s; raise timeout_s"),
+        ((200, b"", True), 2, r"gave no whole answer within 0\.4 s; raise timeout_s"),
         ((404, b"no such path", False), 1, "refused the request with 404: no such path"),
         ((200, b"<html>", False), 1, "answered '<html>', which is not"),
         ((200, b'{"scores": [1, 2, 3]}', False), 1, "rewards: Field required"),

@@ -12,7 +12,7 @@ from rlhf.commands.cli import app
 from rlhf.data.prompts import Prompt
 from rlhf.storage.images import tensor_to_image
 
-SETTINGS = ["--set", "evaluate.num_inference_steps=2", "--set", "evaluate.bootstrap=100"]
+SETTINGS = ["--set", "evaluate.num_inference_steps=2"]
 ATTACK = '<script>alert("x")</script>.png'
 
 

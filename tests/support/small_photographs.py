@@ -13,7 +13,7 @@ TINY_ROUNDS = {
     "reward": {"feature_dim": 8, "epochs": 2, "micro_batch_size": 32, "decorrelation": 1.0},
     "align": FAST | {"updates": 1, "prompts_per_update": 2, "num_inference_steps": 3, "average_decay": 0.0},
     "cluster": {"samplers": 1},
-    "evaluate": {"samples_per_prompt": 1, "num_inference_steps": 2, "bootstrap": 50},
+    "evaluate": {"samples_per_prompt": 1, "num_inference_steps": 2},
 }
 """Settings of rounds that end within seconds."""
 

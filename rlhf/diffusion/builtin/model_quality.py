@@ -11,7 +11,7 @@ from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.progress import progress_bar
-from rlhf.reports.intervals import Estimate, cluster_bootstrap
+from rlhf.reports.intervals import Estimate, estimate_figure
 
 BATCH = 32
 
@@ -44,9 +44,9 @@ def measure_quality(policy: Policy, prompts: list[Prompt], *, num_inference_step
             hole_ssim.append(_ssim(image, prompt.image, hole.numpy()))
     photographs = [p.photograph for p in prompts]
     return ModelQuality(
-        vae_psnr_db=cluster_bootstrap(np.array(vae_psnr), photographs),
-        hole_psnr_db=cluster_bootstrap(np.array(hole_psnr), photographs),
-        hole_ssim=cluster_bootstrap(np.array(hole_ssim), photographs),
+        vae_psnr_db=estimate_figure(np.array(vae_psnr), photographs),
+        hole_psnr_db=estimate_figure(np.array(hole_psnr), photographs),
+        hole_ssim=estimate_figure(np.array(hole_ssim), photographs),
     )
 
 

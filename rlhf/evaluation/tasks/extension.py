@@ -80,8 +80,6 @@ class ExtensionPlan:
     steps_per_side: int = 4
     height_px: int | None = None
     """Photographs are scaled down to this height; None leaves them as they are."""
-    bootstrap: int
-    """Resamples of the photographs."""
 
     def check(self) -> None:
         """Raises UserError if a number is out of range."""
@@ -180,7 +178,7 @@ def _summarise(
     plan: ExtensionPlan, rows: Sequence[BandRow], contestants: Sequence[str], skipped: int
 ) -> ExtensionSummary:
     return ExtensionSummary(
-        **vars(summarise_rows(tabulate(rows), resamples=plan.bootstrap)),
+        **vars(summarise_rows(tabulate(rows))),
         growth=plan.growth,
         steps_per_side=plan.steps_per_side,
         height_px=plan.height_px,

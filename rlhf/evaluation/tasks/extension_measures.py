@@ -8,7 +8,7 @@ import pandas as pd
 
 from rlhf.data.gold_judge import gold_utility, sharpness
 from rlhf.evaluation.hole_measures import SSIM_WINDOW_PX
-from rlhf.reports.intervals import Estimate, cluster_bootstrap
+from rlhf.reports.intervals import Estimate, estimate_figure
 from rlhf.storage.images import image_to_tensor, mask_to_tensor
 from rlhf.views.growth import Band, band_hole
 
@@ -144,8 +144,8 @@ def _colour_distance(pixels: np.ndarray, true: np.ndarray) -> float:
     return float(np.linalg.norm(means[0] - means[1]))
 
 
-def summarise_rows(rows: pd.DataFrame, *, resamples: int) -> StepSummary:
-    """Returns the estimates of all measures, with 95 % intervals by bootstrap over photographs.
+def summarise_rows(rows: pd.DataFrame) -> StepSummary:
+    """Returns the estimates of all measures, with 95 % intervals over photographs.
 
     `rows` has one row per band, with columns `photograph`, `contestant`, `step`, `side` and the fields of BandFigures.
     A band without a figure in one contestant is left out of the difference of both.
@@ -157,7 +157,7 @@ def summarise_rows(rows: pd.DataFrame, *, resamples: int) -> StepSummary:
     for name, measure in STEP_MEASURES.items():
 
         def estimate(*sets: pd.DataFrame, measure: StepMeasure = measure) -> Estimate | None:
-            return estimate_difference(measure, *sets, resamples=resamples)
+            return estimate_difference(measure, *sets)
 
         parts = {c: [own[own["step"] == step] for step in steps] for c, own in contestants.items()}
         summary.measures[name] = {
@@ -179,7 +179,7 @@ def summarise_rows(rows: pd.DataFrame, *, resamples: int) -> StepSummary:
     return summary
 
 
-def estimate_difference(measure: StepMeasure, *sets: pd.DataFrame, resamples: int) -> Estimate | None:
+def estimate_difference(measure: StepMeasure, *sets: pd.DataFrame) -> Estimate | None:
     """Returns a measure of one set of rows, or of the first minus the second, paired by photograph, side and step.
 
     Returns None if no rows, or no pairs, have it, or if a denominator is 0.
@@ -189,7 +189,7 @@ def estimate_difference(measure: StepMeasure, *sets: pd.DataFrame, resamples: in
     if not len(values) or not np.isfinite(statistic(values)):
         return None
     photographs = list(paired.index.get_level_values("photograph"))
-    return cluster_bootstrap(values, photographs, resamples=resamples, statistic=statistic)
+    return estimate_figure(values, photographs, statistic=statistic)
 
 
 def _values(rows: pd.DataFrame, measure: StepMeasure) -> pd.DataFrame:

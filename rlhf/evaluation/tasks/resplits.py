@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
-from rlhf.reports.intervals import Estimate, cluster_bootstrap
+from rlhf.reports.intervals import Estimate, estimate_figure
 from rlhf.reports.records import dump_record, read_record
 from rlhf.storage.atomic_files import atomic_write_json, finite, read_json
 
@@ -53,8 +53,8 @@ def check_settings(out: Path, settings: Settings) -> None:
 
 
 def average(values: Iterable[float | None]) -> Estimate | None:
-    """Returns the mean of one figure per split with a 95 % bootstrap interval over splits; None if no split has it."""
+    """Returns the mean of one figure per split with a 95 % interval over splits; None if no split has it."""
     known = [value for value in values if value is not None and np.isfinite(value)]
     if not known:
         return None
-    return cluster_bootstrap(np.array(known), [str(i) for i in range(len(known))])
+    return estimate_figure(np.array(known), [str(i) for i in range(len(known))])

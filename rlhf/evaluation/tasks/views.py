@@ -31,7 +31,7 @@ from rlhf.evaluation.tasks.views_records import (
     ViewsSummary,
 )
 from rlhf.evaluation.tasks.views_sheets import draw_motorcycle, draw_scene
-from rlhf.reports.intervals import Estimate, cluster_bootstrap
+from rlhf.reports.intervals import Estimate, estimate_figure
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 from rlhf.storage.images import save_png
 from rlhf.views.depth_filling import fill_with_nearest_background
@@ -206,11 +206,11 @@ def _estimate(
 
 
 def _interval(rows: np.ndarray, statistic: Callable[[np.ndarray], float]) -> RegionEstimate:
-    """Returns a statistic with an interval by bootstrap over the regions that hold pixels."""
+    """Returns a statistic with an interval over the regions that hold pixels."""
     count = REGIONS[0] * REGIONS[1]
     names = np.array([str(i % count) for i in range(len(rows))])
     filled = rows[:, 0] > 0
-    found = cluster_bootstrap(rows[filled], names[filled].tolist(), statistic=statistic)
+    found = estimate_figure(rows[filled], names[filled].tolist(), statistic=statistic)
     return RegionEstimate(value=found.value, low=found.low, high=found.high, regions=found.clusters)
 
 

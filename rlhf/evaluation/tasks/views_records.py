@@ -13,7 +13,7 @@ RegionSums = dict[str, dict[str, list[list[float]]]]
 
 @dataclass(frozen=True, kw_only=True)
 class RegionEstimate:
-    """Figure with an interval by bootstrap over regions of one picture."""
+    """Figure with an interval over regions of one picture."""
 
     value: Number
     low: Number

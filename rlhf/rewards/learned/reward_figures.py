@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from rlhf.data.prompts import Prompt
-from rlhf.reports.intervals import Estimate, cluster_bootstrap, rank_correlation
+from rlhf.reports.intervals import Estimate, estimate_figure, estimate_share, rank_correlation
 from rlhf.rewards.learned.bound import RidgeHead
 from rlhf.rewards.learned.reward_memory import DescribedAnnotations
 from rlhf.rewards.learned.reward_model import Calibration, RewardModel
@@ -71,7 +71,7 @@ def score_annotations(head: RidgeHead, data: DescribedAnnotations, prompts: dict
 
 
 def group_figures(model: RewardModel, data: HeldOutAnnotations) -> GroupFigures:
-    """Measures accuracy and errors by kind of prompt; intervals resample photographs."""
+    """Measures accuracy and errors by kind of prompt; intervals are over photographs."""
     covered = (data.errors <= model.calibration.conformal * data.uncertainty).astype(float)
     return GroupFigures(
         pair_accuracy_interval=pair_accuracy_interval(data),
@@ -83,26 +83,26 @@ def group_figures(model: RewardModel, data: HeldOutAnnotations) -> GroupFigures:
 
 
 def bound_figures(head: RidgeHead, calibration: Calibration, data: DescribedAnnotations) -> BoundFigures:
-    """Measures coverage, width, correlations and errors; intervals resample photographs."""
+    """Measures coverage, width, correlations and errors; intervals are over photographs."""
     reward, uncertainty = head.reward(data.features).numpy(), head.uncertainty(data.features).numpy()
     scores, photographs = data.scores.numpy(), data.photographs
     errors = np.abs(scores - reward)
     covered = (errors <= calibration.conformal * uncertainty).astype(float)
 
     def correlation(*columns: np.ndarray) -> Estimate:
-        return cluster_bootstrap(np.stack(columns, 1), photographs, statistic=rank_correlation)
+        return estimate_figure(np.stack(columns, 1), photographs, statistic=rank_correlation)
 
     return BoundFigures(
         calibration=calibration,
         coverage_stated=calibration.coverage,
-        coverage_measured=cluster_bootstrap(covered, photographs),
+        coverage_measured=estimate_share(covered, photographs),
         mean_width=float(2 * calibration.conformal * uncertainty.mean()),
         mean_theorem_width=float(2 * calibration.theorem * uncertainty.mean()),
         rank_correlation_error_uncertainty=correlation(errors, uncertainty),
         rank_correlation_reward_score=correlation(reward, scores),
         pair_accuracy=pair_accuracy(reward, scores, data.keys),
         reliability=reliability(errors, uncertainty, calibration.conformal),
-        error=cluster_bootstrap(errors, photographs),
+        error=estimate_figure(errors, photographs),
     )
 
 
@@ -120,7 +120,7 @@ def pair_accuracy_interval(data: HeldOutAnnotations) -> PairAccuracy | None:
     hits, rows = _ordered_pairs(data.reward, data.scores, data.keys)
     if not hits:
         return None
-    estimate = cluster_bootstrap(np.array(hits, dtype=float), [data.photographs[row] for row in rows])
+    estimate = estimate_share(np.array(hits, dtype=float), [data.photographs[row] for row in rows])
     return PairAccuracy(**asdict(estimate), pairs=len(hits))
 
 
@@ -169,8 +169,8 @@ def errors_by(data: HeldOutAnnotations, groups: list[str], covered: np.ndarray) 
                 annotations=len(rows),
                 candidates=len({data.keys[row] for row in rows}),
                 photographs=len(set(photographs)),
-                error=cluster_bootstrap(errors[rows], photographs),
-                coverage=cluster_bootstrap(covered[rows], photographs),
+                error=estimate_figure(errors[rows], photographs),
+                coverage=estimate_share(covered[rows], photographs),
             )
         )
     return table
@@ -198,7 +198,7 @@ def calibration_curve(data: HeldOutAnnotations) -> list[CalibrationPoint]:
     return [
         CalibrationPoint(
             reward=float(data.reward[part].mean()),
-            score=cluster_bootstrap(data.scores[part], [data.photographs[row] for row in part]),
+            score=estimate_figure(data.scores[part], [data.photographs[row] for row in part]),
         )
         for part in np.array_split(np.argsort(data.reward, kind="stable"), CALIBRATION_GROUPS)
         if len(part)

@@ -1,8 +1,8 @@
 """Trains a reward model from annotations: normalise, split by photograph, train, fit, calibrate, report."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -38,7 +38,7 @@ from rlhf.rewards.learned.reward_model import Calibration, RewardModel
 from rlhf.rewards.learned.reward_page import write_reward_page
 from rlhf.rewards.learned.reward_report import AnnotationCounts, EpochFigures, RewardReport, UpdatedReport
 from rlhf.rewards.learned.uncertainty_figures import coverage_by_level, risk_coverage
-from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.storage.atomic_files import atomic_write_json, read_json_lines
 
 MIN_EFFECTIVE_RANK = 4.0
 """Effective rank below which the features have collapsed."""
@@ -168,8 +168,8 @@ def describe_doubts(report: RewardReport) -> list[str]:
 
 def read_learning_curve(out: Path) -> list[EpochFigures]:
     """Reads `learning_curve.jsonl`; empty if no curve was recorded."""
-    path = out / "learning_curve.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = read_json_lines(out / "learning_curve.jsonl", {"epoch": int}, "train the reward again")
+    return [cast("EpochFigures", row) for row in rows]
 
 
 def save_reward(

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from rlhf.reports.intervals import cluster_bootstrap
+from rlhf.reports.intervals import estimate_figure, estimate_share
 from rlhf.rewards.learned.bound import can_calibrate, conformal_multiplier
 from rlhf.rewards.learned.reward_figures import HeldOutAnnotations
 from rlhf.rewards.learned.reward_report import LevelCoverage, RiskArea, RiskCoverage, RiskCurve
@@ -25,7 +25,7 @@ def coverage_by_level(errors: torch.Tensor, uncertainty: torch.Tensor, data: Hel
             rows.append(LevelCoverage(level=level))
             continue
         multiplier = conformal_multiplier(errors, uncertainty, level)
-        covered = cluster_bootstrap((data.errors <= multiplier * data.uncertainty).astype(float), data.photographs)
+        covered = estimate_share((data.errors <= multiplier * data.uncertainty).astype(float), data.photographs)
         width = float(2 * multiplier * data.uncertainty.mean())
         rows.append(LevelCoverage(level=level, multiplier=multiplier, coverage=covered, width=width))
     return rows
@@ -52,7 +52,7 @@ def risk_coverage(data: HeldOutAnnotations) -> RiskCoverage:
     def gain(pairs: np.ndarray) -> float:
         return float(pairs[:, 0].mean() - selective_risks(pairs[:, 0], pairs[:, 1]).mean())
 
-    measured = cluster_bootstrap(np.stack([errors, uncertainty], 1), data.photographs, statistic=gain)
+    measured = estimate_figure(np.stack([errors, uncertainty], 1), data.photographs, statistic=gain)
     return RiskCoverage(
         risk_coverage=RiskCurve(
             shares=list(SHARES),

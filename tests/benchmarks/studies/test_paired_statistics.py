@@ -32,6 +32,11 @@ def test_pairs_that_never_differ_are_no_finding() -> None:
     assert (found.low, found.high, found.p_value, found.detectable) == (0.0, 0.0, 1.0, 0.0)
 
 
+def test_pairs_that_differ_all_by_the_same_have_no_interval() -> None:
+    found = estimate_paired([0.5, 0.5, 0.5])
+    assert (found.value, found.low, found.high, found.p_value) == (0.5, None, None, None)
+
+
 @pytest.mark.parametrize("pairs", [3, 5, 20])
 def test_the_smallest_detectable_effect_is_found_four_times_in_five(pairs: int) -> None:
     """Slow reference: t tests of simulated pairs."""

@@ -6,9 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from actors.align import check_address
-from rlhf.config.config_files import dump_config, load_config
+from rlhf.commands.options import resolve_config
+from rlhf.config.config_files import dump_config, find_unused, load_config
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
+
+RUNS = Path(__file__).parents[3] / "cluster" / "runs"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -104,13 +107,49 @@ def test_numbers_that_are_not_finite_are_refused(value: str) -> None:
         (("cluster.learners=3",), "an update has 4 micro-batches, which 3 learners cannot share evenly"),
         (("align.window_range=11",), "window_size <= window_range <= num_inference_steps"),
         (("align.window_size=7",), "window_size <= window_range <= num_inference_steps"),
-        (("align.trained_steps=11",), "trained_steps exceeds num_inference_steps"),
+        (("align.algorithm=prefpaint", "align.trained_steps=11"), "trained_steps exceeds num_inference_steps"),
+        (("align.algorithm=nft", "align.num_inference_steps=4"), "trained_steps exceeds num_inference_steps"),
+        (("align.algorithm=mixgrpo", "align.num_inference_steps=4"), "window_size <= window_range"),
         (("align.samples_per_prompt=1", "align.micro_batch_size=8"), "samples_per_prompt must be 2 or more"),
     ],
 )
 def test_batch_arithmetic_is_checked_with_the_numbers(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(None, overrides)
+
+
+@pytest.mark.parametrize("file", sorted(RUNS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_run_files_take_fewer_steps_whatever_other_algorithms_would_need(file: Path) -> None:
+    own = {"prefpaint": "align.trained_steps=3", "nft": "align.trained_steps=3"}
+    algorithm = load_config(file).align.algorithm
+    config = load_config(file, ("align.num_inference_steps=3", own.get(algorithm, "align.window_range=2")))
+    assert config.align.num_inference_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "unused"),
+    [
+        ("grpo", {"steps_share", "trained_steps", "nft_beta", "old_decay_rate", "old_decay_max"}),
+        ("mixgrpo", {"trained_steps", "nft_beta", "old_decay_rate", "old_decay_max"}),
+        ("prefpaint", {"window_size", "window_range", "steps_share", "nft_beta", "old_decay_rate", "old_decay_max"}),
+        ("nft", {"window_size", "window_range", "steps_share", "clip_range"}),
+    ],
+)
+def test_an_override_that_the_algorithm_does_not_use_is_told(algorithm: str, unused: set[str]) -> None:
+    config = load_config(None, (f"align.algorithm={algorithm}",))
+    overrides = [f"align.{name}=1" for name in AlignConfig.model_fields] + ["seed=1", "evaluate.micro_batch_size=2"]
+    found = find_unused(config, overrides)
+    assert {sentence.split("=")[0].removeprefix("--set align.") for sentence in found} == unused
+    assert all(f"since {algorithm} does not use it" in sentence for sentence in found)
+
+
+def test_the_command_line_tells_of_an_override_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["align.algorithm=prefpaint", "align.window_range=2"]
+    assert resolve_config(None, overrides).align.window_range == 2
+    told = capsys.readouterr().err
+    assert told == (
+        "warning: --set align.window_range=2: changes nothing, since prefpaint does not use it; grpo, mixgrpo would\n"
+    )
 
 
 def test_batch_arithmetic_that_fits_is_taken() -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from rlhf.data.gold_judge import sharpness
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.sampler import SampledTask, SamplingTask, to_png
-from rlhf.evaluation.alarms import ALARM_RANGES
+from rlhf.evaluation.alarms import ALARM_RANGES, estimate_ranged
 from rlhf.evaluation.comparison import summarise_comparison
 from rlhf.evaluation.comparison_records import JudgedContestant
 from rlhf.evaluation.evaluation import EvaluationSummary, evaluate
@@ -24,7 +24,7 @@ from rlhf.reports.records import read_record
 from rlhf.rewards.scores import Scores
 from rlhf.storage.images import composite, to_8bit
 
-CONFIG = EvaluateConfig(samples_per_prompt=3, micro_batch_size=12, bootstrap=300)
+CONFIG = EvaluateConfig(samples_per_prompt=3, micro_batch_size=12)
 PROMPTS = small_prompts(16)
 
 
@@ -140,3 +140,13 @@ def test_a_policy_that_is_worse_by_its_reward_too_has_not_hacked_it(tmp_path: Pa
     assert worse["gold_gain"]["high"] < 0
     assert worse["reward_gain"]["high"] < 0
     assert [alarm for alarm in worse["alarms"] if alarm["kind"] == "over-optimisation"] == []
+
+
+def test_a_model_whose_samples_are_all_alike_trips_the_alarm_although_photographs_do_not_differ() -> None:
+    base = judge("base", Painter(0, 0.15, 0.0)).judged
+    alike = replace(base, diversity=np.zeros(len(PROMPTS)))
+    found = estimate_ranged(base, alike, [prompt.photograph for prompt in PROMPTS])["diversity"]
+    assert (found.value, found.is_outside) == (0.0, True)
+    assert np.isnan(found.low)
+    few = ["one"] * len(PROMPTS)
+    assert not estimate_ranged(base, alike, few)["diversity"].is_outside

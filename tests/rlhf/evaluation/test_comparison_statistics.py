@@ -13,7 +13,7 @@ from rlhf.evaluation.comparison_notes import note_weak_tests
 from rlhf.evaluation.hole_measures import measure_diversity, measure_fidelity, measure_looks, seam_band
 from rlhf.evaluation.judging import Judged
 from rlhf.evaluation.tasks.extension_measures import measure_band
-from rlhf.reports.intervals import best_of, bootstrap_means, cluster_bootstrap, summarise_draws
+from rlhf.reports.intervals import best_of
 from rlhf.reports.significance import sign_flip_test
 from rlhf.storage.images import from_8bit
 from rlhf.views.growth import Margins, band_hole, plan_bands
@@ -105,26 +105,6 @@ def test_sums_that_cancel_up_to_rounding_are_no_difference() -> None:
 def test_photographs_are_flipped_whole() -> None:
     """Five crops of one photograph are no five witnesses."""
     assert sign_flip_test(np.ones(30), [str(i // 5) for i in range(30)]) == 2 / 64
-
-
-def test_the_bootstrap_of_many_columns_agrees_with_the_slow_one() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(60, 2)) + np.arange(2)
-    clusters = [f"p{i % 17}" for i in range(60)]
-    means, draws = bootstrap_means(values, clusters, resamples=4000)
-    for column in range(2):
-        slow = cluster_bootstrap(values[:, column], clusters, resamples=4000)
-        quick = summarise_draws(means[column], draws[:, column], 17)
-        assert (quick.value, quick.clusters) == (pytest.approx(slow.value), slow.clusters)
-        assert [quick.low, quick.high] == pytest.approx([slow.low, slow.high], abs=0.03)
-
-
-def test_values_that_are_not_there_count_nowhere_and_few_photographs_have_no_interval() -> None:
-    values = np.array([[1.0], [np.nan], [3.0], [np.nan]])
-    means, draws = bootstrap_means(values, ["a", "a", "b", "c"], resamples=50)
-    assert means[0] == 2
-    few = summarise_draws(means[0], draws[:, 0], 3)
-    assert np.isnan([few.low, few.high]).all()
 
 
 def batch(*pictures: np.ndarray) -> torch.Tensor:

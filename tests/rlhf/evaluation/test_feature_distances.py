@@ -62,7 +62,7 @@ def test_sets_are_compared_without_an_interval_and_pictures_by_their_holes(tmp_p
     def features(images: torch.Tensor) -> np.ndarray:
         return images.mean((2, 3)).double().numpy()
 
-    found = summarise_comparison(entries, "true", prompts, EvaluateConfig(bootstrap=20), features)
+    found = summarise_comparison(entries, "true", prompts, EvaluateConfig(), features)
     figures = {name: own.figures["all"] for name, own in found.contestants.items()}
     assert figures["true"]["fid"].value == pytest.approx(0, abs=1e-9)
     assert figures["black"]["fid"].value > 0.001
@@ -70,12 +70,12 @@ def test_sets_are_compared_without_an_interval_and_pictures_by_their_holes(tmp_p
     assert found.contestants["black"].figures["box"]["fid"] is None
     assert figures["black"]["lpips"].low > 0
     assert figures["true"]["psnr_db"] is None, "an exact copy has none"
-    without = summarise_comparison(entries, "true", prompts, EvaluateConfig(bootstrap=20))
+    without = summarise_comparison(entries, "true", prompts, EvaluateConfig())
     assert "fid" not in without.measures
-    one = summarise_comparison(entries, "true", prompts[:1], EvaluateConfig(bootstrap=20), features)
+    one = summarise_comparison(entries, "true", prompts[:1], EvaluateConfig(), features)
     assert "FID, KID" in {gone.measure for gone in one.left_out}
     assert "fid" not in one.measures
-    copies = summarise_comparison(entries[:1], "true", prompts, EvaluateConfig(bootstrap=20)).left_out
+    copies = summarise_comparison(entries[:1], "true", prompts, EvaluateConfig()).left_out
     assert {"PSNR, dB", "seam PSNR, dB"} == {gone.measure for gone in copies if "exact copy" in gone.reason}
     assert not [gone for gone in without.left_out if "exact copy" in gone.reason], "the black fill has one"
 

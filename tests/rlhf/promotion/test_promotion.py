@@ -35,7 +35,7 @@ from rlhf.promotion.promotion import Promotion, PromotionRequest, keep_policy, p
 from rlhf.reports.intervals import Estimate
 from rlhf.storage.url_path import as_path
 
-PAINTED = EvaluateConfig(samples_per_prompt=2, num_inference_steps=2, bootstrap=50)
+PAINTED = EvaluateConfig(samples_per_prompt=2, num_inference_steps=2)
 EASY = GateConfig(min_win_rate=0.0, min_sharpness_ratio=0.0, min_diversity_ratio=0.0)
 """Limits that any policy passes that wins anything at all."""
 HARD = EASY.model_copy(update={"min_win_rate": 0.99})
@@ -97,7 +97,7 @@ def test_a_refusal_exits_with_1_leaves_the_catalogue_alone_and_its_verdict_tells
     write_catalogue(Catalogue(models={"other": ServedName(base="tiny")}), catalogue)
     before = catalogue.read_bytes()
     options = f"--catalogue {catalogue} --prompts {inputs.prompts} --reward {inputs.reward} --min-win-rate 0.99"
-    settings = "--set evaluate.num_inference_steps=2 --set evaluate.bootstrap=50"
+    settings = "--set evaluate.num_inference_steps=2"
     done = CliRunner().invoke(app, ["promote", str(inputs.run), "--name", "aligned", *f"{options} {settings}".split()])
     assert done.exit_code == 1, done.output
     assert "refused (WinRate (gold judge, simulated)" in done.output

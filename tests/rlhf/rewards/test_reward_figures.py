@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.reports.intervals import cluster_bootstrap, rank_correlation
+from rlhf.reports.intervals import estimate_figure, rank_correlation
 from rlhf.rewards.learned.reward_figures import (
     HeldOutAnnotations,
     calibration_curve,
@@ -136,5 +136,5 @@ def test_accuracy_of_pairs_is_resampled_by_photograph() -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_correlation_with_a_constant_has_no_value_and_no_interval() -> None:
     pairs = np.stack([np.ones(8), np.arange(8.0)], 1)
-    estimate = cluster_bootstrap(pairs, list("aabbcdef"), statistic=rank_correlation)
+    estimate = estimate_figure(pairs, list("aabbcdef"), statistic=rank_correlation)
     assert all(math.isnan(x) for x in (estimate.value, estimate.low, estimate.high))

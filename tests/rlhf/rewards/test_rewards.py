@@ -15,7 +15,7 @@ from rlhf.rewards.scores import Scores
 
 CPU = torch.device("cpu")
 FUNCTIONS = """
-import torch
+import threading, torch
 def bright(images, masks, captions): return images.mean((1, 2, 3))
 def lengths(images, masks, captions): return [len(c) for c in captions]
 def one_number(images, masks, captions): return images.mean()
@@ -25,6 +25,13 @@ def breaks(images, masks, captions): raise KeyError("colour")
 def spoils(images, masks, captions):
     images.zero_()
     return torch.zeros(len(images))
+def turned(images, masks, captions): return 1j * torch.ones(len(images)).numpy()
+def words(images, masks, captions): return ["1"] * len(images)
+def leaves(images, masks, captions): raise SystemExit(3)
+def interrupts(images, masks, captions): raise KeyboardInterrupt
+def too_slow(images, masks, captions): raise TimeoutError("mine")
+def waits(images, masks, captions): threading.Event().wait()
+def needs_gradient(images, masks, captions): return torch.ones(len(images), requires_grad=True) * 2
 CONSTANT = 3
 """
 
@@ -44,6 +51,8 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "reward_functions_of_a_test.py").write_text(FUNCTIONS)
     (folder / "reward_functions_that_break.py").write_text("import a_module_that_is_not_there")
     (folder / "reward_functions_misspelt.py").write_text("def f(:")
+    (folder / "reward_functions_that_leave.py").write_text("import sys\nsys.exit(4)")
+    (folder / "reward_functions_that_divide.py").write_text("1 / 0")
     return str(folder)
 
 
@@ -122,9 +131,16 @@ def test_a_function_cannot_change_the_images_of_other_rewards(functions: str) ->
     ("function", "message"),
     [
         ("reward_functions_of_a_test:one_number", r"returned shape \(\) for 4 images; return one number per image"),
-        ("reward_functions_of_a_test:nothing", "returned NoneType, no numbers"),
-        ("reward_functions_of_a_test:ragged", "returned list, no numbers"),
+        ("reward_functions_of_a_test:nothing", "returned NoneType, no real numbers"),
+        ("reward_functions_of_a_test:ragged", "returned list, no real numbers"),
         ("reward_functions_of_a_test:breaks", r"raised KeyError: 'colour' \(.*reward_functions_of_a_test.py, line 8\)"),
+        ("reward_functions_of_a_test:turned", r"returned ndarray, no real numbers \(complex"),
+        ("reward_functions_of_a_test:words", "returned list, no real numbers"),
+        ("reward_functions_of_a_test:leaves", r"raised SystemExit: 3 \(.*reward_functions_of_a_test.py, line \d+\)"),
+        ("reward_functions_of_a_test:interrupts", "raised KeyboardInterrupt"),
+        ("reward_functions_of_a_test:too_slow", "raised TimeoutError: mine"),
+        ("reward_functions_that_leave:f", r"'reward_functions_that_leave' raised SystemExit: 4 .*line 2\) on import"),
+        ("reward_functions_that_divide:f", "raised ZeroDivisionError: division by zero .* on import"),
         ("reward_functions_of_a_test:absent", "has no function 'absent'"),
         ("reward_functions_of_a_test:CONSTANT", "has no function 'CONSTANT'"),
         ("reward_functions_that_break:f", "does not import.*a_module_that_is_not_there"),
@@ -135,6 +151,17 @@ def test_a_function_cannot_change_the_images_of_other_rewards(functions: str) ->
 def test_what_is_wrong_with_a_function_is_told(functions: str, function: str, message: str) -> None:
     with pytest.raises(UserError, match=f"reward mine: .*{message}"):
         score(*batch(), kind="function", name="mine", function=function, path=functions)
+
+
+def test_a_function_that_blocks_for_ever_is_given_up(functions: str) -> None:
+    label = "reward_functions_of_a_test:waits"
+    with pytest.raises(UserError, match=r"reward mine: .*:waits has not returned after 0\.3 s; .*call_timeout_s"):
+        score(*batch(), kind="function", name="mine", function=label, path=functions, call_timeout_s=0.3)
+
+
+def test_a_function_runs_without_gradients(functions: str) -> None:
+    label = "reward_functions_of_a_test:needs_gradient"
+    assert score(*batch(), kind="function", function=label, path=functions).reward.tolist() == [2.0] * 4
 
 
 def test_texts_are_asked_for_with_the_prompts_name() -> None:

@@ -99,7 +99,7 @@ def test_padding_draws_the_border_out_or_mirrors_it() -> None:
 
 def test_the_commands_extend_and_judge_a_policy(small_pipeline: Path, photographs: Path, tmp_path: Path) -> None:
     policy = save_moved_policy(small_pipeline, tmp_path / "policy-000002", version=2)
-    settings = ["--set", "evaluate.num_inference_steps=2", "--set", "evaluate.bootstrap=50"]
+    settings = ["--set", "evaluate.num_inference_steps=2"]
     model = ["--set", f"model.path={small_pipeline}", *settings]
     sizes = ["--photographs", 6, "--steps-per-side", 1]
     judged = run_study("extension", "--images", photographs, "--run", policy, "--out", tmp_path / "s", *model, *sizes)
