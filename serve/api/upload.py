@@ -20,7 +20,7 @@ from rlhf.errors import UserError
 from rlhf.storage.decoding import Header, put_on_white
 from serve.api.api_errors import ApiError
 from serve.api.decoder import MAX_PICTURE_PX, Decoder
-from serve.api.edit_request import EditRequest
+from serve.api.edit_request import IGNORED, EditRequest
 
 MAX_UPLOAD_BYTES = 25_000_000
 """Largest uploaded file, as received."""
@@ -161,7 +161,7 @@ async def receive_parts(http: Request) -> Parts:
         raise ApiError("the body is neither multipart/form-data nor application/json")
     fields, files = await readers[content_type](http)
     try:
-        asked = EditRequest.model_validate(fields)
+        asked = EditRequest.model_validate({name: value for name, value in fields.items() if name not in IGNORED})
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
     if files["image"] is None:
