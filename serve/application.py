@@ -19,8 +19,8 @@ from rlhf.errors import UserError
 from rlhf.promotion.catalogue import read_catalogue
 from rlhf.rewards.open_reward import reads_captions
 from rlhf.storage.url_path import as_path
-from serve.api.admission import is_loopback
 from serve.api.api_keys import VARIABLE, load_api_keys
+from serve.api.guard import is_loopback
 from serve.api.http_api import Api
 from serve.engine.engine import Inpainter
 from serve.settings import ServiceSettings, base_name, name_models

@@ -3,6 +3,7 @@
 import math
 import socket
 import threading
+from dataclasses import replace
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,20 +19,20 @@ from rlhf.rewards.scores import Reward
 from rlhf.rewards.wire import MAX_IMAGES, RewardReply, RewardRequest, decode_request
 from serve.api.api_errors import (
     ApiError,
-    BodyLimit,
     answer_api_error,
     answer_failure,
     answer_http_error,
     answer_invalid_form,
 )
+from serve.api.guard import Guard, Rules, is_loopback
 
-MAX_BODY_BYTES = MAX_IMAGES * 8_000_000
+RULES = Rules(body_bytes=MAX_IMAGES * 8_000_000, json_items=4 * MAX_IMAGES, has_pages=False)
 
 
-def build_app(reward: Reward, name: str) -> FastAPI:
+def build_app(reward: Reward, name: str, rules: Rules = RULES) -> FastAPI:
     """Builds the application with POST /v1/rewards and GET /healthz; it scores one batch at a time."""
     app = FastAPI(title="prefpaint-ray reward")
-    app.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
+    app.add_middleware(Guard, rules=rules)
     app.exception_handler(ApiError)(answer_api_error)
     app.exception_handler(RequestValidationError)(answer_invalid_form)
     app.exception_handler(HTTPException)(answer_http_error)
@@ -68,7 +69,8 @@ def run(entry: RewardEntry, model: ModelConfig, host: str, port: int) -> None:
         address, port = listener.getsockname()[:2]
         where = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1/rewards"
         print(f"Serving reward {entry.label} at {where} until Ctrl-C", flush=True)
-        config = uvicorn.Config(build_app(reward, entry.label), log_level="warning")
+        app = build_app(reward, entry.label, replace(RULES, is_own_machine_only=is_loopback(address)))
+        config = uvicorn.Config(app, log_level="warning")
         try:
             uvicorn.Server(config).run(sockets=[listener])
         except KeyboardInterrupt:

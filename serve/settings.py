@@ -68,7 +68,7 @@ class ServiceSettings(EngineSettings):
     """Ray GPUs of a copy; default: 1 if this process sees a GPU and `device` allows it."""
     max_waiting: Count = 64
     """Most requests in work or waiting; more are refused with 429."""
-    max_megapixels: Annotated[float, Field(ge=1)] = 1000.0
+    max_megapixels: Annotated[float, Field(ge=1)] = 256.0
     """Most decoded pixels in work, in millions, each sample counted; a pixel takes 8 bytes, 16 during encoding."""
     ingress_replicas: Count = 1
     """Copies of the HTTP interface; each has limits and counts of its own."""

@@ -35,11 +35,12 @@ from benchmarks.serving.replica_processes import replica_memory, replica_pids  #
 from benchmarks.serving.usual_serving import UsualService, call_usual_pipeline, open_usual_pipeline  # noqa: E402
 from rlhf.diffusion.policy import TINY  # noqa: E402
 from rlhf.diffusion.policy_manifest import list_policies  # noqa: E402
-from rlhf.diffusion.tiles import crop_to_native, plan_passes, surround  # noqa: E402
+from rlhf.diffusion.tiles import Canvas, crop_to_native, plan_passes, surround  # noqa: E402
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
 from rlhf.storage.atomic_files import atomic_write_json  # noqa: E402
+from serve.api.decoder import Decoder  # noqa: E402
 from serve.api.edit_request import EditRequest  # noqa: E402
-from serve.api.upload import open_upload  # noqa: E402
+from serve.api.upload import Parts, open_upload  # noqa: E402
 from serve.application import _bind, to_settings  # noqa: E402
 from serve.engine.engine import Engine  # noqa: E402
 from serve.engine.jobs import TileJob  # noqa: E402
@@ -127,12 +128,18 @@ def measure_throughput(args: argparse.Namespace) -> Figures:
     return {"rows": rows, "steps": STEPS}
 
 
+async def _decode_files() -> Canvas:
+    decoder = Decoder()
+    parts = Parts(asked=EditRequest(), image=FILES["image"], mask=FILES["mask"])
+    return await (await open_upload(parts, decoder)).decode(decoder)
+
+
 def measure_overhead(args: argparse.Namespace) -> Figures:
     """Compares one request over HTTP with the same denoising without HTTP and Serve, in turn."""
     torch.set_num_threads(1)
     settings = to_settings({}).engine()
     engine = Engine(PolicyCache(str(TINY), settings), None, settings)
-    upload = open_upload(FILES["image"], FILES["mask"], EditRequest()).decode()
+    upload = asyncio.run(_decode_files())
     box = surround([b for boxes in plan_passes(upload.hole, SIDE) for b in boxes])
     ours = deploy("ours")
     for _ in range(3):

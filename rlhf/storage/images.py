@@ -1,75 +1,20 @@
-"""Photographs and masks: safe decoding, and tensors.
+"""Photographs and masks as files and tensors; `rlhf/storage/decoding.py` decodes them.
 
 Images are float32 [B, 3, H, W] in [-1, 1]; masks are float32 [B, 1, H, W], 1 = repaint.
 """
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write
+from rlhf.storage.decoding import decode_image
 
-PHOTOGRAPH_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-MAX_PIXELS = 100_000_000
-"""Largest number of pixels; larger photographs are refused before they are decoded."""
-
-
-def decode_image(source: bytes | Path, *, name: str | None = None) -> Image.Image:
-    """Decodes a photograph to upright 8-bit RGB.
-
-    Palette, grey, CMYK, 16-bit and transparent images are converted (transparency on white).
-    Raises UserError with the file's name if the bytes are no image, empty, truncated, or larger
-    than `MAX_PIXELS`.
-    """
-    label = name or (str(source) if isinstance(source, Path) else "image")
-    with unreadable_as_user_error(label), open_image(source, label) as image:
-        return to_rgb(ImageOps.exif_transpose(image))
-
-
-def open_image(source: bytes | Path, label: str) -> Image.Image:
-    """Open a photograph and read its header only.
-
-    Raises UserError, naming `label`, if it is no image or larger than `MAX_PIXELS`.
-    """
-    with unreadable_as_user_error(label):
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        if image.width * image.height > MAX_PIXELS:
-            raise UserError(f"{label}: {image.width}x{image.height} is more than {MAX_PIXELS} pixels; scale it down")
-        return image
-
-
-@contextmanager
-def unreadable_as_user_error(label: str) -> Iterator[None]:
-    """Turn what Pillow raises for a damaged file into a UserError that names `label`."""
-    try:
-        yield
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{label}: {error}; scale it down") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{label}: not an image that can be read; replace or remove it") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UserError(f"{label}: not a readable image ({error}); replace or remove it") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB, transparency on white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image, dtype=np.float32)
-        # `I;16` spans 0-65535; `I` and `F` do not state their range.
-        is_16_bit = image.mode.startswith("I;16") or pixels.max(initial=0.0) > 255.0
-        scale = 1.0 / 257.0 if is_16_bit else 1.0
-        image = Image.fromarray(np.clip(np.nan_to_num(pixels) * scale, 0, 255).astype(np.uint8))
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+PHOTOGRAPH_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 
 
 def list_photographs(folder: Path) -> list[Path]:

@@ -16,7 +16,8 @@ from rlhf.diffusion.tiles import Box
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
-from rlhf.storage.images import MAX_PIXELS, decode_image, save_png
+from rlhf.storage.decoding import MAX_PIXELS
+from rlhf.storage.images import decode_image, save_png
 from rlhf.storage.url_path import local_copy
 from rlhf.views.growth import Band, Fill, Margins, fill_by_policy, grow, plan_bands
 

@@ -21,10 +21,11 @@ from rlhf.data.annotation_export import export_annotations, to_annotation
 from rlhf.data.annotation_items import AnnotationItems
 from rlhf.data.annotation_store import AnnotationStore, Task, TaskRefused
 from rlhf.errors import UserError
-from serve.api.api_errors import ApiError, BodyLimit, answer_api_error, answer_http_error, answer_invalid_form
+from serve.api.api_errors import ApiError, answer_api_error, answer_http_error, answer_invalid_form
+from serve.api.guard import Guard, Rules
 
 COOKIE = "prefpaint_token"
-MAX_BODY_BYTES = 1_000_000
+RULES = Rules(body_bytes=1_000_000, json_items=60_000)
 STATIC = FilePath(__file__).parents[1] / "static"
 
 Mark = Annotated[float, Field(ge=0, le=7, multiple_of=0.5, allow_inf_nan=False, strict=True)]
@@ -73,7 +74,12 @@ class PictureMarks(BaseModel):
 
 
 def build_page(
-    store: AnnotationStore, items: AnnotationItems, out: FilePath, token: str | None, kind: Page = SCORES
+    store: AnnotationStore,
+    items: AnnotationItems,
+    out: FilePath,
+    token: str | None,
+    kind: Page = SCORES,
+    rules: Rules = RULES,
 ) -> FastAPI:
     """Returns the application. If there is a token, every request must bring it. On shutdown it exports to `out`."""
 
@@ -83,7 +89,6 @@ def build_page(
         _export_at_the_end(store, out, kind)
 
     page = FastAPI(title="prefpaint-ray annotation", lifespan=lifespan, docs_url=None, redoc_url=None)
-    page.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
     page.exception_handler(ApiError)(answer_api_error)
     page.exception_handler(RequestValidationError)(answer_invalid_form)
     page.exception_handler(HTTPException)(answer_http_error)
@@ -96,6 +101,7 @@ def build_page(
     _add_results(page, store, out, kind)
     if token is not None:
         page.middleware("http")(_token_check(token))
+    page.add_middleware(Guard, rules=rules)
     return page
 
 

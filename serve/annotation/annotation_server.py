@@ -4,6 +4,7 @@ import os
 import secrets
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -11,8 +12,8 @@ import uvicorn
 from rlhf.data.annotation_items import AnnotationItems
 from rlhf.data.annotation_store import AnnotationStore
 from rlhf.errors import UserError
-from serve.annotation.annotation_page import SCORES, Page, build_page
-from serve.api.admission import is_loopback
+from serve.annotation.annotation_page import RULES, SCORES, Page, build_page
+from serve.api.guard import is_loopback
 
 TOKEN_VARIABLE = "PREFPAINT_TOKEN"
 
@@ -24,7 +25,7 @@ def run(store: AnnotationStore, items: AnnotationItems, out: Path, host: str, po
     """
     token = choose_token(host)
     listener = listen(host, port)
-    page = build_page(store, items, out, token, kind)
+    page = build_page(store, items, out, token, kind, replace(RULES, is_own_machine_only=token is None))
     server = uvicorn.Server(uvicorn.Config(page, log_level="warning", access_log=False))
     address = page_address(host, listener.getsockname()[1], token)
     # uvicorn raises the signal again once it has stopped; the caller still prints a line after that.

@@ -18,8 +18,14 @@ from serve.engine.jobs import SampleScore
 
 Record = dict[str, Any]
 """An object of the JSON of an answer."""
-NO_TOKENS = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-"""OpenAI's clients expect this record; this service counts no tokens."""
+NO_TOKENS = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "output_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "total_tokens": 0,
+}
+"""OpenAI's clients, and gateways that bill by it, expect this record whole; this service counts no tokens."""
 
 
 class Answers:

@@ -7,7 +7,6 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlhf.errors import UserError
 
@@ -43,28 +42,6 @@ class ApiError(Exception):
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = "rate_limit_error" if self.status == 429 else kind
         return {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-
-
-class BodyLimit:
-    """Middleware that stops reading a request at `limit_bytes`, whatever length the request declares."""
-
-    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
-        self.app = app
-        self.limit_bytes = limit_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes one request on. Beyond the limit the route gets an HTTPException 413 in place of more bytes."""
-        received = 0
-
-        async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limit_bytes:
-                raise HTTPException(413, f"the request is longer than {self.limit_bytes / 1e6:.0f} MB")
-            return message
-
-        await self.app(scope, receive_within_limit, send)
 
 
 def answer_api_error(request: Request, error: ApiError) -> JSONResponse:

@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
-from rlhf.storage.images import MAX_PIXELS
+from serve.api.decoder import MAX_PICTURE_PX
 from serve.api.edit_request import MAX_EXPAND_PX
 from serve.api.upload import MAX_UPLOAD_BYTES
 
@@ -37,7 +37,9 @@ def add_page(api: FastAPI) -> None:
     The files are read once, here, and travel with the application, since the package may be
     installed elsewhere on other machines of the cluster.
     """
-    html = _render("edit.html", max_upload_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_PIXELS, max_expand_px=MAX_EXPAND_PX)
+    html = _render(
+        "edit.html", max_upload_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_PICTURE_PX, max_expand_px=MAX_EXPAND_PX
+    )
     files = {name: (STATIC / name).read_bytes() for name in FILES}
     always = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 

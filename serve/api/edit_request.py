@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from rlhf.config.run_config import EvaluateConfig
 from serve.api.api_errors import ApiError
@@ -17,6 +17,8 @@ MAX_ENLARGED_PX = 4_000_000
 """Most pixels of an answer that is larger than its photograph."""
 LONGEST_SIDE = {"jpeg": 65535, "webp": 16383}
 """Longest side that the file format can hold, in pixels."""
+IGNORED = {"background", "complexity", "input_fidelity", "moderation", "quality", "safety_identifier", "style", "user"}
+"""Fields of OpenAI's interface that may be sent and change nothing here."""
 Pixels = Annotated[int, Field(ge=0, le=MAX_EXPAND_PX)]
 
 
@@ -32,9 +34,9 @@ def _to_text(value: object) -> object:
 
 
 class EditRequest(BaseModel):
-    """The fields of a request, without its pictures. OpenAI's further fields are ignored."""
+    """The fields of a request, without its pictures. IGNORED ones are left out before; unknown ones are refused."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
     """Text, used only together with `guidance_scale`: policies are aligned without text."""
@@ -68,6 +70,12 @@ class EditRequest(BaseModel):
     """Answer with server-sent events: previews as they come, and each finished image."""
     partial_images: Annotated[int, Field(ge=0, le=3)] = 0
     """Number of previews to stream; large holes and few steps may give fewer."""
+
+    @model_validator(mode="after")
+    def _streams_what_it_can(self) -> "EditRequest":
+        if self.stream and self.response_format == "url":
+            raise ApiError("response_format: streamed images come as b64_json", param="response_format")
+        return self
 
     @field_validator("best_of")
     @classmethod
@@ -112,7 +120,9 @@ def describe_body() -> dict[str, Any]:
             "image": {"type": "string", "description": "The photograph; without `mask` its alpha is one.", **file},
             "mask": {"type": "string", "description": "As large as the photograph; see `mask_convention`.", **file},
         }
-        return {"type": "object", "properties": pictures | fields["properties"], "required": ["image"]}
+        ignored = {"type": "string", "description": "As in OpenAI's interface; it changes nothing here."}
+        known = pictures | fields["properties"] | {name: ignored for name in sorted(IGNORED)}
+        return {"type": "object", "properties": known, "required": ["image"], "additionalProperties": False}
 
     form, record = schema(format="binary"), schema(contentEncoding="base64")
     return {"content": {"multipart/form-data": {"schema": form}, "application/json": {"schema": record}}}

@@ -4,7 +4,7 @@ import asyncio
 import time
 import weakref
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,7 +22,6 @@ from serve.api.admission import Admission
 from serve.api.answers import Answers, to_event, to_timing
 from serve.api.api_errors import (
     ApiError,
-    BodyLimit,
     answer_api_error,
     answer_failure,
     answer_http_error,
@@ -31,14 +30,16 @@ from serve.api.api_errors import (
     to_api_error,
 )
 from serve.api.api_keys import load_api_keys
+from serve.api.decoder import Decoder
 from serve.api.edit_page import add_page
 from serve.api.edit_request import EditRequest, describe_body
+from serve.api.guard import Guard, Rules
 from serve.api.image_store import ImageStore
 from serve.api.painting import Edit, EditProgress, PaintedEdit, paint, plan_edit
 from serve.api.replicas import Replicas
 from serve.api.request_metrics import Measured, record_edit, render
 from serve.api.served_names import ServedNames
-from serve.api.upload import MAX_UPLOAD_BYTES, Upload
+from serve.api.upload import MAX_UPLOAD_BYTES, Parts, open_upload
 from serve.engine.jobs import Served
 from serve.settings import ServiceSettings, base_name
 
@@ -46,7 +47,7 @@ HEALTH_TIMEOUT_S = 10.0
 """Seconds within which every model must answer a readiness check."""
 
 api = FastAPI(title="prefpaint-ray", docs_url=None, redoc_url=None)
-api.add_middleware(BodyLimit, limit_bytes=2 * MAX_UPLOAD_BYTES * 4 // 3 + 1_000_000)
+api.add_middleware(Guard, rules=Rules(body_bytes=2 * MAX_UPLOAD_BYTES * 4 // 3 + 1_000_000, json_items=200))
 api.add_middleware(Measured)
 api.exception_handler(ApiError)(answer_api_error)
 api.exception_handler(RequestValidationError)(answer_invalid_form)
@@ -75,6 +76,8 @@ class Api:
         self.names = ServedNames(catalogue, settings.catalogue, set(handles), self._prepare)
         keys = load_api_keys(settings.api_keys)
         self.admission = Admission(keys, settings.max_waiting, settings.max_megapixels, settings.upload_timeout_s)
+        self.decoder = Decoder()
+        self.decoder.start()
         self.store = ImageStore(settings.store) if settings.store is not None else None
         self.created = int(time.time())
 
@@ -157,27 +160,46 @@ class Api:
         """Repaint what `mask` marks, or the transparent part of `image`, or a border that `expand` adds."""
         client = self.admission.check(http)
         with ExitStack() as held:
-            edit = await self._plan(await self.admission.admit(http, held))
+            parts = await self.admission.admit(http, held)
+            deadline = asyncio.get_running_loop().time() + self.settings.request_timeout_s
+            async with self._until(deadline):
+                edit = await self._plan(parts, held)
             files_url = (self.settings.public_url or str(http.base_url).rstrip("/")) + "/v1/files/"
             answers = Answers(edit, self.store, files_url)
             if edit.asked.stream:
                 kept = held.pop_all()
-                stream = self._stream(edit, answers, client, kept)
+                stream = self._stream(edit, answers, client, deadline, kept)
                 response = StreamingResponse(stream, media_type="text/event-stream", headers=answers.headers)
                 # If the client is gone already, the stream never begins, and so never closes what it holds.
                 weakref.finalize(response, kept.close)
                 return response
-            painted = [event async for event in self._paint(edit, client) if isinstance(event, PaintedEdit)]
+            painted = [event async for event in self._paint(edit, client, deadline) if isinstance(event, PaintedEdit)]
             body = await asyncio.to_thread(answers.body, painted[0])
         return JSONResponse(body, headers=answers.headers | {"server-timing": to_timing(painted[0])})
 
-    async def _plan(self, upload: Upload) -> Edit:
-        """Chooses the policy that paints. Raises ApiError if the service or the policy cannot do what is asked."""
+    async def _plan(self, parts: Parts, held: ExitStack) -> Edit:
+        """Decodes the pictures and chooses the policy that paints; memory is freed when `held` closes.
+
+        Raises ApiError if the pictures do not fit, or the service or the policy cannot do what is asked.
+        """
         await self.names.refresh()
-        chosen = self.names.choose(upload.asked.model, upload.asked.policy_version)
+        chosen = self.names.choose(parts.asked.model, parts.asked.policy_version)
         served = await self.replicas[chosen.served.base].served()
-        self._check(upload.asked, served)
-        return await asyncio.to_thread(plan_edit, upload, chosen, served.native_px)
+        self._check(parts.asked, served)
+        upload = await open_upload(parts, self.decoder)
+        held.enter_context(self.admission.memory(upload.pixels_in_work))
+        canvas = await upload.decode(self.decoder)
+        return await asyncio.to_thread(plan_edit, parts.asked, canvas, chosen, served.native_px)
+
+    @asynccontextmanager
+    async def _until(self, deadline: float) -> AsyncIterator[None]:
+        """Raises ApiError 408 at a time of the event loop's clock."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                yield
+        except TimeoutError as error:
+            message = f"not done within {self.settings.request_timeout_s:g} s; ask for fewer images or steps"
+            raise ApiError(message, code="request_timeout", status=408) from error
 
     def _check(self, asked: EditRequest, served: Served) -> None:
         if asked.best_of is not None and not served.has_reward:
@@ -188,24 +210,22 @@ class Api:
             message = "response_format: no store is configured; use b64_json, or start the service with --store"
             raise ApiError(message, param="response_format")
 
-    async def _paint(self, edit: Edit, client: str) -> AsyncIterator[EditProgress | PaintedEdit]:
-        """Yields previews and at last what was painted. Raises ApiError 408 if the request takes too long."""
+    async def _paint(self, edit: Edit, client: str, deadline: float) -> AsyncIterator[EditProgress | PaintedEdit]:
+        """Yields previews and at last what was painted. Raises ApiError 408 at the deadline."""
         started = time.perf_counter()
-        try:
-            async with asyncio.timeout(self.settings.request_timeout_s):
-                async for event in paint(edit, self.replicas[edit.base].inpaint):
-                    if isinstance(event, PaintedEdit):
-                        record_edit(edit, event, client, time.perf_counter() - started)
-                    yield event
-        except TimeoutError as error:
-            message = f"not done within {self.settings.request_timeout_s:g} s; ask for fewer images or steps"
-            raise ApiError(message, code="request_timeout", status=408) from error
+        async with self._until(deadline):
+            async for event in paint(edit, self.replicas[edit.base].inpaint):
+                if isinstance(event, PaintedEdit):
+                    record_edit(edit, event, client, time.perf_counter() - started)
+                yield event
 
-    async def _stream(self, edit: Edit, answers: Answers, client: str, kept: ExitStack) -> AsyncIterator[bytes]:
+    async def _stream(
+        self, edit: Edit, answers: Answers, client: str, deadline: float, kept: ExitStack
+    ) -> AsyncIterator[bytes]:
         """Yields server-sent events; a failure after the first byte is an event too."""
         with kept:
             try:
-                async for painted in self._paint(edit, client):
+                async for painted in self._paint(edit, client, deadline):
                     for event in await asyncio.to_thread(answers.events, painted):
                         yield event
             except (ApiError, UserError) as error:

@@ -11,7 +11,6 @@ from rlhf.promotion.catalogue import ServedPolicy
 from serve.api.api_errors import ApiError
 from serve.api.edit_request import EditRequest
 from serve.api.served_names import Chosen
-from serve.api.upload import Upload
 from serve.engine.jobs import Inpainted, Partial, SampleScore, TileJob
 
 Send = Callable[[TileJob], AsyncIterator[Partial | Inpainted]]
@@ -85,9 +84,8 @@ class PaintedEdit:
     """The answers of the replicas, for measurements."""
 
 
-def plan_edit(upload: Upload, chosen: Chosen, native_px: int) -> Edit:
-    """Decodes the pictures and plans the tiles. Raises ApiError if the pictures do not mark a hole."""
-    canvas, asked = upload.decode(), upload.asked
+def plan_edit(asked: EditRequest, canvas: Canvas, chosen: Chosen, native_px: int) -> Edit:
+    """Plans the tiles of a decoded request."""
     return Edit(
         asked=asked,
         canvas=canvas,

@@ -21,7 +21,7 @@ from rlhf.data.annotators import load_annotations
 from rlhf.errors import UserError
 from serve.annotation.annotation_page import build_page
 from serve.annotation.annotation_server import choose_token, listen, page_address
-from serve.api.admission import is_loopback
+from serve.api.guard import is_loopback
 
 PERSON = {"annotator": "ann"}
 MARKS = {"structure": 4, "texture": 3.5, "overall": 6}

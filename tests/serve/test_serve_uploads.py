@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_uploads import hole_in, mask_png, png, read_upload
+from small_uploads import hole_in, look_at, mask_png, png, read_upload
 
 from rlhf.diffusion.tiles import cut
 from rlhf.promotion.catalogue import ServedName, ServedPolicy
@@ -17,7 +17,6 @@ from serve.api.edit_request import EditRequest
 from serve.api.image_store import ImageStore
 from serve.api.painting import PaintedEdit, plan_edit
 from serve.api.served_names import Chosen
-from serve.api.upload import open_upload
 
 
 def test_alpha_below_128_is_the_hole():
@@ -76,14 +75,14 @@ def test_uploads_beyond_25_megabytes_are_413():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_damaged_files_are_refused_or_read_and_never_fail_otherwise(file_format: str):
     rng = np.random.default_rng(5)
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(buffer, format=file_format)
     whole, mask = np.frombuffer(buffer.getvalue(), np.uint8), mask_png(hole_in(24, 30, 4, 4, 9, 9))
     refused = []
-    for _ in range(170):
+    for _ in range(40):
         damaged = whole[: rng.integers(1, len(whole) + 1)].copy()
         places = rng.integers(0, len(damaged), rng.integers(1, 12))
         damaged[places] = rng.integers(0, 256, len(places))
@@ -92,7 +91,7 @@ def test_damaged_files_are_refused_or_read_and_never_fail_otherwise(file_format:
         except ApiError as error:
             refused.append(error.param)
     assert set(refused) == {"image"}
-    assert len(refused) > 20
+    assert len(refused) > 5
 
 
 def test_an_extension_is_a_hole_around_the_photograph_and_needs_no_mask():
@@ -141,7 +140,7 @@ def test_all_depths_and_colour_spaces_are_read_as_8_bit_rgb():
         assert np.array_equal(upload.hole, hole)
 
 
-@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("file_format", ["WEBP", "PNG", "TIFF", "AVIF"])
 def test_animated_files_are_refused(file_format: str):
     frames = [Image.new("RGB", (30, 24), colour) for colour in ("red", "green", "blue")]
     with pytest.raises(ApiError, match="several pictures"):
@@ -183,7 +182,7 @@ def _answered(image: bytes, mask: bytes, output_format: str, folder: Path) -> li
     answered = []
     for response_format in ("b64_json", "url"):
         fields = {"output_format": output_format, "response_format": response_format, "seed": 0}
-        edit = plan_edit(open_upload(image, mask, EditRequest.model_validate(fields)), chosen, 64)
+        edit = plan_edit(EditRequest.model_validate(fields), read_upload(image, mask), chosen, 64)
         painted = PaintedEdit(samples=[cut(edit.canvas, edit.region)], scores=[], unsafe=[], jobs=[])
         (record,) = Answers(edit, ImageStore(folder), "").records(painted)
         stored = "url" in record
@@ -210,8 +209,7 @@ def test_photographs_of_phones_with_a_film_or_further_pictures_behind_are_taken(
 def test_pixels_are_counted_without_decoding():
     picture = png(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     mask = mask_png(hole_in(20, 30, 0, 0, 2, 2))
-    asked = EditRequest.model_validate({"expand": [1, 2, 3, 4], "n": 2})
-    upload = open_upload(picture[:200], mask, asked)
+    upload = look_at(picture[:200], mask, expand=[1, 2, 3, 4], n=2)
     assert upload.pixels == 26 * 34 + 600
     assert upload.pixels_in_work == 3 * upload.pixels
 

@@ -16,12 +16,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
+from small_uploads import DECODER
 
 from rlhf.diffusion.tiles import Canvas
 from serve.api.api_errors import ApiError, answer_api_error, answer_invalid_form
 from serve.api.edit_page import add_page
 from serve.api.edit_request import EditRequest
-from serve.api.upload import receive_upload
+from serve.api.upload import open_upload, receive_parts
 
 BASE = {"id": "tiny", "object": "model", "created": 0, "owned_by": "prefpaint-ray", "base": None}
 ALIGNED = BASE | {"id": "aligned", "base": "tiny", "policy_version": "30-9f86d081", "has_reward": True}
@@ -79,9 +80,9 @@ def _build(service: SmallService) -> FastAPI:
         _check_key(service, http)
         if service.refusals:
             return service.refusals.pop(0)
-        sent = await receive_upload(http)
-        asked, upload = sent.asked, sent.decode()
-        service.received.append(Received(asked=asked, image=sent.image.data, upload=upload))
+        parts = await receive_parts(http)
+        asked, upload = parts.asked, await (await open_upload(parts, DECODER)).decode(DECODER)
+        service.received.append(Received(asked=asked, image=parts.image, upload=upload))
         await asyncio.to_thread(service.may_answer.wait)
         data = [_fill(service, upload, asked, sample) for sample in range(asked.n)]
         headers = {"x-policy-version": "30-9f86d081", "x-seed": str(asked.seed)}

@@ -1,13 +1,18 @@
 """Uploads of the service: made-up holes and photographs as PNG bytes, and their decoding."""
 
+import asyncio
 import io
 
 import numpy as np
 from PIL import Image
 
 from rlhf.diffusion.tiles import Canvas
+from serve.api.decoder import Decoder
 from serve.api.edit_request import EditRequest
-from serve.api.upload import open_upload
+from serve.api.upload import Parts, Upload, open_upload
+
+DECODER = Decoder()
+"""The decoder of all tests of a process; it starts with the first picture."""
 
 
 def png(pixels: np.ndarray, **options: object) -> bytes:
@@ -27,6 +32,12 @@ def mask_png(hole: np.ndarray) -> bytes:
     return png(np.dstack([np.zeros((*hole.shape, 3), np.uint8), alpha]))
 
 
+def look_at(image: bytes, mask: bytes | None, **fields: object) -> Upload:
+    """Reads the heads of the files of a request with these fields."""
+    parts = Parts(asked=EditRequest.model_validate(fields), image=image, mask=mask)
+    return asyncio.run(open_upload(parts, DECODER))
+
+
 def read_upload(image: bytes, mask: bytes | None, **fields: object) -> Canvas:
     """Decodes the files of a request with these fields."""
-    return open_upload(image, mask, EditRequest.model_validate(fields)).decode()
+    return asyncio.run(look_at(image, mask, **fields).decode(DECODER))
