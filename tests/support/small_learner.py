@@ -16,9 +16,13 @@ from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state
 
+FEW_TARGETS = ("to_q", "to_out.0", "conv1")
+"""One adapter on each kind of module: a linear layer, one within a list, and a convolution."""
+
 
 def align_config(pipeline: Path, **changes: object) -> AlignConfig:
-    return small_config(pipeline, **changes).align
+    """Settings of a small run, with few adapters unless `lora_targets` are given."""
+    return small_config(pipeline, **({"lora_targets": FEW_TARGETS} | changes)).align
 
 
 def start(pipeline: Path, config: AlignConfig, begin: Path | None = None) -> Learner:

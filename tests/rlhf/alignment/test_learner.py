@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_learner import align_config, assert_an_update_equals_plain_torch, batches, sampler_policy, start
+from small_learner import (
+    FEW_TARGETS,
+    align_config,
+    assert_an_update_equals_plain_torch,
+    batches,
+    sampler_policy,
+    start,
+)
 from small_parts import small_config
 
 from rlhf.alignment.learner import Learner, RatioError
@@ -18,19 +25,23 @@ pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "trainable", "over"),
+    ("algorithm", "trainable", "over", "targets"),
     [
-        ("grpo", "lora", "hole"),
-        ("grpo", "lora", "all"),
-        ("grpo", "full", "hole"),
-        ("prefpaint", "lora", "hole"),
-        ("prefpaint", "lora", "all"),
-        ("prefpaint", "full", "hole"),
-        ("mixgrpo", "lora", "hole"),
+        ("grpo", "lora", "hole", AlignConfig().lora_targets),
+        ("grpo", "lora", "all", FEW_TARGETS),
+        ("grpo", "full", "hole", FEW_TARGETS),
+        ("prefpaint", "lora", "hole", FEW_TARGETS),
+        ("prefpaint", "lora", "all", FEW_TARGETS),
+        ("prefpaint", "full", "hole", FEW_TARGETS),
+        ("mixgrpo", "lora", "hole", FEW_TARGETS),
     ],
 )
-def test_ratio_is_one_before_the_first_update(small_pipeline: Path, algorithm: str, trainable: str, over: str) -> None:
-    config = align_config(small_pipeline, algorithm=algorithm, trainable=trainable, log_prob_over=over)
+def test_ratio_is_one_before_the_first_update(
+    small_pipeline: Path, algorithm: str, trainable: str, over: str, targets: tuple[str, ...]
+) -> None:
+    config = align_config(
+        small_pipeline, algorithm=algorithm, trainable=trainable, log_prob_over=over, lora_targets=targets
+    )
     learner = start(small_pipeline, config)
     for update in range(2):
         sampler = sampler_policy(small_pipeline, config, learner.weights())
@@ -41,7 +52,7 @@ def test_ratio_is_one_before_the_first_update(small_pipeline: Path, algorithm: s
 
 
 def test_ratio_is_one_for_sdxl_and_its_update_is_loaded_again(small_xl_pipeline: Path, tmp_path: Path) -> None:
-    config = align_config(small_xl_pipeline)
+    config = align_config(small_xl_pipeline, lora_targets=AlignConfig().lora_targets)
     learner = start(small_xl_pipeline, config)
     metrics = learner.train(batches(sampler_policy(small_xl_pipeline, config, learner.weights()), config))
     assert metrics["ratio_error"] <= 1e-6
@@ -71,7 +82,7 @@ def test_a_second_optimizer_step_meets_the_clip(small_pipeline: Path) -> None:
 
 
 def test_an_update_equals_plain_torch(small_pipeline: Path) -> None:
-    config = align_config(small_pipeline, kl_weight=0.0, max_grad_norm=1e-3)
+    config = align_config(small_pipeline, kl_weight=0.0, max_grad_norm=1e-3, lora_targets=AlignConfig().lora_targets)
 
     def losses_of(plain: Policy, schedule: Schedule, batch: TrainingBatch) -> list[torch.Tensor]:
         losses = []
