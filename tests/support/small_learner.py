@@ -1,6 +1,7 @@
 """A learner of a small random model, its batches, and one update in plain torch."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,9 +16,13 @@ from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state
 
+FEW_TARGETS = ("to_q", "to_out.0", "conv1")
+"""One adapter on each kind of module: a linear layer, one within a list, and a convolution."""
+
 
 def align_config(pipeline: Path, **changes: object) -> AlignConfig:
-    return small_config(pipeline, **changes).align
+    """Settings of a small run, with few adapters unless `lora_targets` are given."""
+    return small_config(pipeline, **({"lora_targets": FEW_TARGETS} | changes)).align
 
 
 def start(pipeline: Path, config: AlignConfig, begin: Path | None = None) -> Learner:
@@ -27,10 +32,16 @@ def start(pipeline: Path, config: AlignConfig, begin: Path | None = None) -> Lea
 
 
 def sampler_policy(pipeline: Path, config: AlignConfig, weights: dict[str, torch.Tensor]) -> Policy:
-    """What a sampler's process holds: its own pipeline with the published weights."""
-    policy = load_policy(small_config(pipeline).model)
-    make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=99)
+    """What a sampler's process holds: its own pipeline, into which it loads the weights that are published."""
+    policy = _own_policy(pipeline, config.trainable, config.lora_rank, config.lora_targets)
     load_trainable_state(policy.network, weights)
+    return policy
+
+
+@cache
+def _own_policy(pipeline: Path, trainable: str, rank: int, targets: tuple[str, ...]) -> Policy:
+    policy = load_policy(small_config(pipeline).model)
+    make_trainable(policy, trainable, rank=rank, targets=targets, seed=99)
     return policy
 
 
@@ -60,6 +71,7 @@ def assert_an_update_equals_plain_torch(
     plain = sampler_policy(pipeline, config, weights)
     trained = [p for p in plain.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer.zero_grad()
     schedule = plain.family.schedule(config.num_inference_steps, (8, 8))
     torch.stack([loss for batch in rolled for loss in losses_of(plain, schedule, batch)]).mean().backward()
     torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)

@@ -104,13 +104,13 @@ def test_resumed_equals_uninterrupted(small_pipeline: Path, tmp_path: Path) -> N
         return learner.train(batches(sampler_policy(small_pipeline, config, learner.acting_weights()), config, number))
 
     straight = start(small_pipeline, config)
-    wanted = [update(straight, number) for number in range(3)]
+    wanted = [update(straight, number) for number in (0, 1)]
     first = start(small_pipeline, config)
     update(first, 0)
     first.save(tmp_path, 1)
     second = start(small_pipeline, config)
     assert second.load(tmp_path) == 1
-    assert [update(second, number) for number in (1, 2)] == wanted[1:]
+    assert update(second, 1) == wanted[1]
     for weights in ("weights", "acting_weights"):
         found, expected = getattr(second, weights)(), getattr(straight, weights)()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())

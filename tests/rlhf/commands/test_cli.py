@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import rlhf
+from command_line import rlhf, rlhf_process
 from small_parts import save_small_reward, small_prompts, write_prompts
 
 
@@ -41,6 +41,13 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_process_ends_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = rlhf_process("prompts", "--images", "nowhere", "--out", "o", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: nowhere")
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_out_folder_that_is_a_file_is_an_error_of_the_users(tmp_path: Path) -> None:

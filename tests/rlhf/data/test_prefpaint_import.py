@@ -1,14 +1,13 @@
 """PrefPaint's released layout: what is read, what is left out and why."""
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import rlhf
 from PIL import Image
 from small_prefpaint import PICTURES, SIZE_PX, disc, labels_of, write_labels, write_release
 
@@ -200,11 +199,11 @@ def test_hole_family_and_source_are_known_from_shape_and_name_or_unknown() -> No
 def test_the_command_prints_the_counts(tmp_path: Path) -> None:
     folder = write_release(tmp_path / "release")
     (folder / "inpaint/c_0.png").unlink()
-    command = [sys.executable, "-m", "rlhf", "import-prefpaint", str(folder), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = ["import-prefpaint", folder, "--out", tmp_path / "out"]
+    done = rlhf(*words)
     assert done.returncode == 0, done.stderr
     assert "3 ids, 3 prompts, 8 candidates, 8 annotations" in done.stdout
     assert "left out: 1 labels whose picture is missing (c_0)" in done.stdout
-    done = subprocess.run([*command, "--labels", "x.json"], capture_output=True, text=True, check=False)
+    done = rlhf(*words, "--labels", "x.json")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

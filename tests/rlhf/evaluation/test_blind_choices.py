@@ -1,14 +1,13 @@
 """People compare two contestants: who is preferred, what is stored, and that nobody sees who is who."""
 
 import signal
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from command_line import rlhf
 from small_parts import small_prompts
 from small_study import GREY, start_command, write_evaluation
 
@@ -155,7 +154,6 @@ def test_the_command_serves_pairs_without_names_and_tells_the_preference_when_st
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=30)[0]
     assert "aligned over base: 50.0% (no interval) of 3 choices" in said
-    again = subprocess.run(
-        [sys.executable, "-m", "rlhf", *command, "--export"], capture_output=True, text=True, check=True
-    )
+    again = rlhf(*command, "--export")
+    assert again.returncode == 0, again.stderr
     assert "no difference seen in 100%" in again.stdout

@@ -1,11 +1,10 @@
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import rlhf
 from small_disk import small_disk
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
@@ -92,8 +91,7 @@ def test_room_is_asked_for_before_anything_is_written(disk: Path, tmp_path: Path
 
 def test_a_command_on_a_full_disk_ends_with_code_2_and_no_traceback(disk: Path) -> None:
     fill(disk)
-    command = [sys.executable, "-m", "rlhf", "prompts", "--images", ".", "--out", str(disk / "prompts")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = rlhf("prompts", "--images", ".", "--out", disk / "prompts")
     assert done.returncode == 2
     assert f"{disk / 'prompts'}" in done.stderr
     assert "No space left" in done.stderr

@@ -9,9 +9,7 @@ from command_line import rlhf, run_study
 from PIL import Image, ImageSequence
 from small_parts import save_moved_policy, small_config
 from small_photographs import picture, write_photographs
-from typer.testing import CliRunner
 
-from rlhf.commands.cli import app
 from rlhf.config.run_config import EvaluateConfig, RunConfig
 from rlhf.diffusion.policy import load_policy
 from rlhf.errors import UserError
@@ -27,13 +25,6 @@ def photographs(tmp_path: Path) -> Path:
 
 def quick(pipeline: Path) -> RunConfig:
     return small_config(pipeline).model_copy(update={"evaluate": EvaluateConfig(num_inference_steps=2)})
-
-
-def run(*arguments: object) -> str:
-    """What a command prints, in this process: torch is there already."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 @pytest.mark.parametrize(
@@ -111,7 +102,8 @@ def test_the_commands_extend_and_judge_a_policy(small_pipeline: Path, photograph
     assert (summary["known_pixels_differ"], summary["aligned"][:24]) == (0, "policy-000002, version 2")
     out = tmp_path / "extended"
     sides = ["--left", 20, "--top", 9, "--samples", 2, "--seed", 5, "--out", out]
-    run("extend", photographs / "0.png", "--model", policy, *settings, *sides)
+    done = rlhf("extend", photographs / "0.png", "--model", policy, *settings, *sides)
+    assert done.returncode == 0, done.stderr
     record = json.loads((out / "extension.json").read_text())
     assert (record["seed"], record["policy_version"], record["known_pixels_differ"]) == (5, 2, 0)
     assert record["pictures"] == ["extended-0.png", "extended-1.png"]

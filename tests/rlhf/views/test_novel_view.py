@@ -1,13 +1,12 @@
 """The whole way from a photograph with depth to views, moving pictures and a cloud; and the study."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from command_line import rlhf
 from PIL import Image
 from plyfile import PlyData
 from small_parts import save_moved_policy
@@ -23,11 +22,6 @@ from rlhf.views.cameras import camera_at_origin
 from rlhf.views.depth_filling import fill_with_nearest_background
 from rlhf.views.novel_view import PathSettings, Pose, check_pose, complete, make_novel_views, paint_with, path_shares
 from rlhf.views.warping import Warped, warp, whole_view
-
-
-def rlhf(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "rlhf", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def nearest(warped: Warped, _: int) -> list[np.ndarray]:

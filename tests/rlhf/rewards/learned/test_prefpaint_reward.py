@@ -1,14 +1,13 @@
 """PrefPaint's released reward model as a reward folder; and what its released V^-1 says."""
 
 import json
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import rlhf
 from PIL import Image
 from small_annotations import make_world
 from small_checkpoint import SMALL, release_state
@@ -165,12 +164,12 @@ def test_a_record_without_its_fields_is_refused(files: Files, tmp_path: Path) ->
 
 
 def test_the_command_makes_the_folder(files: Files, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rlhf", "import-prefpaint-reward", *map(str, files), "--out", str(tmp_path / "r")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = ["import-prefpaint-reward", *files, "--out", tmp_path / "r"]
+    done = rlhf(*words)
     assert done.returncode == 0, done.stderr
     assert "its bounds are infinite" in done.stdout
     assert (tmp_path / "r/reward.json").is_file()
-    done = subprocess.run([*command, "--prompts", "p"], capture_output=True, text=True, check=False)
+    done = rlhf(*words, "--prompts", "p")
     assert done.returncode == 2
     assert "go together" in done.stderr
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from command_line import rlhf, rlhf_process
 from ray.cluster_utils import Cluster
 from s3_server import run_s3_server
 
@@ -83,9 +84,7 @@ def test_help_answers_without_ray() -> None:
 
 
 def test_bad_input_ends_with_exit_code_2() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "rlhf", "doctor", "--config", "absent.yaml"], capture_output=True, text=True, check=False
-    )
+    done = rlhf("doctor", "--config", "absent.yaml")
     assert done.returncode == 2
     assert "absent.yaml" in done.stderr
 
@@ -126,8 +125,7 @@ def test_what_a_run_asks_and_the_cluster_lacks_is_found(two_nodes: str, tmp_path
 
 @pytest.mark.ray
 def test_the_command_joins_a_cluster_and_its_exit_code_says_that_something_is_wrong(two_nodes: str) -> None:
-    words = ["doctor", "--address", two_nodes, "--storage", "/proc/nowhere"]
-    done = subprocess.run([sys.executable, "-m", "rlhf", *words], capture_output=True, text=True, check=False)
+    done = rlhf_process("doctor", "--address", two_nodes, "--storage", "/proc/nowhere")
     assert done.returncode == 1, done.stderr
     assert "/proc/nowhere: cannot be written" in done.stdout
     assert "remedy: mount one folder" in done.stdout

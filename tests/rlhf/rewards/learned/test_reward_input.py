@@ -1,11 +1,10 @@
 """What people get wrong about the input of `rlhf reward`: one error each, with its remedy."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import rlhf
 from small_annotations import annotation, make_world, write_annotations, write_world
 
 from rlhf.commands.cli import app
@@ -97,8 +96,7 @@ def test_bad_input_ends_with_code_2_and_writes_nothing(tmp_path: Path) -> None:
     rows = make_world(4)[2]
     folders = write_world(tmp_path, *make_world(4)[:2], [*rows, rows[5]])
     (tmp_path / "reward").mkdir()
-    command = [sys.executable, "-m", "rlhf", "reward", *folders, "--out", str(tmp_path / "reward")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = rlhf("reward", *folders, "--out", tmp_path / "reward")
     assert done.returncode == 2
     assert "repeats row 5" in done.stderr
     assert "Traceback" not in done.stderr
