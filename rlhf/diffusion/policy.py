@@ -28,6 +28,8 @@ class Policy:
     text: TextEmbedding
     device: torch.device
     precision: str
+    name: str
+    """Where the weights come from: the model's path, or the policy's folder."""
     version: int = 0
     merged: torch.nn.Module | None = None
     """The network with its adapters merged into its weights: faster, and the same up to rounding."""
@@ -74,13 +76,20 @@ def plan_steps(config: ModelConfig, num_inference_steps: int) -> Schedule:
 def load_policy(config: ModelConfig, adapter: Path | None = None, *, with_safety_checker: bool = False) -> Policy:
     """Open a pipeline (built in, folder or hub) and merge the policy folder `adapter`, if any, into its network.
 
-    Raises UserError if a folder is incomplete or of another kind.
+    Raises UserError if a folder is incomplete, damaged or of another kind.
     """
     device = resolve_device(config.device)
     place = as_path(resolve_model(config.path))
     family = StableDiffusion.open(config, place, device, with_safety_checker=with_safety_checker)
     version = merge_weights(family, adapter) if adapter is not None else 0
-    return Policy(family=family, text=family.embed(""), device=device, precision=config.precision, version=version)
+    return Policy(
+        family=family,
+        text=family.embed(""),
+        device=device,
+        precision=config.precision,
+        name=config.path if adapter is None else str(adapter),
+        version=version,
+    )
 
 
 def make_trainable(

@@ -116,7 +116,7 @@ def _variants(part: Path) -> dict[str, str]:
     return {match[1] or "": name for match, name in reversed(matches) if match}
 
 
-def load_part(kind: type[torch.nn.Module], part: Path, variant: str | None) -> torch.nn.Module:
+def load_part(kind: Any, part: Path, variant: str | None) -> Any:
     """A part of a pipeline in float32, from its own folder; a part without `variant` has plain weights.
 
     Raises UserError with the file's name if weights are missing, too many, damaged or not finite.
@@ -127,7 +127,7 @@ def load_part(kind: type[torch.nn.Module], part: Path, variant: str | None) -> t
     chosen = variant if variant in found else "" if "" in found or not found else next(iter(found))
     file = part / found.get(chosen, "")
     try:
-        loaded, report = kind.from_pretrained(  # type: ignore[attr-defined]
+        loaded, report = kind.from_pretrained(
             part, variant=chosen or None, torch_dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
