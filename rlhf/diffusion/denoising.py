@@ -1,10 +1,12 @@
-"""One denoising step: the same in rollout, serving and the probe."""
+"""One denoising step, and the images at its end: the same in rollout, serving and the probe."""
 
 from collections.abc import Callable
 
 import torch
 
+from rlhf.diffusion.families.family import ModelFamily
 from rlhf.diffusion.steps.step_rule import Schedule, Transition
+from rlhf.errors import UserError
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A forward pass of the network: latents [B, C, h, w] and times (int64 [B]) to its output, float32 [B, C, h, w]."""
@@ -17,3 +19,22 @@ def denoise(
     """The transition of latents [B, C, h, w] at positions `step_index` (int64 [B], on the CPU) of the schedule."""
     output = predict(latents, schedule.timesteps[step_index].to(latents.device))
     return schedule.transition(output, latents, step_index, eta)
+
+
+@torch.no_grad()
+def decode_latents(family: ModelFamily, latents: torch.Tensor) -> tuple[torch.Tensor, list[bool]]:
+    """Images [B, 3, H, W] on the CPU, and whether each is finite, with its latents [B, C, h, w].
+
+    An image that is not finite must not be shown: rounded to 8 bits it would be black.
+    """
+    images = family.decode(latents).cpu()
+    is_finite = torch.isfinite(latents).flatten(1).all(1).cpu() & torch.isfinite(images).flatten(1).all(1)
+    return images, is_finite.tolist()
+
+
+def not_finite(model: str, subject: str) -> UserError:
+    """The error for images of `subject` that are not finite, painted by `model`."""
+    return UserError(
+        f"{model}: paints numbers that are not finite for {subject}; its weights are damaged, or too large for "
+        "model.precision; use other weights, or fp32"
+    )
