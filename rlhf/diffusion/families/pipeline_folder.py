@@ -71,14 +71,15 @@ def _refuse_single_file(file: Path, supported: tuple[str, ...]) -> None:
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
     from safetensors import safe_open
 
-    kind = "weights without a stated class"
+    kind = "no sign of an inpainting model"
     if file.suffix.lower() == ".safetensors":
         try:
             with safe_open(file, "pt") as tensors:
                 shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: cannot be read ({error}); check model.path") from error
-        kind = infer_diffusers_model_type({n: torch.empty(shape, device="meta") for n, shape in shapes.items()})
+        found = infer_diffusers_model_type({n: torch.empty(shape, device="meta") for n, shape in shapes.items()})
+        kind = kind if found == "v1" else found  # What diffusers answers if it finds no sign of another.
     raise UserError(
         f"{file}: a single file ({kind}); supported are folders and hub names of {', '.join(supported)}; "
         f"make one with {supported[0]}.from_single_file(FILE).save_pretrained(FOLDER)"

@@ -1,5 +1,6 @@
 """Stable Diffusion and SDXL inpainting: a UNet that reads latents, mask and masked-image latents side by side."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,7 +221,8 @@ def _load(config: ModelConfig, place: Path, *, with_safety_checker: bool) -> "St
     if kind is diffusers.StableDiffusionInpaintPipeline and "safety_checker" not in networks:
         networks |= {"safety_checker": None, "requires_safety_checker": False}
     try:
-        pipeline = kind.from_pretrained(folder, image_encoder=None, **networks)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # Of its scheduler, which is not used.
+            pipeline = kind.from_pretrained(folder, image_encoder=None, **networks)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{config.path}: not a complete {kind.__name__} ({reason}); check model.path") from error

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -90,7 +91,8 @@ def _in_pipeline(scheduler: Any, pipeline: Any) -> dict[str, Any]:
     parameters = inspect.signature(pipeline.__init__).parameters
     needed = {name: None for name, p in parameters.items() if name != "self" and p.default is p.empty}
     unguarded = {"requires_safety_checker": False} if "requires_safety_checker" in parameters else {}
-    options = dict(pipeline(**needed | {"scheduler": scheduler} | unguarded).scheduler.config)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # We say ourselves what changes.
+        options = dict(pipeline(**needed | {"scheduler": scheduler} | unguarded).scheduler.config)
     # With this list, `from_config` would replace the defaults of the scheduler's class by those of DDIMScheduler.
     options.pop("_use_default_values", None)
     return options

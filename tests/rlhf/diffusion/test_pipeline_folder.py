@@ -9,13 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from diffusers import StableDiffusionInpaintPipeline
 from safetensors.torch import load_file, save_file
+from small_parts import small_config
 
+from actors.align import align
+from actors.remote_sampler import remote_samplers
+from actors.rollouts_only import roll_out
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy import Policy, load_policy, plan_steps
+from rlhf.diffusion.policy_manifest import locate_policy
 from rlhf.errors import UserError
+from serve.application import run as run_service
+from serve.settings import ServiceSettings
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -81,8 +89,26 @@ def test_a_single_file_is_refused_with_its_kind(tmp_path: Path) -> None:
     file = tmp_path / "sd.safetensors"
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4, 9, 3, 3)}, file)
     assert "a single file (inpainting); supported are folders and hub names" in refusal(file)
+    assert locate_policy(ModelConfig(), file) == (ModelConfig(path=str(file)), None), "also as an argument of commands"
     (tmp_path / "sd.ckpt").write_bytes(b"pickle")
     assert "a single file" in refusal(tmp_path / "sd.ckpt")
+
+
+def test_every_command_that_starts_ray_refuses_a_model_before_it(folder: Path, tmp_path: Path) -> None:
+    edit_json(folder / "model_index.json", _class_name="StableDiffusionControlNetInpaintPipeline")
+    config, out = small_config(folder), tmp_path / "out"
+    service = ServiceSettings(models=(str(folder),))
+    starts = (
+        lambda: align(config, None, None, out),
+        lambda: roll_out(config, tmp_path, None, out, tmp_path / "dump"),
+        lambda: remote_samplers(config, lambda ids: [], [None], out, workers=1).__enter__(),
+        lambda: run_service(service, "127.0.0.1", 0),
+    )
+    for start in starts:
+        with pytest.raises(UserError, match="of class StableDiffusionControlNetInpaintPipeline"):
+            start()
+        assert not ray.is_initialized()
+    assert not out.exists()
 
 
 def save_variant(folder: Path, variant: str | None) -> None:
