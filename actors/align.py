@@ -19,6 +19,7 @@ from actors.placement import ROLES, reserve, resources_of
 from actors.pool.worker_pool import find_user_error
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from rlhf.alignment.rollout_dump import RolloutDump
+from rlhf.alignment.trained_steps import check_trained_steps
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
@@ -88,6 +89,7 @@ def _prepare(
     if start is not None:
         check_start(start, config.align.trainable, config.model.path)
     check_packages(config.logging)
+    check_trained_steps(config)
     prepare_run_folder(out, config, resume=resume, start=start)
     if dump is not None:
         RolloutDump(dump).begin(config, resume=resume)

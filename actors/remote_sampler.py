@@ -20,7 +20,7 @@ from actors.pool.quarantine import Quarantine
 from actors.pool.task_records import PoisonPrompt
 from actors.weight_sync import WeightsNotice
 from rlhf.config.run_config import RunConfig
-from rlhf.diffusion.policy import load_policy, make_trainable
+from rlhf.diffusion.policy import load_policy, make_trainable, plan_steps
 from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.policy_weights import adapter_settings, read_trainable_state
 from rlhf.diffusion.sampler import SampledTask, SamplingTask, TakePrompts
@@ -44,6 +44,7 @@ def remote_samplers(
     Only the policy that was opened last can be sampled. Lost samplers are noted in `out/incidents.jsonl`, prompts
     that kill them in `out/quarantine.json`.
     """
+    plan_steps(config.model, config.evaluate.num_inference_steps)
     adapters = [adapter_settings(policy) for policy in policies if policy is not None]
     align = config.align.model_copy(update=adapters[-1] if adapters else {})
     cluster = config.cluster if workers is None else config.cluster.model_copy(update={"samplers": workers})

@@ -12,6 +12,7 @@ from actors.placement import reserve, start_dispatcher
 from actors.remote_sampler import read_weights
 from actors.rollout_replay import collect_into
 from rlhf.alignment.rollout_dump import RolloutDump
+from rlhf.alignment.trained_steps import check_trained_steps
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.policy_weights import check_start
@@ -37,6 +38,7 @@ def roll_out(
     """
     if start is not None:
         check_start(start, config.align.trainable, config.model.path)
+    check_trained_steps(config)
     prepare_run_folder(out, config, resume=resume, start=start)
     rollouts = RolloutDump(dump)
     rollouts.begin(config, resume=resume)

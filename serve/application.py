@@ -14,11 +14,12 @@ from ray import serve as ray_serve
 from ray.exceptions import RayError
 
 from rlhf.config.devices import resolve_device
-from rlhf.diffusion.policy import resolve_model
+from rlhf.config.evaluate_config import EvaluateConfig
+from rlhf.config.run_config import ModelConfig
+from rlhf.diffusion.policy import plan_steps
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import read_catalogue
 from rlhf.rewards.open_reward import reads_captions
-from rlhf.storage.url_path import as_path
 from serve.api.api_keys import VARIABLE, load_api_keys
 from serve.api.guard import is_loopback
 from serve.api.http_api import Api
@@ -171,12 +172,8 @@ _DECODE = (
 
 def _check_before_start(settings: ServiceSettings, host: str, port: int) -> None:
     """Raises UserError for what can be checked before Ray takes seconds to start."""
-    for name, served in name_models(settings).models.items():
-        folder = as_path(resolve_model(served.base))
-        if folder.is_dir() and not (folder / "model_index.json").is_file():
-            raise UserError(
-                f"{name}: no model_index.json in {folder}, so not a pipeline folder; check the model's path"
-            )
+    for served in name_models(settings).models.values():
+        plan_steps(ModelConfig(path=served.base), EvaluateConfig().num_inference_steps)
     if settings.reward is not None:
         reads_captions(settings.reward)  # Raises UserError if the place names no reward.
     if resolve_device(settings.device).type != "cuda" and settings.attention == "xformers":

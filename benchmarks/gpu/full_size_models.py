@@ -130,4 +130,4 @@ def build_policy(architecture: Architecture, device: torch.device, precision: st
     factor = 2 ** (len(architecture.vae["block_out_channels"]) - 1)
     pipeline = SimpleNamespace(unet=unet, vae=vae, vae_scale_factor=factor)
     family = StableDiffusion(pipeline, DDIMScheduler.from_config(SCHEDULE))
-    return Policy(family=family, text=text, device=device, precision=precision)
+    return Policy(family=family, text=text, device=device, precision=precision, name="random weights")

@@ -44,6 +44,7 @@ COMMANDS = (
     compare.compare,
     demo.report,
     promotion.export,
+    promotion.import_lora,
     serve.serve,
     promotion.promote,
     promotion.rollback,

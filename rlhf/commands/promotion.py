@@ -146,6 +146,22 @@ def models(catalogue: CatalogueFile) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def import_lora(
+    file: Annotated[Path, typer.Argument(help="LoRA of the denoiser: .safetensors of Kohya, PEFT or diffusers.")],
+    out: Out,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make a policy folder of another tool's LoRA; the whole file fits the model, or nothing is written."""
+    resolved = resolve_config(config, overrides)
+    from rlhf.diffusion.lora_import import import_lora as convert
+    from rlhf.storage.url_path import local_copy
+
+    with local_copy(file) as local:
+        count = convert(resolved.model, local, out)
+    print(f"policy in {out}: {count} tensors on {resolved.model.path}")
+
+
 def export(
     policy: Annotated[Path, typer.Argument(help="Policy folder.")],
     out: Out,

@@ -30,6 +30,8 @@ class ModelConfig(Section):
 
     path: str = "tiny"
     """`tiny` (built in), a pipeline folder, or a hub name."""
+    variant: str | None = None
+    """Files of weights, such as `fp16`; default: the plain ones, or the only variant there is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the networks; `auto` takes a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"

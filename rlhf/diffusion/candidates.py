@@ -98,7 +98,7 @@ def describe_origin(
                 digest.update(part)
     return {
         "seed": config.seed,
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.model_dump(mode="json", exclude_none=True),
         "candidates": config.candidates.model_dump(mode="json"),
         "policy": None if policy is None else read_manifest(policy)["checksum"],
         "prompts": digest.hexdigest(),

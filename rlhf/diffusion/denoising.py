@@ -1,10 +1,12 @@
-"""One denoising step, and the known image's place in its result: the same in rollout, serving and the probe."""
+"""One denoising step, the known image's place in its result, and the images at its end: wherever models paint."""
 
 from collections.abc import Callable
 
 import torch
 
+from rlhf.diffusion.families.family import ModelFamily
 from rlhf.diffusion.steps.step_rule import Schedule, Transition
+from rlhf.errors import UserError
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A forward pass of the network: latents [B, C, h, w] and times [B] to its output, float32 [B, C, h, w]."""
@@ -39,3 +41,22 @@ def keep_known(
 def finish_known(latents: torch.Tensor, known: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
     """Finished latents [B, C, h, w], with the known image's own latents outside the hole."""
     return latents if known is None else (1 - known[0]) * known[1] + known[0] * latents
+
+
+@torch.no_grad()
+def decode_latents(family: ModelFamily, latents: torch.Tensor) -> tuple[torch.Tensor, list[bool]]:
+    """Images [B, 3, H, W] on the CPU, and whether each is finite, with its latents [B, C, h, w].
+
+    An image that is not finite must not be shown: rounded to 8 bits it would be black.
+    """
+    images = family.decode(latents).cpu()
+    is_finite = torch.isfinite(latents).flatten(1).all(1).cpu() & torch.isfinite(images).flatten(1).all(1)
+    return images, is_finite.tolist()
+
+
+def not_finite(model: str, subject: str) -> UserError:
+    """The error for images of `subject` that are not finite, painted by `model`."""
+    return UserError(
+        f"{model}: paints numbers that are not finite for {subject}; its weights are damaged, or too large for "
+        "model.precision; use other weights, or fp32"
+    )

@@ -8,7 +8,6 @@ import torch
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.diffusion.families.stable_diffusion import network_on_meta
 from rlhf.diffusion.policy import resolve_model
-from rlhf.errors import UserError
 from rlhf.storage.url_path import UrlPath, as_path
 
 CHECKPOINT_BYTES = 16
@@ -42,11 +41,7 @@ def count_trained(model: str, align: AlignConfig) -> int:
     """Number of trained numbers, by the network's configuration alone."""
     from peft import LoraConfig
 
-    try:
-        network = network_on_meta(as_path(resolve_model(model)))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{model}: no configuration of a network there ({reason}); check model.path") from error
+    network = network_on_meta(as_path(resolve_model(model)))
     if align.trainable == "lora":
         with torch.device("meta"):
             network.add_adapter(LoraConfig(r=align.lora_rank, target_modules=list(align.lora_targets)))

@@ -10,11 +10,12 @@ import torch
 from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.family import ModelFamily, TextEmbedding
-from rlhf.diffusion.families.stable_diffusion import StableDiffusion
+from rlhf.diffusion.families.stable_diffusion import StableDiffusion, read_schedule
 from rlhf.diffusion.policy_weights import merge_weights
+from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import whole_folder
-from rlhf.storage.url_path import as_path, local_copy
+from rlhf.storage.url_path import as_path
 
 TINY = Path(__file__).parent / "builtin" / "tiny"
 
@@ -27,6 +28,8 @@ class Policy:
     text: TextEmbedding
     device: torch.device
     precision: str
+    name: str
+    """Where the weights come from: the model's path, or the policy's folder."""
     version: int = 0
     merged: torch.nn.Module | None = None
     """The network with its adapters merged into its weights: faster, and the same up to rounding."""
@@ -62,16 +65,31 @@ def resolve_model(path: str) -> str:
     return str(TINY) if path == "tiny" else path
 
 
+def plan_steps(config: ModelConfig, num_inference_steps: int) -> Schedule:
+    """The denoising steps of a model from its configuration alone, for checks before processes start.
+
+    Raises UserError if the model or its scheduler is of a class that is not supported.
+    """
+    return read_schedule(as_path(resolve_model(config.path)), num_inference_steps)
+
+
 def load_policy(config: ModelConfig, adapter: Path | None = None, *, with_safety_checker: bool = False) -> Policy:
     """Open a pipeline (built in, folder or hub) and merge the policy folder `adapter`, if any, into its network.
 
-    Raises UserError if a folder is incomplete or of another kind.
+    Raises UserError if a folder is incomplete, damaged or of another kind.
     """
     device = resolve_device(config.device)
-    with local_copy(as_path(resolve_model(config.path))) as place:
-        family = StableDiffusion.open(config, str(place), device, with_safety_checker=with_safety_checker)
+    place = as_path(resolve_model(config.path))
+    family = StableDiffusion.open(config, place, device, with_safety_checker=with_safety_checker)
     version = merge_weights(family, adapter) if adapter is not None else 0
-    return Policy(family=family, text=family.embed(""), device=device, precision=config.precision, version=version)
+    return Policy(
+        family=family,
+        text=family.embed(""),
+        device=device,
+        precision=config.precision,
+        name=config.path if adapter is None else str(adapter),
+        version=version,
+    )
 
 
 def make_trainable(

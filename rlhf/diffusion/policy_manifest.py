@@ -45,7 +45,7 @@ def locate_policy(config: ModelConfig, model: Path | None) -> tuple[ModelConfig,
     """The model that a folder names: a run's last policy, a policy, or a whole pipeline."""
     if model is None:
         return config, None
-    if (model / "model_index.json").is_file():
+    if (model / "model_index.json").is_file() or model.is_file():  # A single file is refused with its class.
         return config.model_copy(update={"path": str(model)}), None
     folder = model
     if not (model / MANIFEST).is_file():

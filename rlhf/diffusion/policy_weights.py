@@ -3,6 +3,7 @@
 A folder holds LoRA layers as diffusers loads them, or a whole network; its manifest comes last.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rlhf.diffusion.families.family import ModelFamily
+from rlhf.diffusion.families.pipeline_folder import check_finite, load_part, show_names
+from rlhf.diffusion.lora_layers import bind_layers
 from rlhf.diffusion.policy_manifest import MANIFEST, SCHEMA_VERSION, read_manifest
 from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
@@ -20,6 +23,8 @@ from rlhf.storage.url_path import local_copy
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """File name of LoRA layers in diffusers."""
+NETWORK_FILES = "*/*.safetensors"
+"""Files of a whole network."""
 
 
 def save_policy(
@@ -49,18 +54,27 @@ def save_policy(
 
 
 def check_weights(folder: Path) -> None:
-    """Raises UserError if a policy folder's weights cannot be read or differ from its manifest's checksum."""
+    """Whatever loads a policy folder calls this first.
+
+    Raises UserError if the weights cannot be read, differ from the manifest's checksum, or are not finite.
+    """
     manifest = read_manifest(folder)
     if manifest["trainable"] == "lora":
+        pattern = LORA_FILE
         state = {_parameter_name(layer): tensor for layer, tensor in _read_lora(folder).items()}
     else:
-        state = _read_tensors(folder, "*/*.safetensors")
+        pattern = NETWORK_FILES
+        state = _read_tensors(folder, pattern)
     if checksum(state) != manifest["checksum"]:
-        raise UserError(f"{folder}: its weights are not those of its {MANIFEST} (checksum); write the policy again")
+        raise UserError(
+            f"{folder}: its weights are not those of its {MANIFEST} (checksum of {pattern}); write the policy again"
+        )
+    check_finite(state, f"{folder}: {pattern}")
 
 
 def check_start(folder: Path, trainable: str, base: str | None = None) -> None:
-    """Raises UserError if training cannot start from a policy folder: incomplete, of another kind or base model."""
+    """Raises UserError if training cannot start from a policy folder: damaged, of another kind or base model."""
+    check_weights(folder)
     manifest = read_manifest(folder)
     if manifest["trainable"] != trainable:
         raise UserError(f"{folder}: holds `{manifest['trainable']}` weights, but align.trainable is `{trainable}`")
@@ -96,12 +110,11 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
 def merge_weights(family: ModelFamily, folder: Path) -> int:
     """Merge a policy folder into the family's network, or put its network there; returns the policy version.
 
-    Raises UserError if the folder is incomplete.
+    Raises UserError if the folder is damaged, or a policy of another model.
     """
     manifest = read_manifest(folder)
     if manifest["trainable"] == "lora":
-        with local_copy(folder) as local:
-            family.pipeline.load_lora_weights(local)
+        load_adapter(family, folder, "merged")
         family.pipeline.fuse_lora()
         family.pipeline.unload_lora_weights()
     else:
@@ -110,18 +123,35 @@ def merge_weights(family: ModelFamily, folder: Path) -> int:
 
 
 def load_adapter(family: ModelFamily, folder: Path, name: str) -> None:
-    """Add a policy folder's LoRA layers to the family's network as the adapter `name`, beside others."""
-    with local_copy(folder) as local:
-        layers, _ = family.pipeline.lora_state_dict(local)
-    family.network.load_lora_adapter(layers, prefix=family.network_name, adapter_name=name)
+    """Add a policy folder's LoRA layers to the family's network as the adapter `name`, beside others.
+
+    Raises UserError if the folder is damaged, or a policy of another model.
+    """
+    check_weights(folder)
+    layers = {f"{family.network_name}.{layer}": tensor for layer, tensor in _read_lora(folder).items()}
+    bind_layers(family, layers, name, f"{folder}: {LORA_FILE}")
 
 
 def open_network(folder: Path, family: ModelFamily) -> torch.nn.Module:
-    """The frozen network of a policy folder whose `trainable` is `full`, on the family's device."""
+    """The frozen network of a policy folder whose `trainable` is `full`, on the family's device.
+
+    Raises UserError if the folder is damaged, or a policy of another model.
+    """
+    check_weights(folder)
     kind = type(family.network)
+    with torch.device("meta"):
+        ours = kind.from_config(family.network.config)
     with local_copy(folder) as local:
-        network = kind.from_pretrained(local / family.network_name).to(family.device)
-    return network.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+        network = load_part(kind, local / family.network_name, None)
+    if odd := dict(_shapes(network)).items() ^ dict(_shapes(ours)).items():
+        names = show_names({name for name, _ in odd})
+        raise UserError(f"{folder}: does not fit this base model: {names}; name its own with model.path")
+    network.to(family.device).to(memory_format=torch.channels_last)
+    return network.requires_grad_(False).eval()
+
+
+def _shapes(network: torch.nn.Module) -> Iterator[tuple[str, torch.Size]]:
+    return ((name, tensor.shape) for name, tensor in network.named_parameters())
 
 
 def _read_lora(folder: Path) -> dict[str, torch.Tensor]:
@@ -134,7 +164,7 @@ def _read_tensors(folder: Path, pattern: str) -> dict[str, torch.Tensor]:
         with local_copy(folder) as local:
             tensors = {name: t for file in sorted(local.glob(pattern)) for name, t in load_file(file).items()}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: its weights cannot be read ({error}); write the policy again") from error
+        raise UserError(f"{folder}: its weights cannot be read ({pattern}: {error}); write the policy again") from error
     if not tensors:
         raise UserError(f"{folder}: its weights cannot be read (no {pattern}); write the policy again")
     return tensors

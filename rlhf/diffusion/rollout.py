@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.denoising import denoise, finish_known, keep_known
+from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite
 from rlhf.diffusion.families.family import cells_of
 from rlhf.diffusion.noise import generator_of, noise_like
 from rlhf.diffusion.policy import Policy
@@ -27,7 +27,7 @@ def rollout(
     """Inpaint every prompt once per entry of `sample_indices`.
 
     All noise is drawn by (seed_key, prompt_id, sample index, step), so the result does not depend on the process
-    that runs it, or on the number of retries.
+    that runs it, or on the number of retries. Raises UserError with the prompts whose images are not finite.
     """
     samples = len(sample_indices)
     condition, latent_mask = policy.family.encode_prompts(prompts)
@@ -54,7 +54,11 @@ def rollout(
     images, masks = (
         torch.stack([getattr(p, part) for p in prompts]).repeat_interleave(samples, dim=0) for part in ("image", "mask")
     )
-    painted = composite(policy.family.decode(latents).cpu(), images, masks)
+    decoded, is_finite = decode_latents(policy.family, latents)
+    if not all(is_finite):
+        bad = dict.fromkeys(key[-2] for key, good in zip(keys, is_finite, strict=True) if not good)
+        raise not_finite(policy.name, f"prompt {', '.join(map(str, bad))}" if any(bad) else "this photograph")
+    painted = composite(decoded, images, masks)
     return Rollout(images=painted, trajectories=recording, forward_images=denoiser.forward_images)
 
 

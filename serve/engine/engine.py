@@ -126,7 +126,9 @@ class Engine:
             now = time.perf_counter()
             for (ticket, _), answer in zip(done, answers, strict=True):
                 queued_s, denoised_s = ticket.started - ticket.came, now - ticket.started
-                events.append((ticket, replace(answer, queued_s=queued_s, denoised_s=denoised_s)))
+                if isinstance(answer, Inpainted):
+                    answer = replace(answer, queued_s=queued_s, denoised_s=denoised_s)
+                events.append((ticket, answer))
         return events
 
     def _start(self, joining: list[Ticket], tickets: list[Ticket], events: list[tuple[Ticket, Event]]) -> None:
@@ -149,13 +151,18 @@ class Engine:
 def warm_up(
     cache: PolicyCache, reward: Reward | None, settings: EngineSettings, make: Callable[[int], TileJob]
 ) -> None:
-    """Paints a batch of each size, so that the first clients do not wait for one-time work."""
+    """Paints a batch of each size, so that the first clients do not wait for one-time work.
+
+    Raises UserError if the model paints numbers that are not finite.
+    """
     base = cache.take(make(1).policy, [])
     for size in range(1, settings.max_batch_images + 1):
         running = start_jobs(cache, [base], [make(size)])
         while not running[0].is_done:
             advance(cache, running)
-        finish(cache, reward, running)
+        for answer in finish(cache, reward, running):
+            if isinstance(answer, UserError):
+                raise answer
 
 
 @ray_serve.deployment(max_ongoing_requests=10_000, max_constructor_retry_count=1)

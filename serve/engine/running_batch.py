@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.denoising import denoise, finish_known, keep_known
+from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.rollout import start_from_images
 from rlhf.diffusion.steps.step_rule import Schedule
+from rlhf.errors import UserError
 from rlhf.rewards.scores import Reward
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit
 from serve.engine.jobs import Inpainted, Partial, SampleScore, TileJob
@@ -154,29 +155,37 @@ def _predict(
 
 
 @torch.no_grad()
-def estimate(cache: PolicyCache, running: Sequence[RunningJob]) -> list[Partial]:
-    """The images that each job would end with, as its steps so far predict them."""
-    images, _ = _decode(cache, running, [one.clean for one in running])
+def estimate(cache: PolicyCache, running: Sequence[RunningJob]) -> list[Partial | UserError]:
+    """The images that each job would end with, as its steps so far predict them; an error if they are not finite."""
+    images, _, errors = _decode(cache, running, [one.clean for one in running])
     sizes = np.cumsum([len(one.latents) for one in running])[:-1]
     parts = np.split(_to_pixels(images), sizes)
-    return [Partial(images=part, index=one.partial_index or 0) for one, part in zip(running, parts, strict=True)]
+    return [
+        error or Partial(images=part, index=one.partial_index or 0)
+        for one, part, error in zip(running, parts, errors, strict=True)
+    ]
 
 
 @torch.no_grad()
-def finish(cache: PolicyCache, reward: Reward | None, done: Sequence[RunningJob]) -> list[Inpainted]:
-    """Decode, composite, score and check finished jobs; the engine fills in the times."""
+def finish(cache: PolicyCache, reward: Reward | None, done: Sequence[RunningJob]) -> list[Inpainted | UserError]:
+    """Decode, composite, score and check finished jobs; the engine fills in the times.
+
+    A job whose images are not finite gets an error, and no other job of the batch does.
+    """
     known_latents = cache.base.family.known_latents
     finished = [finish_known(one.latents, known_latents(one.condition)) for one in done]
-    images, masks = _decode(cache, done, finished)
+    images, masks, errors = _decode(cache, done, finished)
     pixels = _to_pixels(images)
     captions = [one.job.prompt for one in done for _ in one.job.sample_indices]
     scores = _score(reward, images, masks, captions) if reward is not None else []
     unsafe = cache.base.family.find_unsafe(pixels)
-    answers, start = [], 0
-    for one in done:
+    answers: list[Inpainted | UserError] = []
+    start = 0
+    for one, error in zip(done, errors, strict=True):
         span = slice(start, start := start + len(one.latents))
         answers.append(
-            Inpainted(
+            error
+            or Inpainted(
                 images=pixels[span],
                 scores=tuple(scores[span]),
                 unsafe=tuple(unsafe[span]),
@@ -190,11 +199,20 @@ def finish(cache: PolicyCache, reward: Reward | None, done: Sequence[RunningJob]
 
 def _decode(
     cache: PolicyCache, running: Sequence[RunningJob], latents: list[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Finished squares [B, 3, H, W] in [-1, 1], with the known pixels of the input, and masks [B, 1, H, W]."""
+) -> tuple[torch.Tensor, torch.Tensor, list[UserError | None]]:
+    """Finished squares [B, 3, H, W] in [-1, 1], with the known pixels of the input, and masks [B, 1, H, W].
+
+    Last the error of each job, if one of its squares is not finite; such a square is grey.
+    """
     images = torch.cat([one.prompt.image.expand(len(one.latents), -1, -1, -1) for one in running])
     masks = torch.cat([one.prompt.mask.expand(len(one.latents), -1, -1, -1) for one in running])
-    return composite(cache.base.family.decode(torch.cat(latents)).cpu(), images, masks), masks
+    decoded, is_finite = decode_latents(cache.base.family, torch.cat(latents))
+    rows, errors = iter(is_finite), []
+    for one in running:
+        is_sound = all([next(rows) for _ in range(len(one.latents))])
+        name = one.job.policy.folder or cache.base.name
+        errors.append(None if is_sound else not_finite(str(name), "this request"))
+    return composite(decoded.nan_to_num(0.0), images, masks), masks, errors
 
 
 def _to_pixels(images: torch.Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from align_runs import figures, policy_tensors, with_cluster
 from dashboard_panels import missing_from
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.align import align, prepare_run_folder
@@ -80,11 +80,8 @@ def test_resumed_run_equals_the_uninterrupted_one(
 def test_a_reward_that_is_not_finite_ends_the_run_with_the_prompts_name(
     small_pipeline: Path, inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """A reward that comes as NaN from a head whose numbers are finite, but too large."""
-    broken = save_small_reward(tmp_path / "reward")
-    head = load_file(broken / "head.safetensors")
-    head["weight"] = torch.full_like(head["weight"], 1.7e308)
-    save_file(head, broken / "head.safetensors")
+    """A reward that comes as NaN or infinity from a head whose numbers are finite, but too large."""
+    broken = save_small_reward(tmp_path / "reward", scale=5e307)
     with pytest.raises(UserError, match=r"reward of prompt p\d is (nan|-?inf)"):
         align(small_config(small_pipeline), inputs[0], broken, tmp_path / "run")
 

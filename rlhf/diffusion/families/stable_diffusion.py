@@ -1,6 +1,6 @@
 """Stable Diffusion and SDXL inpainting: a UNet that reads latents, mask and masked-image latents side by side."""
 
-import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,11 @@ import torch.nn.functional as F
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.pipeline_folder import fetch, load_parts, read_index, read_part_config
 from rlhf.diffusion.steps.ddim import DDIMSchedule, make_schedule
 from rlhf.errors import UserError
 from rlhf.storage.images import blank_hole
-from rlhf.storage.url_path import UrlPath
+from rlhf.storage.url_path import local_copy
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
 # diffusers takes 4 s to import, and half of this module's users need not wait for it.
 
+CLASSES = {
+    "_class_name": ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}
+"""Supported classes of the pipeline and of the parts that could be of others."""
+NETWORKS = ("vae", "text_encoder", "text_encoder_2", "unet")
+PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
 DECODED_PIXELS = 2**22
 """Pixels decoded at once, 16 images of 512 px: with twice as many, a tensor inside SD's VAE has 2^31 elements."""
 
@@ -38,27 +47,23 @@ class StableDiffusion:
 
     @classmethod
     def open(
-        cls, config: ModelConfig, name: str, device: torch.device, *, with_safety_checker: bool = False
+        cls, config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
     ) -> "StableDiffusion":
-        """Open the folder or hub name `name` on `device`, frozen.
+        """Open the folder, URL or hub name `place` on `device`, frozen.
 
         The safety checker is left out unless asked for: training judges images by the reward alone. Raises UserError
-        if the pipeline is incomplete or of another kind.
+        if the pipeline is incomplete, damaged or of another kind.
         """
-        from diffusers import DDIMScheduler
-
-        pipeline = _load(config, name, with_safety_checker=with_safety_checker)
-        if pipeline.unet.config.in_channels != 9:
-            raise UserError(
-                f"{config.path}: its UNet takes {pipeline.unet.config.in_channels} channels; inpainting needs 9"
-            )
+        scheduler = _read_scheduler(place)
+        with local_copy(place) as local:
+            pipeline = _load(config, local, with_safety_checker=with_safety_checker)
         pipeline.to(device)
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
         pipeline.unet.to(memory_format=torch.channels_last)
         _set_attention(pipeline, config.attention, device)
-        return cls(pipeline, DDIMScheduler.from_config(pipeline.scheduler.config))
+        return cls(pipeline, scheduler)
 
     @property
     def network(self) -> "UNet2DConditionModel":
@@ -138,7 +143,7 @@ class StableDiffusion:
         return self.pipeline.vae.config.latent_channels, height, width
 
     def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> DDIMSchedule:
-        """DDIM's steps, whatever scheduler the pipeline's folder names."""
+        """DDIM's steps at the noise levels of the scheduler that the pipeline's folder names."""
         return make_schedule(self._scheduler, num_inference_steps)
 
     def predict(
@@ -179,26 +184,51 @@ class StableDiffusion:
         return [bool(flag) for flag in flagged]
 
 
-def _load(config: ModelConfig, name: str, *, with_safety_checker: bool) -> "StableDiffusionInpaintPipeline":
-    """The pipeline of `name`; SDXL's class is Stable Diffusion's sibling in all that is used here."""
-    from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
+def read_schedule(place: Path, num_inference_steps: int) -> DDIMSchedule:
+    """The steps of the pipeline at a folder, URL or hub name, from its configuration alone.
+
+    Raises UserError if the pipeline's class, a part of it or its scheduler is not supported.
+    """
+    return make_schedule(_read_scheduler(place), num_inference_steps)
+
+
+def _read_scheduler(place: Path) -> "DDIMScheduler":
+    import diffusers
+
+    from rlhf.diffusion.steps.ddim_scheduler import ddim_for
+
+    index = read_index(place, CLASSES, PARTS)
+    unet = read_part_config(place, "unet", "config.json")
+    if unet.get("in_channels") != 9:
+        raise UserError(f"{place}: its UNet takes {unet.get('in_channels')} channels; inpainting needs 9")
+    if unet.get("time_cond_proj_dim") is not None:
+        raise UserError(f"{place}: its UNet is distilled and reads a guidance scale (time_cond_proj_dim); use its base")
+    kind = (index.get("scheduler") or ("no scheduler",))[-1]
+    config = read_part_config(place, "scheduler", "scheduler_config.json")
+    return ddim_for(kind, config, getattr(diffusers, index["_class_name"]), str(place))
+
+
+def _load(config: ModelConfig, place: Path, *, with_safety_checker: bool) -> "StableDiffusionInpaintPipeline":
+    """The pipeline at a folder or hub name; SDXL's class is Stable Diffusion's sibling in all that is used here."""
+    import diffusers
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    index = read_index(place, CLASSES, PARTS)
+    folder = fetch(place, config.variant)
+    checker = ("safety_checker",) if with_safety_checker and index.get("safety_checker") else ()
+    networks: dict[str, Any] = load_parts(folder, index, (*NETWORKS, *checker), config.variant)
+    kind = getattr(diffusers, index["_class_name"])
+    if kind is diffusers.StableDiffusionInpaintPipeline and "safety_checker" not in networks:
+        networks |= {"safety_checker": None, "requires_safety_checker": False}
     try:
-        if "XL" in StableDiffusionInpaintPipeline.load_config(name)["_class_name"]:
-            pipeline = StableDiffusionXLInpaintPipeline.from_pretrained(name)
-        else:
-            left_out = {} if with_safety_checker else {"safety_checker": None, "requires_safety_checker": False}
-            pipeline = StableDiffusionInpaintPipeline.from_pretrained(name, **left_out)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # Of its scheduler, which is not used.
+            pipeline = kind.from_pretrained(folder, image_encoder=None, **networks)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{config.path}: not a complete pipeline of Stable Diffusion or SDXL inpainting ({reason}); "
-            "check model.path"
-        ) from error
+        raise UserError(f"{config.path}: not a complete {kind.__name__} ({reason}); check model.path") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -217,13 +247,9 @@ def _set_attention(pipeline: "StableDiffusionInpaintPipeline", choice: str, devi
 def network_on_meta(place: Path) -> "UNet2DConditionModel":
     """The UNet of a pipeline (folder, URL or hub name) without memory for its weights, from its configuration alone.
 
-    Raises OSError or ValueError if there is none.
+    Raises UserError if there is none.
     """
     from diffusers import UNet2DConditionModel
 
-    if isinstance(place, UrlPath):
-        config = json.loads((place / "unet" / "config.json").read_text())
-    else:
-        config = UNet2DConditionModel.load_config(str(place), subfolder="unet")
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(config)
+        return UNet2DConditionModel.from_config(read_part_config(place, "unet", "config.json"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlhf.diffusion.steps.step_rule import Transition
+from rlhf.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
@@ -24,6 +25,8 @@ class DDIMSchedule:
     """float32 [T], alpha-bar after each step."""
     prediction_type: str
     """`epsilon`, `v_prediction` or `sample`."""
+    clip_range: float | None = None
+    """Predicted clean latents are clipped to +/- this; None leaves them as they are."""
 
     def transition(
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor, eta: float
@@ -40,13 +43,18 @@ class DDIMSchedule:
     def _split(
         self, model_output: torch.Tensor, latents: torch.Tensor, alpha: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clean latents and noise, each [B, C, h, w], from a prediction of either, or of their velocity."""
+        """Clean latents and noise, each [B, C, h, w], from a prediction of either, or of their velocity.
+
+        The noise belongs to the clean latents before they are clipped, as in diffusers.
+        """
         if self.prediction_type == "epsilon":
-            return (latents - (1 - alpha).sqrt() * model_output) / alpha.sqrt(), model_output
-        if self.prediction_type == "v_prediction":
+            clean, noise = (latents - (1 - alpha).sqrt() * model_output) / alpha.sqrt(), model_output
+        elif self.prediction_type == "v_prediction":
             clean = alpha.sqrt() * latents - (1 - alpha).sqrt() * model_output
-            return clean, alpha.sqrt() * model_output + (1 - alpha).sqrt() * latents
-        return model_output, (latents - alpha.sqrt() * model_output) / (1 - alpha).sqrt()
+            noise = alpha.sqrt() * model_output + (1 - alpha).sqrt() * latents
+        else:
+            clean, noise = model_output, (latents - alpha.sqrt() * model_output) / (1 - alpha).sqrt()
+        return (clean if self.clip_range is None else clean.clamp(-self.clip_range, self.clip_range)), noise
 
     def predicted_clean(
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor
@@ -67,7 +75,8 @@ class DDIMSchedule:
         before, here, after = (torch.logit(levels) / 2).tolist()
         extrapolated = clean + (after - here) / (2 * (here - before)) * (clean - previous_clean)
         index = torch.full((len(latents),), step)
-        return replace(self, prediction_type="sample").transition(extrapolated, latents, index, 0.0).mean
+        from_clean = replace(self, prediction_type="sample", clip_range=None)
+        return from_clean.transition(extrapolated, latents, index, 0.0).mean
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
         """Clean latents [B, C, h, w] mixed with noise at the levels of positions `step_index` (int64 [B])."""
@@ -101,16 +110,29 @@ def _per_image(levels: torch.Tensor, step_index: torch.Tensor, latents: torch.Te
 
 
 def make_schedule(scheduler: "DDIMScheduler", num_inference_steps: int) -> DDIMSchedule:
-    """The schedule that diffusers' DDIMScheduler passes through in `num_inference_steps` steps."""
-    scheduler.set_timesteps(num_inference_steps)
-    timesteps = scheduler.timesteps.to(torch.int64)
-    stride = scheduler.config.num_train_timesteps // num_inference_steps
-    following = timesteps - stride
-    table = scheduler.alphas_cumprod.float()
-    after = torch.where(following >= 0, table[following.clamp(min=0)], scheduler.final_alpha_cumprod.float())
+    """The schedule of diffusers' DDIMScheduler in `num_inference_steps` steps.
+
+    Each step ends at the level that the next call of the network is told. DDIMScheduler's own steps end elsewhere if
+    timesteps are not equally far apart (`linspace`, `trailing`). Raises UserError if the model has fewer timesteps.
+    """
+    config = scheduler.config
+    most = config.num_train_timesteps
+    if num_inference_steps <= most:
+        scheduler.set_timesteps(num_inference_steps)
+        # A rounding error adds a timestep -1 to some of `trailing`.
+        timesteps = scheduler.timesteps[:num_inference_steps].to(torch.int64)
+    if num_inference_steps > most or not bool(((timesteps >= 0) & (timesteps < most)).all()):
+        raise UserError(
+            f"{num_inference_steps} denoising steps: the model's scheduler has {most} timesteps (steps_offset "
+            f"{config.steps_offset}); take fewer steps"
+        )
+    table, after_last = scheduler.alphas_cumprod.float(), int(timesteps[-1]) - most // num_inference_steps
+    has_end = config.timestep_spacing == "leading" and after_last >= 0  # A large steps_offset leaves noise.
+    end = table[after_last] if has_end else scheduler.final_alpha_cumprod.float()
     return DDIMSchedule(
         timesteps=timesteps,
         alphas_cumprod=table[timesteps],
-        next_alphas_cumprod=after,
-        prediction_type=scheduler.config.prediction_type,
+        next_alphas_cumprod=torch.cat([table[timesteps[1:]], end[None]]),
+        prediction_type=config.prediction_type,
+        clip_range=config.clip_sample_range if config.clip_sample else None,
     )

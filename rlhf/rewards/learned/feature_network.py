@@ -40,8 +40,11 @@ def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backb
     from transformers import CLIPVisionModel
 
     try:
-        return ClipBackbone(CLIPVisionModel.from_pretrained(name), frozen_share)
-    except (OSError, ValueError) as error:
+        tower, report = CLIPVisionModel.from_pretrained(name, output_loading_info=True)
+        if lost := sorted(report["missing_keys"]):  # transformers fills them with random numbers
+            raise ValueError(f"{len(lost)} tensors are missing, such as {lost[0]}")
+        return ClipBackbone(tower, frozen_share)
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"reward.backbone: {name!r} is neither `small`, `{PREFPAINT_PREFIX}FILE` nor a CLIP vision model ({reason})"

@@ -13,13 +13,14 @@ from rlhf.rewards.learned.feature_network import PREFPAINT_KIND, FeatureNetwork,
 from rlhf.rewards.learned.prefpaint_reward import PrefpaintReward, load_prefpaint_reward
 from rlhf.rewards.learned.reward_model import SCHEMA_VERSION, Calibration, RewardModel
 from rlhf.storage.atomic_files import check_schema
+from rlhf.storage.checksum import checksum
 from rlhf.storage.url_path import local_copy
 
 
 def load_reward(folder: Path, *, trust: str = "proper") -> RewardModel | PrefpaintReward:
     """Opens a reward folder, whose trust weights are those of `align.trust`.
 
-    Raises UserError if the folder is incomplete or of another architecture.
+    Raises UserError if the folder is incomplete, of another architecture, or holds other weights than were saved.
     """
     try:
         record = json.loads((folder / "reward.json").read_text())
@@ -41,6 +42,9 @@ def load_reward(folder: Path, *, trust: str = "proper") -> RewardModel | Prefpai
         raise UserError(f"{folder}: not a complete reward folder ({error}); run `rlhf reward` again") from error
     ridge_head = RidgeHead(weight=head["weight"], cholesky=head["cholesky"], ridge=calibration.ridge)
     check_finite(folder, network, ridge_head)
+    for file, state in (("model.safetensors", network.state_dict()), ("head.safetensors", head)):
+        if record.get("checksums", {}).get(file, found := checksum(state)) != found:
+            raise UserError(f"{folder / file}: not the weights of its reward.json (checksum); run `rlhf reward` again")
     return RewardModel(
         network=network.eval(),
         head=ridge_head,

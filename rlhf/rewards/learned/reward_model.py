@@ -13,6 +13,7 @@ from rlhf.rewards.learned.feature_network import FeatureNetwork
 from rlhf.rewards.scores import Scores
 from rlhf.rewards.trust_weight import trust_weight
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
+from rlhf.storage.checksum import checksum
 
 SCHEMA_VERSION = 4
 
@@ -112,5 +113,9 @@ class RewardModel:
                 "backbone": self.backbone,
                 "feature_dim": self.feature_dim,
                 "calibration": asdict(self.calibration),
+                "checksums": {
+                    "model.safetensors": checksum(self.network.state_dict()),
+                    "head.safetensors": checksum(head),
+                },
             },
         )

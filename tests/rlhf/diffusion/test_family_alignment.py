@@ -36,7 +36,7 @@ def policy_of(family: ModelFamily) -> Policy:
     for part in family.pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    return Policy(family=family, text=family.embed(""), device=torch.device("cpu"), precision="fp32")
+    return Policy(family=family, text=family.embed(""), device=torch.device("cpu"), precision="fp32", name="small")
 
 
 def gain(family: ModelFamily, algorithm: str, updates: int = 8) -> tuple[float, float]:

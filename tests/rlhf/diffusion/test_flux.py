@@ -48,7 +48,7 @@ def test_deterministic_steps_paint_what_the_pipelines_own_class_paints(
 def test_a_blending_trajectory_is_replayed_and_keeps_the_known_latents() -> None:
     """Stored next latents are draws of the policy in the hole; the latents before each step hold the known image."""
     family, prompts = FluxBlend(small_flux_inpaint_pipeline()), [prompt_of(64, 64, seed) for seed in range(2)]
-    policy = Policy(family=family, text=family.embed(""), device=torch.device("cpu"), precision="fp32")
+    policy = Policy(family=family, text=family.embed(""), device=torch.device("cpu"), precision="fp32", name="small")
     plan = RolloutPlan(num_inference_steps=4, eta=1.0, stochastic_steps=frozenset({0, 1, 2}), trained_steps=(0, 1, 2))
     kept = rollout(policy, prompts, plan, sample_indices=range(2), seed_key=(0,)).trajectories
     assert isinstance(kept, Trajectories)

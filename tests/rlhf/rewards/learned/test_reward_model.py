@@ -153,6 +153,25 @@ def test_a_folder_whose_numbers_make_no_bound_is_refused(
         load_reward(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "head.safetensors"])
+def test_a_flipped_bit_is_refused_with_the_files_name(file: str, tmp_path: Path) -> None:
+    make_model().save(tmp_path)
+    whole = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])
+    with pytest.raises(UserError, match=f"{file}: not the weights of its reward.json"):
+        load_reward(tmp_path)
+    (tmp_path / file).write_bytes(whole)
+    assert load_reward(tmp_path).feature_dim == 8
+
+
+def test_a_folder_from_before_checksums_opens(tmp_path: Path) -> None:
+    make_model().save(tmp_path)
+    record = json.loads((tmp_path / "reward.json").read_text())
+    del record["checksums"]
+    (tmp_path / "reward.json").write_text(json.dumps(record))
+    assert load_reward(tmp_path).calibration == CALIBRATION
+
+
 def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
     make_model().save(tmp_path)
     head = load_file(tmp_path / "head.safetensors")
@@ -226,6 +245,14 @@ def test_a_clip_reward_is_saved_and_opened_again(tmp_path: Path) -> None:
 def test_an_unknown_backbone_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="reward.backbone: '.*no-clip' is neither"):
         build_backbone(str(tmp_path / "no-clip"))
+
+
+def test_a_clip_tower_that_lacks_a_tensor_is_not_filled_with_random_numbers(tmp_path: Path) -> None:
+    tiny_tower().save_pretrained(tmp_path / "clip")
+    file = tmp_path / "clip" / "model.safetensors"
+    save_file(dict(list(load_file(file).items())[:-1]), file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="1 tensors are missing, such as "):
+        build_backbone(str(tmp_path / "clip"))
 
 
 def test_whitening_leaves_the_features_uncorrelated_and_rank_full() -> None:

@@ -1,0 +1,167 @@
+"""Pipelines on disk or the hub: which class a folder holds, which of its files are read, and whether they are whole."""
+
+import json
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from rlhf.errors import UserError
+from rlhf.storage.url_path import UrlPath
+
+INDEX = "model_index.json"
+WEIGHTS = re.compile(r"(?:(?:diffusion_)?pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+"""Names of files of weights; the group is the variant, such as `fp16`."""
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+OLD_BUFFER = "position_ids"
+"""Tensor that older transformers saved with text encoders, and that holds nothing learned."""
+
+
+def read_index(place: Path, classes: Mapping[str, tuple[str, ...]], parts: tuple[str, ...]) -> dict[str, Any]:
+    """The index of the pipeline at a folder, URL or hub name, whose class and parts are known.
+
+    `classes` gives the supported classes of the pipeline (`_class_name`) and of some parts; `parts` the names of all
+    parts that it may have. Raises UserError with the class found and the classes supported, also for a single file,
+    or if there is no index.
+    """
+    if place.suffix.lower() in SINGLE_FILES and place.is_file():
+        _refuse_single_file(place, classes["_class_name"])
+    index = read_part_config(place, INDEX)
+    for part, supported in classes.items():
+        found = index.get(part)
+        kind = found[-1] if isinstance(found, list) and found else found
+        if kind not in supported:
+            what = "a pipeline" if part == "_class_name" else f"its {part}"
+            raise UserError(
+                f"{place}: {what} of class {kind}; supported {'are' if len(supported) > 1 else 'is'} "
+                f"{', '.join(supported)}; check model.path"
+            )
+    for part, entry in index.items():
+        if part not in parts and isinstance(entry, list) and None not in entry:
+            raise UserError(f"{place}: its part {part} ({entry[-1]}) would not be used; check model.path")
+    return index
+
+
+def read_part_config(place: Path, *parts: str) -> dict[str, Any]:
+    """A JSON file of the pipeline at a folder, URL or hub name; raises UserError if it is missing or damaged."""
+    try:
+        if isinstance(place, UrlPath) or place.is_dir():
+            text = place.joinpath(*parts).read_text()
+        else:
+            from huggingface_hub import hf_hub_download
+
+            text = Path(hf_hub_download(str(place), "/".join(parts))).read_text()
+        config = json.loads(text)
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{place}: no readable {'/'.join(parts)}, so neither a pipeline folder nor a hub name ({reason}); "
+            "check model.path"
+        ) from error
+    return config
+
+
+def _refuse_single_file(file: Path, supported: tuple[str, ...]) -> None:
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+    from safetensors import safe_open
+
+    kind = "no sign of an inpainting model"
+    if file.suffix.lower() == ".safetensors":
+        try:
+            with safe_open(file, "pt") as tensors:
+                shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); check model.path") from error
+        found = infer_diffusers_model_type({n: torch.empty(shape, device="meta") for n, shape in shapes.items()})
+        kind = kind if found == "v1" else found  # What diffusers answers if it finds no sign of another.
+    raise UserError(
+        f"{file}: a single file ({kind}); supported are folders and hub names of {', '.join(supported)}; "
+        f"make one with {supported[0]}.from_single_file(FILE).save_pretrained(FOLDER)"
+    )
+
+
+def fetch(place: Path, variant: str | None) -> Path:
+    """The local folder of a pipeline; one named on the hub is downloaded, unless it is in the hub's cache.
+
+    Raises UserError if it cannot be had, or holds no weights of `variant`.
+    """
+    folder = place
+    if not place.is_dir():
+        from diffusers import DiffusionPipeline
+
+        try:
+            for choice in (variant,) if variant else (None, "fp16"):
+                folder = Path(DiffusionPipeline.download(str(place), variant=choice))
+                if any(_variants(part) for part in folder.iterdir()):
+                    break
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{place}: cannot be downloaded ({str(error).splitlines()[0]}); check model.path"
+            ) from error
+    found = {name for part in folder.iterdir() for name in _variants(part)}
+    if variant is not None and variant not in found:
+        others = ", ".join(sorted(name for name in found if name)) or "none"
+        raise UserError(f"{place}: no weights of model.variant `{variant}`; its variants are: {others}")
+    return folder
+
+
+def _variants(part: Path) -> dict[str, str]:
+    """File of weights by variant, of one part of a pipeline; the variant without a name is the empty text."""
+    matches = [(WEIGHTS.fullmatch(file.name), file.name) for file in sorted(part.glob("*"))]
+    return {match[1] or "": name for match, name in reversed(matches) if match}
+
+
+def load_part(kind: Any, part: Path, variant: str | None) -> Any:
+    """A part of a pipeline in float32, from its own folder; a part without `variant` has plain weights.
+
+    Raises UserError with the file's name if weights are missing, too many, damaged or not finite.
+    """
+    found = _variants(part)
+    if variant is None and "" not in found and len(found) > 1:
+        raise UserError(f"{part}: weights of several variants; set model.variant to one of {', '.join(sorted(found))}")
+    chosen = variant if variant in found else "" if "" in found or not found else next(iter(found))
+    file = part / found.get(chosen, "")
+    try:
+        loaded, report = kind.from_pretrained(
+            part, variant=chosen or None, torch_dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file}: no whole weights of a {kind.__name__} ({reason}); fetch the model again") from error
+    extra = {name for name in report["unexpected_keys"] if not name.endswith(OLD_BUFFER)}
+    for problem, names in (("lacks", report["missing_keys"]), ("holds unknown", extra)):
+        if names:
+            raise UserError(f"{file}: {problem} {show_names(names)} of a {kind.__name__}; fetch the model again")
+    check_finite(dict(loaded.named_parameters()), str(file))
+    return loaded
+
+
+def show_names(names: Any) -> str:
+    """Some names of tensors and the number of the others."""
+    shown = sorted(names)
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def load_parts(folder: Path, index: Mapping[str, Any], names: tuple[str, ...], variant: str | None) -> dict[str, Any]:
+    """The networks `names` of a pipeline that its index lists, each checked by `load_part`."""
+    parts = {}
+    for name in names:
+        library, kind = index.get(name) or ("", "")
+        if library:
+            is_own = library not in ("diffusers", "transformers")
+            module = import_module(f"diffusers.pipelines.{library}" if is_own else library)
+            parts[name] = load_part(getattr(module, kind), folder / name, variant)
+    return parts
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], place: str) -> None:
+    """Raises UserError, naming `place`, if a tensor of weights holds a number that is not finite."""
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise UserError(f"{place}: not finite: {show_names(bad)}; these weights are damaged, use others")
