@@ -109,7 +109,7 @@ def test_a_folder_is_sampled_as_its_own_pipeline_does(
     condition, _ = policy.family.encode_prompts(small_prompts(2))
     latents = torch.stack([noise_like(policy.family.latent_shape(*condition.shape[-2:]), i) for i in range(2)])
     expected = denoise_as_diffusers(folder, policy, latents, condition, 5)
-    schedule = policy.family.schedule(5)
+    schedule = policy.family.schedule(5, (8, 8))
     for step in range(5):
         index = torch.full((2,), step)
         latents = denoise(lambda x, t: policy.predict(x, t, condition), latents, index, schedule).mean
