@@ -51,15 +51,23 @@ def rollout(
     latents = finish_known(latents, policy.family.known_latents(condition))
     finished = (latents, condition, latent_mask)
     recording = _noise_again(denoiser, *finished, keys) if plan.noised_steps else _record(kept, *finished, plan)
-    images, masks = (
-        torch.stack([getattr(p, part) for p in prompts]).repeat_interleave(samples, dim=0) for part in ("image", "mask")
-    )
+    painted = _decode(policy, prompts, latents, keys)
+    return Rollout(images=painted, trajectories=recording, forward_images=denoiser.forward_images)
+
+
+def _decode(
+    policy: Policy, prompts: Sequence[Prompt], latents: torch.Tensor, keys: list[tuple[object, ...]]
+) -> torch.Tensor:
+    """The finished images [B, 3, H, W] of all prompts' samples, with the prompts' known pixels."""
     decoded, is_finite = decode_latents(policy.family, latents)
     if not all(is_finite):
         bad = dict.fromkeys(key[-2] for key, good in zip(keys, is_finite, strict=True) if not good)
         raise not_finite(policy.name, f"prompt {', '.join(map(str, bad))}" if any(bad) else "this photograph")
-    painted = composite(decoded, images, masks)
-    return Rollout(images=painted, trajectories=recording, forward_images=denoiser.forward_images)
+    samples = len(keys) // len(prompts)
+    images, masks = (
+        torch.stack([getattr(p, part) for p in prompts]).repeat_interleave(samples, dim=0) for part in ("image", "mask")
+    )
+    return composite(decoded, images, masks)
 
 
 def _record(

@@ -138,6 +138,7 @@ class Engine:
         for ticket in joining:
             ticket.started = now
             try:
+                self._cache.base.family.schedule(ticket.job.num_inference_steps)  # Raises if the model has fewer steps.
                 in_use.append(self._cache.take(ticket.job.policy, in_use))
                 able.append(ticket)
             except UserError as error:

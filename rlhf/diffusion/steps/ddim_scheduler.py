@@ -113,6 +113,8 @@ def _describe_replacement(kind: str, stated: Mapping[str, Any], scheduler: diffu
     if kind not in EXACT:
         levels = f"timesteps `{own.timestep_spacing}`, steps_offset {own.steps_offset}"
         return f"its {kind} is replaced by DDIM with the same training schedule ({levels})"
+    if own.timestep_spacing == "linspace":
+        return f"each step of its {kind} ends at the next timestep's noise level, which its `linspace` steps miss"
     if stated["steps_offset"] != own.steps_offset:
         return f"its steps_offset {stated['steps_offset']} is taken as {own.steps_offset}, as diffusers' pipeline does"
     return None

@@ -178,6 +178,14 @@ def test_a_solver_of_the_same_process_becomes_ddim_with_a_word(
     assert schedule.clip_range == (1.0 if options.get("clip_sample") else None)
 
 
+def test_steps_that_diffusers_ends_at_another_level_are_told(
+    small_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_with_scheduler(small_pipeline, tmp_path / "m", "DDIMScheduler", timestep_spacing="linspace")
+    plan_steps(ModelConfig(path=str(folder)), 10)
+    assert "ends at the next timestep's noise level" in capsys.readouterr().err
+
+
 def test_an_offset_that_the_pipelines_class_replaces_is_told(
     small_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

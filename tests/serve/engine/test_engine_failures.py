@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_engine import answer, job_of, new_engine
 from small_parts import save_moved_policy
+from small_schedulers import copy_with_scheduler
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy import load_policy, make_trainable
@@ -62,3 +63,17 @@ def test_a_job_that_is_not_finite_fails_alone(small_pipeline: Path, tmp_path: Pa
     assert isinstance(done, Inpainted)
     alone = asyncio.run(answer(new_engine(small_pipeline), job_of(1)))
     assert np.abs(done.images.astype(int) - alone.images).max() <= 1
+
+
+def test_a_job_of_more_steps_than_the_model_has_fails_alone(small_pipeline: Path, tmp_path: Path):
+    options = {"num_train_timesteps": 3, "timestep_spacing": "trailing"}
+    engine = new_engine(copy_with_scheduler(small_pipeline, tmp_path / "m", "DDIMScheduler", **options))
+
+    async def both() -> list[object]:
+        jobs = [job_of(num_inference_steps=4), job_of(1, num_inference_steps=2)]
+        return await asyncio.gather(*(answer(engine, job) for job in jobs), return_exceptions=True)
+
+    failed, done = asyncio.run(both())
+    assert isinstance(failed, UserError)
+    assert "4 denoising steps: the model's scheduler has 3 timesteps" in str(failed)
+    assert isinstance(done, Inpainted)
