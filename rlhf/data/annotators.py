@@ -115,7 +115,7 @@ def noiseless_scores(
 def load_annotations(folder: Path) -> list[AnnotationRow]:
     """Loads annotation rows with `annotation_score`, the weighted total of the three marks, and `round` (default 0).
 
-    Raises UserError with the row if a mark is missing, not finite or outside 0-7, or if an annotator judges a
+    Raises UserError with the row if a cell is empty, a mark is not finite or outside 0-7, or if an annotator judges a
     candidate twice in one round.
     """
     rows = read_table(folder, PAGE_ANNOTATIONS, optional=("round",))
@@ -123,7 +123,7 @@ def load_annotations(folder: Path) -> list[AnnotationRow]:
     for number, row in enumerate(rows):
         for column in TOTAL_WEIGHTS:
             mark = row[column]
-            if mark is None or not 0 <= mark <= 7:
+            if not 0 <= mark <= 7:
                 raise UserError(
                     f"{folder}: row {number} (prompt {row['prompt_id']}): {column} is {mark}, not within 0-7; "
                     "mend or remove the row"

@@ -1,6 +1,7 @@
 """Normalises marks to scores: subtracts each annotator's bias, then standardises within source x hole family."""
 
 import json
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def load_normalisation(folder: Path) -> Normalisation:
         record = json.loads((folder / FILE).read_text())
         families = {(f["source"], f["hole"]): f for f in record["families"]}
         return Normalisation(
-            biases={name: np.array(bias) for name, bias in record["annotators"].items()},
+            biases={unicodedata.normalize("NFC", name): np.array(bias) for name, bias in record["annotators"].items()},
             means={family: np.array(f["mean"]) for family, f in families.items()},
             sds={family: np.array(f["sd"]) for family, f in families.items()},
             pooled_mean=np.array(record["pooled"]["mean"]),

@@ -106,7 +106,7 @@ class JudgedStore:
                 yield place | others | marks
 
     def _read(self, table: Path, known_pixels_differ: int) -> Judged:
-        rows = read_table(table, self._schema)
+        rows = read_table(table, self._schema, may_be_empty=(*self._jury.marks, "diversity"))
         samples = 1 + max(row["sample_index"] for row in rows)
         firsts = rows[::samples]
         pictures = [torch.from_numpy(np.array(decode_image(row["image"]["bytes"]))) for row in rows]

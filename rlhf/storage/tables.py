@@ -1,7 +1,7 @@
 """Parquet tables that stages exchange: schemas, writing, and checked reading."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_path, check_schema
+from rlhf.storage.columns import MAY_BE_EMPTY, ColumnError, decode_columns
 from rlhf.storage.url_path import UrlPath, explained
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -138,38 +139,55 @@ def _hub_feature(kind: pa.DataType) -> dict[str, str]:
     return {"dtype": name, "_type": "Value"}
 
 
-def read_table(folder: Path, schema: pa.Schema, *, optional: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+def read_table(
+    folder: Path,
+    schema: pa.Schema,
+    *,
+    optional: tuple[str, ...] = (),
+    may_be_empty: Collection[str] = MAY_BE_EMPTY,
+) -> list[dict[str, Any]]:
     """Reads all rows of the Parquet files in a folder (or of one file), in the order of file names.
 
     A file may lack the `optional` columns of the schema; its rows then hold None. Raises UserError with file and column
-    if a file is unreadable, another column is missing, a column has another type, or there are no rows.
+    if a file is unreadable, another column is missing or of another type, a cell is empty outside the columns
+    `may_be_empty`, or there are no rows.
     """
-    return list(stream_table(folder, schema, optional=optional))
+    return list(stream_table(folder, schema, optional=optional, may_be_empty=may_be_empty))
 
 
-def stream_table(folder: Path, schema: pa.Schema, *, optional: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
+def stream_table(
+    folder: Path,
+    schema: pa.Schema,
+    *,
+    optional: tuple[str, ...] = (),
+    may_be_empty: Collection[str] = MAY_BE_EMPTY,
+) -> Iterator[dict[str, Any]]:
     """Yields the rows of `read_table` with one row group in memory; raises the same errors."""
     paths = [folder] if folder.is_file() else sorted(folder.glob("*.parquet"))
     if not paths:
         raise UserError(f"{folder}: no Parquet files there; run the stage that writes them first")
     is_empty = True
     for path in paths:
-        for row in _stream_file(path, schema, optional):
+        for row in _stream_file(path, schema, optional, may_be_empty):
             is_empty = False
             yield row
     if is_empty:
         raise UserError(f"{folder}: holds no rows")
 
 
-def _stream_file(path: Path, schema: pa.Schema, optional: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _stream_file(
+    path: Path, schema: pa.Schema, optional: tuple[str, ...], may_be_empty: Collection[str]
+) -> Iterator[dict[str, Any]]:
     with _open_parquet(path) as file:
         missing = [name for name in schema.names if name not in file.schema_arrow.names]
         if not set(missing) <= set(optional):
             raise UserError(f"{path}: column {', '.join(missing)} missing; expected {', '.join(schema.names)}")
         present = pa.schema([field for field in schema if field.name not in missing])
-        absent = dict.fromkeys(missing)
+        absent, first = dict.fromkeys(missing), 0
         for batch in file.iter_batches(rows_per_group(schema), columns=present.names):
-            rows = pa.Table.from_batches([batch]).select(present.names).cast(present).to_pylist()
+            read = pa.Table.from_batches([batch])
+            rows = decode_columns(read, present, first_row=first, may_be_empty=may_be_empty).to_pylist()
+            first += len(rows)
             yield from (row | absent for row in rows)
 
 
@@ -180,6 +198,8 @@ def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         with explained(path), parquet_file(path) as file:
             check_schema(int((file.schema_arrow.metadata or {}).get(SCHEMA_KEY.encode(), 1)), SCHEMA_VERSION, path)
             yield file
+    except ColumnError as error:
+        raise UserError(f"{path}: {error}") from error
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise UserError(f"{path}: not a Parquet file of this kind ({error}); write it again") from error
 
@@ -200,8 +220,9 @@ def take_rows(folder: Path, schema: pa.Schema, places: Sequence[int]) -> list[di
                 count = file.metadata.row_group(number).num_rows
                 inside = sorted({place for place in places if first <= place < first + count})
                 if inside:
-                    group = file.read_row_group(number, columns=schema.names).take([p - first for p in inside])
-                    found |= dict(zip(inside, group.select(schema.names).cast(schema).to_pylist(), strict=True))
+                    group = decode_columns(file.read_row_group(number, columns=schema.names), schema, first_row=first)
+                    rows = group.take([place - first for place in inside]).to_pylist()
+                    found |= dict(zip(inside, rows, strict=True))
                 first += count
     return [found[place] for place in places]
 

@@ -1,6 +1,7 @@
 """Serves the annotation page over HTTP, and the requests that its script makes."""
 
 import secrets
+import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ Key = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 
 
 def _to_name(value: str) -> str:
-    name = " ".join(value.split())
+    # Keyboards differ in how they write a letter with an accent.
+    name = unicodedata.normalize("NFC", " ".join(value.split()))
     if not name or len(name) > 60 or not name.isprintable():
         raise ValueError("give a name of 1 to 60 printable characters")
     return name

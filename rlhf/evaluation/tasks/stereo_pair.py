@@ -21,7 +21,7 @@ SSIM_WINDOW_PX = 7
 SPECK_PX = 8
 """Largest size of islands in holes that are dropped, as in `rlhf novel-view`."""
 REGIONS = (6, 9)
-"""Rows and columns of the grid whose cells the bootstrap resamples."""
+"""Rows and columns of the grid whose cells are the units of the intervals."""
 PARTS = ("hole", "behind", "outside", "seen")
 """The whole hole; its part behind objects; its part outside the left picture; and, for scale, the warped pixels."""
 

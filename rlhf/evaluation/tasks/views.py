@@ -1,8 +1,8 @@
 """Compares new views of base and aligned model with the true right view of a stereo pair, and with synthetic scenes.
 
-The stereo pair is one scene. Its intervals come from a bootstrap over regions of the picture, all seeds of a region
+The stereo pair is one scene. Its intervals are over regions of the picture, all seeds of a region
 together; they say how certain the figure is for this scene and nothing about others. Intervals of the synthetic scenes
-come from a bootstrap over scenes.
+are over scenes.
 """
 
 from collections.abc import Callable, Mapping, Sequence

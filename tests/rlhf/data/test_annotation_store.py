@@ -248,7 +248,8 @@ def test_the_database_is_a_write_ahead_log_that_is_synchronised_in_full(tmp_path
 
 
 def test_peoples_and_simulated_annotations_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    row = dict.fromkeys(ANNOTATIONS.names) | {"prompt_id": "p", "is_simulated": True}
+    known = {"prompt_id": "p", "annotator": "ann", "annotated_at": None, "is_simulated": True}
+    row = dict.fromkeys(ANNOTATIONS.names, 0) | known
     write_table([row], ANNOTATIONS, tmp_path / "annotations" / "annotations.parquet")
     with pytest.raises(UserError, match="from elsewhere"):
         open_small_study(tmp_path)

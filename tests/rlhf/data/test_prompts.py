@@ -130,7 +130,7 @@ def test_photographs_that_differ_only_in_suffix_get_their_own_ids(tmp_path: Path
     ("column", "cell", "message"),
     [
         ("image", image_cell(b"", "x.png"), "holds no bytes"),
-        ("mask", None, "holds no bytes"),
+        ("mask", None, "mask is empty"),
         ("image", image_cell(b"garbage", "x.png"), "image: not an image"),
         ("mask", image_cell(encode_png(Image.new("L", (9, 9), 255)), "x.png"), "mask is 9x9, image is 32x32"),
         ("mask", image_cell(encode_png(Image.new("L", (32, 32), 0)), "x.png"), "no hole"),

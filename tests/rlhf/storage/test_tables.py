@@ -30,6 +30,12 @@ def candidate_rows(count: int = 250) -> list[dict[str, Any]]:
     ]
 
 
+def annotation_row() -> dict[str, Any]:
+    marks = dict.fromkeys(("structure", "texture", "overall"), 3.5)
+    known = {"prompt_id": "p", "sample_index": 1, "annotator": "ann", "annotated_at": None, "is_simulated": False}
+    return known | marks
+
+
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     rows = candidate_rows()
     write_table(rows, CANDIDATES, tmp_path / "candidates.parquet")
@@ -39,7 +45,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_times_come_back_in_utc(tmp_path: Path) -> None:
     now = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
-    row = dict.fromkeys(ANNOTATIONS.names) | {"prompt_id": "p", "annotated_at": now, "is_simulated": False}
+    row = annotation_row() | {"annotated_at": now}
     write_table([row], ANNOTATIONS, tmp_path / "a.parquet")
     assert read_table(tmp_path, ANNOTATIONS) == [row]
 
@@ -87,7 +93,7 @@ def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
     rows = [row | {"sample_index": "first"} for row in candidate_rows(3)]
     schema = CANDIDATES.set(1, pa.field("sample_index", pa.string()))
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "odd.parquet")
-    with pytest.raises(UserError, match=r"odd\.parquet.*first"):
+    with pytest.raises(UserError, match=r"odd\.parquet: column sample_index holds string; write it as int32"):
         read_table(tmp_path, CANDIDATES)
 
 

@@ -127,7 +127,7 @@ def test_the_study_judges_the_perfect_and_goes_on_to_the_same_end(photographs: P
     assert summary.measures["seam"]["perfect"].all.value == 0
     assert summary.measures["psnr_db"]["perfect"].left_out == 7 * 3 * 2
     assert summary.differences["gold"]["edge"].all.high < 0
-    rows = read_table(out / "extension_study.parquet", ROWS)
+    rows = read_table(out / "extension_study.parquet", ROWS, may_be_empty=ROWS.names)
     assert len(rows) == 7 * 2 * 3 * 2
     assert (out / "extension_study.csv").read_text().count("\n") == len(rows) + 1
     one = next((out / "photographs").glob("*-0"))
