@@ -69,12 +69,13 @@ def test_latents_of_the_linear_start_are_principal_components(vae, crops):
 
 def test_the_linear_start_decodes_almost_as_the_components_do(vae, crops):
     mean, maps = principal_components(crops)
-    latents = vae.encode(crops).latent_dist.mean
+    some = crops[::4]
+    latents = vae.encode(some).latent_dist.mean
     patches = latents.permute(0, 2, 3, 1) @ torch.linalg.pinv(maps).T + mean
     best = F.pixel_shuffle(patches.permute(0, 3, 1, 2), 4)
     decoded = vae.decode(latents).sample
     assert reconstruction_db(decoded, best) > 38
-    assert reconstruction_db(decoded, crops) > reconstruction_db(best, crops) - 1.5
+    assert reconstruction_db(decoded, some) > reconstruction_db(best, some) - 1.5
 
 
 @pytest.mark.parametrize(("build", "loss_around"), [(tiny_unet, unet_loss), (tiny_transformer, transformer_loss)])
@@ -189,10 +190,11 @@ def test_packing_is_that_of_flux():
 
 
 def test_cells_outside_the_hole_have_latents_of_the_whole_image(vae, crops):
-    masks = torch.zeros(len(crops), 1, 64, 64)
+    some = crops[::4]
+    masks = torch.zeros(len(some), 1, 64, 64)
     masks[..., 16:48, 16:48] = 1
-    whole = vae.encode(crops).latent_dist.mean
-    masked = vae.encode(blank_hole(crops, masks)).latent_dist.mean
+    whole = vae.encode(some).latent_dist.mean
+    masked = vae.encode(blank_hole(some, masks)).latent_dist.mean
     known = (F.max_pool2d(masks, 4) < 0.5).expand_as(whole)
     assert float((whole - masked)[known].abs().max()) < 0.05
 
