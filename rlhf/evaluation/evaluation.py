@@ -121,6 +121,7 @@ def evaluate(
     """
 
     def judge(name: str, policy: Path | None) -> Judged:
+        """Returns how a policy is judged, from an earlier run or anew."""
         stage = f"evaluate: {name if policy is None else policy.name}"
         return keep(
             name, policy, lambda: judge_policy(open_policy(policy), prompts, jury, config, seed=seed, stage=stage)
@@ -218,6 +219,7 @@ def compare(base: Judged, aligned: Judged, prompts: list[Prompt], config: Evalua
     estimate = partial(cluster_bootstrap, clusters=[p.photograph for p in prompts], resamples=config.bootstrap)
 
     def ratio(values: np.ndarray) -> float:
+        """Returns the mean of column 0 over that of column 1."""
         return float(values[:, 0].mean() / values[:, 1].mean())
 
     gold_wins, reward_wins = wins(aligned.gold, base.gold).mean(1), wins(aligned.reward, base.reward).mean(1)
