@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from rlhf.config.run_config import RunConfig
-    from rlhf.views.novel_view import Fill
+    from rlhf.views.novel_view import Fill, NovelViews
 
 DepthKind = Literal["depth", "disparity"]
 Photograph = Annotated[Path, typer.Argument(help="Photograph.")]
@@ -72,25 +72,21 @@ def novel_view(
 ) -> None:
     """See a photograph with depth from elsewhere: warp, fill, move along a path, fuse into a point cloud."""
     resolved = resolve_config(config, overrides)
-    options = _DepthOptions(
-        file=depth,
-        model=depth_model,
-        kind=depth_kind,
-        focal_px=focal_px,
-        baseline=baseline,
-        offset_px=offset_px,
-        is_mended=mend_depth,
-    )
-    options.check()
     from rlhf.views.novel_view import PathSettings, Pose, check_pose, make_novel_views
 
-    pose, way = Pose(yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll, shift=shift), PathSettings(kind=path, frames=frames)
+    pose = Pose(yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll, shift=shift)
     check_pose(pose)
-    rgb, distances = options.read(image, resolved.model.device)
+    given = _DepthOptions(depth, depth_model, depth_kind, focal_px, baseline, offset_px, mend_depth)
+    rgb, distances = given.read(image, resolved.model.device)
     fill, painter = _open_painter(resolved, policy, samples)
     notes = {"image": str(image), "depth_from": str(depth or depth_model), **painter}
     save_config(resolved, out)
+    way = PathSettings(kind=path, frames=frames)
     made = make_novel_views(rgb, distances, pose, fill, out, focal_px=focal_px, halo_px=halo_px, path=way, notes=notes)
+    _tell(made, out)
+
+
+def _tell(made: "NovelViews", out: Path) -> None:
     if made.mp4_error is not None:
         print(f"novel-view: no MP4: {made.mp4_error}", file=sys.stderr)
     files = ", ".join(["view.png", "path.gif", *([made.mp4] if made.mp4 else [])])
@@ -98,7 +94,7 @@ def novel_view(
     print(f"{made.hole_share[0]:.1%} of the view were hidden and are filled")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _DepthOptions:
     """Options that say where the depth comes from."""
 
@@ -110,7 +106,7 @@ class _DepthOptions:
     offset_px: float
     is_mended: bool
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises UserError unless there is either a file or a model, and all lengths are positive."""
         if (self.file is None) == (self.model is None):
             raise UserError("novel-view: give a depth map with --depth, or an estimator with --depth-model")

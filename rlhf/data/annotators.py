@@ -58,22 +58,24 @@ def simulate_annotations(
     for index, key in enumerate(keys):
         for annotator in rng.permutation(config.count)[: config.marks_per_candidate]:
             marks = to_mark(utility[index]) + bias[annotator] + rng.normal(0.0, config.noise_sd, size=3)
-            structure, texture, overall = np.clip(np.round(marks), 0, 7).tolist()
-            rows.append(
-                {
-                    "prompt_id": key[0],
-                    "sample_index": key[1],
-                    "annotator": f"simulated-{annotator}",
-                    "annotated_at": now,
-                    "structure": structure,
-                    "texture": texture,
-                    "overall": overall,
-                    "is_simulated": True,
-                }
-            )
+            rows.append(_annotation(key, f"simulated-{annotator}", np.clip(np.round(marks), 0, 7).tolist(), now))
     write_table(rows, ANNOTATIONS, out / "annotations.parquet")
     write_agreement(rows, out)
     return len(rows)
+
+
+def _annotation(key: tuple[str, int], annotator: str, marks: list[float], now: datetime) -> AnnotationRow:
+    structure, texture, overall = marks
+    return {
+        "prompt_id": key[0],
+        "sample_index": key[1],
+        "annotator": annotator,
+        "annotated_at": now,
+        "structure": structure,
+        "texture": texture,
+        "overall": overall,
+        "is_simulated": True,
+    }
 
 
 def _utilities(

@@ -181,11 +181,13 @@ def summarise_choices(choices: Sequence[Choice], first: str, second: str) -> Cho
     again = [c.preferred == repeated[key] for c in shown if (key := (c.annotator, c.prompt_id)) in repeated]
 
     def share(chosen: Sequence[Choice]) -> ChoiceShare:
+        """Returns the share of these choices for the first contestant."""
         points = np.array([{first: 1.0, second: 0.0}.get(choice.preferred or "", 0.5) for choice in chosen])
         photographs = [choice.photograph for choice in chosen]
         return ChoiceShare(**vars(estimate_share(points, photographs)), choices=len(chosen))
 
     def shares_by(key: Callable[[Choice], str]) -> dict[str, ChoiceShare]:
+        """Returns the shares by the value of `key`."""
         return {name: share([c for c in shown if key(c) == name]) for name in sorted(set(map(key, shown)))}
 
     return ChoicesSummary(

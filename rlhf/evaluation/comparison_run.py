@@ -181,6 +181,7 @@ def judge_run(
         return [], None
 
     def keep(name: str, policy: Path | None, judge: Callable[[], Judged]) -> Judged:
+        """Reads or judges a policy, and keeps the judged base and aligned model."""
         judged = store.judge(name, describe(config.model.path, policy), judge)
         if name in (BASE, ALIGNED):
             kept[name] = judged

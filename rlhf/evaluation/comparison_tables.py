@@ -61,6 +61,7 @@ def show_tests(comparison: ComparisonReport, group: str) -> pd.DataFrame:
     pairs = list(dict.fromkeys((t.first, t.second) for t in comparison.comparisons))
 
     def cell(name: str, pair: tuple[str, str]) -> str:
+        """Formats the test of a pair by one measure; a dash if there is none."""
         test = found.get((name, *pair))
         spec = "+" + comparison.measures[name].spec
         return "-" if test is None else f"{test.difference.value:{spec}} ({show_p(test.p_holm)})"

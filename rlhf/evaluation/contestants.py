@@ -91,6 +91,7 @@ def of_model(name: str, spec: str, config: RunConfig, take: TakePrompts) -> Cont
         model = config.model.model_copy(update={"path": spec})
 
     def judge(prompts: Sequence[Prompt], jury: Jury) -> Judged:
+        """Returns the judged samples of the prompts."""
         sampler = InProcessSampler(load_policy(model, adapter), take)
         return judge_policy(sampler, list(prompts), jury, config.evaluate, seed=config.seed, stage=f"evaluate: {name}")
 
@@ -110,7 +111,10 @@ def judge_fill(
     """Returns a judge of `fill`, a function of colours uint8 [H, W, 3], grey in the hole, and hole bool [H, W]."""
 
     def judge(prompts: Sequence[Prompt], jury: Jury) -> Judged:
+        """Returns the judged samples of the prompts."""
+
         def paint(prompt: Prompt) -> torch.Tensor:
+            """Returns the filled picture, uint8 [1, 3, H, W]."""
             rgb = to_8bit(prompt.image).permute(1, 2, 0).numpy()
             hole = prompt.mask[0].numpy() > 0.5
             filled = fill(np.where(hole[..., None], np.uint8(128), rgb), hole)

@@ -121,6 +121,7 @@ def evaluate(
     """
 
     def judge(name: str, policy: Path | None) -> Judged:
+        """Returns how a policy is judged, from an earlier run or anew."""
         stage = f"evaluate: {name if policy is None else policy.name}"
         return keep(
             name, policy, lambda: judge_policy(open_policy(policy), prompts, jury, config, seed=seed, stage=stage)

@@ -45,6 +45,7 @@ def open_features(path: str | None, device: torch.device) -> Features:
 
     @torch.no_grad()
     def describe(images: torch.Tensor) -> np.ndarray:
+        """Returns the embeddings of images, float64 [B, d]."""
         parts = [
             model.visual_projection(model.vision_model(clip_pixels(part, size).to(device)).pooler_output)
             for part in images.split(BATCH)
@@ -81,9 +82,11 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Returns KID (arXiv:1801.01401) of features [N, d], [M, d]: unbiased squared MMD, kernel (x'y / d + 1)^3."""
 
     def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Returns the polynomial kernel of all pairs, [N, M]."""
         return (x @ y.T / x.shape[1] + 1) ** 3
 
     def within(x: np.ndarray) -> float:
+        """Returns the mean kernel of different rows."""
         gram = kernel(x, x)
         return float((gram.sum() - np.trace(gram)) / (len(x) * (len(x) - 1)))
 

@@ -108,6 +108,7 @@ def judge(
     """Paints the prompts with both policies on the same noise, and applies the limits of `config.gate`."""
 
     def paint(policy: ServedPolicy, role: str):  # noqa: ANN202
+        """Paints all prompts with a policy, and judges the samples."""
         stage = f"gate: {role} {policy.version}"
         sampler = held_out.open_policy(policy.folder)
         jury = Jury(reward=held_out.reward)

@@ -124,6 +124,7 @@ def _wandb(project: str, group: str | None, name: str, settings: Settings) -> Ca
         run = wandb.init(project=project, group=group, name=name, config=settings, id=run_id, resume="allow")
 
         def send(line: Metrics) -> None:
+            """Sends the figures of one update."""
             run.log(line, step=line["update"])
 
         return Service(run_id=run.id, send=send, finish=run.finish)
@@ -147,6 +148,7 @@ def _mlflow(uri: str, experiment: str | None, name: str, settings: Settings) -> 
             client.update_run(run_id, status="RUNNING")
 
         def send(line: Metrics) -> None:
+            """Sends the figures of one update."""
             at = time.time_ns() // 10**6
             client.log_batch(run_id, metrics=[Metric(k, float(v), at, line["update"]) for k, v in line.items()])
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rlhf.config.run_config import RunConfig
-from rlhf.diffusion.policy import load_policy
+from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.policy_manifest import locate_policy
 from rlhf.diffusion.tiles import Box
 from rlhf.errors import UserError
@@ -84,18 +84,47 @@ def extend(
     """Extends a photograph of any size and returns the paths of the pictures.
 
     Writes `extended.png` (its known pixels are the photograph's, upright 8-bit RGB, bit for bit) and `growth.gif`,
-    or `extended-0.png`, `growth-0.gif` and so on for several samples, and last `extension.json`. `model` is a path
-    for `locate_policy`; `config.evaluate.num_inference_steps` is the number of denoising steps. Raises UserError if
-    the photograph cannot be read, or if there is nothing, or too much, to paint.
+    or `extended-0.png`, `growth-0.gif` and so on for several samples, and last `extension.json`. `model` is a path for
+    `locate_policy`. Raises UserError if the photograph is unreadable, or if there is nothing, or too much, to paint.
     """
     pixels = read_photograph(photograph)
-    height, width = pixels.shape[:2]
-    steps = count_steps((width, height), margins, step_px)
-    if samples < 1:
-        raise UserError(f"extend: {samples} samples are none; ask for 1 or more")
+    bands, steps = _plan((pixels.shape[1], pixels.shape[0]), margins, step_px, samples)
     located, adapter = locate_policy(config.model, model)
     policy = load_policy(located, adapter)
-    bands = plan_bands((width, height), margins, steps)
+    pictures, differing = _paint_samples(pixels, margins, bands, policy, config, samples, out)
+    record = ExtensionRecord(
+        photograph=str(photograph),
+        width_px=pixels.shape[1],
+        height_px=pixels.shape[0],
+        margins_px=margins,
+        extended_width_px=steps[-1].width_px,
+        extended_height_px=steps[-1].height_px,
+        steps=steps,
+        model=located.path,
+        policy=None if adapter is None else str(adapter),
+        policy_version=policy.version,
+        native_px=policy.native_px,
+        num_inference_steps=config.evaluate.num_inference_steps,
+        seed=config.seed,
+        pictures=[path.name for path in pictures],
+        known_pixels_differ=differing,
+    )
+    atomic_write_json(out / "extension.json", asdict(record))
+    return pictures
+
+
+def _plan(size: tuple[int, int], margins: Margins, step_px: int | None, samples: int) -> tuple[list[Band], list[Size]]:
+    """Returns all bands, and the size after each step; raises UserError if an option is out of range."""
+    bands = plan_bands(size, margins, count_steps(size, margins, step_px))
+    if samples < 1:
+        raise UserError(f"extend: {samples} samples are none; ask for 1 or more")
+    return bands, [_size_of(band.extent) for band in bands if is_last_of_step(band, bands)]
+
+
+def _paint_samples(
+    pixels: np.ndarray, margins: Margins, bands: list[Band], policy: Policy, config: RunConfig, samples: int, out: Path
+) -> tuple[list[Path], int]:
+    """Writes all samples; returns their paths, and the number of known pixels that differ."""
     differing, pictures = 0, []
     denoising, key = config.evaluate.num_inference_steps, (config.seed, "extend")
     with progress_bar(stage="extend", total=samples * len(bands)) as bar:
@@ -104,26 +133,7 @@ def extend(
             ending = f"-{index}" if samples > 1 else ""
             pictures.append(out / f"extended{ending}.png")
             differing += _extend_once(pixels, margins, bands, fill, bar, pictures[-1], out / f"growth{ending}.gif")
-    left, top, right, bottom = bands[-1].extent
-    record = ExtensionRecord(
-        photograph=str(photograph),
-        width_px=width,
-        height_px=height,
-        margins_px=margins,
-        extended_width_px=right - left,
-        extended_height_px=bottom - top,
-        steps=[_size_of(band.extent) for band in bands if is_last_of_step(band, bands)],
-        model=located.path,
-        policy=None if adapter is None else str(adapter),
-        policy_version=policy.version,
-        native_px=policy.native_px,
-        num_inference_steps=denoising,
-        seed=config.seed,
-        pictures=[path.name for path in pictures],
-        known_pixels_differ=differing,
-    )
-    atomic_write_json(out / "extension.json", asdict(record))
-    return pictures
+    return pictures, differing
 
 
 def _extend_once(

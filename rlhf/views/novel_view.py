@@ -20,7 +20,7 @@ from rlhf.storage.images import save_png
 from rlhf.views.animation import write_gif, write_mp4
 from rlhf.views.cameras import Camera, camera_at_origin, orbit, pixel_grid, unproject
 from rlhf.views.depth_filling import fill_depth, fill_with_nearest_background, hide_near_side
-from rlhf.views.point_cloud import fuse, write_ply
+from rlhf.views.point_cloud import PointCloud, fuse, write_ply
 from rlhf.views.warping import View, Warped, is_seen_through, warp, whole_view
 
 if TYPE_CHECKING:
@@ -169,20 +169,16 @@ def make_novel_views(
     """Writes all results of a photograph uint8 [H, W, 3] with depth float64 [H, W] into `out`.
 
     Files: `view.png` (further samples `view_1.png`, ...), `warped.png`, `disocclusion.png` (white = hole), `path.gif`,
-    `path.mp4`, `cloud.ply`, and last `novel_view.json`. If ffmpeg fails, the record tells why there is no `path.mp4`.
-    Raises UserError if the pose shows nothing of the photograph.
+    `path.mp4` unless ffmpeg fails, `cloud.ply`, and last `novel_view.json`. Raises UserError if the pose shows nothing.
     """
     check_pose(pose)
     source = whole_view(camera_at_origin(rgb.shape[1], rgb.shape[0], focal_px), rgb, depth)
     median = float(np.median(depth))
-    cameras = [pose.camera(source.camera, median, share) for share in KEY_SHARES[path.kind]]
-    with progress_bar(stage="novel-view", total=len(cameras) + path.frames) as bar:
-        keys = _fill_key_views(source, cameras, fill, halo_px, bar)
-        views = [source, *(key.addition for key in keys)]
+    with progress_bar(stage="novel-view", total=len(KEY_SHARES[path.kind]) + path.frames) as bar:
+        keys, views = _fill_key_views(source, pose, median, path, fill, halo_px, bar)
         frames, left_over = _draw_frames(views, pose, median, path, bar)
-    _save_pictures(keys[0], out)
-    write_ply(cloud := fuse(views, voxel=VOXEL_PX * median / source.camera.focal_px), out / "cloud.ply")
-    mp4_error = _save_frames(frames, path.frames_per_s, out)
+    cloud = fuse(views, voxel=VOXEL_PX * median / source.camera.focal_px)
+    mp4_error = _save(keys[0], cloud, frames, path.frames_per_s, out)
     record = NovelViews(
         pose=pose,
         path=path,
@@ -200,13 +196,17 @@ def make_novel_views(
     return record
 
 
-def _fill_key_views(source: View, cameras: Sequence[Camera], fill: Fill, halo_px: int, bar: tqdm) -> list[KeyView]:
+def _fill_key_views(
+    source: View, pose: Pose, median: float, path: PathSettings, fill: Fill, halo_px: int, bar: tqdm
+) -> tuple[list[KeyView], list[View]]:
+    """Returns the key views, and the source with their additions."""
     views, keys = [source], []
-    for number, camera in enumerate(cameras):
+    for number, share in enumerate(KEY_SHARES[path.kind]):
+        camera = pose.camera(source.camera, median, share)
         keys.append(complete(views, camera, fill, number, halo_px=halo_px))
         views.append(keys[-1].addition)
         bar.update()
-    return keys
+    return keys, views
 
 
 def _draw_frames(
@@ -224,17 +224,15 @@ def _draw_frames(
     return frames, float(np.mean(missing))
 
 
-def _save_pictures(key: KeyView, out: Path) -> None:
+def _save(key: KeyView, cloud: PointCloud, frames: Sequence[np.ndarray], frames_per_s: float, out: Path) -> str | None:
+    """Writes pictures, cloud, GIF and MP4; if ffmpeg writes no MP4, removes an earlier one and returns the reason."""
     hole = key.warped.hole
     pictures = {f"view{f'_{i}' if i else ''}.png": picture for i, picture in enumerate(key.pictures)}
     pictures["warped.png"] = np.where(hole[..., None], 128, key.warped.rgb).astype(np.uint8)
     pictures["disocclusion.png"] = np.where(hole, 255, 0).astype(np.uint8)
     for name, pixels in pictures.items():
         save_png(pixels, out / name)
-
-
-def _save_frames(frames: Sequence[np.ndarray], frames_per_s: float, out: Path) -> str | None:
-    """Writes `path.gif` and `path.mp4`; returns the reason if ffmpeg writes no MP4, and removes an earlier one."""
+    write_ply(cloud, out / "cloud.ply")
     write_gif(frames, out / "path.gif", frames_per_s=frames_per_s)
     try:
         write_mp4(frames, out / "path.mp4", frames_per_s=frames_per_s)

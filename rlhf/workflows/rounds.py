@@ -240,6 +240,7 @@ def collect_annotated(plan: RoundsPlan, number: int) -> None:
     keys = {(row["prompt_id"], row["sample_index"]) for row in rows}
 
     def annotated() -> Iterator[dict[str, Any]]:
+        """Yields the rows of all annotated candidates."""
         for folder in folders:
             for row in stream_table(folder / "candidates", CANDIDATES):
                 if (row["prompt_id"], row["sample_index"]) in keys:

@@ -16,7 +16,7 @@ from rlhf.rewards.open_reward import open_reward, reads_captions
 from rlhf.rewards.scores import Reward
 from serve.engine.jobs import Inpainted, Partial, Served, TileJob
 from serve.engine.policy_cache import PolicyCache
-from serve.engine.running_batch import RunningJob, advance, estimate, finish, start_jobs
+from serve.engine.running_batch import RunningJob, advance, check_steps, estimate, finish, start_jobs
 from serve.settings import EngineSettings
 
 Event = Partial | Inpainted | BaseException
@@ -138,7 +138,7 @@ class Engine:
         for ticket in joining:
             ticket.started = now
             try:
-                self._cache.base.family.schedule(ticket.job.num_inference_steps)  # Raises if the model has fewer steps.
+                check_steps(self._cache, ticket.job)
                 in_use.append(self._cache.take(ticket.job.policy, in_use))
                 able.append(ticket)
             except UserError as error:

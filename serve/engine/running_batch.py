@@ -61,6 +61,12 @@ class RunningJob:
         return due.index(self.step) if self.step in due and not self.is_done else None
 
 
+def check_steps(cache: PolicyCache, job: TileJob) -> None:
+    """Raises UserError if the model has fewer steps than the job asks for."""
+    family = cache.base.family
+    family.schedule(job.num_inference_steps, (family.native_cells, family.native_cells))
+
+
 @torch.no_grad()
 def start_jobs(cache: PolicyCache, policies: Sequence[LoadedPolicy], jobs: Sequence[TileJob]) -> list[RunningJob]:
     """Draw the noise of jobs and encode their squares; noise depends on seed, tile and sample index alone."""

@@ -116,6 +116,7 @@ def _train_vae(vae: AutoencoderKL, photographs: list[Image.Image], config: Pretr
     batch_size = config.micro_batch_size // 4
 
     def loss_of(update: int) -> torch.Tensor:
+        """Returns the loss of an update, on a batch that depends on the seed and the update alone."""
         rng = np.random.default_rng([config.seed, 1, update])
         images = _crop_batch(photographs, rng, batch_size)
         generator = torch.Generator().manual_seed(update)
@@ -164,6 +165,7 @@ def _train_unet(
         text = pipeline.text_encoder(tokens)[0]
 
     def loss_of(update: int) -> torch.Tensor:
+        """Returns the loss of an update, on a batch that depends on the seed and the update alone."""
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + update)
         rows = pool[torch.randint(len(pool), (config.micro_batch_size,), generator=generator)]
         if torch.rand((), generator=generator) < 0.5:

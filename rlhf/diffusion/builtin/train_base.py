@@ -73,6 +73,7 @@ def train_vae(photographs: list[Image.Image], schedule: TrainingSchedule, option
     free_decoder(vae.decoder)
 
     def loss_of(update: int) -> torch.Tensor:
+        """Returns the loss of an update, on a batch that depends on the seed and the update alone."""
         rng = np.random.default_rng([options.seed, 1, update])
         images = crop_batch(photographs, rng, options.vae_batch, 64)
         return decoder_loss(vae, images, _generator(options.seed, update))
@@ -104,6 +105,7 @@ def train_denoiser(photographs: list[Image.Image], schedule: TrainingSchedule, o
     shards = LatentShards(plan, vae.to(memory_format=torch.channels_last), photographs)
 
     def loss_of(update: int) -> torch.Tensor:
+        """Returns the loss of an update, on a batch that depends on the seed and the update alone."""
         generator = _generator(options.seed, update)
         return loss(shards.batch(update, generator), generator)
 

@@ -107,6 +107,7 @@ def open_contestants(config: RunConfig, run: Path | None) -> Contestants:
     steps, seed = config.evaluate.num_inference_steps, config.seed
 
     def of_policy(policy: Policy) -> Callable[[str], Fill]:
+        """Returns the fills of a policy, given a photograph's name."""
         return lambda name: fill_by_policy(policy, num_inference_steps=steps, seed_key=(seed, "extension", name))
 
     floors = {name: lambda _, mode=mode: fill_by_padding(mode) for name, mode in FLOORS.items()}

@@ -157,6 +157,7 @@ def summarise_rows(rows: pd.DataFrame) -> StepSummary:
     for name, measure in STEP_MEASURES.items():
 
         def estimate(*sets: pd.DataFrame, measure: StepMeasure = measure) -> Estimate | None:
+            """Returns `estimate_difference` of these sets."""
             return estimate_difference(measure, *sets)
 
         parts = {c: [own[own["step"] == step] for step in steps] for c, own in contestants.items()}
@@ -203,6 +204,7 @@ def _statistic(sets: int) -> Callable[[np.ndarray], float]:
     """Returns the ratio of the means of columns 0 and 1, minus that of columns 2 and 3 if there are two sets."""
 
     def compute(values: np.ndarray) -> float:
+        """Returns the ratio, or the difference of both."""
         means = values.mean(axis=0)
         ratios = [means[2 * i] / means[2 * i + 1] if means[2 * i + 1] else np.nan for i in range(sets)]
         return float(ratios[0] - ratios[1] if sets > 1 else ratios[0])

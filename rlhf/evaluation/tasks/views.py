@@ -81,11 +81,13 @@ def evaluate_views(config: RunConfig, run: Path, out: Path, *, seeds: int = 5, s
 
     @cache
     def open_policy(name: str) -> Policy:
+        """Opens `base` or `aligned`, once each."""
         # An adapter has its own base model; a whole pipeline is compared with the configured model.
         base = aligned_model if aligned is not None else config.model
         return load_policy(base) if name == "base" else load_policy(aligned_model, aligned)
 
     def open_fill(name: str, number: int) -> Fill:
+        """Returns the fill of `base` or `aligned` with seed number `number`."""
         return paint_with(open_policy(name), num_inference_steps=steps, seed=seed + number)
 
     settings: Settings = {
@@ -218,6 +220,7 @@ def summarise_scenes(records: Sequence[Mapping[str, CloudFigures]]) -> ScenesSum
     """Returns means over scenes by filler, and the paired differences of PAIRS."""
 
     def difference(first: str, second: str, name: str) -> Estimate | None:
+        """Returns the mean paired difference of a figure over scenes."""
         pairs = [(getattr(record[first], name), getattr(record[second], name)) for record in records]
         return average(a - b for a, b in pairs if a is not None and b is not None)
 

@@ -54,6 +54,7 @@ def _calibration_chart(curve: Sequence[CalibrationPoint]) -> dict[str, str]:
     x = np.array([point.reward for point in curve])
 
     def draw(axes: Axes) -> None:
+        """Draws onto the axes."""
         ends = [float(x.min()), float(x.max())]
         axes.plot(ends, ends, "--", color=GREY, linewidth=1)
         axes.vlines(x, *_band([point.score for point in curve]), color=REWARD, alpha=0.45, linewidth=2)
@@ -68,6 +69,7 @@ def _level_chart(levels: Sequence[LevelCoverage]) -> dict[str, str]:
     x = [level for level, _ in measured]
 
     def draw(axes: Axes) -> None:
+        """Draws onto the axes."""
         axes.plot([0.5, 1], [0.5, 1], "--", color=GREY, linewidth=1)
         axes.fill_between(x, *_band([coverage for _, coverage in measured]), color=GREY, alpha=0.25, linewidth=0)
         axes.plot(x, [coverage.value for _, coverage in measured], ".-", color=REWARD, linewidth=1.6, markersize=8)
@@ -86,6 +88,7 @@ def _risk_chart(curve: RiskCurve) -> dict[str, str]:
 
 def _spectrum_chart(spectrum: list[float]) -> dict[str, str]:
     def draw(axes: Axes) -> None:
+        """Draws onto the axes."""
         axes.bar(range(1, len(spectrum) + 1), spectrum, color=REWARD, width=0.8)
 
     return draw_chart(draw, "eigenvalue of Z′Z, by size", "part of the trace")

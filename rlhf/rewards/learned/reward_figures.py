@@ -90,6 +90,7 @@ def bound_figures(head: RidgeHead, calibration: Calibration, data: DescribedAnno
     covered = (errors <= calibration.conformal * uncertainty).astype(float)
 
     def correlation(*columns: np.ndarray) -> Estimate:
+        """Returns the rank correlation of two columns, with its interval."""
         return estimate_figure(np.stack(columns, 1), photographs, statistic=rank_correlation)
 
     return BoundFigures(

@@ -80,13 +80,11 @@ def train_reward(
     Photographs are split into four parts: A trains the features, a first head, lambda and the noise; B corrects
     the head and makes V; C calibrates the conformal multiplier; D reports. No photograph is in two parts.
     `reward.json` is removed first and written last, so a folder that holds it is complete. The page quotes `command`.
-
     Raises UserError if the features have collapsed, or part C is too small for the stated coverage.
     """
     normalisation = measure_scores(prompts, candidates, annotations)
     data = join_annotations(prompts, candidates, annotations, normalisation)
-    parts = split_photographs(data.photographs, config.parts, seed)
-    a, b, c, d = (data.of(part) for part in parts)
+    a, b, c, d = (data.of(part) for part in split_photographs(data.photographs, config.parts, seed))
     require_calibration(len(c.keys), config.coverage)
     (out / "reward.json").unlink(missing_ok=True)
     fitted = fit_reward(a, b, c, config, seed, out)

@@ -50,6 +50,7 @@ def risk_coverage(data: HeldOutAnnotations) -> RiskCoverage:
     places = [max(1, round(share * len(errors))) - 1 for share in SHARES]
 
     def gain(pairs: np.ndarray) -> float:
+        """Returns the gain over random order, of rows of error and uncertainty."""
         return float(pairs[:, 0].mean() - selective_risks(pairs[:, 0], pairs[:, 1]).mean())
 
     measured = estimate_figure(np.stack([errors, uncertainty], 1), data.photographs, statistic=gain)
