@@ -13,6 +13,7 @@ from rlhf.commands.options import (
     SamplersAddress,
     Wait,
     Workers,
+    holds_out,
     open_samplers,
     resolve_config,
     save_config,
@@ -51,6 +52,7 @@ def prompts(
     print(f"{count} prompts in {out}")
 
 
+@holds_out
 def candidates(
     prompts: PromptsFolder,
     out: Out,

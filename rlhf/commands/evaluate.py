@@ -15,6 +15,7 @@ from rlhf.commands.options import (
     SamplersAddress,
     Wait,
     Workers,
+    holds_out,
     open_samplers,
     resolve_config,
     save_config,
@@ -42,6 +43,7 @@ Extension = Annotated[
 Views = Annotated[bool, typer.Option("--views", help="Also compare new views with true ones, into OUT/views.")]
 
 
+@holds_out
 def evaluate(
     prompts: PromptsFolder,
     reward: RewardFolder,
