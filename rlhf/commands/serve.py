@@ -41,11 +41,15 @@ def serve(
 ) -> None:
     """Serve models over HTTP with Ray Serve: a page at /, and POST /v1/images/edits."""
     given = dict(locals())
-    from serve.application import run, to_settings
+    from actors.session.ray_session import ray_session
+    from serve.application import check_before_start, run, to_settings
 
     given["reward"] = own_reward(models or ()) if reward is None else reward
-    settings = {name: value for name, value in given.items() if name not in ("host", "port")}
-    run(to_settings(settings | {"models": models or ()}), host, port)
+    given["models"] = models or ()
+    settings = to_settings({name: value for name, value in given.items() if name not in ("host", "port")})
+    check_before_start(settings, host, port)
+    with ray_session():
+        run(settings, host, port)
 
 
 def own_reward(models: Sequence[str]) -> Path | None:
