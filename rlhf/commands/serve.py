@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,12 +41,15 @@ def serve(
 ) -> None:
     """Serve models over HTTP with Ray Serve: a page at /, and POST /v1/images/edits."""
     given = dict(locals())
+    given |= {"models": models or (), "reward": own_reward(models or ()) if reward is None else reward}
+    _serve(**given)
+
+
+def _serve(host: str, port: int, **given: Any) -> None:
     from actors.session.ray_session import ray_session
     from serve.application import check_before_start, run, to_settings
 
-    given["reward"] = own_reward(models or ()) if reward is None else reward
-    given["models"] = models or ()
-    settings = to_settings({name: value for name, value in given.items() if name not in ("host", "port")})
+    settings = to_settings(given)
     check_before_start(settings, host, port)
     with ray_session():
         run(settings, host, port)
