@@ -1,23 +1,21 @@
 """The driver of `rlhf align`: starts Ray, reserves the actors' places and has Ray Train run the learner."""
 
-import logging
-import os
-import socket
 import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-import ray
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from actors.incidents import read_incidents
 from actors.learner_loop import RunSetup, learner_loop
-from actors.placement import ROLES, reserve, resources_of
+from actors.placement import ROLES, cpus_of, reserve, resources_of
 from actors.pool.worker_pool import find_user_error
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
+from actors.session.process_group import process_group_config
+from actors.session.ray_session import check_address, ray_session
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.alignment.trained_steps import check_trained_steps
 from rlhf.config.config_files import dump_config, load_config
@@ -31,9 +29,6 @@ from rlhf.reports.trackers import check_packages
 from rlhf.rewards.open_reward import build_rewards, check_captions, with_absolute_paths
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read_json
 from rlhf.storage.url_path import UrlPath
-
-ANSWER_S = 5.0
-"""Longest time that a cluster's head may take to accept a connection."""
 
 
 def align(
@@ -60,15 +55,12 @@ def align(
     folders = {"prompts": prompts, "reward": reward, "start": start, "dump": dump, "replay": replay}
     check_address(address)
     config = _prepare(config, out, resume=resume, **folders)
-    start_ray(config, address)
-    try:
+    with ray_session(address, num_cpus=cpus_of(config.cluster)):
         group = reserve(config.cluster, ROLES if replay is None else ("learner",), wait=wait)
         absolute = {name: None if folder is None else folder.resolve() for name, folder in folders.items()}
         setup = RunSetup(config=config, run_id=uuid.uuid4().hex, out=out.resolve(), group=group, **absolute)
         with follow_metrics(out, config.align), track_metrics(out, config):
             _fit(make_trainer(setup, out), out)
-    finally:
-        ray.shutdown()
     if (hint := find_role_to_grow(read_metrics(out))) is not None:
         print(f"align: {hint}", file=sys.stderr)
     return out / f"policy-{config.align.updates:06d}"
@@ -147,38 +139,6 @@ def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Pat
     atomic_write_json(begun, begins)
 
 
-def check_address(address: str | None) -> None:
-    """Raises UserError if nothing answers at HOST:PORT within seconds; Ray itself would try for minutes."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--address {address}: nothing answers there ({error}); start Ray, or name its head") from error
-
-
-def start_ray(config: RunConfig, address: str | None) -> None:
-    """Joins the cluster at `address`, or starts Ray on this machine alone."""
-    check_address(address)
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    if address is not None:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"--address {address}: no Ray cluster answers there ({error})") from error
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    cluster = config.cluster
-    actors = cluster.samplers + cluster.scorers + cluster.learners
-    wanted = max(os.cpu_count() or 1, int(actors * cluster.cpus_per_actor) + 2)
-    # "local" ignores a Ray that runs here already, as on the head of a cluster.
-    ray.init(
-        address="local", num_cpus=wanted, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
-
-
 def make_trainer(setup: RunSetup, out: Path) -> TorchTrainer:
     """Wraps Ray Train around the learner loop; a run of the same folder goes on from its last checkpoint."""
     cluster = setup.config.cluster
@@ -187,7 +147,7 @@ def make_trainer(setup: RunSetup, out: Path) -> TorchTrainer:
     return TorchTrainer(
         learner_loop,
         train_loop_config={"setup": setup},
-        torch_config=TorchConfig(backend="nccl" if "GPU" in asked else "gloo"),
+        torch_config=process_group_config("nccl" if "GPU" in asked else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=learners,
             use_gpu="GPU" in asked,

@@ -1,5 +1,6 @@
 """Places the actors of a run: reserves all resources at once, and checks them before anything starts."""
 
+import os
 import sys
 import time
 from collections import Counter
@@ -32,6 +33,12 @@ def resources_of(cluster: ClusterConfig, role: str) -> Resources:
     gpus = cluster.gpus_per_actor if gpus is None else gpus
     marked = {role: gpus or 1.0} if cluster.role_resources else {}
     return {"CPU": cluster.cpus_per_actor} | ({"GPU": gpus} if gpus else {}) | marked
+
+
+def cpus_of(cluster: ClusterConfig) -> int:
+    """Returns the CPUs that Ray offers on this machine alone: the machine's, or more if the actors ask for more."""
+    actors = cluster.samplers + cluster.scorers + cluster.learners
+    return max(os.cpu_count() or 1, int(actors * cluster.cpus_per_actor) + 2)
 
 
 def bundles_of(cluster: ClusterConfig, roles: Sequence[str] = ROLES) -> list[Resources]:

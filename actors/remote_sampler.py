@@ -11,13 +11,13 @@ import ray
 import ray.exceptions
 import torch
 
-from actors.align import start_ray
 from actors.incidents import Incidents
 from actors.messages import RolloutTask
-from actors.placement import reserve, start_samplers
+from actors.placement import cpus_of, reserve, start_samplers
 from actors.pool.dispatch import Dispatcher
 from actors.pool.quarantine import Quarantine
 from actors.pool.task_records import PoisonPrompt
+from actors.session.ray_session import ray_session
 from actors.weight_sync import WeightsNotice
 from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy import load_policy, make_trainable, plan_steps
@@ -49,8 +49,7 @@ def remote_samplers(
     align = config.align.model_copy(update=adapters[-1] if adapters else {})
     cluster = config.cluster if workers is None else config.cluster.model_copy(update={"samplers": workers})
     config = config.model_copy(update={"align": align, "cluster": cluster})
-    start_ray(config, address)
-    try:
+    with ray_session(address, num_cpus=cpus_of(cluster)):
         group = reserve(cluster, ("sampler",), wait=wait)
         dispatcher = start_samplers(config, group, Incidents(out))
         opened = itertools.count()
@@ -62,8 +61,6 @@ def remote_samplers(
             return RemoteSampler(dispatcher, notice, version, take, Quarantine(out))
 
         yield open_policy
-    finally:
-        ray.shutdown()
 
 
 def read_weights(config: RunConfig, policy: Path | None) -> dict[str, torch.Tensor]:

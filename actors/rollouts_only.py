@@ -3,14 +3,13 @@
 from functools import partial
 from pathlib import Path
 
-import ray
-
-from actors.align import check_inputs, prepare_run_folder, start_ray
+from actors.align import check_inputs, prepare_run_folder
 from actors.coordinator import Coordinator
 from actors.incidents import Incidents
-from actors.placement import reserve, start_dispatcher
+from actors.placement import cpus_of, reserve, start_dispatcher
 from actors.remote_sampler import read_weights
 from actors.rollout_replay import collect_into
+from actors.session.ray_session import ray_session
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.alignment.trained_steps import check_trained_steps
 from rlhf.config.run_config import RunConfig
@@ -43,8 +42,7 @@ def roll_out(
     rollouts = RolloutDump(dump)
     rollouts.begin(config, resume=resume)
     config = check_inputs(config, prompts, reward)
-    start_ray(config, address)
-    try:
+    with ray_session(address, num_cpus=cpus_of(config.cluster)):
         group = reserve(config.cluster, ("sampler", "scorer"), wait=wait)
         incidents, table = Incidents(out), PromptTable(prompts, split="train")
         folder = None if reward is None else reward.resolve()
@@ -54,6 +52,4 @@ def roll_out(
         for update in progress_bar(range(config.align.updates), stage="rollouts"):
             if not rollouts.has(update):
                 collect_into(rollouts, update, partial(coordinator.collect, update, weights, version=0))
-    finally:
-        ray.shutdown()
     return config.align.updates

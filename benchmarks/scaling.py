@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import psutil  # noqa: E402
@@ -31,6 +30,7 @@ from actors.incidents import Incidents  # noqa: E402
 from actors.messages import UpdateWork  # noqa: E402
 from actors.pool.dispatch import Dispatcher  # noqa: E402
 from actors.pool.worker_pool import WorkerPool  # noqa: E402
+from actors.session.ray_session import ray_session  # noqa: E402
 from benchmarks.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
 from rlhf.config.config_files import load_config  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
@@ -215,9 +215,8 @@ def main() -> None:
     pace = Pace(
         batch_s=arguments.batch_s, jitter=arguments.jitter, score_s=arguments.score_s, edge_px=arguments.edge_px
     )
-    ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
     weights, lines = lora_weights(load_config(RUN_FILE)), []
-    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+    with ray_session(), tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         for samplers in arguments.samplers:
             line = measure(samplers, arguments, pace, weights, Path(folder))
             lines.append(vars(pace) | {"per_process": arguments.per_process} | asdict(line))

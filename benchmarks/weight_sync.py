@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray  # noqa: E402
 
 from actors.rollout_sampler import RolloutSampler  # noqa: E402
+from actors.session.ray_session import ray_session  # noqa: E402
 from actors.weight_sync import WeightsNotice
 from benchmarks.measure import Figures, interleave, spread  # noqa: E402
 from rlhf.config.run_config import AlignConfig, RunConfig  # noqa: E402
@@ -22,16 +22,13 @@ KINDS = ("lora", "full")
 
 def measure(rounds: int) -> Figures:
     """Publishes LoRA adapters and the whole UNet in turn, with checksum and probe as in `rlhf align`."""
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=SAMPLERS)
-    try:
+    with ray_session(num_cpus=SAMPLERS):
         published = {kind: open_published(kind) for kind in KINDS}
         seconds = interleave({kind: publish for kind, (publish, _) in published.items()}, rounds)
         return {
             kind: {"megabytes": megabytes, "seconds": spread(seconds[kind])}
             for kind, (_, megabytes) in published.items()
         }
-    finally:
-        ray.shutdown()
 
 
 def open_published(trainable: str) -> tuple[Callable[[], object], float]:

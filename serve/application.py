@@ -125,28 +125,19 @@ def _why_not_deployed(error: RuntimeError) -> str:
 
 
 def run(settings: ServiceSettings, host: str, port: int) -> None:
-    """Starts Ray on this machine alone, serves until Ctrl-C or SIGTERM, and finishes the requests in work.
+    """Serves on the connected Ray cluster until Ctrl-C or SIGTERM, and finishes the requests in work.
 
-    Raises UserError if the address is taken, a folder is incomplete, or other machines could ask without a key.
+    Raises UserError if a model or the reward model does not load.
     """
-    _check_before_start(settings, host, port)
     stopped = threading.Event()
-    starts_ray = not ray.is_initialized()
-    if starts_ray:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        address = start(settings, host, port)
-        for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray installs its own handlers when it starts
-            signal.signal(number, lambda *_: stopped.set())
-        print(f"Serving {', '.join(_names(settings))} at {address} until Ctrl-C; open it in a browser, or:")
-        print(f"curl -s {address}/v1/images/edits -F image=@photo.png -F mask=@mask.png {_DECODE}", flush=True)
-        stopped.wait()
-        print("stopping; requests in work are finished first", flush=True)
-        _stop(settings)
-    finally:
-        if starts_ray:
-            ray.shutdown()
+    address = start(settings, host, port)
+    for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray installs its own handlers when it starts
+        signal.signal(number, lambda *_: stopped.set())
+    print(f"Serving {', '.join(_names(settings))} at {address} until Ctrl-C; open it in a browser, or:")
+    print(f"curl -s {address}/v1/images/edits -F image=@photo.png -F mask=@mask.png {_DECODE}", flush=True)
+    stopped.wait()
+    print("stopping; requests in work are finished first", flush=True)
+    _stop(settings)
 
 
 def _names(settings: ServiceSettings) -> list[str]:
@@ -170,8 +161,11 @@ _DECODE = (
 )
 
 
-def _check_before_start(settings: ServiceSettings, host: str, port: int) -> None:
-    """Raises UserError for what can be checked before Ray takes seconds to start."""
+def check_before_start(settings: ServiceSettings, host: str, port: int) -> None:
+    """Checks what can be known before Ray takes seconds to start.
+
+    Raises UserError if the address is taken, a folder is incomplete, or other machines could ask without a key.
+    """
     for served in name_models(settings).models.values():
         plan_steps(ModelConfig(path=served.base), EvaluateConfig().num_inference_steps)
     if settings.reward is not None:

@@ -4,14 +4,17 @@ The module imports nothing of this package at its head, and Ray sends it as code
 another version, answer too.
 """
 
+import ipaddress
 import os
 import platform
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -166,6 +169,8 @@ class Place:
         import ray
 
         host = ray.util.get_node_ip_address()
+        if ipaddress.ip_address(host).is_loopback:  # Over TCP rank 0 would listen on all interfaces.
+            return f"file://{tempfile.gettempdir()}/{uuid.uuid4().hex}"
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
             free.bind((host, 0))
             port = free.getsockname()[1]

@@ -17,18 +17,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
-import ray  # noqa: E402
 import requests  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from ray import serve as ray_serve  # noqa: E402
 from skimage import data as photographs  # noqa: E402
 
+from actors.session.ray_session import ray_session  # noqa: E402
 from benchmarks.serving.figure import plot  # noqa: E402
 from benchmarks.serving.load import Outcome, closed_loop, open_loop  # noqa: E402
 from benchmarks.serving.replica_processes import replica_memory, replica_pids  # noqa: E402
@@ -290,11 +289,10 @@ def main() -> None:
     for part in args.only:
         if part in figures:
             continue
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        ray_serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-        figures[part] = PARTS[part](args) | {"cores": psutil.cpu_count(), "date": time.strftime("%Y-%m-%d")}
-        ray_serve.shutdown()
-        ray.shutdown()
+        with ray_session(num_cpus=4):
+            ray_serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+            figures[part] = PARTS[part](args) | {"cores": psutil.cpu_count(), "date": time.strftime("%Y-%m-%d")}
+            ray_serve.shutdown()
         atomic_write_json(file, figures)
         print(part, json.dumps(figures[part])[:2000], flush=True)
     if "throughput" in figures:

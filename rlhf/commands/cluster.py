@@ -53,17 +53,13 @@ def doctor(
     resolved = None if config is None else load_config(config)
     if storage is not None:
         storage = str(as_path(storage).resolve())
-    import ray
-
-    from actors.align import start_ray
     from actors.doctor.examination import examine
     from actors.doctor.findings import render
+    from actors.placement import cpus_of
+    from actors.session.ray_session import ray_session
 
-    start_ray(resolved or RunConfig(), address)
-    try:
+    with ray_session(address, num_cpus=cpus_of((resolved or RunConfig()).cluster)):
         findings = examine(None if resolved is None else resolved.cluster, storage)
-    finally:
-        ray.shutdown()
     print(render(findings))
     wrong = sum(finding.remedy is not None for finding in findings)
     print(f"{wrong} of {len(findings)} checks found something wrong" if wrong else "all is well")

@@ -39,6 +39,7 @@ def prompts(
     print(f"{count} prompts in {out}")
 
 
+@options.holds_out
 def candidates(
     prompts: options.PromptsFolder,
     out: options.Out,

@@ -9,9 +9,11 @@ from rlhf.commands.options import (
     Config,
     Out,
     Overrides,
+    holds_out,
 )
 
 
+@holds_out
 def demo(
     out: Out = Path("runs/demo"),
     images: Annotated[

@@ -30,6 +30,7 @@ Extension = Annotated[
 Views = Annotated[bool, typer.Option("--views", help="Also compare new views with true ones, into OUT/views.")]
 
 
+@options.holds_out
 def evaluate(
     prompts: options.PromptsFolder,
     reward: options.RewardFolder,

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-from rlhf.commands.options import Config, Out, Overrides, resolve_config, save_config
+from rlhf.commands.options import Config, Out, Overrides, holds_out, resolve_config, save_config
 
 Pixels = Annotated[int, typer.Option(help="Pixels to add there.")]
 
 
+@holds_out
 def extend(
     image: Annotated[Path, typer.Argument(help="A photograph of any size.")],
     left: Pixels = 0,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rlhf.commands.options import Config, Out, Overrides, resolve_config, save_config
+from rlhf.commands.options import Config, Out, Overrides, holds_out, resolve_config, save_config
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ PolicyFolder = Annotated[
 Samples = Annotated[int, typer.Option(min=1, max=64, help="Number of pictures of the view.")]
 
 
+@holds_out
 def novel_view(
     image: Photograph,
     out: Out,

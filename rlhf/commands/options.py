@@ -1,13 +1,15 @@
 """Options shared by several commands, and the configuration made from them."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from rlhf.storage.folder_lock import hold_folder
 from rlhf.storage.url_path import as_path
 
 if TYPE_CHECKING:
@@ -41,6 +43,17 @@ def take_urls(command: Callable[..., object] | None) -> None:
         if get_origin(hint) is Annotated and Path in (hint.__origin__, *get_args(hint.__origin__)):
             for option in hint.__metadata__:
                 option.parser, option.metavar = as_path, "PATH"
+
+
+def holds_out(command: Callable[..., None]) -> Callable[..., None]:
+    """Has a command hold its folder `out` while it runs: two of them would mix their results."""
+
+    @functools.wraps(command)
+    def held(**options: Any) -> None:
+        with hold_folder(options["out"]):
+            command(**options)
+
+    return held
 
 
 def resolve_config(file: Path | None, overrides: list[str] | None) -> "RunConfig":

@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from rlhf.commands.data import Selection
-from rlhf.commands.options import Config, Out, Overrides
+from rlhf.commands.options import Config, Out, Overrides, holds_out
 
 
+@holds_out
 def rounds(
     images: Annotated[Path, typer.Option("--images", help="Training photographs.")],
     eval_images: Annotated[Path, typer.Option("--eval-images", help="Held-out photographs.")],

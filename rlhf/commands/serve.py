@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,11 +41,18 @@ def serve(
 ) -> None:
     """Serve models over HTTP with Ray Serve: a page at /, and POST /v1/images/edits."""
     given = dict(locals())
-    from serve.application import run, to_settings
+    given |= {"models": models or (), "reward": own_reward(models or ()) if reward is None else reward}
+    _serve(**given)
 
-    given["reward"] = own_reward(models or ()) if reward is None else reward
-    settings = {name: value for name, value in given.items() if name not in ("host", "port")}
-    run(to_settings(settings | {"models": models or ()}), host, port)
+
+def _serve(host: str, port: int, **given: Any) -> None:
+    from actors.session.ray_session import ray_session
+    from serve.application import check_before_start, run, to_settings
+
+    settings = to_settings(given)
+    check_before_start(settings, host, port)
+    with ray_session():
+        run(settings, host, port)
 
 
 def own_reward(models: Sequence[str]) -> Path | None:

@@ -13,6 +13,7 @@ from rlhf.commands.options import (
     Out,
     Overrides,
     Wait,
+    holds_out,
     resolve_config,
     save_config,
 )
@@ -29,6 +30,7 @@ UpdatedReward = Annotated[
 ]
 
 
+@holds_out
 def reward(
     prompts: Annotated[Path, typer.Argument(help="Folder of prompts.")],
     candidates: Annotated[Path, typer.Argument(help="Folder of candidates.")],
@@ -80,6 +82,7 @@ def _print_figures(report: "RewardReport | UpdatedReport", file: Path) -> None:
     )
 
 
+@holds_out
 def align(
     out: Out,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="Folder of prompts.")] = None,
@@ -121,6 +124,7 @@ def align(
     print(f"rollouts of {roll_out(resolved, prompts, reward, out, dump, **options)} updates in {dump}")
 
 
+@holds_out
 def pretrain(
     images: Annotated[Path, typer.Option("--images", help="Folder of photographs.")],
     out: Out,

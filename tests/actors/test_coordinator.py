@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 
 from actors.coordinator import Coordinator, share_out
@@ -14,6 +13,7 @@ from actors.messages import BatchShare, RolloutTask, UpdateWork
 from actors.pool.quarantine import Quarantine
 from actors.pool.queue_times import QueueTimes
 from actors.pool.task_records import FinishedTask, PoisonPrompt
+from actors.session.ray_session import ray_session
 from actors.weight_sync import WeightsNotice
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import AlignConfig, RunConfig
@@ -71,9 +71,8 @@ def values(seed: int) -> Scores:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with ray_session(num_cpus=1):
+        yield
 
 
 def coordinator(out: Path, dispatcher: FakeDispatcher) -> Coordinator:

@@ -10,6 +10,7 @@ import torch
 
 from actors.learner_loop import announce, receive
 from actors.messages import BatchShare, UpdateNotice, UpdateWork
+from actors.session.ray_session import ray_session
 from rlhf.errors import UserError
 
 pytestmark = pytest.mark.ray
@@ -37,9 +38,8 @@ def lost() -> ray.ObjectRef:
 def local_ray() -> Iterator[None]:
     # Workers do not find this module by its name.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with ray_session(num_cpus=1):
+        yield
 
 
 def share(number: int, trajectories: ray.ObjectRef | None = None) -> BatchShare:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+from listening import beyond_loopback, listening
 from PIL import Image
 from small_service import (
     HEIGHT,
@@ -201,14 +202,18 @@ def test_a_body_that_is_no_form_is_refused_in_openais_form(address: str):
     assert requests.get(url, timeout=30).status_code == 405
 
 
-def test_incomplete_folders_and_taken_ports_are_named_before_ray_starts(tmp_path: Path):
-    import ray
+def test_a_service_and_its_ray_listen_on_loopback_alone(address: str):
+    found = listening()
+    assert any(command.startswith("ray::ServeReplica") for command in found.values())
+    assert int(address.rpartition(":")[2]) in {port for _, port in found}
+    assert beyond_loopback(found) == {}
 
+
+def test_incomplete_folders_and_taken_ports_are_named_before_ray_starts(tmp_path: Path):
     from rlhf.errors import UserError
-    from serve.application import run, to_settings
+    from serve.application import check_before_start, to_settings
 
     (tmp_path / "empty").mkdir()
-    was_initialized = ray.is_initialized()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -225,10 +230,9 @@ def test_incomplete_folders_and_taken_ports_are_named_before_ray_starts(tmp_path
         }
         for message, arguments in refused.items():
             with pytest.raises(UserError, match=message):
-                run(to_settings(arguments), "127.0.0.1", port)
+                check_before_start(to_settings(arguments), "127.0.0.1", port)
         with pytest.raises(UserError, match="no API keys"):
-            run(to_settings({}), "0.0.0.0", port)
-    assert ray.is_initialized() == was_initialized
+            check_before_start(to_settings({}), "0.0.0.0", port)
 
 
 def test_unknown_argument_of_build_is_refused_and_the_known_ones_are_listed():

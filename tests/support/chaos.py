@@ -9,7 +9,6 @@ its figures are compared with those of an undisturbed run of the same seed.
 import argparse
 import contextlib
 import json
-import os
 import random
 import sys
 import tempfile
@@ -19,7 +18,6 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import psutil  # noqa: E402
 from small_parts import save_small_pipeline, save_small_reward, small_config, small_prompts, write_prompts  # noqa: E402

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,21 +53,19 @@ def save_models(folder: Path) -> dict[str, object]:
 @contextmanager
 def running_service(settings: dict[str, object], num_cpus: int = 2) -> Iterator[str]:
     """The address of a service on a Ray of its own."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    import ray
     from ray import serve as ray_serve
 
+    from actors.session.ray_session import ray_session
     from serve.application import start, to_settings
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
-    try:
-        yield start(to_settings(settings), "127.0.0.1", port)
-    finally:
-        ray_serve.shutdown()
-        ray.shutdown()
+    with ray_session(num_cpus=num_cpus):
+        try:
+            yield start(to_settings(settings), "127.0.0.1", port)
+        finally:
+            ray_serve.shutdown()
 
 
 def _save_reward(folder: Path) -> None:

@@ -22,6 +22,7 @@ from actors.doctor.findings import (
     judge_versions,
     render,
 )
+from actors.session.ray_session import ray_session
 from rlhf.config.cluster_config import ClusterConfig
 
 GPU = node_checks.Gpu(name="H200", driver="570.1")
@@ -129,16 +130,14 @@ def test_the_command_joins_a_cluster_and_its_exit_code_says_that_something_is_wr
     assert done.returncode == 1, done.stderr
     assert "/proc/nowhere: cannot be written" in done.stdout
     assert "remedy: mount one folder" in done.stdout
+    assert done.stderr.count(f"warning: the Ray cluster at {two_nodes} is joined without a token") == 1
 
 
 @pytest.mark.ray
 def test_a_bucket_is_written_and_read_by_a_node_and_a_missing_one_is_found() -> None:
     with run_s3_server():
         ray.shutdown()
-        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        try:
+        with ray_session(num_cpus=1):
             nodes = {node["NodeID"]: node for node in ray.nodes()}
             assert wrong(check_storage(nodes, "s3://runs/shared")) == []
             assert "no such bucket" in wrong(check_storage(nodes, "s3://absent/shared"))[0].found
-        finally:
-            ray.shutdown()

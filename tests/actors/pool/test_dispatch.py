@@ -19,6 +19,7 @@ from actors.pool.quarantine import Quarantine
 from actors.pool.task_records import PoisonPrompt
 from actors.pool.worker_pool import Outcome, WorkerPool
 from actors.remote_sampler import RemoteSampler
+from actors.session.ray_session import ray_session
 from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.config.run_config import CandidatesConfig
 from rlhf.diffusion.candidates import plan_candidates
@@ -108,9 +109,8 @@ REWARDS = [[97.0, 98.0], [99.0, 100.0], [101.0, 102.0]]
 def local_ray() -> Iterator[None]:
     # Workers do not find this module by its name.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with ray_session(num_cpus=8):
+        yield
 
 
 def run(folder: Path, name: str = "", times: int = 1, prompt: str | None = None, timeout_s: float = 300.0) -> list:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from actors.align import check_address
+from actors.session.ray_session import check_address
 from rlhf.commands.options import resolve_config
 from rlhf.config.config_files import dump_config, find_unused, load_config
 from rlhf.config.run_config import AlignConfig, RunConfig

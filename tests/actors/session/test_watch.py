@@ -1,0 +1,78 @@
+"""Ray that dies under a command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from align_runs import lasting_figures
+from processes import wait_for
+from small_parts import save_small_reward, small_prompts, write_prompts
+
+from actors.session.watch import describe_death
+from rlhf.reports.metrics_log import read_metrics
+
+WAITING = """
+import time
+import ray
+from actors.session.ray_session import ray_session
+with ray_session(num_cpus=1):
+    ray.get(ray.remote(lambda: 1).remote())
+    sleeping = ray.remote(lambda: time.sleep(300)).remote()
+    print("ready", flush=True)
+    ray.get(sleeping)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("server", ["gcs_server", "raylet"])
+def test_a_command_whose_ray_died_says_so_and_ends_with_all_its_processes(server: str) -> None:
+    command = [sys.executable, "-c", WAITING]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "ready\n"
+    family = psutil.Process(driver.pid).children(recursive=True)
+    assert len(family) >= 6
+    [victim] = [process for process in family if process.name() == server]
+    victim.kill()
+    _, errors = driver.communicate(timeout=20)
+    assert driver.returncode == 2
+    assert f"error: Ray's {server} died" in errors
+    assert "Traceback" not in errors
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def test_the_command_that_goes_on_is_named() -> None:
+    align = ["/bin/rlhf", "align", "--out", "my run"]
+    assert describe_death("raylet", align).endswith("Go on with: rlhf align --out 'my run' --resume")
+    assert describe_death("raylet", [*align, "--resume"]).endswith("rlhf align --out 'my run' --resume")
+    assert describe_death("gcs_server", ["rlhf", "serve", "runs/demo"]).endswith("Go on with: rlhf serve runs/demo")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_named_command_gives_the_figures_of_an_undisturbed_run(small_pipeline: Path, tmp_path: Path) -> None:
+    prompts, reward = write_prompts(small_prompts(8), tmp_path / "prompts"), save_small_reward(tmp_path / "reward")
+    words = ["align", "--prompts", prompts, "--reward", reward, "--config", "cluster/runs/laptop.yaml"]
+    words += ["--set", f"model.path={small_pipeline}", "--set", "align.updates=4", "--set", "cluster.samplers=1"]
+    words += ["--set", "align.checkpoint_every=1"]
+
+    def start(out: str, *more: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "rlhf", *map(str, words), "--out", str(tmp_path / out), *more]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    undisturbed = start("undisturbed")
+    assert undisturbed.communicate()[1] is not None
+    assert undisturbed.returncode == 0
+    disturbed = start("run")
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and len(read_metrics(tmp_path / "run")) > 0)
+    [gcs] = [p for p in psutil.Process(disturbed.pid).children(recursive=True) if p.name() == "gcs_server"]
+    gcs.kill()
+    _, errors = disturbed.communicate(timeout=20)
+    assert disturbed.returncode == 2
+    assert "--resume" in errors.splitlines()[-1]
+    resumed = start("run", "--resume")
+    resumed.communicate()
+    assert resumed.returncode == 0
+    assert lasting_figures(tmp_path / "run") == lasting_figures(tmp_path / "undisturbed")
