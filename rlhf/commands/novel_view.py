@@ -81,7 +81,8 @@ def novel_view(
     notes = {"image": str(image), "depth_from": str(depth or depth_model), **painter}
     save_config(resolved, out)
     made = make_novel_views(rgb, distances, pose, fill, out, focal_px=focal_px, halo_px=halo_px, path=way, notes=notes)
-    print(f"view.png, path.gif, path.mp4 and cloud.ply ({made.cloud_points} points) in {out}; ", end="")
+    files = ", ".join(filter(None, ["view.png", "path.gif", made.mp4]))
+    print(f"{files} and cloud.ply ({made.cloud_points} points) in {out}; ", end="")
     print(f"{made.hole_share[0]:.1%} of the view were hidden and are filled")
 
 

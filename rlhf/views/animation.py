@@ -1,9 +1,9 @@
-"""Moving pictures from frames: GIF by Pillow, MP4 by the ffmpeg that imageio-ffmpeg brings along."""
+"""Moving pictures from frames: GIF by Pillow, MP4 by the ffmpeg that imageio-ffmpeg (extra `video`) brings along."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
@@ -21,8 +21,15 @@ def write_gif(frames: Sequence[np.ndarray], path: Path, *, frames_per_s: float) 
         images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
 
 
+def can_write_mp4() -> bool:
+    """Returns whether the extra `video` is installed."""
+    return importlib.util.find_spec("imageio_ffmpeg") is not None
+
+
 def write_mp4(frames: Sequence[np.ndarray], path: Path, *, frames_per_s: float) -> None:
-    """Writes frames, uint8 [H, W, 3] each, as H.264 in an MP4 file."""
+    """Writes frames, uint8 [H, W, 3] each, as H.264 in an MP4 file; needs the extra `video`."""
+    import imageio_ffmpeg
+
     height, width = frames[0].shape[:2]
     with atomic_path(path) as temporary:
         writer = imageio_ffmpeg.write_frames(

@@ -17,7 +17,7 @@ from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.images import save_png
-from rlhf.views.animation import write_gif, write_mp4
+from rlhf.views.animation import can_write_mp4, write_gif, write_mp4
 from rlhf.views.cameras import Camera, camera_at_origin, orbit, pixel_grid, unproject
 from rlhf.views.depth_filling import fill_depth, fill_with_nearest_background, hide_near_side
 from rlhf.views.point_cloud import fuse, write_ply
@@ -101,7 +101,8 @@ class NovelViews:
     frame_share_without_model: float
     """Share of the frames' pixels that no view holds."""
     cloud_points: int
-    mp4: str = "path.mp4"
+    mp4: str | None
+    """File name of the video; None without the extra `video`."""
 
 
 def check_pose(pose: Pose) -> None:
@@ -158,7 +159,8 @@ def make_novel_views(
     """Writes all results of a photograph uint8 [H, W, 3] with depth float64 [H, W] into `out`.
 
     Files: `view.png` (further samples `view_1.png`, ...), `warped.png`, `disocclusion.png` (white = hole), `path.gif`,
-    `path.mp4`, `cloud.ply`, and last `novel_view.json`. Raises UserError if the pose shows nothing of the photograph.
+    `path.mp4` (with the extra `video`), `cloud.ply`, and last `novel_view.json`. Raises UserError if the pose shows
+    nothing of the photograph.
     """
     check_pose(pose)
     source = whole_view(camera_at_origin(rgb.shape[1], rgb.shape[0], focal_px), rgb, depth)
@@ -168,7 +170,7 @@ def make_novel_views(
         keys = _fill_key_views(source, cameras, fill, halo_px, bar)
         views = [source, *(key.addition for key in keys)]
         frames, left_over = _draw_frames(views, pose, median, path, bar)
-    _save_pictures(keys[0], frames, path.frames_per_s, out)
+    mp4 = _save_pictures(keys[0], frames, path.frames_per_s, out)
     write_ply(cloud := fuse(views, voxel=VOXEL_PX * median / source.camera.focal_px), out / "cloud.ply")
     record = NovelViews(
         pose=pose,
@@ -180,6 +182,7 @@ def make_novel_views(
         hole_share=[float(key.warped.hole.mean()) for key in keys],
         frame_share_without_model=left_over,
         cloud_points=len(cloud.points),
+        mp4=mp4,
     )
     atomic_write_json(out / "novel_view.json", asdict(record) | dict(notes))
     return record
@@ -209,7 +212,8 @@ def _draw_frames(
     return frames, float(np.mean(missing))
 
 
-def _save_pictures(key: KeyView, frames: Sequence[np.ndarray], frames_per_s: float, out: Path) -> None:
+def _save_pictures(key: KeyView, frames: Sequence[np.ndarray], frames_per_s: float, out: Path) -> str | None:
+    """Returns the name of the video, if it can be written."""
     hole = key.warped.hole
     pictures = {f"view{f'_{i}' if i else ''}.png": picture for i, picture in enumerate(key.pictures)}
     pictures["warped.png"] = np.where(hole[..., None], 128, key.warped.rgb).astype(np.uint8)
@@ -217,7 +221,10 @@ def _save_pictures(key: KeyView, frames: Sequence[np.ndarray], frames_per_s: flo
     for name, pixels in pictures.items():
         save_png(pixels, out / name)
     write_gif(frames, out / "path.gif", frames_per_s=frames_per_s)
+    if not can_write_mp4():
+        return None
     write_mp4(frames, out / "path.mp4", frames_per_s=frames_per_s)
+    return "path.mp4"
 
 
 def paint_with(policy: "Policy", *, num_inference_steps: int, seed: int, samples: int = 1) -> Fill:

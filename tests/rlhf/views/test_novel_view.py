@@ -104,6 +104,20 @@ def test_gif_and_mp4_keep_frames_and_speed(tmp_path: Path):
     assert levels == pytest.approx([0, 100, 200], abs=3)
 
 
+def test_without_the_video_extra_there_is_no_mp4_and_the_record_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("rlhf.views.novel_view.can_write_mp4", lambda: False)
+    rgb, depth = np.full((16, 16, 3), 90, np.uint8), np.full((16, 16), 2.0)
+    made = make_novel_views(
+        rgb, depth, Pose(yaw_deg=5), nearest, tmp_path, path=PathSettings(kind="arc", frames=2), notes={}
+    )
+    assert made.mp4 is None
+    assert json.loads((tmp_path / "novel_view.json").read_text())["mp4"] is None
+    assert (tmp_path / "path.gif").is_file()
+    assert not (tmp_path / "path.mp4").exists()
+
+
 def test_the_true_disparity_brings_the_left_picture_onto_the_right_one():
     pair = load_motorcycle(2)
     assert set(pair.parts) == set(PARTS)
