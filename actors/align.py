@@ -17,6 +17,7 @@ from actors.learner_loop import RunSetup, learner_loop
 from actors.placement import ROLES, reserve, resources_of
 from actors.pool.worker_pool import find_user_error
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
+from rlhf.alignment.checkpoint_files import check_list
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
@@ -137,6 +138,7 @@ def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Pat
             raise UserError(f"{out}: was started with another configuration ({saved}); resume with the same one")
         if begun.is_file() and read_json(begun, "choose another --out") != begins:
             raise UserError(f"{out}: was started from another policy ({begun}); resume with the same --policy")
+        check_list(out)
     atomic_write_text(saved, dump_config(config))
     atomic_write_json(begun, begins)
 

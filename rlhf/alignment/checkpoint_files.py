@@ -14,6 +14,8 @@ from rlhf.storage.atomic_files import atomic_write_json, check_schema, read_json
 from rlhf.storage.tensor_files import read_tensors
 
 SCHEMA_VERSION = 1
+RAYS_LIST = "checkpoint_manager_snapshot.json"
+"""File in which Ray Train lists a run's checkpoints."""
 REMEDY = "restore it, or start another run, with --policy from the last policy of this one"
 
 
@@ -38,6 +40,20 @@ def record_files(folder: Path, rank: int, ranks: int) -> None:
 def count_ranks(folder: Path) -> int:
     """Returns the number of ranks that wrote a checkpoint. Raises UserError if its record is missing or damaged."""
     return _read_record(_record_path(folder, 0)).ranks
+
+
+def check_list(run: Path) -> None:
+    """Raises UserError if the list in a run's `learner` folder is damaged, or a checkpoint that it names is missing."""
+    path = run / "learner" / RAYS_LIST
+    if not path.is_file():  # The run ended before its first checkpoint.
+        return
+    try:
+        names = [result["checkpoint_dir_name"] for result in read_json(path, REMEDY)["checkpoint_results"]]
+        missing = [name for name in names if not (path.parent / name).exists()]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); {REMEDY}") from error
+    if missing:
+        raise UserError(f"{path.parent / missing[0]}: is missing, but {path} names it; {REMEDY}")
 
 
 def check_files(folder: Path) -> None:

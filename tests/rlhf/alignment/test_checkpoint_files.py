@@ -12,7 +12,7 @@ from pickled_commands import Command
 from small_learner import align_config, batches, sampler_policy, start
 from small_parts import small_config
 
-from rlhf.alignment.checkpoint_files import check_files, count_ranks, plain_types, record_files
+from rlhf.alignment.checkpoint_files import RAYS_LIST, check_files, check_list, count_ranks, plain_types, record_files
 from rlhf.alignment.learner import Learner
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import load_policy
@@ -153,3 +153,23 @@ def test_a_record_of_a_newer_version_is_refused(copied: Path) -> None:
     (copied / "rank-0.json").write_text(json.dumps(record | {"schema_version": 99}))
     with pytest.raises(UserError, match="newer"):
         check_files(copied)
+
+
+LISTED = '{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint-1", "metrics": {}}]}'
+
+
+def test_a_list_of_present_checkpoints_is_accepted(tmp_path: Path) -> None:
+    check_list(tmp_path)
+    (tmp_path / "learner" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "learner" / RAYS_LIST).write_text(LISTED)
+    check_list(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"checkpoint_results": [1]}', '{"checkpoint_results": 1}', "{}", LISTED]
+)
+def test_a_damaged_list_of_checkpoints_and_a_missing_checkpoint_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "learner").mkdir()
+    (tmp_path / "learner" / RAYS_LIST).write_text(text)
+    with pytest.raises(UserError, match="checkpoint-1: is missing" if text == LISTED else f"{RAYS_LIST}: "):
+        check_list(tmp_path)
