@@ -156,11 +156,9 @@ def make_novel_views(
     path: PathSettings,
     notes: Mapping[str, object],
 ) -> NovelViews:
-    """Writes all results of a photograph uint8 [H, W, 3] with depth float64 [H, W] into `out`.
+    """Writes the pictures, `cloud.ply` and last `novel_view.json` of a photograph into `out`; docs/views.md lists them.
 
-    Files: `view.png` (further samples `view_1.png`, ...), `warped.png`, `disocclusion.png` (white = hole), `path.gif`,
-    `path.mp4` (with the extra `video`), `cloud.ply`, and last `novel_view.json`. Raises UserError if the pose shows
-    nothing of the photograph.
+    Shapes: photograph uint8 [H, W, 3], depth float64 [H, W]. Raises UserError if the pose shows nothing of it.
     """
     check_pose(pose)
     source = whole_view(camera_at_origin(rgb.shape[1], rgb.shape[0], focal_px), rgb, depth)
@@ -170,7 +168,6 @@ def make_novel_views(
         keys = _fill_key_views(source, cameras, fill, halo_px, bar)
         views = [source, *(key.addition for key in keys)]
         frames, left_over = _draw_frames(views, pose, median, path, bar)
-    mp4 = _save_pictures(keys[0], frames, path.frames_per_s, out)
     write_ply(cloud := fuse(views, voxel=VOXEL_PX * median / source.camera.focal_px), out / "cloud.ply")
     record = NovelViews(
         pose=pose,
@@ -182,7 +179,7 @@ def make_novel_views(
         hole_share=[float(key.warped.hole.mean()) for key in keys],
         frame_share_without_model=left_over,
         cloud_points=len(cloud.points),
-        mp4=mp4,
+        mp4=_save_pictures(keys[0], frames, path.frames_per_s, out),
     )
     atomic_write_json(out / "novel_view.json", asdict(record) | dict(notes))
     return record
