@@ -10,17 +10,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 BUILDER ?= docker
+# Resolves versions for `make lock` alone: https://docs.astral.sh/uv
+UV ?= uv
+COMPILE := $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: install demo bench test test-computing test-waiting test-all lint wheel image lock clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.lock pyproject.toml
+# Every file is compared with its hash, the build tools' included; PyTorch alone has none, since each index has a build
+# of its own. It comes last and finds all that it needs besides CUDA.
+$(VENV)/.installed: requirements.lock requirements-build.lock requirements-torch.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "Python 3.11 or 3.12 is needed; make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) --no-deps --require-hashes -r requirements-build.lock
+	$(PIP) --no-deps --require-hashes --no-build-isolation -r requirements.lock
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements-torch.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: install
@@ -56,9 +63,12 @@ image:
 	@test -n "$(TAG)" || { echo 'make image TAG=registry/prefpaint-ray:gpu'; exit 2; }
 	$(BUILDER) build --file cluster/Dockerfile --build-arg TORCH_INDEX=$(TORCH_INDEX) --tag $(TAG) .
 
-# Writes the exact versions of this environment, without torch's local version.
-lock: install
-	$(BIN)/python -m pip freeze --exclude-editable --exclude prefpaint-ray | sed 's/+cpu$$//' > requirements.lock
+# Follows pyproject.toml and keeps the versions that still fit; --upgrade-package NAME in UPGRADE takes a newer one.
+lock:
+	$(COMPILE) $(UPGRADE) --extra dev --constraint requirements-torch.txt --no-emit-package torch \
+		--output-file requirements.lock pyproject.toml
+	printf 'editables\nhatchling\nsetuptools\nwheel\n' | $(COMPILE) $(UPGRADE) --constraint requirements.lock \
+		--output-file requirements-build.lock -
 
 clean:
 	rm -rf $(VENV) dist build

@@ -16,6 +16,7 @@ from actors.pool.worker_pool import find_user_error
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from actors.session.process_group import process_group_config
 from actors.session.ray_session import check_address, ray_session
+from rlhf.alignment.checkpoint_files import check_list
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.alignment.trained_steps import check_trained_steps
 from rlhf.config.config_files import dump_config, load_config
@@ -135,6 +136,7 @@ def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Pat
             raise UserError(f"{out}: was started with another configuration ({saved}); resume with the same one")
         if begun.is_file() and read_json(begun, "choose another --out") != begins:
             raise UserError(f"{out}: was started from another policy ({begun}); resume with the same --policy")
+        check_list(out)
     atomic_write_text(saved, dump_config(config))
     atomic_write_json(begun, begins)
 

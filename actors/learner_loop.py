@@ -1,6 +1,5 @@
 """The training loop, which every learner rank runs under Ray Train."""
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from actors.placement import start_dispatcher
 from actors.ray_gauges import Telemetry
 from actors.rollout_replay import DumpingCoordinator, ReplayCoordinator
 from rlhf.alignment.algorithms.table import algorithm_of
+from rlhf.alignment.checkpoint_files import saved_ranks
 from rlhf.alignment.collectives import any_over_ranks
 from rlhf.alignment.learner import Learner
 from rlhf.alignment.objective import TrainingBatch
@@ -150,8 +150,7 @@ def _start_learner(config: RunConfig, ranks: int, start: Path | None) -> tuple[L
     if checkpoint is None:
         return make(is_resized=False), 0
     with checkpoint.as_directory() as folder:
-        saved_ranks = json.loads((Path(folder) / "metrics.json").read_text())["learners"]
-        learner = make(is_resized=saved_ranks != ranks and align.zero_stage > 0)
+        learner = make(is_resized=saved_ranks(Path(folder)) != ranks and align.zero_stage > 0)
         return learner, learner.load(Path(folder))
 
 
@@ -240,7 +239,6 @@ def _report(learner: Learner, metrics: dict[str, float], update: int, out: Path 
     with tempfile.TemporaryDirectory() as folder:
         with writing(Path(folder)):
             learner.save(Path(folder), update)
-            (Path(folder) / "metrics.json").write_text(json.dumps(metrics))
         with agreed():
             require_room(out, Path(folder))
         checkpoint = ray.train.Checkpoint.from_directory(folder)

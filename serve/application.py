@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from rlhf.config.devices import resolve_device
 from rlhf.config.evaluate_config import EvaluateConfig
@@ -29,6 +30,8 @@ from serve.settings import ServiceSettings, base_name, name_models
 APPLICATION = "prefpaint"
 HEALTH_CHECK_S = 2.0
 """Seconds between Ray Serve's checks that a replica lives."""
+ROOM_CPUS = 4
+"""Fewest CPUs of a cluster on which the HTTP interface has two copies by default."""
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:
@@ -76,7 +79,7 @@ def _bind(settings: ServiceSettings, num_cpus: float) -> ray_serve.Application:
     # Replicas on other nodes do not inherit this process's environment.
     keys = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
     return ingress.options(
-        num_replicas=settings.ingress_replicas,
+        num_replicas=settings.ingress_replicas or 1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": keys}},
         graceful_shutdown_timeout_s=settings.request_timeout_s,
         health_check_period_s=HEALTH_CHECK_S,
@@ -91,7 +94,8 @@ def start(settings: ServiceSettings, host: str, port: int) -> str:
     spare = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
     cpus = max(1.0, spare // (settings.max_replicas or settings.replicas))
     cpus = cpus if settings.num_cpus is None else settings.num_cpus
-    application = _bind(settings, cpus)
+    copies = settings.ingress_replicas or (2 if ray.cluster_resources().get("CPU", 1.0) >= ROOM_CPUS else 1)
+    application = _bind(settings.model_copy(update={"ingress_replicas": copies}), cpus)
     _check_room(settings, cpus)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     ray_serve.start(http_options={"host": host, "port": port})
@@ -149,9 +153,11 @@ def _names(settings: ServiceSettings) -> list[str]:
 def _stop(settings: ServiceSettings) -> None:
     """Stops the interface before the replicas, since a request in work may still need them."""
     try:
-        ray_serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=settings.request_timeout_s + 5)
+        interface = ray_serve.get_app_handle(APPLICATION)
+        interface.health.remote().result(timeout_s=5)  # A new handle learns of the copies with its first call.
+        interface.broadcast("drain").results(timeout_s=settings.request_timeout_s + 5)
         ray_serve.delete(APPLICATION)
-    except (TimeoutError, RayError) as error:
+    except (TimeoutError, RayError, RayServeException) as error:
         print(f"stopped before all was finished ({type(error).__name__})", flush=True)
 
 

@@ -70,8 +70,9 @@ class ServiceSettings(EngineSettings):
     """Most requests in work or waiting; more are refused with 429."""
     max_megapixels: Annotated[float, Field(ge=1)] = 256.0
     """Most decoded pixels in work, in millions, each sample counted; a pixel takes 8 bytes, 16 during encoding."""
-    ingress_replicas: Count = 1
-    """Copies of the HTTP interface; each has limits and counts of its own."""
+    ingress_replicas: Count | None = None
+    """Copies of the HTTP interface; they share `max_waiting` evenly, and each counts the rest by itself. Default: 1, or
+    with `rlhf serve` 2 if the cluster has 4 CPUs or more."""
     request_timeout_s: Seconds = 120.0
     """Longest time from the last byte of a request to its answer, in seconds."""
     upload_timeout_s: Seconds = 30.0

@@ -15,6 +15,11 @@ def count_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def own_rank() -> int:
+    """Returns this process's rank in the process group; 0 without one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def group_device() -> torch.device:
     """Returns the device of tensors that the process group exchanges: the CPU if it serves it, else the current GPU."""
     served = [part.partition(":")[0] for part in dist.get_backend_config().split(",")]

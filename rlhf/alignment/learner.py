@@ -2,17 +2,17 @@
 
 import copy
 import os
-import subprocess
-import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
 
 from rlhf.alignment.algorithms.table import algorithm_of
-from rlhf.alignment.collectives import count_ranks, max_over_ranks
+from rlhf.alignment.checkpoint_files import REMEDY, check_files, plain_types, record_files
+from rlhf.alignment.collectives import count_ranks, max_over_ranks, own_rank
 from rlhf.alignment.objective import PassLoss, TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.families.family import cells_of
@@ -21,6 +21,7 @@ from rlhf.diffusion.policy_weights import read_trainable_state
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state, without_adapters
 from rlhf.errors import UserError
+from rlhf.storage.tensor_files import tensors_only
 
 
 class RatioError(UserError):
@@ -180,35 +181,45 @@ class Learner:
                 self._old[name].lerp_(tensor, 1 - decay)
 
     def save(self, folder: Path, update: int) -> None:
-        """Write a DeepSpeed checkpoint of tag `latest-update`; all ranks call it."""
+        """Write this rank's part of a DeepSpeed checkpoint and the record of its files; all ranks call it."""
         state = {"update": update, "averaged": self.averaged, "old": self._old}
         self.engine.save_checkpoint(
             str(folder), tag="learner", client_state=state, exclude_frozen_parameters=self.config.trainable == "lora"
         )
+        record_files(folder, own_rank(), count_ranks())
 
     def load(self, folder: Path) -> int:
-        """Load a checkpoint; returns the number of updates done. All ranks call it."""
-        with tempfile.TemporaryDirectory() as temporary:
-            source, tag = (
-                (_make_universal(folder, Path(temporary)), "universal") if self._is_resized else (folder, "learner")
-            )
+        """Load a checkpoint; returns the number of updates done. All ranks call it.
+
+        Raises UserError, naming the file, if one is missing, changed, or holds more than tensors; nothing in it runs.
+        """
+        check_files(folder)
+        with tempfile.TemporaryDirectory() as temporary, tensors_only(plain_types()):
+            source, tag = folder, "learner"
+            if self._is_resized:
+                source, tag = _make_universal(folder, Path(temporary)), "universal"
             path, state = self.engine.load_checkpoint(str(source), tag=tag, load_module_strict=False)
-        if path is None:
-            raise UserError(f"{folder}: no learner checkpoint there")
+        if path is None or not {"averaged", "update"} <= state.keys():
+            raise UserError(f"{folder}: no checkpoint of this run; {REMEDY}")
         self.averaged, self._old, self.updates = state["averaged"], state.get("old"), int(state["update"])
         return self.updates
 
 
 def _make_universal(checkpoint: Path, out: Path) -> Path:
     """Convert a ZeRO checkpoint, in `out`, for any number of ranks; each rank makes its own copy."""
-    source, target = checkpoint / "learner", out / "universal"
-    words = ["--input_folder", str(source), "--output_folder", str(target), "--inject_missing_state"]
-    words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise UserError(f"{checkpoint}: cannot be turned for another number of learners ({done.stderr[-300:]})")
-    (out / "latest_universal").write_text("universal")
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    arguments = Namespace(
+        input_folder=str(checkpoint / "learner"),
+        output_folder=str(out / "universal"),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with Path(os.devnull).open("w") as silence, redirect_stdout(silence):
+        main(arguments)
     return out
 
 

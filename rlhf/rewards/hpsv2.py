@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from rlhf.config.reward_entry import RewardEntry
+from rlhf.errors import UserError
 from rlhf.rewards.clip_score import ClipScore, load_clip_score
 from rlhf.rewards.packages import import_package
 from rlhf.rewards.scores import Scores, texts_of
 from rlhf.storage.images import tensor_to_image
+from rlhf.storage.tensor_files import tensors_only
 
 VERSION = "v2.1"
 
@@ -30,10 +33,15 @@ class Hpsv2Package:
         for text in sorted(set(texts)):
             rows = [index for index, other in enumerate(texts) if other == text]
             pictures = [tensor_to_image(images[index]) for index in rows]
-            reward[rows] = torch.tensor(
-                [float(s) for s in self.package.score(pictures, text, hps_version=VERSION)]
-            ).double()
+            reward[rows] = torch.tensor(self._mark(pictures, text)).double()
         return Scores(reward=reward)
+
+    def _mark(self, pictures: list, text: str) -> list[float]:
+        try:
+            with tensors_only():
+                return [float(mark) for mark in self.package.score(pictures, text, hps_version=VERSION)]
+        except UnpicklingError as error:
+            raise UserError(f"reward {self.name}: its weights hold more than tensors; download them again") from error
 
 
 def open_entry(entry: RewardEntry, device: torch.device) -> ClipScore | Hpsv2Package:

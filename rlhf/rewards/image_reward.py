@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from rlhf.errors import UserError
 from rlhf.rewards.packages import import_package
 from rlhf.rewards.scores import Scores, texts_of
 from rlhf.storage.images import tensor_to_image
+from rlhf.storage.tensor_files import tensors_only
 
 PUBLISHED = "ImageReward-v1.0"
 
@@ -38,8 +40,9 @@ def open_entry(entry: RewardEntry, device: torch.device) -> ImageReward:
     remedy = "or, if its old dependencies conflict, run it in an environment of its own behind kind `http`"
     package = import_package("ImageReward", "image-reward", name, remedy)
     try:
-        model = package.load(weights, device=str(device))
-    except (OSError, RuntimeError) as error:
+        with tensors_only():
+            model = package.load(weights, device=str(device))
+    except (OSError, RuntimeError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"reward {name}: {weights}: could not be loaded ({reason})") from error
     return ImageReward(name=name, model=model, text=entry.text)

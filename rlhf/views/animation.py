@@ -1,10 +1,9 @@
-"""Moving pictures from frames: GIF by Pillow, MP4 by the ffmpeg that imageio-ffmpeg brings along."""
+"""Moving pictures from frames: GIF by Pillow, MP4 by the ffmpeg that imageio-ffmpeg (extra `video`) brings along."""
 
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
@@ -26,8 +25,13 @@ def write_gif(frames: Sequence[np.ndarray], path: Path, *, frames_per_s: float) 
 def write_mp4(frames: Sequence[np.ndarray], path: Path, *, frames_per_s: float) -> None:
     """Writes frames, uint8 [H, W, 3] each, as H.264 in an MP4 file.
 
-    Raises UserError if ffmpeg is missing, fails or writes nothing; a previous file then stays unchanged.
+    Raises UserError if the extra `video` or its ffmpeg is missing, or ffmpeg fails or writes nothing; a previous file
+    then stays unchanged.
     """
+    try:
+        import imageio_ffmpeg
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path}: imageio-ffmpeg is not installed; pip install 'prefpaint-ray[video]'") from error
     height, width = frames[0].shape[:2]
     arguments = ["-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
     arguments += ["-r", str(frames_per_s), "-i", "-", "-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p"]

@@ -110,7 +110,7 @@ class NovelViews:
     """Share of the frames' pixels that no view holds."""
     cloud_points: int
     mp4: str | None
-    """File of the MP4; None if ffmpeg could not write it."""
+    """File of the MP4; None if it could not be written."""
     mp4_error: str | None
     """Reason why there is no MP4."""
 
@@ -166,10 +166,9 @@ def make_novel_views(
     path: PathSettings,
     notes: Mapping[str, object],
 ) -> NovelViews:
-    """Writes all results of a photograph uint8 [H, W, 3] with depth float64 [H, W] into `out`.
+    """Writes the pictures, `cloud.ply` and last `novel_view.json` of a photograph into `out`; docs/views.md lists them.
 
-    Files: `view.png` (further samples `view_1.png`, ...), `warped.png`, `disocclusion.png` (white = hole), `path.gif`,
-    `path.mp4` unless ffmpeg fails, `cloud.ply`, and last `novel_view.json`. Raises UserError if the pose shows nothing.
+    Shapes: photograph uint8 [H, W, 3], depth float64 [H, W]. Raises UserError if the pose shows nothing of it.
     """
     check_pose(pose)
     source = whole_view(camera_at_origin(rgb.shape[1], rgb.shape[0], focal_px), rgb, depth)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from plyfile import PlyData, PlyElement
 
 from rlhf.storage.atomic_files import atomic_write
 from rlhf.views.cameras import pixel_grid, unproject
@@ -54,8 +53,10 @@ def write_ply(cloud: PointCloud, path: Path) -> None:
     rows = np.empty(len(cloud.points), VERTEX)
     for name, values in zip(VERTEX.names or (), columns, strict=True):
         rows[name] = values
-    file = PlyData([PlyElement.describe(rows, "vertex")], byte_order="<")
-    atomic_write(path, lambda temporary: file.write(str(temporary)))
+    types = {np.dtype("<f4"): "float", np.dtype("u1"): "uchar"}
+    properties = [f"property {types[VERTEX[name]]} {name}" for name in VERTEX.names or ()]
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}", *properties, "end_header", ""]
+    atomic_write(path, lambda temporary: temporary.write_bytes("\n".join(lines).encode() + rows.tobytes()))
 
 
 def completeness(points: np.ndarray, truth: np.ndarray, tolerance: float) -> float:

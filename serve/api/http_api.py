@@ -1,6 +1,7 @@
 """The HTTP interface: OpenAI's image edits, in front of the deployments that hold base models and policies."""
 
 import asyncio
+import math
 import time
 import weakref
 from collections.abc import AsyncIterator
@@ -75,7 +76,10 @@ class Api:
         self.replicas = {base: Replicas(handle) for base, handle in handles.items()}
         self.names = ServedNames(catalogue, settings.catalogue, set(handles), self._prepare)
         keys = load_api_keys(settings.api_keys)
-        self.admission = Admission(keys, settings.max_waiting, settings.max_megapixels, settings.upload_timeout_s)
+        copies = settings.ingress_replicas or 1
+        self.copy = ray_serve.get_replica_context().replica_id.unique_id if copies > 1 else None
+        places = math.ceil(settings.max_waiting / copies)
+        self.admission = Admission(keys, places, settings.max_megapixels, settings.upload_timeout_s)
         self.decoder = Decoder()
         self.decoder.start()
         self.store = ImageStore(settings.store) if settings.store is not None else None
@@ -111,7 +115,7 @@ class Api:
     async def metrics(self, http: Request) -> Response:
         """Metrics in Prometheus' text format."""
         self.admission.check(http)
-        return PlainTextResponse(render())
+        return PlainTextResponse(render(self.copy))
 
     @api.get("/v1/models")
     async def models(self, http: Request) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 import logging
 import time
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.painting import Edit, PaintedEdit
@@ -51,9 +54,22 @@ def record_edit(edit: Edit, painted: PaintedEdit, client: str, seconds: float) -
     logger.info("edit", extra=fields)
 
 
-def render() -> bytes:
-    """Returns the metrics in Prometheus' text format."""
-    return generate_latest(REGISTRY)
+class LabelledMetrics(Collector):
+    """The metrics of this process with the name of its copy as a label: any copy may answer a scrape."""
+
+    def __init__(self, copy: str) -> None:
+        self._copy = copy
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields what the registry holds now."""
+        for metric in REGISTRY.collect():
+            metric.samples = [s._replace(labels=s.labels | {"copy": self._copy}) for s in metric.samples]
+            yield metric
+
+
+def render(copy: str | None = None) -> bytes:
+    """Returns the metrics in Prometheus' text format, labelled with the name of one of several copies."""
+    return generate_latest(REGISTRY if copy is None else LabelledMetrics(copy))
 
 
 class Measured:

@@ -23,6 +23,7 @@ from rlhf.progress import progress_bar
 from rlhf.rewards.learned.feature_network import FeatureNetwork, build_backbone, describe, whiten
 from rlhf.rewards.learned.reward_report import EpochFigures
 from rlhf.storage.atomic_files import atomic_torch_save, atomic_write_text
+from rlhf.storage.tensor_files import read_tensors
 from rlhf.storage.url_path import local_copy
 
 Weights = dict[str, torch.Tensor]
@@ -202,7 +203,7 @@ class FeatureTraining:
         if path is None or not path.is_file():
             return [], {}
         with local_copy(path) as local:
-            state = torch.load(local, weights_only=True)
+            state = read_tensors(local, f"remove {path}, and the training begins anew")
         if state["fingerprint"] != fingerprint:
             return [], {}
         self.network.load_state_dict(state["network"])

@@ -1,9 +1,12 @@
 """Published rewards, with tiny random weights of the same classes: sums, texts, and folders of another kind."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pickled_commands import Command
 from safetensors.torch import save_file
 from small_parts import small_prompts
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
@@ -168,3 +171,18 @@ def test_packages_get_each_image_with_its_own_text(
     first = (batch()[0][:, 0, 0, 0].double() + 1) / 2
     expected = first + torch.tensor([float(len(c)) for c in CAPTIONS]).double()
     assert torch.allclose(score(CAPTIONS, kind=kind).reward, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["image_reward", "hpsv2"])
+def test_a_packages_weights_run_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, weights = tmp_path / "trace", tmp_path / "weights.pt"
+    torch.save(Command(f"touch {trace}"), weights)
+
+    def load(*_: object, **__: object) -> None:
+        torch.load(weights, weights_only=False)
+
+    package = SimpleNamespace(load=load, score=load)
+    monkeypatch.setitem(sys.modules, "ImageReward" if kind == "image_reward" else kind, package)
+    with pytest.raises(UserError, match=f"reward {kind}"):
+        score(CAPTIONS, kind=kind)
+    assert not trace.exists()

@@ -1,6 +1,7 @@
 """The whole way from a photograph with depth to views, moving pictures and a cloud; and the study."""
 
 import json
+import sys
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -125,6 +126,19 @@ def test_a_failing_ffmpeg_costs_the_mp4_alone(
     names = {path.name for path in out.iterdir()}
     assert names == {"view.png", "warped.png", "disocclusion.png", "path.gif", "cloud.ply", "novel_view.json"}
     assert words in json.loads((out / "novel_view.json").read_text())["mp4_error"]
+
+
+def test_without_the_video_extra_there_is_no_mp4_and_the_record_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    view = small_view()
+    made = make_novel_views(
+        view.rgb, view.depth, Pose(yaw_deg=9), nearest, tmp_path, focal_px=60.0, path=PathSettings(frames=2), notes={}
+    )
+    assert made.mp4 is None
+    assert "prefpaint-ray[video]" in json.loads((tmp_path / "novel_view.json").read_text())["mp4_error"]
+    assert (tmp_path / "path.gif").is_file()
 
 
 def test_the_true_disparity_brings_the_left_picture_onto_the_right_one():

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pickled_commands import Command
 from small_annotations import make_world
 
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, join_annotations
+from rlhf.errors import UserError
 from rlhf.rewards.learned.feature_network import FeatureNetwork, SmallBackbone
 from rlhf.rewards.learned.feature_training import (
     FeatureTraining,
@@ -132,3 +134,20 @@ def test_a_backbone_with_weights_is_described_anew_in_every_batch() -> None:
     before = network.backbone.scale.detach().clone()
     FeatureTraining(network, data, CONFIG, seed=0).run_epoch()
     assert not torch.equal(before, network.backbone.scale.detach())
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut", "command", "no archive"])
+def test_damage_of_the_kept_training_is_named_and_runs_nothing(damage: str, tmp_path: Path) -> None:
+    data, file, trace = join_annotations(*make_world(4)), tmp_path / "training.pt", tmp_path / "trace"
+    train_features(data, CONFIG.model_copy(update={"epochs": 1}), seed=0, out=tmp_path)
+    content = bytearray(file.read_bytes())
+    if damage == "command":
+        torch.save(Command(f"touch {trace}"), file)
+    elif damage == "flipped bit":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[:-100] if damage == "cut" else b"weights")
+    with pytest.raises(UserError, match=rf"{file}: .*remove {file}"):
+        train_features(data, CONFIG.model_copy(update={"epochs": 1}), seed=0, out=tmp_path)
+    assert not trace.exists()
