@@ -5,7 +5,6 @@ import tempfile
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import ray
@@ -37,8 +36,8 @@ class _FileBackend(_TorchBackend):
         # Made by the first rank and removed by the last; nobody else may write to it.
         store = f"file://{tempfile.gettempdir()}/{uuid.uuid4().hex}"
         worker_group.execute(_set_torch_distributed_env_vars)
-        join = partial(_join, store, backend_config, len(worker_group))
-        ray.get([worker_group.execute_single_async(rank, join, rank) for rank in range(len(worker_group))])
+        settings, ranks = (store, backend_config, len(worker_group)), range(len(worker_group))
+        ray.get([worker_group.execute_single_async(rank, _join, *settings, rank) for rank in ranks])
 
 
 def _join(store: str, config: TorchConfig, ranks: int, rank: int) -> None:
