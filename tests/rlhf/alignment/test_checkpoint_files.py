@@ -12,7 +12,7 @@ from pickled_commands import Command
 from small_learner import align_config, batches, sampler_policy, start
 from small_parts import small_config
 
-from rlhf.alignment.checkpoint_files import RAYS_LIST, check_files, check_list, count_ranks, plain_types, record_files
+from rlhf.alignment.checkpoint_files import RAYS_LIST, check_files, check_list, plain_types, record_files, saved_ranks
 from rlhf.alignment.learner import Learner
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import load_policy
@@ -134,7 +134,7 @@ def test_each_rank_records_its_own_files(copied: Path) -> None:
         shutil.copy(file, part / "learner" / file.name)
         record_files(part, rank, 2)
         shutil.copy(part / f"rank-{rank}.json", copied)
-    assert count_ranks(copied) == 2
+    assert saved_ranks(copied) == 2
     check_files(copied)
     (copied / "rank-1.json").unlink()
     with pytest.raises(UserError, match=str(copied / "rank-1.json")):
@@ -145,7 +145,7 @@ def test_each_rank_records_its_own_files(copied: Path) -> None:
 def test_a_damaged_record_is_named(copied: Path, text: str) -> None:
     (copied / "rank-0.json").write_text(text)
     with pytest.raises(UserError, match=str(copied / "rank-0.json")):
-        count_ranks(copied)
+        saved_ranks(copied)
 
 
 def test_a_record_of_a_newer_version_is_refused(copied: Path) -> None:
