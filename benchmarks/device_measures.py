@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu.full_size_models import Architecture, build_policy
 from benchmarks.measure import Figures, describe_machine
 from rlhf.config.run_config import AlignConfig
+from rlhf.diffusion.families.stable_diffusion import LORA_TARGETS
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 
 LEAST_ROUNDS = 3
@@ -117,7 +118,7 @@ def count_flops(architecture: Architecture, px: int, trainable: str, *, backward
         from peft import LoraConfig
 
         defaults = AlignConfig()
-        unet.add_adapter(LoraConfig(r=defaults.lora_rank, target_modules=list(defaults.lora_targets)))
+        unet.add_adapter(LoraConfig(r=defaults.lora_rank, target_modules=list(defaults.lora_targets or LORA_TARGETS)))
     elif trainable == "full":
         unet.requires_grad_(True)
     side = px // family.pipeline.vae_scale_factor

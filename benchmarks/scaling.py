@@ -35,6 +35,7 @@ from benchmarks.stand_ins import Pace, StandInSampler, StandInScorer, batch_seco
 from rlhf.config.config_files import load_config  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
 from rlhf.data.prompts import PromptTable, make_prompts  # noqa: E402
+from rlhf.diffusion.families.stable_diffusion import LORA_TARGETS
 from rlhf.workflows.demo import lay_out_photographs  # noqa: E402
 
 RUN_FILE = Path(__file__).parents[1] / "cluster" / "runs" / "one_node_8gpu.yaml"
@@ -91,7 +92,7 @@ def lora_weights(config: RunConfig) -> dict[str, torch.Tensor]:
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, in_channels=9, cross_attention_dim=768)
-        rank, targets = config.align.lora_rank, list(config.align.lora_targets)
+        rank, targets = config.align.lora_rank, list(config.align.lora_targets or LORA_TARGETS)
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
     return {name: torch.randn(p.shape) for name, p in unet.named_parameters() if p.requires_grad}
 

@@ -84,8 +84,8 @@ class AlignConfig(Section):
     """Trained weights: LoRA adapters or the whole network."""
     lora_rank: Count = 16
     """Rank and alpha of the adapters."""
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
-    """Names of the network's modules that get an adapter."""
+    lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of the network's modules that get an adapter; default: those of the model's family."""
     merged_sampling: bool = True
     """Samplers hold a second copy of the network with the adapters merged, and run untrained steps with it: less time,
     more memory."""

@@ -36,6 +36,8 @@ class ModelConfig(Section):
     """Device of the networks; `auto` takes a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the denoising network, in rollout and training. Log-probs are always fp32."""
+    guidance: NonNegative | None = None
+    """Scale that a guidance-distilled network (FLUX.1) is told; default: that of diffusers' pipeline."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     """`auto` is PyTorch's SDPA; `xformers` needs CUDA and the extra `gpu`."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from rlhf.config.run_config import AlignConfig, RunConfig
-from rlhf.diffusion.families.stable_diffusion import network_on_meta
+from rlhf.diffusion.families.open_family import default_lora_targets, network_on_meta
 from rlhf.diffusion.policy import resolve_model
 from rlhf.storage.url_path import UrlPath, as_path
 
@@ -41,10 +41,11 @@ def count_trained(model: str, align: AlignConfig) -> int:
     """Number of trained numbers, by the network's configuration alone."""
     from peft import LoraConfig
 
-    network = network_on_meta(as_path(resolve_model(model)))
+    place = as_path(resolve_model(model))
+    network, targets = network_on_meta(place), align.lora_targets or default_lora_targets(place)
     if align.trainable == "lora":
         with torch.device("meta"):
-            network.add_adapter(LoraConfig(r=align.lora_rank, target_modules=list(align.lora_targets)))
+            network.add_adapter(LoraConfig(r=align.lora_rank, target_modules=list(targets)))
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 

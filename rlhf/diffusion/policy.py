@@ -10,7 +10,7 @@ import torch
 from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.family import ModelFamily, TextEmbedding
-from rlhf.diffusion.families.stable_diffusion import StableDiffusion, read_schedule
+from rlhf.diffusion.families.open_family import open_family, read_schedule
 from rlhf.diffusion.policy_weights import merge_weights
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.errors import UserError
@@ -80,7 +80,7 @@ def load_policy(config: ModelConfig, adapter: Path | None = None, *, with_safety
     """
     device = resolve_device(config.device)
     place = as_path(resolve_model(config.path))
-    family = StableDiffusion.open(config, place, device, with_safety_checker=with_safety_checker)
+    family = open_family(config, place, device, with_safety_checker=with_safety_checker)
     version = merge_weights(family, adapter) if adapter is not None else 0
     return Policy(
         family=family,
@@ -93,12 +93,13 @@ def load_policy(config: ModelConfig, adapter: Path | None = None, *, with_safety
 
 
 def make_trainable(
-    policy: Policy, trainable: str, *, rank: int, targets: tuple[str, ...], seed: int, keeps_merged: bool = False
+    policy: Policy, trainable: str, *, rank: int, targets: tuple[str, ...] | None, seed: int, keeps_merged: bool = False
 ) -> None:
     """Add fresh LoRA adapters (a no-op until trained), or unfreeze the whole network.
 
-    With `keeps_merged`, a network without adapters is kept beside them for `update_merged`. Raises UserError if a
-    target names no module of this network.
+    `targets` names the modules that get an adapter, by default the family's own. With `keeps_merged`, a network
+    without adapters is kept beside them for `update_merged`. Raises UserError if a target names no module of this
+    network.
     """
     network = policy.network
     if keeps_merged and trainable == "lora":
@@ -111,11 +112,12 @@ def make_trainable(
     from peft import LoraConfig
 
     names = [name for name, _ in network.named_modules()]
-    for target in targets:
+    chosen = targets or policy.family.lora_targets
+    for target in chosen if targets else ():
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise UserError(f"align.lora_targets: {target!r} names no module of this network")
     torch.manual_seed(seed)
-    network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights=True))
+    network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(chosen), init_lora_weights=True))
 
 
 @torch.no_grad()

@@ -39,6 +39,8 @@ def save_policy(
             family.pipeline.save_lora_weights(local, **{f"{family.network_name}_lora_layers": layers})
         else:
             network = type(family.network).from_config(family.network.config)
+            # The network's constants, such as tables of positions, are no trained tensors, but diffusers saves them.
+            state = {name: tensor.cpu() for name, tensor in family.network.state_dict().items()} | state
             network.load_state_dict(state)
             network.save_pretrained(local / family.network_name)
         atomic_write_json(

@@ -49,6 +49,8 @@ class ModelFamily(Protocol):
     """The diffusers pipeline."""
     network_name: str
     """Name of the trained network in the pipeline, in its folder, and in LoRA files."""
+    lora_targets: tuple[str, ...]
+    """Names of the network's modules that get an adapter by default."""
     network: Any
     """The module that predicts, a diffusers model; another of the same kind may take its place."""
 

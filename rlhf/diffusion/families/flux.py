@@ -4,27 +4,56 @@ Two by two latent cells are packed into one token. The networks predict the velo
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.transformer import TransformerFamily
+from rlhf.diffusion.families.pipeline_folder import read_index, read_part_config
+from rlhf.diffusion.families.transformer import (
+    PARTS,
+    SCHEDULERS,
+    TransformerFamily,
+    check_channels,
+    open_parts,
+    read_flow_scheduler,
+)
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
 from rlhf.storage.images import blank_hole
 
 if TYPE_CHECKING:
-    from diffusers import FluxFillPipeline, FluxInpaintPipeline
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        FluxFillPipeline,
+        FluxInpaintPipeline,
+        FluxTransformer2DModel,
+    )
 
     from rlhf.data.prompts import Prompt
+
+
+CLASSES = {
+    "_class_name": ("FluxFillPipeline", "FluxInpaintPipeline", "FluxPipeline"),
+    "transformer": ("FluxTransformer2DModel",),
+    "vae": ("AutoencoderKL",),
+    "scheduler": SCHEDULERS,
+}
+LORA_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
+)
+"""Modules that get an adapter by default: attention and feed-forward layers of both kinds of blocks."""
 
 
 class Flux(TransformerFamily):
     """What FLUX.1's pipelines have in common; a `ModelFamily` but for the condition."""
 
+    lora_targets = LORA_TARGETS
     default_guidance: float
     """Default scale of the pipeline's class, which a guidance-distilled network is told."""
 
@@ -46,8 +75,7 @@ class Flux(TransformerFamily):
 
     def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
         """The levels of the pipeline's own scheduler; a dynamic shift depends on the number of tokens."""
-        even = [1 - step / num_inference_steps for step in range(num_inference_steps)]
-        return make_flow_schedule(self.pipeline.scheduler, even, tokens=self.count_tokens(cells))
+        return _schedule(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
 
     def predict(
         self,
@@ -110,3 +138,47 @@ class FluxBlend(Blending, Flux):
     """The `ModelFamily` of FluxInpaintPipeline."""
 
     default_guidance = 7.0
+
+
+def open_pipeline(
+    config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
+) -> FluxFill | FluxBlend:
+    """Open a pipeline of FLUX.1; see `open_family`. A text-to-image pipeline inpaints by blending."""
+    is_fill = _reads_mask(place)
+    kind = "FluxFillPipeline" if is_fill else "FluxInpaintPipeline"
+    pipeline = open_parts(kind, config, place, device, CLASSES)
+    return (FluxFill if is_fill else FluxBlend)(pipeline, config.guidance)
+
+
+def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
+    """The steps at the VAE's native size, from the pipeline's configuration alone."""
+    _reads_mask(place)
+    scheduler = read_flow_scheduler(place)
+    vae = read_part_config(place, "vae", "config.json")
+    cells = int(vae["sample_size"]) // 2 ** (len(vae["block_out_channels"]) - 1)
+    return _schedule(scheduler, num_inference_steps, tokens=(cells // Flux.patch) ** 2)
+
+
+def network_on_meta(place: Path) -> "FluxTransformer2DModel":
+    """The transformer without memory for its weights, from its configuration alone."""
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        return FluxTransformer2DModel.from_config(read_part_config(place, "transformer", "config.json"))
+
+
+def _reads_mask(place: Path) -> bool:
+    """Whether the transformer reads the mask, as Fill's does; raises UserError if it reads anything else."""
+    read_index(place, CLASSES, PARTS)
+    vae = read_part_config(place, "vae", "config.json")
+    latents, pixels = int(vae["latent_channels"]), 4 ** (len(vae["block_out_channels"]) - 1)
+    layouts = {
+        4 * (2 * latents + pixels): "latents, masked image and mask",
+        4 * latents: "latents alone",
+    }
+    return check_channels(place, layouts) != "latents alone"
+
+
+def _schedule(scheduler: "FlowMatchEulerDiscreteScheduler", num_inference_steps: int, *, tokens: int) -> FlowSchedule:
+    even = [1 - step / num_inference_steps for step in range(num_inference_steps)]
+    return make_flow_schedule(scheduler, even, tokens=tokens)

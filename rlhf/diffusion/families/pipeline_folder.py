@@ -28,22 +28,34 @@ def read_index(place: Path, classes: Mapping[str, tuple[str, ...]], parts: tuple
     parts that it may have. Raises UserError with the class found and the classes supported, also for a single file,
     or if there is no index.
     """
-    if place.suffix.lower() in SINGLE_FILES and place.is_file():
-        _refuse_single_file(place, classes["_class_name"])
+    read_class(place, classes["_class_name"])
     index = read_part_config(place, INDEX)
     for part, supported in classes.items():
-        found = index.get(part)
-        kind = found[-1] if isinstance(found, list) and found else found
-        if kind not in supported:
-            what = "a pipeline" if part == "_class_name" else f"its {part}"
-            raise UserError(
-                f"{place}: {what} of class {kind}; supported {'are' if len(supported) > 1 else 'is'} "
-                f"{', '.join(supported)}; check model.path"
-            )
+        _check_class(place, part, index, supported)
     for part, entry in index.items():
         if part not in parts and isinstance(entry, list) and None not in entry:
             raise UserError(f"{place}: its part {part} ({entry[-1]}) would not be used; check model.path")
     return index
+
+
+def read_class(place: Path, supported: tuple[str, ...]) -> str:
+    """The class that a pipeline (folder, URL or hub name) says it is; raises UserError if it is not `supported`."""
+    if place.suffix.lower() in SINGLE_FILES and place.is_file():
+        _refuse_single_file(place, supported)
+    index = read_part_config(place, INDEX)
+    _check_class(place, "_class_name", index, supported)
+    return str(index["_class_name"])
+
+
+def _check_class(place: Path, part: str, index: Mapping[str, Any], supported: tuple[str, ...]) -> None:
+    found = index.get(part)
+    kind = found[-1] if isinstance(found, list) and found else found
+    if kind not in supported:
+        what = "a pipeline" if part == "_class_name" else f"its {part}"
+        raise UserError(
+            f"{place}: {what} of class {kind}; supported {'are' if len(supported) > 1 else 'is'} "
+            f"{', '.join(supported)}; check model.path"
+        )
 
 
 def read_part_config(place: Path, *parts: str) -> dict[str, Any]:

@@ -32,6 +32,8 @@ CLASSES = {
 """Supported classes of the pipeline and of the parts that could be of others."""
 NETWORKS = ("vae", "text_encoder", "text_encoder_2", "unet")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
+"""Modules that get an adapter by default."""
 DECODED_PIXELS = 2**22
 """Pixels decoded at once, 16 images of 512 px: with twice as many, a tensor inside SD's VAE has 2^31 elements."""
 
@@ -40,6 +42,7 @@ class StableDiffusion:
     """A `ModelFamily`. SDXL's pipeline has another class, a second text encoder and a size conditioning."""
 
     network_name = "unet"
+    lora_targets = LORA_TARGETS
 
     def __init__(self, pipeline: "StableDiffusionInpaintPipeline", scheduler: "DDIMScheduler") -> None:
         """Wrap a pipeline; its own scheduler is replaced by DDIM of the same noise levels."""
@@ -182,6 +185,9 @@ class StableDiffusion:
         shown = pixels.astype(np.float32) / 255
         _, flagged = self.pipeline.safety_checker(images=shown, clip_input=inputs.pixel_values)
         return [bool(flag) for flag in flagged]
+
+
+open_pipeline = StableDiffusion.open
 
 
 def read_schedule(place: Path, num_inference_steps: int) -> DDIMSchedule:

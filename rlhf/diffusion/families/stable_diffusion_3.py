@@ -1,23 +1,47 @@
 """Stable Diffusion 3: a transformer of 33 input channels that reads mask and masked image, or of 16 by blending."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.transformer import TransformerFamily
+from rlhf.diffusion.families.pipeline_folder import read_index, read_part_config
+from rlhf.diffusion.families.transformer import (
+    PARTS,
+    SCHEDULERS,
+    TransformerFamily,
+    check_channels,
+    open_parts,
+    read_flow_scheduler,
+)
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
 from rlhf.storage.images import blank_hole
 
 if TYPE_CHECKING:
+    from diffusers import SD3Transformer2DModel
+
     from rlhf.data.prompts import Prompt
+
+
+CLASSES = {
+    "_class_name": ("StableDiffusion3InpaintPipeline", "StableDiffusion3Pipeline"),
+    "transformer": ("SD3Transformer2DModel",),
+    "vae": ("AutoencoderKL",),
+    "scheduler": SCHEDULERS,
+}
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""Modules that get an adapter by default: the attention layers of diffusers' own LoRA training."""
 
 
 class StableDiffusion3(TransformerFamily):
     """What both layouts have in common. The networks predict the velocity of flow matching."""
+
+    lora_targets = LORA_TARGETS
 
     @property
     def patch(self) -> int:  # type: ignore[override]
@@ -87,3 +111,37 @@ class StableDiffusion3Fill(StableDiffusion3):
 
 class StableDiffusion3Blend(Blending, StableDiffusion3):
     """The `ModelFamily` of transformers that read the C channels of the latents."""
+
+
+def open_pipeline(
+    config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
+) -> StableDiffusion3Fill | StableDiffusion3Blend:
+    """Open a pipeline of Stable Diffusion 3; see `open_family`. A text-to-image pipeline inpaints by blending."""
+    is_fill = _reads_mask(place)
+    pipeline = open_parts("StableDiffusion3InpaintPipeline", config, place, device, CLASSES)
+    return (StableDiffusion3Fill if is_fill else StableDiffusion3Blend)(pipeline)
+
+
+def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
+    """The steps at the transformer's native size, from the pipeline's configuration alone."""
+    _reads_mask(place)
+    scheduler = read_flow_scheduler(place)
+    network = read_part_config(place, "transformer", "config.json")
+    tokens = (int(network["sample_size"]) // int(network["patch_size"])) ** 2
+    return make_flow_schedule(scheduler, num_inference_steps, tokens=tokens)
+
+
+def network_on_meta(place: Path) -> "SD3Transformer2DModel":
+    """The transformer without memory for its weights, from its configuration alone."""
+    from diffusers import SD3Transformer2DModel
+
+    with torch.device("meta"):
+        return SD3Transformer2DModel.from_config(read_part_config(place, "transformer", "config.json"))
+
+
+def _reads_mask(place: Path) -> bool:
+    """Whether the transformer reads mask and masked image; raises UserError if it reads anything else."""
+    read_index(place, CLASSES, PARTS)
+    latents = int(read_part_config(place, "vae", "config.json")["latent_channels"])
+    layouts = {2 * latents + 1: "latents, mask and masked image", latents: "latents alone"}
+    return check_channels(place, layouts) != "latents alone"

@@ -16,6 +16,7 @@ from rlhf.alignment.learner import Learner, RatioError
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.policy_gradient import clipped_objective, replay_transition
 from rlhf.config.run_config import AlignConfig
+from rlhf.diffusion.families.stable_diffusion import LORA_TARGETS
 from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.policy_weights import check_start, save_policy
 from rlhf.diffusion.steps.step_rule import Schedule
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize(
     ("algorithm", "trainable", "over", "targets"),
     [
-        ("grpo", "lora", "hole", AlignConfig().lora_targets),
+        ("grpo", "lora", "hole", LORA_TARGETS),
         ("grpo", "lora", "all", FEW_TARGETS),
         ("grpo", "full", "hole", FEW_TARGETS),
         ("prefpaint", "lora", "hole", FEW_TARGETS),
@@ -52,7 +53,7 @@ def test_ratio_is_one_before_the_first_update(
 
 
 def test_ratio_is_one_for_sdxl_and_its_update_is_loaded_again(small_xl_pipeline: Path, tmp_path: Path) -> None:
-    config = align_config(small_xl_pipeline, lora_targets=AlignConfig().lora_targets)
+    config = align_config(small_xl_pipeline, lora_targets=LORA_TARGETS)
     learner = start(small_xl_pipeline, config)
     metrics = learner.train(batches(sampler_policy(small_xl_pipeline, config, learner.weights()), config))
     assert metrics["ratio_error"] <= 1e-6
@@ -82,7 +83,7 @@ def test_a_second_optimizer_step_meets_the_clip(small_pipeline: Path) -> None:
 
 
 def test_an_update_equals_plain_torch(small_pipeline: Path) -> None:
-    config = align_config(small_pipeline, kl_weight=0.0, max_grad_norm=1e-3, lora_targets=AlignConfig().lora_targets)
+    config = align_config(small_pipeline, kl_weight=0.0, max_grad_norm=1e-3, lora_targets=LORA_TARGETS)
 
     def losses_of(plain: Policy, schedule: Schedule, batch: TrainingBatch) -> list[torch.Tensor]:
         losses = []

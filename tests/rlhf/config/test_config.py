@@ -9,6 +9,7 @@ from actors.session.ray_session import check_address
 from rlhf.commands.options import resolve_config
 from rlhf.config.config_files import dump_config, find_unused, load_config
 from rlhf.config.run_config import AlignConfig, RunConfig
+from rlhf.diffusion.families.stable_diffusion import LORA_TARGETS
 from rlhf.errors import UserError
 
 RUNS = Path(__file__).parents[3] / "cluster" / "runs"
@@ -27,7 +28,7 @@ def test_no_file_and_no_override_is_the_default() -> None:
 def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, "seed: 7\nalign:\n  updates: 3\n  lora_targets: [to_q]\n"))
     assert (config.seed, config.align.updates, config.align.lora_targets) == (7, 3, ("to_q",))
-    assert config.align.model_copy(update={"updates": 30, "lora_targets": AlignConfig().lora_targets}) == AlignConfig()
+    assert config.align.model_copy(update={"updates": 30, "lora_targets": LORA_TARGETS}) == AlignConfig()
     assert config.reward == RunConfig().reward
 
 

@@ -22,7 +22,7 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy import Policy, load_policy, plan_steps
 from rlhf.diffusion.policy_manifest import locate_policy
 from rlhf.errors import UserError
-from serve.application import run as run_service
+from serve.application import check_before_start
 from serve.settings import ServiceSettings
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -57,7 +57,7 @@ def refusal(path: Path, **settings: str) -> str:
         "StableDiffusionControlNetInpaintPipeline",
         "StableDiffusionXLControlNetInpaintPipeline",
         "StableDiffusionPipeline",
-        "FluxFillPipeline",
+        "FluxKontextInpaintPipeline",
         "NoSuchPipeline",
     ],
 )
@@ -102,7 +102,7 @@ def test_every_command_that_starts_ray_refuses_a_model_before_it(folder: Path, t
         lambda: align(config, None, None, out),
         lambda: roll_out(config, tmp_path, None, out, tmp_path / "dump"),
         lambda: remote_samplers(config, lambda ids: [], [None], out, workers=1).__enter__(),
-        lambda: run_service(service, "127.0.0.1", 0),
+        lambda: check_before_start(service, "127.0.0.1", 0),
     )
     for start in starts:
         with pytest.raises(UserError, match="of class StableDiffusionControlNetInpaintPipeline"):
