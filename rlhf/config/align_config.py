@@ -46,7 +46,8 @@ class AlignConfig(Section):
     steps_share: PositiveShare = 0.4
     """mixgrpo: share of the steps after the window that are run, with a second-order solver."""
     trained_steps: Count = 5
-    """prefpaint: number of trained steps, drawn at random; nft: number of noise levels, drawn for each sample."""
+    """prefpaint: number of trained steps, drawn from all but the last; nft: number of noise levels, drawn for each
+    sample."""
     nft_beta: Annotated[float, Field(gt=0.0)] = 1.0
     """nft: beta; the implicit positive and negative policies are old +/- beta x (trained - old)."""
     old_decay_rate: NonNegative = 0.001
@@ -127,7 +128,9 @@ class AlignConfig(Section):
         is_in_order = self.window_size <= self.window_range <= self.num_inference_steps
         if self.uses("window_range") and not is_in_order:
             raise ValueError("needs window_size <= window_range <= num_inference_steps")
-        if self.uses("trained_steps") and self.trained_steps > self.num_inference_steps:
+        if self.algorithm == "prefpaint" and self.trained_steps >= self.num_inference_steps:
+            raise ValueError("trained_steps must be less than num_inference_steps: the last step is not trained")
+        if self.algorithm == "nft" and self.trained_steps > self.num_inference_steps:
             raise ValueError("trained_steps exceeds num_inference_steps")
         if self.prompts_per_update * self.samples_per_prompt < 2:
             raise ValueError("an update needs two images or more: advantages compare them")

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -20,10 +20,12 @@ def rlhf(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess
     return run_here(main, ["rlhf", *words], cwd)
 
 
-def rlhf_process(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def rlhf_process(
+    *words: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run `rlhf` in a process of its own, where that is part of the claim."""
     command = [sys.executable, "-m", "rlhf", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=env)
 
 
 def run_study(name: str, *words: object) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,8 @@
 """PrefPaint's own algorithm (arXiv:2410.21966, section 3): DDPO on all steps, trust-weighted.
 
 All steps are stochastic, a random subset is trained, advantages compare the whole batch. Without
-trust weights this is DDPO (arXiv:2305.13301). Deviation: `advantage_clip` is configurable; the
-release uses 10.
+trust weights this is DDPO (arXiv:2305.13301). Deviations: the last step is not trained;
+`advantage_clip` is configurable (the release uses 10).
 """
 
 import numpy as np
@@ -15,9 +15,12 @@ from rlhf.diffusion.trajectories import RolloutPlan
 
 
 def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
-    """Randomise all steps; train `trained_steps` of them, drawn before the rollout so that only those are stored."""
+    """Randomise all steps; train `trained_steps` of all but the last, whose noise is almost 0, or is 0.
+
+    They are drawn before the rollout so that only those are stored.
+    """
     rng = np.random.default_rng([seed, 17, update])
-    trained = rng.choice(config.num_inference_steps, size=config.trained_steps, replace=False)
+    trained = rng.choice(config.num_inference_steps - 1, size=config.trained_steps, replace=False)
     return RolloutPlan(
         num_inference_steps=config.num_inference_steps,
         eta=config.eta,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import rlhf
+from command_line import rlhf_process
 
 from actors.session.start import describe_failure, start_twice
 from rlhf.errors import UserError
@@ -66,7 +66,7 @@ def test_a_temporary_folder_with_a_long_path_ends_a_command_with_the_remedy(comm
     long = tmp_path / ("a" * 90)
     long.mkdir()
     words = [command] if command == "doctor" else [command, "--port", "18765"]
-    done = rlhf(*words, env={**os.environ, "RAY_TMPDIR": str(long)})
+    done = rlhf_process(*words, env={**os.environ, "RAY_TMPDIR": str(long)})
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: Ray does not start")
     assert "set RAY_TMPDIR to a short one" in done.stderr

@@ -147,7 +147,7 @@ def test_a_reward_that_the_arm_never_reaches_took_it_longer_than_it_ran() -> Non
     time = find(summary, "time")
     assert (time.at_most, time.p_value, time.detectable, time.censored) == (True, None, None, [0, 1, 2])
     assert time.value == pytest.approx(math.log(24 / 30)), "30 updates were not enough where the other took 24"
-    assert summary.claims[1].verdict == "excluded"
+    assert summary.claims[1].verdict == "not measured", "bounds that are all alike say nothing about other seeds"
     assert "at most -20%" in format_table(summary)
     assert "not reached, not reached, not reached" in format_table(summary)
     assert summary.arms["proper"].updates_to_level == [None, None, None]

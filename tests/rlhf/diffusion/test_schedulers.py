@@ -202,5 +202,4 @@ def test_a_run_that_trains_a_step_without_noise_is_refused_before_it_starts(
     check_trained_steps(small_config(small_pipeline, window_range=4))
     with pytest.raises(UserError, match=r"trains step 4 of 4, which ends without noise.*window_range"):
         check_trained_steps(small_config(folder, window_range=4, updates=8))
-    with pytest.raises(UserError, match="ends without noise"):
-        check_trained_steps(small_config(folder, algorithm="prefpaint", updates=20))
+    check_trained_steps(small_config(folder, algorithm="prefpaint", updates=20))

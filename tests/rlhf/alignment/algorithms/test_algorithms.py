@@ -71,7 +71,7 @@ def test_grpo_window_is_contiguous_within_its_range_and_visits_all_of_it() -> No
     assert starts == {0, 1, 2, 3, 4}
 
 
-def test_prefpaint_trains_a_sorted_subset_of_its_random_steps() -> None:
+def test_prefpaint_trains_a_sorted_subset_of_its_random_steps_but_the_last() -> None:
     config = AlignConfig(algorithm="prefpaint", trained_steps=5, num_inference_steps=10)
     chosen = set()
     for update in UPDATES:
@@ -82,7 +82,7 @@ def test_prefpaint_trains_a_sorted_subset_of_its_random_steps() -> None:
         assert set(plan.trained_steps) <= plan.stochastic_steps
         assert not plan.shares_initial_noise
         chosen |= set(plan.trained_steps)
-    assert chosen == set(range(10))
+    assert chosen == set(range(9))
 
 
 @pytest.mark.parametrize("algorithm", [grpo, mixgrpo, prefpaint])

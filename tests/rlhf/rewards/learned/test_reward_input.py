@@ -42,10 +42,11 @@ def test_annotations_of_unknown_candidates_alone_are_an_error(tmp_path: Path) ->
 
 
 def test_a_mark_out_of_range_is_named_with_its_row(tmp_path: Path) -> None:
-    for mark in (7.5, -1.0, float("nan"), None):
+    outside, empty = "texture is .*, not within 0-7; mend or remove", "texture is empty; fill it in"
+    for mark, message in ((7.5, outside), (-1.0, outside), (float("nan"), outside), (None, empty)):
         row = annotation("p", 0, "a", 3.0) | {"texture": mark}
         write_annotations([annotation("p", 1, "a", 3.0), row], tmp_path)
-        with pytest.raises(UserError, match=r"row 1 \(prompt p\): texture is .*, not within 0-7; mend or remove"):
+        with pytest.raises(UserError, match=rf"row 1 \(prompt p\): {message}"):
             load_annotations(tmp_path)
 
 
