@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from listening import beyond_loopback, listening
+from listening import beyond_loopback, listening, status_of_call
 from PIL import Image
 from small_service import (
     HEIGHT,
@@ -206,7 +206,12 @@ def test_a_service_and_its_ray_listen_on_loopback_alone(address: str):
     found = listening()
     assert any(command.startswith("ray::ServeReplica") for command in found.values())
     assert int(address.rpartition(":")[2]) in {port for _, port in found}
-    assert beyond_loopback(found) == {}
+    # Ray Serve binds the servers through which its replicas call each other to all interfaces; they ask for the token.
+    reachable = beyond_loopback(found)
+    assert {command.split(":")[2] for command in reachable.values()} <= {"ServeReplica"}
+    for _, port in reachable:
+        for token in (None, "0" * 64):
+            assert status_of_call(port, "ray.serve.ASGIService/HandleRequest", token) == "UNAUTHENTICATED"
 
 
 def test_incomplete_folders_and_taken_ports_are_named_before_ray_starts(tmp_path: Path):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import grpc
 import psutil
 
 
@@ -43,6 +44,18 @@ def watch_listening() -> Iterator[dict[tuple[str, int], str]]:
 def beyond_loopback(found: dict[tuple[str, int], str]) -> dict[tuple[str, int], str]:
     """The sockets that other machines can reach."""
     return {address: name for address, name in found.items() if not _is_loopback(address[0])}
+
+
+def status_of_call(port: int, method: str, token: str | None) -> str:
+    """The status of a call of gRPC with an empty message."""
+    metadata = [] if token is None else [("authorization", f"Bearer {token}")]
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary(f"/{method}")
+        try:
+            call(b"", metadata=metadata, timeout=20)
+        except grpc.RpcError as error:
+            return error.code().name
+    return "OK"
 
 
 def _is_loopback(ip: str) -> bool:

@@ -3,11 +3,10 @@
 import os
 from collections.abc import Iterator
 
-import grpc
 import pytest
 import ray
 import requests
-from listening import beyond_loopback, listening, watch_listening
+from listening import beyond_loopback, listening, status_of_call, watch_listening
 
 from actors.doctor.examination import check_learners
 from actors.session.ray_session import own_access, ray_session
@@ -26,18 +25,6 @@ def ports() -> Iterator[dict[str, list[int]]]:
         ray.get(ray.remote(lambda: 1).remote())
         found = listening()
         yield {name: [port for (_, port), command in found.items() if name in command] for name in names}
-
-
-def status_of_call(port: int, method: str, token: str | None) -> str:
-    """The status of a call of gRPC with an empty message."""
-    metadata = [] if token is None else [("authorization", f"Bearer {token}")]
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_unary(f"/ray.rpc.{method}")
-        try:
-            call(b"", metadata=metadata, timeout=20)
-        except grpc.RpcError as error:
-            return error.code().name
-    return "OK"
 
 
 def status_of_post(port: int, path: str, token: str | None) -> int:
@@ -61,7 +48,7 @@ def status_of_post(port: int, path: str, token: str | None) -> int:
 def test_a_stranger_is_refused_by_every_process_of_ray(
     ports: dict[str, list[int]], process: str, method: str, token: str | None
 ) -> None:
-    answers = {status_of_call(port, method, token) for port in ports[process]}
+    answers = {status_of_call(port, f"ray.rpc.{method}", token) for port in ports[process]}
     assert "UNAUTHENTICATED" in answers
     # The others do not speak gRPC, or have no such service.
     assert answers <= {"UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE"}
@@ -88,7 +75,7 @@ def test_a_stranger_submits_no_job_and_prepares_no_process(ports: dict[str, list
 def test_who_has_the_token_is_answered(ports: dict[str, list[int]]) -> None:
     token = os.environ["RAY_AUTH_TOKEN"]
     [port] = ports["gcs_server"]
-    assert status_of_call(port, "JobInfoGcsService/GetAllJobInfo", token) == "OK"
+    assert status_of_call(port, "ray.rpc.JobInfoGcsService/GetAllJobInfo", token) == "OK"
 
 
 def test_a_session_listens_on_loopback_alone_and_so_does_its_examination(ports: dict[str, list[int]]) -> None:
