@@ -81,7 +81,7 @@ def test_a_reward_that_is_not_finite_ends_the_run_with_the_prompts_name(
     small_pipeline: Path, inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """A reward that comes as NaN or infinity from a head whose numbers are finite, but too large."""
-    broken = save_small_reward(tmp_path / "reward", scale=5e307)
+    broken = save_small_reward(tmp_path / "reward", scale=1e308)
     with pytest.raises(UserError, match=r"reward of prompt p\d is (nan|-?inf)"):
         align(small_config(small_pipeline), inputs[0], broken, tmp_path / "run")
 
