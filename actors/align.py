@@ -17,12 +17,12 @@ from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from actors.session.process_group import process_group_config
 from actors.session.ray_session import check_address, ray_session
 from rlhf.alignment.checkpoint_files import check_list
+from rlhf.alignment.disk_need import describe_disk_need
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.alignment.trained_steps import check_trained_steps
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
-from rlhf.diffusion.disk_need import describe_disk_need
 from rlhf.diffusion.policy_weights import check_start
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics

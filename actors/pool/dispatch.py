@@ -14,9 +14,9 @@ from typing import Any
 
 from actors.messages import RolloutReceipt, RolloutTask
 from actors.pool.queue_times import QueueTimes
-from actors.pool.task_records import FinishedTask, Job, PoisonPrompt, check_rewards, find_fault
+from actors.pool.task_records import FinishedTask, Job, PoisonPrompt, check_rewards
 from actors.pool.worker_pool import Outcome, Worker, WorkerPool
-from actors.weight_sync import WeightsNotice
+from actors.weight_sync import WeightsNotice, find_fault
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 

@@ -6,7 +6,6 @@ import ray
 import torch
 
 from actors.messages import RolloutTask
-from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 
@@ -49,19 +48,6 @@ class Job:
     images: ray.ObjectRef | None = None
     trajectories: ray.ObjectRef | None = None
     forward_images: int = 0
-
-
-def find_fault(ack: WeightsAck, notice: WeightsNotice, tolerance: float) -> str | None:
-    """Returns the fault of a sampler's acknowledgement; None if it proves the published weights."""
-    if (ack.version, ack.checksum) != (notice.version, notice.checksum):
-        return f"acknowledged version {ack.version} ({ack.checksum[:8]}), not {notice.version} ({notice.checksum[:8]})"
-    if notice.probe is None:
-        return None
-    # Relative: a log-prob of some hundred nats is rounded more coarsely than one of a few.
-    allowed = tolerance * max(1.0, abs(notice.probe))
-    if ack.probe is None or not abs(ack.probe - notice.probe) <= allowed:
-        return f"log-prob of the probe is {ack.probe}, the learner's {notice.probe}"
-    return None
 
 
 def check_rewards(scores: dict[str, Scores], task: RolloutTask) -> None:

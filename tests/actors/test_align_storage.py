@@ -15,9 +15,9 @@ from small_disk import grow, small_disk
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.align import align
+from rlhf.alignment.disk_need import checkpoint_bytes, count_trained
 from rlhf.config.config_files import dump_config
 from rlhf.config.run_config import RunConfig
-from rlhf.diffusion.disk_need import CHECKPOINT_BYTES, count_trained
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.policy_manifest import list_policies
 from rlhf.errors import UserError
@@ -107,5 +107,5 @@ def test_a_full_disk_ends_the_run_with_a_message_and_the_last_checkpoint_goes_on
 
 def test_a_checkpoint_takes_what_was_told(config: RunConfig, finished: Path) -> None:
     size = sum(path.stat().st_size for path in finished.glob("learner/checkpoint-000004/**/*") if path.is_file())
-    told = CHECKPOINT_BYTES * count_trained(config.model.path, config.align)
+    told = checkpoint_bytes(config.align) * count_trained(config.model.path, config.align)
     assert told <= size <= 1.2 * told + 500_000

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from actors.messages import RolloutTask
-from actors.pool.task_records import check_rewards, find_fault
-from actors.weight_sync import WeightsAck, WeightsNotice
+from actors.pool.task_records import check_rewards
+from actors.weight_sync import WeightsAck, WeightsNotice, find_fault
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores

@@ -8,8 +8,8 @@ from command_line import rlhf
 from small_disk import small_disk
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
+from rlhf.alignment.disk_need import count_trained, describe_disk_need
 from rlhf.data.prompts import load_prompts
-from rlhf.diffusion.disk_need import count_trained, describe_disk_need
 from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.policy_manifest import list_policies
 from rlhf.diffusion.policy_weights import save_policy

@@ -7,8 +7,8 @@ import torch
 from family_painting import encode_by_mode, prompt_of
 from small_families import small_fill_pipeline, small_flux_inpaint_pipeline, small_sd3_pipeline
 
+from rlhf.alignment.disk_need import count_trained
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
-from rlhf.diffusion.disk_need import count_trained
 from rlhf.diffusion.families.open_family import MODULES
 from rlhf.diffusion.policy import export_policy, load_policy, make_trainable, plan_steps
 from rlhf.diffusion.policy_weights import save_policy

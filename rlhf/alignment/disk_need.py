@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
+from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.diffusion.families.open_family import default_lora_targets, network_on_meta
 from rlhf.diffusion.policy import resolve_model
 from rlhf.storage.url_path import UrlPath, as_path
 
-CHECKPOINT_BYTES = 16
-"""Bytes per trained number: the number, Adam's two moments and the average, each float32."""
-POLICY_BYTES = 4
+FLOAT_BYTES = 4
+"""Bytes of a trained number in a policy: float32."""
 
 
 def describe_disk_need(config: RunConfig, out: Path) -> str:
@@ -24,17 +24,24 @@ def describe_disk_need(config: RunConfig, out: Path) -> str:
     trained = count_trained(config.model.path, align)
     written = -(-align.updates // align.checkpoint_every)
     checkpoints, policies = min(align.keep_last + 1, written), min(align.keep_policies or written, written)
-    need = trained * (CHECKPOINT_BYTES * checkpoints + POLICY_BYTES * policies)
+    size = checkpoint_bytes(align)
+    need = trained * (size * checkpoints + FLOAT_BYTES * policies)
     line = (
         f"align: about {show_bytes(need)} in {out}: {checkpoints} checkpoints of "
-        f"{show_bytes(CHECKPOINT_BYTES * trained)} (one is being written) and {policies} policies of "
-        f"{show_bytes(POLICY_BYTES * trained)}"
+        f"{show_bytes(size * trained)} (one is being written) and {policies} policies of "
+        f"{show_bytes(FLOAT_BYTES * trained)}"
     )
     if isinstance(out, UrlPath):
         return line
     free = shutil.disk_usage(out).free
     warning = "; warning: that is less, see align.keep_last and align.keep_policies" if free < need else ""
     return f"{line}; {show_bytes(free)} are free{warning}"
+
+
+def checkpoint_bytes(align: AlignConfig) -> int:
+    """Bytes per trained number in a checkpoint: the number, Adam's two moments, the average, and nft's old policy."""
+    is_lagging = algorithm_of(align).objective.old_policy_decay(align, 0) is not None
+    return FLOAT_BYTES * (5 if is_lagging else 4)
 
 
 def count_trained(model: str, align: AlignConfig) -> int:
