@@ -15,7 +15,7 @@ from small_service import post, running_service
 from serve.application import _stop
 from serve.settings import ServiceSettings
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,6 @@ def copies_at_work(address: str, requests_to_send: int) -> set[str]:
     return set(re.findall(r'prefpaint_requests_in_work{copy="(\w+)"} [1-9]', "".join(texts)))
 
 
-@pytest.mark.slow
 def test_requests_during_the_death_of_a_replica_are_all_answered(address: str) -> None:
     wait_until(lambda: len(replicas("Inpainter")) == 2)
     with ThreadPoolExecutor(6) as clients:
