@@ -3,7 +3,6 @@
 DeepSpeed's files are pickles, which it loads with `weights_only=False`. Each rank records its files beside them.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write_json, check_schema, read_json
+from rlhf.storage.checksum import file_checksum
 from rlhf.storage.tensor_files import read_tensors
 
 SCHEMA_VERSION = 1
@@ -33,7 +33,7 @@ class CheckpointRecord(BaseModel):
 
 def record_files(folder: Path, rank: int, ranks: int) -> None:
     """Writes the record of a rank, whose files alone are in `folder`."""
-    files = {name: _checksum(folder / name) for name in _tensor_files(folder)}
+    files = {name: file_checksum(folder / name) for name in _tensor_files(folder)}
     atomic_write_json(_record_path(folder, rank), CheckpointRecord(ranks=ranks, files=files).model_dump())
 
 
@@ -64,7 +64,7 @@ def check_files(folder: Path) -> None:
     for name in sorted(recorded.keys() ^ set(_tensor_files(folder))):
         raise UserError(f"{folder / name}: {'is missing' if name in recorded else 'is in no record'}; {REMEDY}")
     for name, expected in recorded.items():
-        if _checksum(folder / name) != expected:
+        if file_checksum(folder / name) != expected:
             raise UserError(f"{folder / name}: was changed after it was written (checksum); {REMEDY}")
         read_tensors(folder / name, REMEDY, plain_types())
 
@@ -80,11 +80,6 @@ def plain_types() -> list[Any]:
 
 def _tensor_files(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.pt"))]
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _record_path(folder: Path, rank: int) -> Path:

@@ -120,21 +120,23 @@ class Learner:
 
     def _pass(self, batch: TrainingBatch, k: int) -> PassLoss:
         """Pass a micro-batch through the engine and through the base policy."""
-        inputs = self._inputs(batch, k)
+        schedule = self._schedule(batch)
+        inputs = self._inputs(batch, k, schedule)
         base_output = self._base_output(inputs)
         output = self.policy.predict_with(self.engine, *inputs)
-        return self._objective.compute_loss(output, base_output, batch, k, self._schedule(batch), self.config)
+        return self._objective.compute_loss(output, base_output, batch, k, schedule, self.config)
 
     @torch.no_grad()
     def _measure_lag(self, batch: TrainingBatch) -> float:
         """Distance of the old policy from the one that sampled, on the first pass of a micro-batch."""
+        schedule = self._schedule(batch)
         with self.acting():
-            output = self.policy.predict(*self._inputs(batch, 0))
-        return self._objective.compute_loss(output, None, batch, 0, self._schedule(batch), self.config).disagreement
+            output = self.policy.predict(*self._inputs(batch, 0, schedule))
+        return self._objective.compute_loss(output, None, batch, 0, schedule, self.config).disagreement
 
-    def _inputs(self, batch: TrainingBatch, k: int) -> tuple:
+    def _inputs(self, batch: TrainingBatch, k: int, schedule: Schedule) -> tuple:
         t, device = batch.trajectories, self.policy.device
-        timestep = self._schedule(batch).timesteps[t.steps_at(k)].to(device)
+        timestep = schedule.timesteps[t.steps_at(k)].to(device)
         return t.latents[k].to(device), timestep, t.condition.to(device)
 
     def _schedule(self, batch: TrainingBatch) -> Schedule:

@@ -40,7 +40,8 @@ def save_policy(
         else:
             network = type(family.network).from_config(family.network.config)
             # The network's constants, such as tables of positions, are no trained tensors, but diffusers saves them.
-            state = {name: tensor.cpu() for name, tensor in family.network.state_dict().items()} | state
+            held = family.network.state_dict()
+            state = state | {name: held[name].cpu() for name in held.keys() - state.keys()}
             network.load_state_dict(state)
             network.save_pretrained(local / family.network_name)
         atomic_write_json(

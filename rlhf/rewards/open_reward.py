@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.rewards.combination import SCALES, Combination, Scale, load_scales
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.scores import Reward
-from rlhf.storage.checksum import folder_checksum
+from rlhf.storage.checksum import file_checksum, folder_checksum
 from rlhf.storage.url_path import as_path, local_copy
 
 
@@ -58,7 +58,7 @@ def checksum_reward(place: Path) -> str:
 
 def _checksum_path(path: Path) -> str:
     with local_copy(path) as local:
-        return folder_checksum(local) if local.is_dir() else hashlib.sha256(local.read_bytes()).hexdigest()
+        return folder_checksum(local) if local.is_dir() else file_checksum(local)
 
 
 def _is_reward_folder(place: Path) -> bool:

@@ -20,10 +20,15 @@ def checksum(state: "Mapping[str, torch.Tensor] | Mapping[str, np.ndarray]") -> 
     return digest.hexdigest()
 
 
+def file_checksum(path: Path) -> str:
+    """Returns the SHA-256 of a local file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def folder_checksum(folder: Path) -> str:
     """Returns the SHA-256 of names and bytes of the files in a local folder, without its subfolders."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+        digest.update(f"{path.name}:{file_checksum(path)};".encode())
     return digest.hexdigest()

@@ -24,7 +24,7 @@ _OUTSIDE_TEXT = re.compile(rb'[\[\]{},"]')
 _INSIDE_TEXT = re.compile(rb'["\\]')
 
 
-class Place(NamedTuple):
+class Authority(NamedTuple):
     """A host as `Host` and `Origin` name it."""
 
     name: str
@@ -166,28 +166,28 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _read_host(request: Request) -> Place | None:
+def _read_host(request: Request) -> Authority | None:
     """Returns what `Host` names; HTTP/1.0 may leave it out. Raises ApiError 400 if it is malformed."""
     hosts = request.headers.getlist("host")
-    place = _parse_place(hosts[0]) if hosts else None
+    place = _parse_authority(hosts[0]) if hosts else None
     if len(hosts) > 1 or (hosts and place is None):
         raise _malformed("host")
     return place
 
 
-def _is_same(origin: str, host: Place | None) -> bool:
+def _is_same(origin: str, host: Authority | None) -> bool:
     """Whether an origin is this server. Raises ApiError 400 if it is malformed."""
     if origin in ("", "null"):
         return False
     scheme, _, rest = origin.lower().partition("://")
-    place = _parse_place(rest)
+    place = _parse_authority(rest)
     if place is None or re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) is None:
         raise _malformed("origin")
     default = DEFAULT_PORT.get(scheme)
     return host is not None and place.name == host.name and (place.port or default) == (host.port or default)
 
 
-def _parse_place(text: str) -> Place | None:
+def _parse_authority(text: str) -> Authority | None:
     match = _HOST.fullmatch(text)
     if match is None or int(match[2] or 0) > 65535:
         return None
@@ -197,7 +197,7 @@ def _parse_place(text: str) -> Place | None:
             name = str(ipaddress.IPv6Address(name[1:-1]))
         except ValueError:
             return None
-    return Place(name, None if match[2] is None else int(match[2]))
+    return Authority(name, None if match[2] is None else int(match[2]))
 
 
 def _malformed(header: str) -> ApiError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from rlhf.diffusion.steps.step_rule import Schedule
+from rlhf.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,18 @@ def cells_of(latents: torch.Tensor) -> tuple[int, int]:
     """Height and width [latent cells] of latents or a condition, [..., h, w]."""
     height, width = latents.shape[-2:]
     return height, width
+
+
+def stack_prompts(prompts: "Sequence[Prompt]", side_px: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [P, 3, H, W] and masks [P, 1, H, W] on `device`; raises UserError unless `side_px` divides H and W."""
+    height, width = prompts[0].mask.shape[-2:]
+    if height % side_px or width % side_px:
+        raise UserError(
+            f"prompts of {width}x{height} px: this model paints multiples of {side_px} px; "
+            "cut others with --set prompts.size_px, or name another model"
+        )
+    images, masks = (torch.stack([getattr(p, part) for p in prompts]).to(device) for part in ("image", "mask"))
+    return images, masks
 
 
 class ModelFamily(Protocol):

@@ -14,13 +14,13 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
+    NETWORKS,
     PARTS,
     SCHEDULERS,
     TransformerFamily,
     check_channels,
-    open_parts,
     read_flow_scheduler,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
@@ -144,14 +144,15 @@ def open_pipeline(
     config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
 ) -> FluxFill | FluxBlend:
     """Open a pipeline of FLUX.1; see `open_family`. A text-to-image pipeline inpaints by blending."""
-    is_fill = _reads_mask(place)
+    index, is_fill = read_index(place, CLASSES, PARTS), _reads_mask(place)
     kind = "FluxFillPipeline" if is_fill else "FluxInpaintPipeline"
-    pipeline = open_parts(kind, config, place, device, CLASSES)
+    pipeline = load_pipeline(kind, config, place, index, NETWORKS, device)
     return (FluxFill if is_fill else FluxBlend)(pipeline, config.guidance)
 
 
 def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     """The steps at the VAE's native size, from the pipeline's configuration alone."""
+    read_index(place, CLASSES, PARTS)
     _reads_mask(place)
     scheduler = read_flow_scheduler(place)
     vae = read_part_config(place, "vae", "config.json")
@@ -169,7 +170,6 @@ def network_on_meta(place: Path) -> "FluxTransformer2DModel":
 
 def _reads_mask(place: Path) -> bool:
     """Whether the transformer reads the mask, as Fill's does; raises UserError if it reads anything else."""
-    read_index(place, CLASSES, PARTS)
     vae = read_part_config(place, "vae", "config.json")
     latents, pixels = int(vae["latent_channels"]), 4 ** (len(vae["block_out_channels"]) - 1)
     layouts = {

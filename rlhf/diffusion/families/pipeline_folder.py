@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
-from rlhf.storage.url_path import UrlPath
+from rlhf.storage.url_path import UrlPath, local_copy
 
 INDEX = "model_index.json"
 WEIGHTS = re.compile(r"(?:(?:diffusion_)?pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
@@ -28,8 +30,7 @@ def read_index(place: Path, classes: Mapping[str, tuple[str, ...]], parts: tuple
     parts that it may have. Raises UserError with the class found and the classes supported, also for a single file,
     or if there is no index.
     """
-    read_class(place, classes["_class_name"])
-    index = read_part_config(place, INDEX)
+    index = _read_own_index(place, classes["_class_name"])
     for part, supported in classes.items():
         _check_class(place, part, index, supported)
     for part, entry in index.items():
@@ -40,11 +41,15 @@ def read_index(place: Path, classes: Mapping[str, tuple[str, ...]], parts: tuple
 
 def read_class(place: Path, supported: tuple[str, ...]) -> str:
     """The class that a pipeline (folder, URL or hub name) says it is; raises UserError if it is not `supported`."""
+    return str(_read_own_index(place, supported)["_class_name"])
+
+
+def _read_own_index(place: Path, supported: tuple[str, ...]) -> dict[str, Any]:
     if place.suffix.lower() in SINGLE_FILES and place.is_file():
         _refuse_single_file(place, supported)
     index = read_part_config(place, INDEX)
     _check_class(place, "_class_name", index, supported)
-    return str(index["_class_name"])
+    return index
 
 
 def _check_class(place: Path, part: str, index: Mapping[str, Any], supported: tuple[str, ...]) -> None:
@@ -170,6 +175,43 @@ def load_parts(folder: Path, index: Mapping[str, Any], names: tuple[str, ...], v
             module = import_module(f"diffusers.pipelines.{library}" if is_own else library)
             parts[name] = load_part(getattr(module, kind), folder / name, variant)
     return parts
+
+
+def load_pipeline(
+    kind: str,
+    config: ModelConfig,
+    place: Path,
+    index: Mapping[str, Any],
+    names: tuple[str, ...],
+    device: torch.device,
+    **given: Any,
+) -> Any:
+    """The pipeline of diffusers' class `kind` at a folder, URL or hub name, frozen on `device`.
+
+    `index` is its index, `names` are its networks, each checked by `load_part`; `given` are further arguments of the
+    class. Raises UserError if it is incomplete or damaged.
+    """
+    import diffusers
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    with local_copy(place) as local:
+        folder = fetch(local, config.variant)
+        networks = load_parts(folder, index, names, config.variant)
+        try:
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # Of schedulers that are not used.
+                pipeline = getattr(diffusers, kind).from_pretrained(folder, **networks, **given)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{config.path}: not a complete {kind} ({reason}); check model.path") from error
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    return pipeline
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], place: str) -> None:

@@ -1,7 +1,6 @@
 """Stable Diffusion and SDXL inpainting: a UNet that reads latents, mask and masked-image latents side by side."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.families.family import TextEmbedding
-from rlhf.diffusion.families.pipeline_folder import fetch, load_parts, read_index, read_part_config
+from rlhf.diffusion.families.autoencoder import decode, encode
+from rlhf.diffusion.families.family import TextEmbedding, stack_prompts
+from rlhf.diffusion.families.pipeline_folder import load_pipeline, read_index, read_part_config
 from rlhf.diffusion.steps.ddim import DDIMSchedule, make_schedule
 from rlhf.errors import UserError
 from rlhf.storage.images import blank_hole
-from rlhf.storage.url_path import local_copy
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
@@ -34,8 +33,6 @@ NETWORKS = ("vae", "text_encoder", "text_encoder_2", "unet")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
 """Modules that get an adapter by default."""
-DECODED_PIXELS = 2**22
-"""Pixels decoded at once, 16 images of 512 px: with twice as many, a tensor inside SD's VAE has 2^31 elements."""
 
 
 class StableDiffusion:
@@ -57,13 +54,14 @@ class StableDiffusion:
         The safety checker is left out unless asked for: training judges images by the reward alone. Raises UserError
         if the pipeline is incomplete, damaged or of another kind.
         """
-        scheduler = _read_scheduler(place)
-        with local_copy(place) as local:
-            pipeline = _load(config, local, with_safety_checker=with_safety_checker)
-        pipeline.to(device)
-        for part in pipeline.components.values():
-            if isinstance(part, torch.nn.Module):
-                part.requires_grad_(False).eval()
+        index = read_index(place, CLASSES, PARTS)
+        scheduler = _read_scheduler(place, index)
+        library, *_ = (index.get("safety_checker") if with_safety_checker else None) or (None,)
+        kind, checker = index["_class_name"], ("safety_checker",) if library else ()
+        given: dict[str, Any] = {"image_encoder": None}
+        if kind == "StableDiffusionInpaintPipeline" and not checker:
+            given |= {"safety_checker": None, "requires_safety_checker": False}
+        pipeline = load_pipeline(kind, config, place, index, (*NETWORKS, *checker), device, **given)
         pipeline.unet.to(memory_format=torch.channels_last)
         _set_attention(pipeline, config.attention, device)
         return cls(pipeline, scheduler)
@@ -107,14 +105,7 @@ class StableDiffusion:
         The condition's mask is sampled as diffusers' pipeline samples it (nearest), so that a policy's folder works
         there; the hole mask of log-probs holds every cell that touches the hole.
         """
-        height, width, factor = *prompts[0].mask.shape[-2:], self.pipeline.vae_scale_factor
-        if height % factor or width % factor:
-            raise UserError(
-                f"prompts of {width}x{height} px: this model paints multiples of {factor} px; "
-                "cut others with --set prompts.size_px, or name another model"
-            )
-        images = torch.stack([p.image for p in prompts]).to(self.device)
-        masks = torch.stack([p.mask for p in prompts]).to(self.device)
+        images, masks = stack_prompts(prompts, self.pipeline.vae_scale_factor, self.device)
         masked_image_latents = self.encode_images(blank_hole(images, masks))
         size = masked_image_latents.shape[-2:]
         condition = self.join_condition(F.interpolate(masks, size=size), masked_image_latents)
@@ -127,19 +118,13 @@ class StableDiffusion:
     def known_latents(self, condition: torch.Tensor) -> None:
         """None: the UNet reads the masked image."""
 
-    @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Scaled latents [B, 4, h, w]: the posterior's mode."""
-        vae = self.pipeline.vae
-        return vae.encode(images.to(self.device)).latent_dist.mode() * vae.config.scaling_factor
+        return encode(self.pipeline.vae, images)
 
-    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """See `ModelFamily`; batches are decoded in parts that fit the VAE."""
-        vae = self.pipeline.vae
-        pixels = latents.shape[-2] * latents.shape[-1] * self.pipeline.vae_scale_factor**2
-        parts = (latents / vae.config.scaling_factor).split(max(1, DECODED_PIXELS // pixels))
-        return torch.cat([vae.decode(part).sample.float() for part in parts])
+        return decode(self.pipeline.vae, latents)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """See `ModelFamily`."""
@@ -195,15 +180,14 @@ def read_schedule(place: Path, num_inference_steps: int) -> DDIMSchedule:
 
     Raises UserError if the pipeline's class, a part of it or its scheduler is not supported.
     """
-    return make_schedule(_read_scheduler(place), num_inference_steps)
+    return make_schedule(_read_scheduler(place, read_index(place, CLASSES, PARTS)), num_inference_steps)
 
 
-def _read_scheduler(place: Path) -> "DDIMScheduler":
+def _read_scheduler(place: Path, index: Mapping[str, Any]) -> "DDIMScheduler":
     import diffusers
 
     from rlhf.diffusion.steps.ddim_scheduler import ddim_for
 
-    index = read_index(place, CLASSES, PARTS)
     unet = read_part_config(place, "unet", "config.json")
     if unet.get("in_channels") != 9:
         raise UserError(f"{place}: its UNet takes {unet.get('in_channels')} channels; inpainting needs 9")
@@ -212,31 +196,6 @@ def _read_scheduler(place: Path) -> "DDIMScheduler":
     kind = (index.get("scheduler") or ("no scheduler",))[-1]
     config = read_part_config(place, "scheduler", "scheduler_config.json")
     return ddim_for(kind, config, getattr(diffusers, index["_class_name"]), str(place))
-
-
-def _load(config: ModelConfig, place: Path, *, with_safety_checker: bool) -> "StableDiffusionInpaintPipeline":
-    """The pipeline at a folder or hub name; SDXL's class is Stable Diffusion's sibling in all that is used here."""
-    import diffusers
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    index = read_index(place, CLASSES, PARTS)
-    folder = fetch(place, config.variant)
-    checker = ("safety_checker",) if with_safety_checker and index.get("safety_checker") else ()
-    networks: dict[str, Any] = load_parts(folder, index, (*NETWORKS, *checker), config.variant)
-    kind = getattr(diffusers, index["_class_name"])
-    if kind is diffusers.StableDiffusionInpaintPipeline and "safety_checker" not in networks:
-        networks |= {"safety_checker": None, "requires_safety_checker": False}
-    try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # Of its scheduler, which is not used.
-            pipeline = kind.from_pretrained(folder, image_encoder=None, **networks)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{config.path}: not a complete {kind.__name__} ({reason}); check model.path") from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def _set_attention(pipeline: "StableDiffusionInpaintPipeline", choice: str, device: torch.device) -> None:

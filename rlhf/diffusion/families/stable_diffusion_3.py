@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
+    NETWORKS,
     PARTS,
     SCHEDULERS,
     TransformerFamily,
     check_channels,
-    open_parts,
     read_flow_scheduler,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
@@ -117,13 +117,15 @@ def open_pipeline(
     config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
 ) -> StableDiffusion3Fill | StableDiffusion3Blend:
     """Open a pipeline of Stable Diffusion 3; see `open_family`. A text-to-image pipeline inpaints by blending."""
-    is_fill = _reads_mask(place)
-    pipeline = open_parts("StableDiffusion3InpaintPipeline", config, place, device, CLASSES)
+    index, is_fill = read_index(place, CLASSES, PARTS), _reads_mask(place)
+    kind = "StableDiffusion3InpaintPipeline"
+    pipeline = load_pipeline(kind, config, place, index, NETWORKS, device)
     return (StableDiffusion3Fill if is_fill else StableDiffusion3Blend)(pipeline)
 
 
 def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     """The steps at the transformer's native size, from the pipeline's configuration alone."""
+    read_index(place, CLASSES, PARTS)
     _reads_mask(place)
     scheduler = read_flow_scheduler(place)
     network = read_part_config(place, "transformer", "config.json")
@@ -141,7 +143,6 @@ def network_on_meta(place: Path) -> "SD3Transformer2DModel":
 
 def _reads_mask(place: Path) -> bool:
     """Whether the transformer reads mask and masked image; raises UserError if it reads anything else."""
-    read_index(place, CLASSES, PARTS)
     latents = int(read_part_config(place, "vae", "config.json")["latent_channels"])
     layouts = {2 * latents + 1: "latents, mask and masked image", latents: "latents alone"}
     return check_channels(place, layouts) != "latents alone"

@@ -1,16 +1,16 @@
 """What families with a diffusion transformer and an AutoencoderKL have in common."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import decode, encode, factor_of
-from rlhf.diffusion.families.pipeline_folder import fetch, load_parts, read_index, read_part_config
+from rlhf.diffusion.families.family import stack_prompts
+from rlhf.diffusion.families.pipeline_folder import read_part_config
 from rlhf.errors import UserError
-from rlhf.storage.url_path import local_copy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ PARTS = (
 )
 
 
-class TransformerFamily:
+class TransformerFamily(ABC):
     """A `ModelFamily` but for text, condition, schedule and forward pass."""
 
     network_name = "transformer"
@@ -64,20 +64,12 @@ class TransformerFamily:
 
     def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole tokens."""
-        height, width = prompts[0].mask.shape[-2:]
-        side = self.patch * factor_of(self.pipeline.vae)
-        if height % side or width % side:
-            raise UserError(
-                f"prompts of {width}x{height} px: this model paints multiples of {side} px; "
-                "cut others with --set prompts.size_px, or name another model"
-            )
-        images = torch.stack([p.image for p in prompts]).to(self.device)
-        masks = torch.stack([p.mask for p in prompts]).to(self.device)
+        images, masks = stack_prompts(prompts, self.patch * factor_of(self.pipeline.vae), self.device)
         return images, (masks >= 0.5).float()
 
+    @abstractmethod
     def inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Channels [B, K, h, w] that the network reads, before they are packed."""
-        raise NotImplementedError
 
     def count_tokens(self, cells: tuple[int, int]) -> int:
         """Number of tokens of an image of height x width latent cells."""
@@ -98,36 +90,6 @@ class TransformerFamily:
     def find_unsafe(self, pixels: "np.ndarray") -> list[bool]:
         """These pipelines have no safety checker."""
         return []
-
-
-def open_parts(
-    kind: str, config: ModelConfig, place: Path, device: torch.device, classes: Mapping[str, tuple[str, ...]]
-) -> Any:
-    """The pipeline of diffusers' class `kind` from a folder, URL or hub name, frozen on `device`.
-
-    `classes` gives the supported classes of the pipeline and of its parts. Raises UserError if it is incomplete,
-    damaged or of another kind.
-    """
-    import diffusers
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    index = read_index(place, classes, PARTS)
-    with local_copy(place) as local:
-        folder = fetch(local, config.variant)
-        networks = load_parts(folder, index, NETWORKS, config.variant)
-        try:
-            pipeline = getattr(diffusers, kind).from_pretrained(folder, **networks)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{config.path}: not a complete {kind} ({reason}); check model.path") from error
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
-    for part in networks.values():
-        part.requires_grad_(False).eval()
-    return pipeline
 
 
 def read_flow_scheduler(place: Path) -> "FlowMatchEulerDiscreteScheduler":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlhf.diffusion.steps.step_rule import Transition
+from rlhf.diffusion.steps.step_rule import Transition, per_image, skip_levels
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class DDIMSchedule:
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor, eta: float
     ) -> Transition:
         """Mean and deviation of the next latents (DDIM, eq. 12 and 16); `eta` scales the deviation, 0 to 1."""
-        alpha = _per_image(self.alphas_cumprod, step_index, latents)
-        alpha_next = _per_image(self.next_alphas_cumprod, step_index, latents)
+        alpha = per_image(self.alphas_cumprod, step_index, latents)
+        alpha_next = per_image(self.next_alphas_cumprod, step_index, latents)
         clean, noise = self._split(model_output, latents, alpha)
         variance = (1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)
         std_dev_t = eta * variance.clamp(min=0).sqrt()
@@ -60,7 +60,7 @@ class DDIMSchedule:
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor
     ) -> torch.Tensor:
         """The finished latents [B, C, h, w] that a prediction for `latents` implies."""
-        return self._split(model_output, latents, _per_image(self.alphas_cumprod, step_index, latents))[0]
+        return self._split(model_output, latents, per_image(self.alphas_cumprod, step_index, latents))[0]
 
     def second_order(
         self, clean: torch.Tensor, previous_clean: torch.Tensor, latents: torch.Tensor, step: int, previous: int
@@ -80,7 +80,7 @@ class DDIMSchedule:
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
         """Clean latents [B, C, h, w] mixed with noise at the levels of positions `step_index` (int64 [B])."""
-        alpha = _per_image(self.alphas_cumprod, step_index, clean)
+        alpha = per_image(self.alphas_cumprod, step_index, clean)
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
     def add_noise_after(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
@@ -89,10 +89,7 @@ class DDIMSchedule:
 
     def skip_to(self, visited: Sequence[int]) -> "DDIMSchedule":
         """The schedule that runs only the positions `visited` [ascending]; each leads to the next one's noise level."""
-        after = self.next_alphas_cumprod.clone()
-        ends = [following - 1 for following in visited[1:]] + [len(after) - 1]
-        after[list(visited)] = self.next_alphas_cumprod[ends]
-        return replace(self, next_alphas_cumprod=after)
+        return replace(self, next_alphas_cumprod=skip_levels(self.next_alphas_cumprod, visited))
 
     def at_rows(self, rows: "Sequence[tuple[DDIMSchedule, int]]") -> "DDIMSchedule":
         """A schedule whose position i is position k of another schedule, for each (schedule, k) in `rows`."""
@@ -102,11 +99,6 @@ class DDIMSchedule:
             alphas_cumprod=torch.stack([schedule.alphas_cumprod[k] for schedule, k in rows]),
             next_alphas_cumprod=torch.stack([schedule.next_alphas_cumprod[k] for schedule, k in rows]),
         )
-
-
-def _per_image(levels: torch.Tensor, step_index: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Levels [T] at positions [B], as [B, 1, 1, 1] of the latents' type and device."""
-    return levels[step_index].view(-1, 1, 1, 1).to(latents)
 
 
 def make_schedule(scheduler: "DDIMScheduler", num_inference_steps: int) -> DDIMSchedule:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from rlhf.diffusion.steps.step_rule import Transition
+from rlhf.diffusion.steps.step_rule import Transition, per_image, skip_levels
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class FlowSchedule:
         the next level has. For comparison with peers: `flow_sde` is the rule of Flow-GRPO (arXiv:2505.05470), `dance`
         of DanceGRPO (arXiv:2505.07818).
         """
-        sigma = _per_image(self.sigmas, step_index, latents)
-        sigma_next = _per_image(self.next_sigmas, step_index, latents)
+        sigma = per_image(self.sigmas, step_index, latents)
+        sigma_next = per_image(self.next_sigmas, step_index, latents)
         clean, noise = latents - sigma * model_output, latents + (1 - sigma) * model_output
         if self.rule == "ddim":
             shrinkage = (1 - sigma) * sigma_next / ((1 - sigma_next) * sigma)
@@ -62,7 +62,7 @@ class FlowSchedule:
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor
     ) -> torch.Tensor:
         """The finished latents [B, C, h, w] that a prediction for `latents` implies."""
-        return latents - _per_image(self.sigmas, step_index, latents) * model_output
+        return latents - per_image(self.sigmas, step_index, latents) * model_output
 
     def second_order(
         self, clean: torch.Tensor, previous_clean: torch.Tensor, latents: torch.Tensor, step: int, previous: int
@@ -81,7 +81,7 @@ class FlowSchedule:
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
         """Clean latents [B, C, h, w] mixed with noise at the levels of positions `step_index` (int64 [B])."""
-        sigma = _per_image(self.sigmas, step_index, clean)
+        sigma = per_image(self.sigmas, step_index, clean)
         return (1 - sigma) * clean + sigma * noise
 
     def add_noise_after(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
@@ -90,10 +90,7 @@ class FlowSchedule:
 
     def skip_to(self, visited: Sequence[int]) -> "FlowSchedule":
         """The schedule that runs only the positions `visited` [ascending]; each leads to the next one's noise level."""
-        after = self.next_sigmas.clone()
-        ends = [following - 1 for following in visited[1:]] + [len(after) - 1]
-        after[list(visited)] = self.next_sigmas[ends]
-        return replace(self, next_sigmas=after)
+        return replace(self, next_sigmas=skip_levels(self.next_sigmas, visited))
 
     def at_rows(self, rows: "Sequence[tuple[FlowSchedule, int]]") -> "FlowSchedule":
         """A schedule whose position i is position k of another schedule, for each (schedule, k) in `rows`."""
@@ -103,11 +100,6 @@ class FlowSchedule:
             sigmas=torch.stack([schedule.sigmas[k] for schedule, k in rows]),
             next_sigmas=torch.stack([schedule.next_sigmas[k] for schedule, k in rows]),
         )
-
-
-def _per_image(levels: torch.Tensor, step_index: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Levels [T] at positions [B], as [B, 1, 1, 1] of the latents' type and device."""
-    return levels[step_index].view(-1, 1, 1, 1).to(latents)
 
 
 def make_flow_schedule(

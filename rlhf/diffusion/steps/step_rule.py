@@ -55,6 +55,19 @@ class Schedule(Protocol):
         """A schedule whose position i is position k of another schedule, for each (schedule, k) in `rows`."""
 
 
+def per_image(levels: torch.Tensor, step_index: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Levels [T] at positions [B], as [B, 1, 1, 1] of the latents' type and device."""
+    return levels[step_index].view(-1, 1, 1, 1).to(latents)
+
+
+def skip_levels(next_levels: torch.Tensor, visited: Sequence[int]) -> torch.Tensor:
+    """The levels [T] that steps end at if only the positions `visited` [ascending] are run: the next one's own."""
+    after = next_levels.clone()
+    ends = [following - 1 for following in visited[1:]] + [len(after) - 1]
+    after[list(visited)] = next_levels[ends]
+    return after
+
+
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean over the elements where mask is 1. Shapes [B, C, h, w], [B, 1, h, w]; returns [B]."""
     weights = mask.expand_as(values)

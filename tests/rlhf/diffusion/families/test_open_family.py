@@ -4,7 +4,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from family_painting import encode_by_mode, prompt_of
+from family_painting import prompt_of
 from small_families import small_fill_pipeline, small_flux_inpaint_pipeline, small_sd3_pipeline
 
 from rlhf.alignment.disk_need import count_trained
@@ -109,4 +109,3 @@ def test_encoding_is_deterministic(folder: tuple[str, Path]) -> None:
     policy = load_policy(model(folder[1]))
     first, again = (policy.family.encode_prompts([prompt_of(64, 64, seed=1)])[0] for _ in range(2))
     assert torch.equal(first, again)
-    encode_by_mode(policy.family.pipeline)
