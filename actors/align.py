@@ -19,6 +19,7 @@ from actors.session.ray_session import check_address, ray_session
 from rlhf.alignment.checkpoint_files import check_list
 from rlhf.alignment.disk_need import describe_disk_need
 from rlhf.alignment.rollout_dump import RolloutDump
+from rlhf.alignment.run_folder import LEARNER_FOLDER, is_begun
 from rlhf.alignment.trained_steps import check_trained_steps
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
@@ -124,7 +125,7 @@ def prepare_run_folder(out: Path, config: RunConfig, *, resume: bool, start: Pat
     """
     saved, begun = out / "config.yaml", out / "start.json"
     begins = {"policy": None if start is None else str(start.resolve())}
-    if (out / "learner").exists():
+    if is_begun(out):
         if not resume:
             raise UserError(f"{out}: holds a run already; add --resume to go on with it, or choose another --out")
         for read in (read_metrics, read_incidents):  # Damage ends the run here, before processes start.
@@ -157,7 +158,7 @@ def make_trainer(setup: RunSetup, out: Path) -> TorchTrainer:
             placement_strategy=cluster.placement,
         ),
         run_config=ray.train.RunConfig(
-            name="learner",
+            name=LEARNER_FOLDER,
             storage_path=out.key if isinstance(out, UrlPath) else str(out.resolve()),
             storage_filesystem=out.filesystem if isinstance(out, UrlPath) else None,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=setup.config.align.keep_last),

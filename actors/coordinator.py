@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +36,22 @@ class Collector(Protocol):
         `weights` [on the CPU, in float32] are those to sample with; `probe` is the learner's log-prob of the probe,
         or None if samplers need not compute theirs. Raises UserError if there can be no rollout.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingMetrics:
+    """Metrics of sampling itself; a replay of dumped rollouts, which has no samplers, leaves them out."""
+
+    images_per_s: float
+    sampler_idle_share: float
+    scorer_idle_share: float
+    tasks_repeated: float
+    weights_sync_s: float
+    """Seconds until the last sampler had proved the weights."""
+    queue_to_sample: float
+    """Mean number of tasks that waited for a sampler."""
+    queue_to_score: float
+    """Mean number of tasks that waited for a scorer."""
 
 
 class Coordinator:
@@ -74,17 +90,20 @@ class Coordinator:
         weighed = self._weigh(finished, update)
         batches = to_batches(finished, weighed, self._config.align.micro_batch_size)
         duration = time.perf_counter() - started
-        metrics = weighed.metrics | self._incidents.metrics() | times.metrics()
-        metrics |= {f"{role}_idle_share": 1 - s / duration for role, s in self._busy(since=busy).items()}
+        sampling = SamplingMetrics(
+            images_per_s=len(weighed.advantages) / duration,
+            tasks_repeated=self._dispatcher.repeated - repeated,
+            **{f"{role}_idle_share": 1 - s / duration for role, s in self._busy(since=busy).items()},
+            **times.metrics(),
+        )
+        metrics = weighed.metrics | self._incidents.metrics() | asdict(sampling)
         metrics |= {
             "rollout_s": duration,
-            "images_per_s": len(weighed.advantages) / duration,
             "policy_version": notice.version,
             "staleness": update - notice.version,
             "sampler_forward_images": sum(task.forward_images for task in finished),
-            "weights_bytes": sum(tensor.nbytes for tensor in weights.values()),
+            "weights_bytes": notice.size_bytes,
             "prompts_quarantined": len(self._quarantine.reasons),
-            "tasks_repeated": self._dispatcher.repeated - repeated,
         }
         return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics, checksum=notice.checksum)
 

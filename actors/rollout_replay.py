@@ -2,29 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import partial
 
 import ray
 import ray.exceptions
 import torch
 
-from actors.coordinator import Collector, share_out
+from actors.coordinator import Collector, SamplingMetrics, share_out
 from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateWork
 from rlhf.alignment.rollout_dump import DumpedBatch, RolloutDump
 from rlhf.errors import UserError
 from rlhf.storage.checksum import checksum
-
-METRICS_OF_SAMPLING = (
-    "images_per_s",
-    "sampler_idle_share",
-    "scorer_idle_share",
-    "tasks_repeated",
-    "weights_sync_s",
-    "queue_to_sample",
-    "queue_to_score",
-)
-"""Metrics of a dump that a replay, which has no samplers, does not repeat; its restarts are left out too."""
 
 
 class DumpingCoordinator:
@@ -65,7 +55,8 @@ class ReplayCoordinator:
             )
             for number, batch in enumerate(dumped)
         ]
-        kept = {n: v for n, v in about["metrics"].items() if n not in METRICS_OF_SAMPLING and "restarts" not in n}
+        left_out = {field.name for field in fields(SamplingMetrics)}
+        kept = {n: v for n, v in about["metrics"].items() if n not in left_out and "restarts" not in n}
         metrics = kept | self._incidents.metrics() | {"rollout_s": time.perf_counter() - started}
         return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics, checksum=about["checksum"])
 

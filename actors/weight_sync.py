@@ -20,6 +20,8 @@ class WeightsNotice:
     weights: list[ray.ObjectRef]
     """One reference to the trained tensors by name, as NumPy arrays in shared memory for all samplers of a node."""
     checksum: str
+    size_bytes: int
+    """Size of the arrays as they travel."""
     probe: float | None = None
     """The learner's log-prob of the probe under these weights, in nats; None if samplers need not compute theirs."""
 
@@ -27,7 +29,10 @@ class WeightsNotice:
     def publish(cls, weights: "Mapping[str, torch.Tensor]", version: int, probe: float | None = None) -> Self:
         """Puts weights [on the CPU, in float32] into the object store once; samplers fetch from one another."""
         arrays = {name: tensor.numpy() for name, tensor in weights.items()}
-        return cls(version=version, weights=[ray.put(arrays)], checksum=checksum(arrays), probe=probe)
+        size_bytes = sum(array.nbytes for array in arrays.values())
+        return cls(
+            version=version, weights=[ray.put(arrays)], checksum=checksum(arrays), size_bytes=size_bytes, probe=probe
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from rlhf.config.config_files import load_config  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
 from rlhf.data.prompts import PromptTable, make_prompts  # noqa: E402
 from rlhf.diffusion.families.stable_diffusion import LORA_TARGETS
-from rlhf.workflows.demo import lay_out_photographs  # noqa: E402
+from rlhf.workflows.photographs import lay_out_photographs  # noqa: E402
 
 RUN_FILE = Path(__file__).parents[1] / "cluster" / "runs" / "one_node_8gpu.yaml"
 CONTROL = ("gcs_server", "raylet")

@@ -36,12 +36,11 @@ from benchmarks.time_to_quality_records import (
     Spent,
     TimeToQuality,
 )
-from rlhf.config.config_files import load_config
+from rlhf.config.config_files import find_run_file, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.reports.metrics_log import Metrics, read_metrics
 from rlhf.reports.records import read_record
 from rlhf.storage.atomic_files import atomic_write_json
-from rlhf.workflows.demo import find_run_file
 from rlhf.workflows.stages import Stage, read_stages, run_stages
 
 REFERENCE = "prefpaint"

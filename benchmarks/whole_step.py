@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import Figures, spread
-from rlhf.config.config_files import load_config
+from rlhf.config.config_files import find_run_file, load_config
 from rlhf.reports.metrics_log import read_metrics
-from rlhf.workflows.demo import find_run_file
 
 WARM_UP = 3
 """Number of first updates that do not count, since processes are still starting."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rlhf.alignment.run_folder import LEARNER_FOLDER
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write_json, check_schema, read_json
 from rlhf.storage.checksum import file_checksum
@@ -44,7 +45,7 @@ def saved_ranks(folder: Path) -> int:
 
 def check_list(run: Path) -> None:
     """Raises UserError if the list in a run's `learner` folder is damaged, or a checkpoint that it names is missing."""
-    path = run / "learner" / RAYS_LIST
+    path = run / LEARNER_FOLDER / RAYS_LIST
     if not path.is_file():  # The run ended before its first checkpoint.
         return
     try:

@@ -23,6 +23,9 @@ from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state
 from rlhf.errors import UserError
 from rlhf.storage.tensor_files import tensors_only
 
+TAG = "learner"
+"""DeepSpeed's name of the checkpoint inside a checkpoint folder."""
+
 
 class RatioError(UserError):
     """Samplers and learner disagree about the policy; the update is refused."""
@@ -186,7 +189,7 @@ class Learner:
         """Write this rank's part of a DeepSpeed checkpoint and the record of its files; all ranks call it."""
         state = {"update": update, "averaged": self.averaged, "old": self._old}
         self.engine.save_checkpoint(
-            str(folder), tag="learner", client_state=state, exclude_frozen_parameters=self.config.trainable == "lora"
+            str(folder), tag=TAG, client_state=state, exclude_frozen_parameters=self.config.trainable == "lora"
         )
         record_files(folder, own_rank(), count_ranks())
 
@@ -197,7 +200,7 @@ class Learner:
         """
         check_files(folder)
         with tempfile.TemporaryDirectory() as temporary, tensors_only(plain_types()):
-            source, tag = folder, "learner"
+            source, tag = folder, TAG
             if self._is_resized:
                 source, tag = _make_universal(folder, Path(temporary)), "universal"
             path, state = self.engine.load_checkpoint(str(source), tag=tag, load_module_strict=False)
@@ -212,7 +215,7 @@ def _make_universal(checkpoint: Path, out: Path) -> Path:
     from deepspeed.checkpoint.ds_to_universal import main
 
     arguments = Namespace(
-        input_folder=str(checkpoint / "learner"),
+        input_folder=str(checkpoint / TAG),
         output_folder=str(out / "universal"),
         num_extract_workers=1,
         num_merge_workers=1,

@@ -14,10 +14,22 @@ from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import check_schema
 
+PACKAGE = Path(__file__).parents[1]
 SCHEMA_VERSION = 1
 """Format version of the configuration that is saved with each stage."""
 UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 """Errors of text that is no YAML: ValueError comes of dates such as 2026-99-99, RecursionError of deep nesting."""
+
+
+def find_run_file(name: str) -> Path:
+    """Returns the path of a run configuration in the package, or in `cluster/runs` of a checkout.
+
+    Raises UserError if neither has it.
+    """
+    for folder in (PACKAGE / "runs", PACKAGE.parent / "cluster" / "runs"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise UserError(f"no run configuration {name!r} in this installation; name one with --config")
 
 
 def load_config(file: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:

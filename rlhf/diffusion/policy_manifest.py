@@ -2,17 +2,33 @@
 
 import json
 from pathlib import Path
+from typing import TypedDict, get_type_hints
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
-from rlhf.storage.atomic_files import check_schema, remove_folder
+from rlhf.storage.atomic_files import atomic_write_json, check_schema, remove_folder
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-MANIFEST_KEYS = {"policy_version": int, "trainable": str, "base_model": str, "checksum": str}
 
 
-def read_manifest(folder: Path) -> dict:
+class Manifest(TypedDict):
+    """Record of a policy folder."""
+
+    policy_version: int
+    trainable: str
+    """`lora` or `full`."""
+    base_model: str
+    checksum: str
+    """Checksum of the trained tensors."""
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest of a policy folder whose weights are complete."""
+    atomic_write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **manifest})
+
+
+def read_manifest(folder: Path) -> Manifest:
     """Reads a policy folder's manifest; raises UserError if there is none, since the folder is then incomplete."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -20,7 +36,7 @@ def read_manifest(folder: Path) -> dict:
         raise UserError(f"{folder}: no readable {MANIFEST}, so not a complete policy folder ({error})") from error
     record = manifest if isinstance(manifest, dict) else {}
     check_schema(record.get("schema_version"), SCHEMA_VERSION, folder / MANIFEST)
-    wrong = [key for key, kind in MANIFEST_KEYS.items() if type(record.get(key)) is not kind]
+    wrong = [key for key, kind in get_type_hints(Manifest).items() if type(record.get(key)) is not kind]
     if wrong:
         raise UserError(f"{folder / MANIFEST}: lacks a valid {', '.join(wrong)}; write the policy again")
     return manifest

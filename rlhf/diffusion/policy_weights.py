@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from rlhf.diffusion.families.family import ModelFamily
 from rlhf.diffusion.families.pipeline_folder import check_finite, load_part, show_names
 from rlhf.diffusion.lora_layers import bind_layers
-from rlhf.diffusion.policy_manifest import MANIFEST, SCHEMA_VERSION, read_manifest
+from rlhf.diffusion.policy_manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
-from rlhf.storage.atomic_files import atomic_write_json, whole_folder
+from rlhf.storage.atomic_files import whole_folder
 from rlhf.storage.checksum import checksum
 from rlhf.storage.url_path import local_copy
 
@@ -44,15 +44,9 @@ def save_policy(
             state = state | {name: held[name].cpu() for name in held.keys() - state.keys()}
             network.load_state_dict(state)
             network.save_pretrained(local / family.network_name)
-        atomic_write_json(
-            local / MANIFEST,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "policy_version": version,
-                "trainable": trainable,
-                "base_model": base,
-                "checksum": checksum(state),
-            },
+        write_manifest(
+            local,
+            Manifest(policy_version=version, trainable=trainable, base_model=base, checksum=checksum(state)),
         )
 
 

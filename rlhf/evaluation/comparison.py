@@ -1,13 +1,11 @@
 """Compares any number of contestants on the same prompts: measures with intervals, and paired tests.
 
-Intervals are over photographs. Pairs of contestants are tested by flipping the signs of whole
-photographs; Holm's correction takes all these tests as one family.
+Intervals are over photographs. Holm's correction takes the tests of all pairs of contestants as one family.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import torch
@@ -26,7 +24,6 @@ from rlhf.evaluation.comparison_notes import (
     find_common,
     note_few,
     note_known_pixels,
-    note_weak_tests,
 )
 from rlhf.evaluation.comparison_records import (
     ALL,
@@ -35,12 +32,11 @@ from rlhf.evaluation.comparison_records import (
     FamilySize,
     JudgedContestant,
     MissingMeasure,
-    PairTest,
 )
 from rlhf.evaluation.feature_distances import Features, measure_sets
 from rlhf.evaluation.judging import LPIPS
 from rlhf.reports.intervals import Estimate, estimate_figure, estimate_share
-from rlhf.reports.significance import holm, sign_flip_test
+from rlhf.reports.significance import compare_pairs, note_weak_tests
 from rlhf.storage.images import from_8bit
 
 
@@ -70,7 +66,7 @@ def summarise_comparison(
         left_out.append(MissingMeasure(measure="FID, KID", reason="take two prompts or more"))
     families = split_families(prompts)
     notes += note_few(families, photographs)
-    tests = compare_pairs(columns, measures, photographs)
+    tests = compare_pairs(columns, [name for name in measures if measures[name].is_tested], photographs)
     count = len(set(photographs))
     return ComparisonReport(
         base=base,
@@ -146,29 +142,6 @@ def estimate_all(
         if name in columns and np.isfinite(values := columns[name][list(places)]).any():
             found[name] = (estimate_share if measure.is_share else estimate_figure)(values, own)
     return found
-
-
-def compare_pairs(
-    columns: Mapping[str, Mapping[str, np.ndarray]],
-    measures: Mapping[str, Measure],
-    photographs: Sequence[str],
-) -> list[PairTest]:
-    """Tests every pair of contestants by every tested measure: second minus first, p by sign flips, p after Holm."""
-    found = []
-    for name, measure in measures.items():
-        for first, second in combinations(columns, 2):
-            if not measure.is_tested or name not in columns[first] or name not in columns[second]:
-                continue
-            difference = columns[second][name] - columns[first][name]
-            known = np.isfinite(difference)
-            own = [photographs[i] for i in np.flatnonzero(known).tolist()]
-            if own:
-                estimate = estimate_figure(difference[known], own)
-                found.append((name, first, second, estimate, sign_flip_test(difference[known], own)))
-    return [
-        PairTest(measure=name, first=first, second=second, difference=estimate, p=p, p_holm=adjusted)
-        for (name, first, second, estimate, p), adjusted in zip(found, holm([test[-1] for test in found]), strict=True)
-    ]
 
 
 def find_all_alarms(

@@ -12,8 +12,6 @@ from rlhf.evaluation.comparison_records import ALL, ContestantFigures, JudgedCon
 from rlhf.evaluation.hole_measures import FIDELITY
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 
-SIGNIFICANT = 0.05
-"""Significance level of p after Holm's correction."""
 LEAST_SHARE = 0.5
 """Smallest share of the prompts that all contestants must have filled."""
 
@@ -43,20 +41,6 @@ def note_few(families: Mapping[str, Sequence[int]], photographs: Sequence[str]) 
         return []
     where = "here" if ALL in few else f"for {', '.join(sorted(few))}"
     return [f"fewer than {LEAST_PHOTOGRAPHS} photographs {where}: too few for an interval, so none is given"]
-
-
-def note_weak_tests(tests: int, photographs: int) -> list[str]:
-    """Returns a note if no test can be significant after Holm's correction.
-
-    The smallest p of a sign-flip test, 2 in 2^photographs, belongs to differences of one sign in all photographs.
-    """
-    least = tests * 2.0 ** (1 - photographs)
-    if not tests or least < SIGNIFICANT:
-        return []
-    return [
-        f"{photographs} photographs are too few for {tests} tests: after Holm's correction no p can be below "
-        f"{min(least, 1):.2g}"
-    ]
 
 
 def note_known_pixels(contestants: Mapping[str, ContestantFigures]) -> list[str]:

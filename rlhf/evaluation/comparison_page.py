@@ -15,6 +15,7 @@ from rlhf.evaluation.evaluation import EvaluationSummary
 from rlhf.evaluation.judging import Judged, describe_judge
 from rlhf.reports.charts import GOLD, REWARD, draw_forest, draw_lines
 from rlhf.reports.pages import MAX_PICTURE_PX, picture_uri, show_hole, write_page
+from rlhf.reports.significance import SIGNIFICANT, TEST_NAME
 from rlhf.storage.images import from_8bit, tensor_to_image
 
 EXTREMES = 4
@@ -60,6 +61,8 @@ def write_comparison_page(
         groups={group: list(names) for group in GROUPS if (names := known_measures(report, group))},
         show_figure=show_figure,
         show_p=show_p,
+        test_name=TEST_NAME,
+        significant=SIGNIFICANT,
         charts=draw_charts(report) | (draw_curve(evaluation) if evaluation else {}),
         evaluation=evaluation,
         ranges=ALARM_RANGES,

@@ -7,6 +7,7 @@ from rlhf.evaluation.alarms import Alarm, RangedEstimate
 from rlhf.evaluation.comparison_measures import Measure
 from rlhf.evaluation.judging import Judged
 from rlhf.reports.intervals import Estimate
+from rlhf.reports.significance import PairTest
 
 SCHEMA_VERSION = 1
 """Schema version of `comparison.json`."""
@@ -57,21 +58,6 @@ class FamilySize:
     def of(cls, places: Sequence[int], photographs: Sequence[str]) -> "FamilySize":
         """Returns the size of a family whose prompts lie at `places` of all; `photographs` are those of all prompts."""
         return cls(prompts=len(places), photographs=len({photographs[place] for place in places}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairTest:
-    """Test of one measure for one pair of contestants."""
-
-    measure: str
-    first: str
-    second: str
-    difference: Estimate
-    """Second minus first."""
-    p: float
-    """Two-sided p by sign flips of photographs."""
-    p_holm: float
-    """The same after Holm's correction for all tests of the comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)

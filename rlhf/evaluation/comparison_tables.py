@@ -7,6 +7,7 @@ import pandas as pd
 from rlhf.evaluation.comparison_measures import GROUPS, Measure
 from rlhf.evaluation.comparison_records import ALL, ComparisonReport
 from rlhf.reports.intervals import Estimate, show_estimate
+from rlhf.reports.significance import TEST_NAME
 
 
 def tabulate_figures(comparison: ComparisonReport) -> pd.DataFrame:
@@ -87,7 +88,7 @@ def format_comparison(comparison: ComparisonReport) -> str:
         lines += ["", f"{group}:", figures.to_string()]
         tests = show_tests(comparison, group)
         if not tests.empty:
-            lines += [f"{group}, pairs (p by sign flips, after Holm):", tests.to_string()]
+            lines += [f"{group}, pairs (p by {TEST_NAME}, after Holm):", tests.to_string()]
     return "\n".join([*lines, "", *_describe_limits(comparison)])
 
 

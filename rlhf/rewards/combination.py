@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Reward, Scores
+from rlhf.rewards.trust_weight import join_trust_weights
 from rlhf.storage.atomic_files import atomic_write_json
 
 SCALES = "reward_scales.json"
@@ -71,27 +72,24 @@ def combine(scores: Mapping[str, Scores], weights: Mapping[str, float], scales: 
     The uncertainty is the sum of |weight| / std x uncertainty over the rewards that have one. This triangle
     inequality holds however the errors depend on each other; the root of the sum of squares would assume that
     they are independent. Rewards without a bound add nothing to it, so it bounds the share of the others only.
-    The width is summed in the same way. The trust weight is the geometric mean of the rewards' own, weighted by
-    |weight|: it is the trust weight of the mean uncertainty. If no reward has a bound, `uncertainty`, `width` and
-    `trust_weight` are None.
+    The width is summed in the same way, and `join_trust_weights` joins the rewards' trust weights. If no reward has a
+    bound, `uncertainty`, `width` and `trust_weight` are None.
     """
     total: torch.Tensor | None = None
     for name, part in scores.items():
         term = weights[name] * ((part.reward - scales[name].mean) / scales[name].std)
         total = term if total is None else total + term
     assert total is not None
-    bounded = [name for name, part in scores.items() if part.trust_weight is not None and weights[name] != 0]
-    if not bounded:
+    trusts = {n: part.trust_weight for n, part in scores.items() if part.trust_weight is not None and weights[n] != 0}
+    if not trusts:
         return Scores(reward=total)
-    share = sum(abs(weights[name]) for name in bounded)
-    uncertainty, width, trust = torch.zeros_like(total), torch.zeros_like(total), torch.ones_like(total)
-    for name in bounded:
+    uncertainty, width = torch.zeros_like(total), torch.zeros_like(total)
+    for name in trusts:
         part, weight = scores[name], abs(weights[name])
         assert part.uncertainty is not None
-        assert part.trust_weight is not None
         uncertainty = uncertainty + weight / scales[name].std * part.uncertainty
         width = width + weight / scales[name].std * (torch.inf if part.width is None else part.width)
-        trust = trust * part.trust_weight ** (weight / share)
+    trust = join_trust_weights(trusts, weights)
     return Scores(reward=total, uncertainty=uncertainty, trust_weight=trust, width=width)
 
 

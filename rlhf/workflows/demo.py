@@ -1,25 +1,13 @@
 """Runs the demo: all stages in order, each as the command a user would type, then the report."""
 
-import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
-from rlhf.config.config_files import load_config
-from rlhf.errors import UserError
-from rlhf.storage.atomic_files import atomic_write
+from rlhf.config.config_files import find_run_file, load_config
+from rlhf.workflows.photographs import choose_photograph_folders
 from rlhf.workflows.stages import Stage, run_stages
 
-PACKAGE = Path(__file__).parents[1]
-PHOTOGRAPHS = (
-    ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg"),
-    ("brick.png", "grass.png", "gravel.png"),
-    ("hubble_deep_field.jpg", "ihc.png", "moon.png", "retina.jpg"),
-)
-"""scikit-image's photographs by kind (things, surfaces, views of instruments); the first of each is held out."""
-NEVER_TRAINED_ON = ("motorcycle_left.png", "page.png", "text.png")
-"""Held-out photographs of kinds that are not trained on, so that there are enough for an interval."""
 SECTIONS = {
     "prompts": ("prompts",),
     "held-out prompts": ("prompts",),
@@ -44,7 +32,7 @@ def run_demo(
     started = time.perf_counter()
     file = config or find_run_file("demo")
     is_own = images is not None
-    images, eval_images = choose_photographs("demo", out, images, eval_images)
+    images, eval_images = choose_photograph_folders("demo", out, images, eval_images)
     if not is_own:
         overrides = (*overrides, f"prompts.crops_per_photograph={CROPS_OF_FEW}")
     resolved = load_config(file, overrides).model_dump(mode="json")
@@ -83,36 +71,3 @@ def stage_commands(out: Path, images: Path, eval_images: Path) -> list[tuple[str
             ["evaluate", "--prompts", held_out, "--reward", reward, "--run", align, "--out", str(out / "evaluation")],
         ),
     ]
-
-
-def find_run_file(name: str) -> Path:
-    """Returns the path of a run configuration in the package, or in `cluster/runs` of a checkout."""
-    for folder in (PACKAGE / "runs", PACKAGE.parent / "cluster" / "runs"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise UserError(f"no run configuration {name!r} in this installation; name one with --config")
-
-
-def choose_photographs(program: str, out: Path, images: Path | None, eval_images: Path | None) -> tuple[Path, Path]:
-    """Returns the folders to train and to judge on: the user's, or scikit-image's photographs copied into `out`.
-
-    Raises UserError if only one folder is given.
-    """
-    if (images is None) != (eval_images is None):
-        raise UserError(f"{program}: give both --images (to train on) and --eval-images (to judge on), or neither")
-    if images is None or eval_images is None:
-        return lay_out_photographs(out / "photographs")
-    return images, eval_images
-
-
-def lay_out_photographs(folder: Path) -> tuple[Path, Path]:
-    """Copies scikit-image's photographs into `folder`; returns the folder to train on and the held-out one."""
-    import skimage.data
-
-    source = Path(skimage.data.__file__).parent
-    train = [name for kind in PHOTOGRAPHS for name in kind[1:]]
-    test = [*(kind[0] for kind in PHOTOGRAPHS), *NEVER_TRAINED_ON]
-    for split, names in (("train", train), ("test", test)):
-        for name in names:
-            atomic_write(folder / split / name, partial(shutil.copyfile, source / name))
-    return folder / "train", folder / "test"

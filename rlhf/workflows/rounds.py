@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.config_files import load_config
+from rlhf.config.config_files import find_run_file, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.evaluation.evaluation import parse_summary
 from rlhf.reports.intervals import Estimate, show_estimate
@@ -17,7 +17,6 @@ from rlhf.reports.records import read_record
 from rlhf.rewards.learned.reward_report import UpdatedReport
 from rlhf.storage.atomic_files import atomic_write_json, read_json
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, read_table, stream_table, write_table
-from rlhf.workflows.demo import find_run_file
 from rlhf.workflows.stages import Settings, Stage, run_stages
 
 
@@ -93,7 +92,7 @@ def run_rounds(
     If people annotate, it stops at a round without annotations and prints the command of their page; the same call
     then resumes. Raises UserError and SystemExit as `run_stages` does.
     """
-    file = config or find_run_file("demo")
+    file = config or find_run_file("rounds")
     plan = RoundsPlan(
         out=out,
         rounds=rounds,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from rlhf.alignment.run_folder import is_begun
 from rlhf.errors import UserError
 from rlhf.reports.records import read_record
 from rlhf.storage.atomic_files import atomic_write_json
@@ -71,13 +72,13 @@ def _run_stage(out: Path, stage: Stage, resting: list[Path], program: str) -> No
     if before is not None and (before.command, before.settings) == (command, stage.settings):
         print(f"{program}: {stage.name}: done before", file=sys.stderr)
         return
-    begun = [run for run in resting if _is_begun(run)]
+    begun = [run for run in resting if is_begun(run)]
     if before and begun:
         raise UserError(
             f"{out}: {stage.name} has changed, but {begun[0].relative_to(out)}/ depends on it; "
             f"remove {' and '.join(map(str, begun))} or choose another --out"
         )
-    resumes = stage.run is not None and _is_begun(stage.run)
+    resumes = stage.run is not None and is_begun(stage.run)
     started = time.perf_counter()
     print(f"{program}: {command}", file=sys.stderr)
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
@@ -104,7 +105,3 @@ def run_command(words: Sequence[str], environment: dict[str, str]) -> int:
     return subprocess.run(
         words, env=environment, check=False, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     ).returncode
-
-
-def _is_begun(run: Path) -> bool:
-    return (run / "learner").exists()

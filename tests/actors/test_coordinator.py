@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ class FakeDispatcher:
 
     poison: str = ""
     repeated: int = 0
-    pools: tuple = ()
+    pools: tuple = tuple(SimpleNamespace(role=role, busy_s=0.0, workers=[role]) for role in ("sampler", "scorer"))
     runs: list[tuple[str, ...]] = field(default_factory=list)
     """Prompts of each run."""
 
@@ -97,6 +98,7 @@ def test_a_prompt_that_kills_is_quarantined_and_the_update_is_collected_with_ano
     assert deadly not in prompts_of(work)
     assert [name for name in prompts_of(work) if name in chosen] == [name for name in chosen if name != deadly]
     assert work.metrics["prompts_quarantined"] == 1
+    assert work.metrics["weights_bytes"] == 12
     assert list(Quarantine(tmp_path).reasons) == [deadly]
 
 

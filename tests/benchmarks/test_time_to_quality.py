@@ -21,8 +21,8 @@ from benchmarks.time_to_quality import (
     summarise,
 )
 from benchmarks.time_to_quality_records import ArmSpent, Reached, Spent, TimeToQuality
+from rlhf.config.config_files import find_run_file
 from rlhf.storage.atomic_files import atomic_write_json
-from rlhf.workflows.demo import find_run_file
 
 LINE = {
     "sampler_forward_images": 50,

@@ -12,6 +12,7 @@ RUNS = Path(rlhf.__file__).parents[1] / "cluster" / "runs"
 # File: images and micro-batches an update, micro-batches per sampler and per learner, GPUs.
 SUMS = {
     "demo": (128, 8, 4, 8, 0),
+    "rounds": (128, 8, 4, 8, 0),
     "laptop": (64, 4, 2, 4, 0),
     "one_node_8gpu": (320, 20, 4, 10, 8),
     "multi_node_64gpu": (320, 80, 2, 5, 64),

@@ -4,8 +4,7 @@ A folder of kind `prefpaint-release` holds `checkpoint.pt` (or .pth, .safetensor
 `reward.json`. Its reward is z @ w, in units of the paper's normalised score. Two uncertainties:
 
 - sqrt(z' V^-1 z), which the proof of the bound needs (PrefPaint eq. 7), is reported and makes the bounds;
-- ||z' V^-1||, which the released code computes, makes the trust weight as it does there: exp(-0.05 u + 0.7),
-  clipped to [1, 2.21].
+- ||z' V^-1||, which the released code computes, makes the trust weight as it does there (`release_trust_weight`).
 
 The bounds need a conformal multiplier from annotations (`calibrate`); without one they are infinite.
 """
@@ -28,11 +27,10 @@ from rlhf.rewards.learned.bound import conformal_multiplier
 from rlhf.rewards.learned.feature_network import PREFPAINT_KIND
 from rlhf.rewards.learned.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
 from rlhf.rewards.scores import Scores
+from rlhf.rewards.trust_weight import release_trust_weight
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
 from rlhf.storage.url_path import local_copy
 
-TRUST_K, TRUST_B, TRUST_CLIP = 0.05, 0.7, (1.0, 2.21)
-"""k, b and clip of exp(-k u + b), u = ||z' V^-1|| (PrefPaint eq. 12 and its code); the upper clip never binds."""
 MAX_ASYMMETRY = 1e-3
 """Largest difference of V^-1 from its transpose, relative to its largest element; float32 leaves 1e-5."""
 BATCH = 64
@@ -102,7 +100,7 @@ class PrefpaintReward:
         return Scores(
             reward=reward,
             uncertainty=uncertainty,
-            trust_weight=torch.exp(-TRUST_K * self.bound.prefpaint_norm(features) + TRUST_B).clamp(*TRUST_CLIP),
+            trust_weight=release_trust_weight(self.bound.prefpaint_norm(features)),
             width=width,
         )
 

@@ -28,7 +28,7 @@ from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 
 PLAN = RolloutPlan(num_inference_steps=1, eta=1.0, stochastic_steps=frozenset())
-NOTICE = WeightsNotice(version=3, weights=[], checksum="abc", probe=-1.5)
+NOTICE = WeightsNotice(version=3, weights=[], checksum="abc", size_bytes=0, probe=-1.5)
 
 
 @dataclass
@@ -252,7 +252,7 @@ def test_a_prompt_that_kills_samplers_is_quarantined_and_the_others_are_painted(
 ) -> None:
     by_id = {prompt.prompt_id: prompt for prompt in small_prompts(8)}
     dispatcher = painters(Fault(folder=tmp_path, name="die", times=100, prompt="p4"))
-    notice = WeightsNotice(version=1, weights=[], checksum="abc")
+    notice = WeightsNotice(version=1, weights=[], checksum="abc", size_bytes=0)
     sampler = RemoteSampler(dispatcher, notice, 0, lambda ids: [by_id[name] for name in ids], Quarantine(tmp_path))
     config = CandidatesConfig(samples_per_prompt=1, micro_batch_size=2)
     done = {d.task.number: d for d in sampler.sample(plan_candidates(list(by_id), config, seed=0, first_sample=0))}
@@ -273,7 +273,8 @@ def test_few_tasks_are_in_memory_however_many_there_are(local_ray: None, tmp_pat
             yield task(f"p{index}")
 
     dispatcher = painters(Fault(folder=tmp_path))
-    for done, _ in enumerate(dispatcher.stream(WeightsNotice(version=1, weights=[], checksum="abc"), tasks()), start=1):
+    notice = WeightsNotice(version=1, weights=[], checksum="abc", size_bytes=0)
+    for done, _ in enumerate(dispatcher.stream(notice, tasks()), start=1):
         assert taken <= done + 4, "one at each sampler, one done by each, one ahead"
     dispatcher.samplers.dismiss()
     assert taken == done == 30

@@ -12,7 +12,7 @@ from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 
-NOTICE = WeightsNotice(version=3, weights=[], checksum="abc", probe=-1.5)
+NOTICE = WeightsNotice(version=3, weights=[], checksum="abc", size_bytes=0, probe=-1.5)
 
 
 def scores(values: list[float]) -> Scores:
@@ -28,7 +28,7 @@ def test_an_acknowledgement_is_proof_only_with_version_checksum_and_probe() -> N
     large = replace(NOTICE, probe=-391.0673522949219)
     assert find_fault(replace(good, probe=-391.0673828125), large, 1e-5) is None, "a step of float32"
     assert find_fault(replace(good, probe=-391.1), large, 1e-5) is not None
-    without = WeightsNotice(version=3, weights=[], checksum="abc")
+    without = WeightsNotice(version=3, weights=[], checksum="abc", size_bytes=0)
     assert find_fault(WeightsAck(version=3, checksum="abc", probe=None), without, 1e-6) is None
 
 

@@ -18,7 +18,7 @@ from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.rewards.scores import Scores
 
 PLAN = RolloutPlan(num_inference_steps=1, eta=1.0, stochastic_steps=frozenset())
-NOTICE = WeightsNotice(version=3, weights=[], checksum="abc")
+NOTICE = WeightsNotice(version=3, weights=[], checksum="abc", size_bytes=0)
 
 
 class Call:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from actors.session.ray_session import check_address
 from rlhf.commands.options import resolve_config
-from rlhf.config.config_files import dump_config, find_unused, load_config
+from rlhf.config.config_files import dump_config, find_run_file, find_unused, load_config
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
 
@@ -219,3 +219,9 @@ def test_an_address_where_nothing_answers_is_told_within_seconds() -> None:
 def test_a_file_that_says_canary_sets_the_probe(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "cluster:\n  canary_every: 3\n")).cluster.probe_every == 3
     assert "canary" not in dump_config(load_config(None, ("cluster.probe_every=2",)))
+
+
+def test_a_run_file_is_found_by_name() -> None:
+    assert find_run_file("demo").samefile(RUNS / "demo.yaml")
+    with pytest.raises(UserError, match="nothing_here"):
+        find_run_file("nothing_here")

@@ -19,6 +19,7 @@ from rlhf.evaluation.comparison_tables import show_p
 from rlhf.evaluation.contestants import parse_contestants
 from rlhf.evaluation.judging import Judged
 from rlhf.evaluation.tasks import extension, views
+from rlhf.reports.significance import SIGNIFICANT, TEST_NAME
 from rlhf.storage.tables import parquet_file
 
 JUDGES = "judges=[{kind: seam}, {kind: clip_score, name: clip, text: a photograph, path: nowhere}]"
@@ -109,6 +110,13 @@ def test_the_terminal_shows_pairs_with_p_after_holm(comparison: Path) -> None:
     assert cell in line
     assert shown.count("smooth less aligned") == 3, "one block for the reward, the judges, the original"
     assert [show_p(p) for p in (1.0, 0.0471, 5e-5)] == ["1.000", "0.047", "<0.001"]
+
+
+def test_terminal_and_page_name_the_test_and_its_level(comparison: Path) -> None:
+    page = (comparison / "comparison.html").read_text()
+    assert f"pairs (p by {TEST_NAME}, after Holm)" in (comparison / "stdout.txt").read_text()
+    assert f"p comes from {TEST_NAME}" in page
+    assert f"corrected values below {SIGNIFICANT} are bold" in page
 
 
 def test_tables_hold_what_the_record_holds(comparison: Path) -> None:

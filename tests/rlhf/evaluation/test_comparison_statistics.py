@@ -9,12 +9,11 @@ from scipy.ndimage import distance_transform_cdt
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from rlhf.evaluation.comparison_measures import measure_prompts, rate_wins
-from rlhf.evaluation.comparison_notes import note_weak_tests
 from rlhf.evaluation.hole_measures import measure_diversity, measure_fidelity, measure_looks, seam_band
 from rlhf.evaluation.judging import Judged
 from rlhf.evaluation.tasks.extension_measures import measure_band
 from rlhf.reports.intervals import best_of
-from rlhf.reports.significance import sign_flip_test
+from rlhf.reports.significance import SIGNIFICANT, compare_pairs, note_weak_tests, sign_flip_test
 from rlhf.storage.images import from_8bit
 from rlhf.views.growth import Margins, band_hole, plan_bands
 
@@ -105,6 +104,19 @@ def test_sums_that_cancel_up_to_rounding_are_no_difference() -> None:
 def test_photographs_are_flipped_whole() -> None:
     """Five crops of one photograph are no five witnesses."""
     assert sign_flip_test(np.ones(30), [str(i // 5) for i in range(30)]) == 2 / 64
+
+
+def test_pairs_are_tested_where_both_have_values_and_judged_by_their_corrected_p() -> None:
+    gold, photographs = np.arange(12.0), [str(i) for i in range(12)]
+    higher = np.where(np.arange(12) < 1, np.nan, gold + 1)
+    columns = {"a": {"gold": gold, "seam": gold}, "b": {"gold": higher, "seam": gold}, "c": {"seam": gold}}
+    tests = compare_pairs(columns, ["gold", "seam"], photographs)
+    assert [(t.measure, t.first, t.second) for t in tests] == [
+        ("gold", "a", "b"),
+        *(("seam", first, second) for first, second in (("a", "b"), ("a", "c"), ("b", "c"))),
+    ]
+    assert (tests[0].p, tests[0].p_holm, tests[0].difference.clusters) == (2 / 2**11, 4 * 2 / 2**11, 11)
+    assert [t.is_significant for t in tests] == [t.p_holm < SIGNIFICANT for t in tests] == [True, False, False, False]
 
 
 def batch(*pictures: np.ndarray) -> torch.Tensor:

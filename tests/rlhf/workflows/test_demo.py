@@ -7,7 +7,8 @@ from PIL import Image
 from rlhf.errors import UserError
 from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 from rlhf.storage.atomic_files import atomic_write_json
-from rlhf.workflows.demo import find_run_file, lay_out_photographs, run_demo, stage_commands
+from rlhf.workflows.demo import run_demo, stage_commands
+from rlhf.workflows.photographs import lay_out_photographs
 from rlhf.workflows.stages import read_stages
 
 FIRST_STAGE_ONLY = ("candidates.samples_per_prompt=0",)
@@ -61,9 +62,3 @@ def test_a_changed_stage_is_not_mixed_with_an_alignment_that_rests_on_the_old_on
     atomic_write_json(out / "stages.json", {"prompts": {"command": "rlhf prompts of old", "duration_s": 1.0}})
     with pytest.raises(UserError, match="prompts has changed"):
         run_demo(out, images, images, None, ())
-
-
-def test_the_run_configuration_is_found() -> None:
-    assert find_run_file("demo").is_file()
-    with pytest.raises(UserError, match="nothing_here"):
-        find_run_file("nothing_here")

@@ -1,6 +1,7 @@
 """Iterative refinement: what each round reads, where it stops for people, and two tiny rounds end to end."""
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 import yaml
 from small_photographs import TINY_ROUNDS, write_smooth_photographs
 
+from rlhf.config.config_files import find_run_file, load_config
 from rlhf.config.run_config import RunConfig
-from rlhf.storage.atomic_files import finite
+from rlhf.storage.atomic_files import atomic_write_json, finite
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, image_cell, read_table, write_table
 from rlhf.workflows.rounds import (
     RoundsPlan,
@@ -92,6 +94,16 @@ def test_annotations_of_all_rounds_come_together_with_their_candidates_alone(tmp
     folder = tmp_path / "round-2" / "annotated"
     assert [row["sample_index"] for row in read_table(folder / "candidates", CANDIDATES)] == [0, 3]
     assert [row["overall"] for row in read_table(folder / "annotations", ANNOTATIONS)] == [1.0, 2.0]
+
+
+def test_rounds_have_a_run_file_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file, (images, out) = find_run_file("rounds"), (tmp_path / "photos", tmp_path / "out")
+    plan = make_plan(out, config=load_config(file), options=("--config", str(file)), people=True)
+    done = [*prompt_stages(plan, images, images), *candidate_stages(plan, 1)]
+    finished = {s.name: {"command": shlex.join(["rlhf", *s.arguments]), "settings": s.settings} for s in done}
+    atomic_write_json(out / "stages.json", finished)
+    assert run_rounds(out, images, images, rounds=3, annotations_per_round=40, people=True) == []
+    assert capsys.readouterr().err.count("done before") == 3
 
 
 @pytest.mark.slow
