@@ -7,11 +7,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from rlhf.config.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
 
 SETTINGS_OF_SOME = {
-    "window_size": ("grpo", "mixgrpo"),
-    "window_range": ("grpo", "mixgrpo"),
+    "window_size": ("grpo", "guard", "mixgrpo"),
+    "window_range": ("grpo", "guard", "mixgrpo"),
     "steps_share": ("mixgrpo",),
-    "trained_steps": ("nft", "prefpaint"),
-    "clip_range": ("grpo", "mixgrpo", "prefpaint"),
+    "trained_steps": ("awm", "nft", "prefpaint"),
+    "clip_range": ("awm", "grpo", "guard", "mixgrpo", "prefpaint"),
     "nft_beta": ("nft",),
     "old_decay_rate": ("nft",),
     "old_decay_max": ("nft",),
@@ -22,9 +22,10 @@ SETTINGS_OF_SOME = {
 class AlignConfig(Section):
     """Reinforcement learning of the policy."""
 
-    algorithm: Literal["grpo", "mixgrpo", "nft", "prefpaint"] = "grpo"
+    algorithm: Literal["awm", "grpo", "guard", "mixgrpo", "nft", "prefpaint"] = "grpo"
     """Algorithm. `grpo` uses group advantages and a moving window of stochastic steps; `mixgrpo` runs fewer steps after
-    the window; `prefpaint` is the paper's; `nft` noises finished samples again and has no random steps."""
+    the window; `guard` scales the ratios of all steps alike; `prefpaint` is the paper's; `nft` and `awm` noise finished
+    samples again and have no random steps."""
     updates: Count = 30
     """Number of updates: rollouts that are trained on."""
     prompts_per_update: Count = 8
@@ -40,14 +41,14 @@ class AlignConfig(Section):
     eta: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Noise level eta of the stochastic steps: 1 is the full variance of the step rule."""
     window_size: Count = 2
-    """grpo, mixgrpo: length of the window of stochastic, trained steps."""
+    """grpo, guard, mixgrpo: length of the window of stochastic, trained steps."""
     window_range: Count = 6
-    """grpo, mixgrpo: number of steps, from the first, that the window lies within."""
+    """grpo, guard, mixgrpo: number of steps, from the first, that the window lies within."""
     steps_share: PositiveShare = 0.4
     """mixgrpo: share of the steps after the window that are run, with a second-order solver."""
     trained_steps: Count = 5
-    """prefpaint: number of trained steps, drawn from all but the last; nft: number of noise levels, drawn for each
-    sample."""
+    """prefpaint: number of trained steps, drawn from all but the last; awm, nft: number of noise levels, drawn for
+    each sample."""
     nft_beta: Annotated[float, Field(gt=0.0)] = 1.0
     """nft: beta; the implicit positive and negative policies are old +/- beta x (trained - old)."""
     old_decay_rate: NonNegative = 0.001
@@ -77,7 +78,7 @@ class AlignConfig(Section):
     climbs: Literal["reward", "lower_bound"] = "reward"
     """Source of the advantages: the reward, or the reward minus its conformal bound."""
     log_prob_over: Literal["hole", "all"] = "hole"
-    """Latent elements over which log-probs, errors (nft) and KL are averaged: those of the hole, or all, as in
+    """Latent elements over which log-probs, errors (awm, nft) and KL are averaged: those of the hole, or all, as in
     PrefPaint's code."""
     ood_alarm: Share = 0.5
     """Share of rewards less certain than the calibrated 0.95 quantile above which a warning is printed."""
@@ -130,7 +131,7 @@ class AlignConfig(Section):
             raise ValueError("needs window_size <= window_range <= num_inference_steps")
         if self.algorithm == "prefpaint" and self.trained_steps >= self.num_inference_steps:
             raise ValueError("trained_steps must be less than num_inference_steps: the last step is not trained")
-        if self.algorithm == "nft" and self.trained_steps > self.num_inference_steps:
+        if self.algorithm in {"awm", "nft"} and self.trained_steps > self.num_inference_steps:
             raise ValueError("trained_steps exceeds num_inference_steps")
         if self.prompts_per_update * self.samples_per_prompt < 2:
             raise ValueError("an update needs two images or more: advantages compare them")
