@@ -78,8 +78,9 @@ class NoisedSamples:
     """float32 [K, B, C, h, w]: the samples, noised."""
     steps: "torch.Tensor"
     """int64 [K, B]: positions in the schedule, whose noise level they have."""
-    old_prediction: "torch.Tensor"
-    """float32 [K, B, C, h, w]: the network's predictions for them, with the weights that sampled."""
+    old_prediction: "torch.Tensor | None"
+    """float32 [K, B, C, h, w]: the network's predictions for them, with the weights that sampled; None for samples
+    that no policy of this run made."""
 
     def steps_at(self, k: int) -> "torch.Tensor":
         """int64 [B], on the CPU: positions in the schedule of the k-th noising."""

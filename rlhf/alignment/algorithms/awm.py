@@ -30,6 +30,7 @@ def compute_loss(
     """Loss of the k-th noising of a micro-batch; see `LossFunction`."""
     t, device, steps = batch.trajectories, output.device, batch.trajectories.steps_at(k)
     assert isinstance(t, NoisedSamples)
+    assert t.old_prediction is not None
     latents, mask, old_output = t.latents[k].to(device), t.latent_mask.to(device), t.old_prediction[k].to(device)
     target = schedule.target_output(t.clean_latents.to(device), latents, steps)
     likelihood, old_likelihood = (-masked_mean((said - target).square(), mask) for said in (output, old_output))
