@@ -23,6 +23,7 @@ from rlhf.alignment.run_folder import LEARNER_FOLDER, is_begun
 from rlhf.alignment.trained_steps import check_trained_steps
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
+from rlhf.data.preferred_pairs import PairTable
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.policy_weights import check_start
 from rlhf.errors import UserError
@@ -45,20 +46,24 @@ def align(
     wait: bool = False,
     dump: Path | None = None,
     replay: Path | None = None,
+    candidates: Path | None = None,
+    annotations: Path | None = None,
 ) -> Path:
     """Aligns the model to the reward; returns the last policy folder.
 
     `reward` is the reward folder; None if `config.rewards` names everything needed. Training begins with the policy
     folder `start`, or else with the base model. With `wait` it waits for missing resources. Rollouts are written to
     the folder `dump`, if any; with `replay` they are read from that folder, and no samplers, scorers, prompts or
-    reward are needed. Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints
+    reward are needed. `dpo` trains on the pairs of `candidates` that `annotations` order, without samplers, scorers or
+    reward. Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints
     below `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
     """
     folders = {"prompts": prompts, "reward": reward, "start": start, "dump": dump, "replay": replay}
+    folders |= {"candidates": candidates, "annotations": annotations}
     check_address(address)
     config = _prepare(config, out, resume=resume, **folders)
     with ray_session(address, num_cpus=cpus_of(config.cluster)):
-        group = reserve(config.cluster, ROLES if replay is None else ("learner",), wait=wait)
+        group = reserve(config.cluster, ROLES if replay is None and candidates is None else ("learner",), wait=wait)
         absolute = {name: None if folder is None else folder.resolve() for name, folder in folders.items()}
         setup = RunSetup(config=config, run_id=uuid.uuid4().hex, out=out.resolve(), group=group, **absolute)
         with follow_metrics(out, config.align), track_metrics(out, config):
@@ -78,6 +83,8 @@ def _prepare(
     start: Path | None,
     dump: Path | None,
     replay: Path | None,
+    candidates: Path | None,
+    annotations: Path | None,
 ) -> RunConfig:
     """Checks all input and prepares the run folder; returns the configuration for the actors."""
     if start is not None:
@@ -89,10 +96,21 @@ def _prepare(
         RolloutDump(dump).begin(config, resume=resume)
     if replay is not None:
         RolloutDump(replay).check_whole(config)
+    elif config.align.algorithm == "dpo":
+        _check_pairs(config, prompts, candidates, annotations)
     else:
         config = check_inputs(config, prompts, reward)
     print(describe_disk_need(config, out), file=sys.stderr)
     return config
+
+
+def _check_pairs(config: RunConfig, prompts: Path | None, candidates: Path | None, annotations: Path | None) -> None:
+    """Raises UserError if a folder is not named, if a pair lacks a picture, or if there are too few pairs."""
+    if prompts is None or candidates is None or annotations is None:
+        raise UserError("align: dpo trains on annotated pairs; name --prompts, --candidates and --annotations")
+    pairs, wanted = len(PairTable(prompts, candidates, annotations).names), config.align.prompts_per_update
+    if pairs < wanted:
+        raise UserError(f"{annotations}: {pairs} pairs, but align.prompts_per_update is {wanted}; lower it")
 
 
 def check_inputs(config: RunConfig, prompts: Path | None, reward: Path | None) -> RunConfig:

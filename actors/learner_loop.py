@@ -19,6 +19,7 @@ from actors.coordinator import Collector, Coordinator
 from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateNotice, UpdateWork
 from actors.overlapped_coordinator import OverlappedCoordinator
+from actors.pairs_coordinator import PairsCoordinator
 from actors.placement import start_dispatcher
 from actors.ray_gauges import Telemetry
 from actors.rollout_replay import DumpingCoordinator, ReplayCoordinator
@@ -29,6 +30,7 @@ from rlhf.alignment.learner import Learner
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.run_config import RunConfig
+from rlhf.data.preferred_pairs import PairTable
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.policy_manifest import drop_policies
@@ -53,6 +55,10 @@ class RunSetup:
     group: PlacementGroup | None
     """Reservation of samplers and scorers; None for a replay."""
     prompts: Path | None
+    candidates: Path | None
+    """Folder of the pictures that were judged, for `dpo`; neither samplers nor scorers start then."""
+    annotations: Path | None
+    """Folder of their annotations."""
     reward: Path | None
     start: Path | None
     """Policy folder to start from; None starts from the base model."""
@@ -120,6 +126,11 @@ def train(setup: RunSetup) -> None:
 def _start_coordinator(setup: RunSetup, ranks: int, incidents: Incidents) -> Collector:
     if setup.replay is not None:
         return ReplayCoordinator(RolloutDump(setup.replay), incidents, ranks=ranks)
+    if setup.candidates is not None:
+        assert setup.prompts is not None
+        assert setup.annotations is not None
+        pairs = PairTable(setup.prompts, setup.candidates, setup.annotations)
+        return PairsCoordinator(setup.config, pairs, load_policy(setup.config.model).family, incidents, ranks=ranks)
     coordinator = _start_sampling(setup, incidents, ranks)
     return coordinator if setup.dump is None else DumpingCoordinator(coordinator, RolloutDump(setup.dump))
 

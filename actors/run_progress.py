@@ -102,7 +102,7 @@ def _follow(out: Path, config: AlignConfig, is_done: threading.Event) -> None:
             if len(lines) > bar.n:
                 figures = lines[-1]
                 bar.set_postfix(
-                    reward=f"{figures['reward']:.3f}",
+                    **{name: f"{figures[name]:.3f}" for name in ("reward", "pair_accuracy") if name in figures},
                     kl=f"{figures['kl_to_base']:.4f}",
                     bottleneck=name_bottleneck(figures),
                     refresh=False,

@@ -66,7 +66,11 @@ class Learner:
 
     @property
     def _needs_base_copy(self) -> bool:
-        return self.config.kl_weight > 0 and self.config.trainable == "full"
+        return self._reads_base and self.config.trainable == "full"
+
+    @property
+    def _reads_base(self) -> bool:
+        return self.config.kl_weight > 0 or self._objective.reads_base
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The current trained tensors, gathered if ZeRO-3 has split them."""
@@ -118,7 +122,9 @@ class Learner:
                 initial_error = worst if lag is None else lag
         self._average()
         means = torch.tensor([list(record.values()) for record in records]).mean(0).tolist()
-        figures = dict(zip(records[0], means, strict=True)) | {self._objective.disagreement: initial_error}
+        figures = dict(zip(records[0], means, strict=True))
+        if self._objective.disagreement is not None:
+            figures[self._objective.disagreement] = initial_error
         return figures | self._count(batches, is_lagging=lag is not None)
 
     def _pass(self, batch: TrainingBatch, k: int) -> PassLoss:
@@ -152,13 +158,13 @@ class Learner:
         lag = len(batches[0].advantages) if is_lagging else 0
         return {
             "learner_forward_images": ranks * (images + lag),
-            "base_forward_images": ranks * images if self.config.kl_weight > 0 else 0,
+            "base_forward_images": ranks * images if self._reads_base else 0,
             "backward_images": ranks * images,
         }
 
     @torch.no_grad()
     def _base_output(self, inputs: tuple) -> torch.Tensor | None:
-        if self.config.kl_weight == 0:
+        if not self._reads_base:
             return None
         if self._base is not None:
             return self.policy.predict_with(self._base, *inputs)

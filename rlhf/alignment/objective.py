@@ -59,10 +59,12 @@ class Objective:
     """The quantity that training minimises."""
 
     compute_loss: LossFunction
-    disagreement: str
-    """Name of `PassLoss.disagreement` in the metrics."""
+    disagreement: str | None
+    """Name of `PassLoss.disagreement` in the metrics; None if no sampler took part."""
     old_policy_decay: Callable[[AlignConfig, int], float | None]
     """EMA decay of the sampling ("old") policy after update n; None if samplers use the current weights."""
+    reads_base: bool = False
+    """Whether the loss reads the base model's output even without a KL."""
 
 
 @dataclass(frozen=True, kw_only=True)

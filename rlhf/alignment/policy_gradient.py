@@ -27,16 +27,21 @@ def compute_loss(
     objective, ratio = clipped_objective(
         log_prob, old_log_prob, batch.advantages.to(device), batch.trust_weights.to(device), config.clip_range
     )
-    log_ratio, away = (log_prob - old_log_prob).detach().cpu(), (ratio.detach() - 1).abs().cpu()
     return PassLoss(
         loss=objective + config.kl_weight * kl.mean(),
-        disagreement=float(away.max()),
-        figures={
-            "approx_kl": float(0.5 * log_ratio.square().mean()),
-            "clipfrac": float((away > config.clip_range).float().mean()),
-            "kl_to_base": float(kl.detach().cpu().mean()),
-        },
+        disagreement=float((ratio.detach() - 1).abs().max()),
+        figures=ratio_figures(log_prob - old_log_prob, kl, config.clip_range),
     )
+
+
+def ratio_figures(log_ratio: torch.Tensor, kl: torch.Tensor, clip_range: float) -> dict[str, float]:
+    """The metrics of log-ratios [B] and of KLs to the base policy [B]."""
+    log_ratio = log_ratio.detach()
+    return {
+        "approx_kl": float(0.5 * log_ratio.square().mean()),
+        "clipfrac": float(((log_ratio.exp() - 1).abs() > clip_range).float().mean()),
+        "kl_to_base": float(kl.detach().mean()),
+    }
 
 
 def old_policy_decay(config: AlignConfig, update: int) -> None:

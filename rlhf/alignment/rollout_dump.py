@@ -121,14 +121,15 @@ class RolloutDump:
 
 def _recording_of(tensors: dict[str, torch.Tensor], entry: dict[str, Any]) -> Recording:
     kind = Trajectories if "step_indices" in entry else NoisedSamples
-    columns: dict[str, Any] = {name: tensors[name] for name in TENSORS[kind]}
+    columns: dict[str, Any] = {name: tensors[name] for name in TENSORS[kind] if name in tensors}
     if kind is Trajectories:
         columns["step_indices"] = tuple(entry["step_indices"])
     return kind(**columns)
 
 
 def _tensors(batch: DumpedBatch) -> dict[str, torch.Tensor]:
-    tensors = {name: getattr(batch.trajectories, name) for name in TENSORS[type(batch.trajectories)]}
+    recorded = {name: getattr(batch.trajectories, name) for name in TENSORS[type(batch.trajectories)]}
+    tensors = {name: tensor for name, tensor in recorded.items() if tensor is not None}
     tensors |= {"images": batch.images, "advantages": batch.advantages, "trust_weights": batch.trust_weights}
     for reward, scores in batch.scores.items():
         columns = {field.name: getattr(scores, field.name) for field in fields(Scores)}

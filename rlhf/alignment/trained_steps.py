@@ -22,5 +22,5 @@ def check_trained_steps(config: RunConfig) -> None:
                 raise UserError(
                     f"align: update {update + 1} trains step {step + 1} of {len(index)}, which ends without noise with "
                     f"the scheduler of {config.model.path} and so has no log-prob; lower align.window_range (grpo, "
-                    "mixgrpo), or set set_alpha_to_one to false in scheduler/scheduler_config.json"
+                    "guard, mixgrpo), or set set_alpha_to_one to false in scheduler/scheduler_config.json"
                 )

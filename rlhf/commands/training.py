@@ -29,6 +29,22 @@ UpdatedReward = Annotated[
     Path | None, typer.Option("--update", help="Reward folder to add these annotations to; its features stay.")
 ]
 
+JudgedCandidates = Annotated[
+    Path | None, typer.Option("--candidates", help="dpo: folder of the pictures that were judged.")
+]
+Annotations = Annotated[Path | None, typer.Option("--annotations", help="dpo: folder of their annotations.")]
+Dump = Annotated[Path | None, typer.Option("--dump-rollouts", help="Folder to write every rollout to.")]
+Replay = Annotated[
+    Path | None, typer.Option("--replay", help="Folder of dumped rollouts to train on, without sampling.")
+]
+RolloutsOnly = Annotated[
+    bool, typer.Option("--rollouts-only", help="Roll out and score into --dump-rollouts; do not train.")
+]
+StartPolicy = Annotated[
+    Path | None, typer.Option("--policy", help="Policy folder to start from; the KL is still to the base model.")
+]
+DPO_ALONE = "align: dpo makes no rollouts; leave --reward, --dump-rollouts, --replay and --rollouts-only out"
+
 
 @holds_out
 def reward(
@@ -89,21 +105,15 @@ def align(
     reward: Annotated[
         Path | None, typer.Option("--reward", help="Reward folder; not needed if `rewards:` names all.")
     ] = None,
-    policy: Annotated[
-        Path | None,
-        typer.Option("--policy", help="Policy folder to start from; the KL is still to the base model."),
-    ] = None,
+    policy: StartPolicy = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     address: Address = None,
     wait: Wait = False,
-    dump: Annotated[Path | None, typer.Option("--dump-rollouts", help="Folder to write every rollout to.")] = None,
-    replay: Annotated[
-        Path | None,
-        typer.Option("--replay", help="Folder of dumped rollouts to train on, without sampling."),
-    ] = None,
-    rollouts_only: Annotated[
-        bool, typer.Option("--rollouts-only", help="Roll out and score into --dump-rollouts; do not train.")
-    ] = False,
+    dump: Dump = None,
+    replay: Replay = None,
+    candidates: JudgedCandidates = None,
+    annotations: Annotations = None,
+    rollouts_only: RolloutsOnly = False,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -111,11 +121,17 @@ def align(
     if replay is not None and (dump is not None or rollouts_only):
         raise UserError("align: --replay makes no rollouts; leave --dump-rollouts and --rollouts-only out")
     resolved = resolve_config(config, overrides)
+    if resolved.align.algorithm == "dpo":
+        if reward is not None or dump is not None or replay is not None or rollouts_only:
+            raise UserError(DPO_ALONE)
+    elif candidates is not None or annotations is not None:
+        raise UserError("align: only dpo trains on --candidates and --annotations; set align.algorithm=dpo")
     options: dict[str, Any] = {"start": policy, "resume": resume, "address": address, "wait": wait}
     if not rollouts_only:
         from actors.align import align as run
 
-        print(f"aligned policy in {run(resolved, prompts, reward, out, **options, dump=dump, replay=replay)}")
+        options |= {"dump": dump, "replay": replay, "candidates": candidates, "annotations": annotations}
+        print(f"aligned policy in {run(resolved, prompts, reward, out, **options)}")
         return
     if dump is None or prompts is None:
         raise UserError("align: --rollouts-only needs --prompts, and --dump-rollouts to write to")

@@ -6,15 +6,19 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf.config.config_types import Count, NonNegative, Positive, PositiveShare, Section, Share
 
+SAMPLING = ("awm", "grpo", "guard", "mixgrpo", "nft", "prefpaint")
+"""Algorithms that train on rollouts."""
 SETTINGS_OF_SOME = {
-    "window_size": ("grpo", "mixgrpo"),
-    "window_range": ("grpo", "mixgrpo"),
+    "window_size": ("grpo", "guard", "mixgrpo"),
+    "window_range": ("grpo", "guard", "mixgrpo"),
     "steps_share": ("mixgrpo",),
-    "trained_steps": ("nft", "prefpaint"),
-    "clip_range": ("grpo", "mixgrpo", "prefpaint"),
+    "trained_steps": ("awm", "dpo", "nft", "prefpaint"),
+    "clip_range": ("awm", "grpo", "guard", "mixgrpo", "prefpaint"),
     "nft_beta": ("nft",),
     "old_decay_rate": ("nft",),
     "old_decay_max": ("nft",),
+    "dpo_beta": ("dpo",),
+    **dict.fromkeys(("advantage_clip", "kl_weight", "trust", "climbs", "merged_sampling", "max_staleness"), SAMPLING),
 }
 """Settings that not every algorithm uses, with the algorithms that do."""
 
@@ -22,15 +26,16 @@ SETTINGS_OF_SOME = {
 class AlignConfig(Section):
     """Reinforcement learning of the policy."""
 
-    algorithm: Literal["grpo", "mixgrpo", "nft", "prefpaint"] = "grpo"
+    algorithm: Literal["awm", "dpo", "grpo", "guard", "mixgrpo", "nft", "prefpaint"] = "grpo"
     """Algorithm. `grpo` uses group advantages and a moving window of stochastic steps; `mixgrpo` runs fewer steps after
-    the window; `prefpaint` is the paper's; `nft` noises finished samples again and has no random steps."""
+    the window; `guard` scales the ratios of all steps alike; `prefpaint` is the paper's; `nft` and `awm` noise finished
+    samples again and have no random steps; `dpo` trains on the pairs that annotators made, without rollouts."""
     updates: Count = 30
     """Number of updates: rollouts that are trained on."""
     prompts_per_update: Count = 8
-    """Number of prompts per update, over all ranks."""
+    """Number of prompts per update, over all ranks; dpo: of pairs."""
     samples_per_prompt: Count = 8
-    """Number of inpaintings per prompt: the group."""
+    """Number of inpaintings per prompt: the group; dpo: 2, a pair."""
     micro_batch_size: Count = 16
     """Number of images per forward pass, in rollout and training alike; a multiple of samples_per_prompt."""
     epochs_per_update: Count = 1
@@ -40,14 +45,14 @@ class AlignConfig(Section):
     eta: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Noise level eta of the stochastic steps: 1 is the full variance of the step rule."""
     window_size: Count = 2
-    """grpo, mixgrpo: length of the window of stochastic, trained steps."""
+    """grpo, guard, mixgrpo: length of the window of stochastic, trained steps."""
     window_range: Count = 6
-    """grpo, mixgrpo: number of steps, from the first, that the window lies within."""
+    """grpo, guard, mixgrpo: number of steps, from the first, that the window lies within."""
     steps_share: PositiveShare = 0.4
     """mixgrpo: share of the steps after the window that are run, with a second-order solver."""
     trained_steps: Count = 5
-    """prefpaint: number of trained steps, drawn from all but the last; nft: number of noise levels, drawn for each
-    sample."""
+    """prefpaint: number of trained steps, drawn from all but the last; awm, dpo, nft: number of noise levels, drawn
+    for each sample or pair."""
     nft_beta: Annotated[float, Field(gt=0.0)] = 1.0
     """nft: beta; the implicit positive and negative policies are old +/- beta x (trained - old)."""
     old_decay_rate: NonNegative = 0.001
@@ -55,6 +60,8 @@ class AlignConfig(Section):
     with the trained policy."""
     old_decay_max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """nft: largest EMA decay of the old policy."""
+    dpo_beta: Positive = 2000.0
+    """dpo: beta, the weight of the differences of squared errors in a pair's preference."""
     learning_rate: Positive = 3e-4
     """Learning rate of AdamW."""
     weight_decay: NonNegative = 0.0
@@ -62,7 +69,7 @@ class AlignConfig(Section):
     max_grad_norm: Positive = 1.0
     """Largest norm of the gradient; larger ones are scaled down."""
     clip_range: Positive = 1e-3
-    """All but nft: clip range of the ratio; log-probs are means over latent elements, see `log_prob_over`."""
+    """All but nft and dpo: clip range of the ratio; log-probs are means over latent elements, see `log_prob_over`."""
     advantage_clip: Positive = 5.0
     """Bound of the advantages, which are clipped to plus and minus this value."""
     kl_weight: NonNegative = 0.01
@@ -77,7 +84,7 @@ class AlignConfig(Section):
     climbs: Literal["reward", "lower_bound"] = "reward"
     """Source of the advantages: the reward, or the reward minus its conformal bound."""
     log_prob_over: Literal["hole", "all"] = "hole"
-    """Latent elements over which log-probs, errors (nft) and KL are averaged: those of the hole, or all, as in
+    """Latent elements over which log-probs, errors (awm, nft) and KL are averaged: those of the hole, or all, as in
     PrefPaint's code."""
     ood_alarm: Share = 0.5
     """Share of rewards less certain than the calibrated 0.95 quantile above which a warning is printed."""
@@ -130,10 +137,12 @@ class AlignConfig(Section):
             raise ValueError("needs window_size <= window_range <= num_inference_steps")
         if self.algorithm == "prefpaint" and self.trained_steps >= self.num_inference_steps:
             raise ValueError("trained_steps must be less than num_inference_steps: the last step is not trained")
-        if self.algorithm == "nft" and self.trained_steps > self.num_inference_steps:
+        if self.algorithm in {"awm", "dpo", "nft"} and self.trained_steps > self.num_inference_steps:
             raise ValueError("trained_steps exceeds num_inference_steps")
         if self.prompts_per_update * self.samples_per_prompt < 2:
             raise ValueError("an update needs two images or more: advantages compare them")
+        if self.algorithm == "dpo" and self.samples_per_prompt != 2:
+            raise ValueError("dpo trains on pairs: samples_per_prompt must be 2")
         if self.algorithm != "prefpaint" and self.samples_per_prompt < 2:
             raise ValueError(f"{self.algorithm} compares the samples of a prompt: samples_per_prompt must be 2 or more")
         if self.algorithm == "nft" and self.old_decay_rate > 0 and self.zero_stage == 3:

@@ -14,6 +14,9 @@ from rlhf.diffusion.steps.step_rule import Schedule, Transition, transition_log_
 from rlhf.diffusion.trajectories import NoisedSamples, Rollout, RolloutPlan, Trajectories
 from rlhf.storage.images import composite
 
+_Kept = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""A trained step: latents, next latents, log-prob [B], mean of the Gaussian."""
+
 
 @torch.no_grad()
 def rollout(
@@ -37,7 +40,7 @@ def rollout(
     latent_mask = torch.ones_like(latent_mask) if plan.log_prob_over == "all" else latent_mask
     latent_mask = latent_mask.repeat_interleave(samples, dim=0)
     keys = [(*seed_key, p.prompt_id, i) for p in prompts for i in sample_indices]
-    kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    kept: list[_Kept] = []
     for step in [step for step in plan.steps if step >= first]:
         is_random = step in plan.stochastic_steps and plan.eta > 0
         transition = denoiser.step(latents, step, condition, plan.eta if is_random else 0.0)
@@ -46,7 +49,8 @@ def rollout(
             noise = torch.stack([noise_like(latents.shape[1:], *key, step) for key in keys])
             next_latents = next_latents + transition.std_dev_t * noise.to(next_latents)
         if step in plan.trained_steps:
-            kept.append((latents, next_latents, transition_log_prob(transition, next_latents, latent_mask)))
+            log_prob = transition_log_prob(transition, next_latents, latent_mask)
+            kept.append((latents, next_latents, log_prob, transition.mean))
         latents = denoiser.keep_known(next_latents, condition, start, step)
     latents = finish_known(latents, policy.family.known_latents(condition))
     finished = (latents, condition, latent_mask)
@@ -71,21 +75,25 @@ def _decode(
 
 
 def _record(
-    kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    kept: list[_Kept],
     latents: torch.Tensor,
     condition: torch.Tensor,
     latent_mask: torch.Tensor,
     plan: RolloutPlan,
 ) -> Trajectories:
-    """Latents, next latents and log-prob of the trained steps, in their order; `latents` are those at the end."""
-    empty = latents.new_zeros((0, *latents.shape))
+    """The records of the trained steps, in their order; `latents` are those at the end."""
+
+    def stack(part: int, like: torch.Tensor) -> torch.Tensor:
+        return torch.stack([step[part] for step in kept]).cpu() if kept else like.new_zeros((0, *like.shape))
+
     return Trajectories(
         condition=condition.cpu(),
         latent_mask=latent_mask.cpu(),
-        latents=torch.stack([k[0] for k in kept]).cpu() if kept else empty,
-        next_latents=torch.stack([k[1] for k in kept]).cpu() if kept else empty,
-        old_log_prob=torch.stack([k[2] for k in kept]).cpu() if kept else latents.new_zeros((0, len(latents))),
+        latents=stack(0, latents),
+        next_latents=stack(1, latents),
+        old_log_prob=stack(2, latents[:, 0, 0, 0]),
         step_indices=plan.trained_steps,
+        old_mean=stack(3, latents) if plan.keeps_means else None,
     )
 
 

@@ -19,6 +19,8 @@ class RolloutPlan:
     """Ascending; a subset of the stochastic ones."""
     shares_initial_noise: bool = False
     """Samples of a prompt start from the same noise, and run as one until the first random step."""
+    keeps_means: bool = False
+    """Whether the means of the trained steps' Gaussians are kept."""
     log_prob_over: str = "hole"
     """`hole`, or `all` latent elements."""
     visited_steps: tuple[int, ...] | None = None
@@ -52,6 +54,8 @@ class Trajectories:
     """float32 [K, B], nats per latent element, under the weights that sampled."""
     step_indices: tuple[int, ...]
     """[K]: positions of the trained steps in the schedule."""
+    old_mean: "torch.Tensor | None" = None
+    """float32 [K, B, C, h, w]: means of the Gaussians that `next_latents` were drawn from, if the plan keeps them."""
 
     def steps_at(self, k: int) -> "torch.Tensor":
         """int64 [B], on the CPU: positions in the schedule of the k-th trained step."""
@@ -74,8 +78,9 @@ class NoisedSamples:
     """float32 [K, B, C, h, w]: the samples, noised."""
     steps: "torch.Tensor"
     """int64 [K, B]: positions in the schedule, whose noise level they have."""
-    old_prediction: "torch.Tensor"
-    """float32 [K, B, C, h, w]: the network's predictions for them, with the weights that sampled."""
+    old_prediction: "torch.Tensor | None"
+    """float32 [K, B, C, h, w]: the network's predictions for them, with the weights that sampled; None for samples
+    that no policy of this run made."""
 
     def steps_at(self, k: int) -> "torch.Tensor":
         """int64 [B], on the CPU: positions in the schedule of the k-th noising."""

@@ -1,10 +1,12 @@
 """Runs of `rlhf align` by the algorithms besides grpo: any number of workers, dumps, staleness, other ranks."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from align_runs import figures, policy_tensors, with_cluster
+from small_annotations import make_world, write_world
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.align import align
@@ -61,3 +63,22 @@ def test_nft_is_replayed_and_goes_on_stale_and_with_other_ranks(
     assert ours[1]["reward"] == pytest.approx(theirs[1]["reward"], abs=1e-4)
     tensors = [policy_tensors(run, 2) for run in (tmp_path / "resized", straight)]
     assert torch.nn.functional.cosine_similarity(*tensors, dim=0) > 0.99
+
+
+def test_dpo_trains_on_annotated_pairs_with_any_number_of_learners_and_goes_on(
+    small_pipeline: Path, tmp_path: Path
+) -> None:
+    prompts, candidates, annotations = map(Path, write_world(tmp_path, *make_world(4)))
+    folders = {"candidates": candidates, "annotations": annotations}
+    config = small_config(small_pipeline, algorithm="dpo", samples_per_prompt=2, prompts_per_update=8, updates=2)
+    align(config, prompts, None, tmp_path / "one", **folders)
+    align(with_cluster(config, learners=2), prompts, None, tmp_path / "two", **folders)
+    one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
+    assert one[0]["loss"] == pytest.approx(math.log(2), rel=1e-4)
+    assert one[1]["pair_margin"] == pytest.approx(two[1]["pair_margin"], rel=1e-2)
+    tensors = [policy_tensors(tmp_path / name, 2) for name in ("one", "two")]
+    assert torch.nn.functional.cosine_similarity(*tensors, dim=0) > 0.99
+    policy = tmp_path / "one" / "policy-000002"
+    online = small_config(small_pipeline, updates=1)
+    align(online, prompts, save_small_reward(tmp_path / "reward"), tmp_path / "after", start=policy)
+    assert figures(tmp_path / "after")[0]["ratio_error"] <= 1e-6

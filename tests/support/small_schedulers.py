@@ -1,4 +1,4 @@
-"""A small pipeline whose folder names another scheduler, and diffusers' own way through it."""
+"""Schedules of each prediction and step rule; a pipeline with another scheduler, and diffusers' own way through it."""
 
 import json
 import shutil
@@ -8,7 +8,30 @@ from typing import Any
 import diffusers
 import torch
 
+from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.policy import Policy
+from rlhf.diffusion.steps.ddim import make_schedule
+from rlhf.diffusion.steps.flow_matching import make_flow_schedule
+from rlhf.diffusion.steps.step_rule import Schedule
+
+
+def ddim(prediction_type: str) -> Schedule:
+    return make_schedule(
+        diffusers.DDIMScheduler.from_config(build_scheduler().config, prediction_type=prediction_type), 10
+    )
+
+
+def flow(rule: str) -> Schedule:
+    return make_flow_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), 10, tokens=16, rule=rule)
+
+
+SCHEDULES = {name: lambda name=name: ddim(name) for name in ("epsilon", "v_prediction", "sample")} | {
+    name: lambda name=name: flow(name) for name in ("ddim", "flow_sde", "dance")
+}
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def copy_with_scheduler(pipeline: Path, folder: Path, kind: str, **options: Any) -> Path:

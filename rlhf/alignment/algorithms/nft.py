@@ -55,6 +55,7 @@ def compute_loss(
     """Loss of the k-th noising of a micro-batch; see `LossFunction`."""
     t, device, steps = batch.trajectories, output.device, batch.trajectories.steps_at(k)
     assert isinstance(t, NoisedSamples)
+    assert t.old_prediction is not None
     latents, mask, old_output = t.latents[k].to(device), t.latent_mask.to(device), t.old_prediction[k].to(device)
     clean, old = (schedule.predicted_clean(said, latents, steps) for said in (output, old_output))
     advantages = batch.advantages.to(device) / config.advantage_clip

@@ -62,6 +62,15 @@ class DDIMSchedule:
         """The finished latents [B, C, h, w] that a prediction for `latents` implies."""
         return self._split(model_output, latents, per_image(self.alphas_cumprod, step_index, latents))[0]
 
+    def target_output(self, clean: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
+        """The network's output for `latents` that implies the finished latents `clean` [B, C, h, w]."""
+        alpha = per_image(self.alphas_cumprod, step_index, latents)
+        if self.prediction_type == "epsilon":
+            return (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        if self.prediction_type == "v_prediction":
+            return (alpha.sqrt() * latents - clean) / (1 - alpha).sqrt()
+        return clean
+
     def second_order(
         self, clean: torch.Tensor, previous_clean: torch.Tensor, latents: torch.Tensor, step: int, previous: int
     ) -> torch.Tensor:

@@ -64,6 +64,10 @@ class FlowSchedule:
         """The finished latents [B, C, h, w] that a prediction for `latents` implies."""
         return latents - per_image(self.sigmas, step_index, latents) * model_output
 
+    def target_output(self, clean: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
+        """The network's output for `latents` that implies the finished latents `clean` [B, C, h, w]."""
+        return (latents - clean) / per_image(self.sigmas, step_index, latents)
+
     def second_order(
         self, clean: torch.Tensor, previous_clean: torch.Tensor, latents: torch.Tensor, step: int, previous: int
     ) -> torch.Tensor:

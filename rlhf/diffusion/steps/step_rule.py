@@ -37,6 +37,9 @@ class Schedule(Protocol):
     ) -> torch.Tensor:
         """The finished latents [B, C, h, w] that a prediction for `latents` implies."""
 
+    def target_output(self, clean: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
+        """The network's output for `latents` that implies the finished latents `clean`: what training aims at."""
+
     def second_order(
         self, clean: torch.Tensor, previous_clean: torch.Tensor, latents: torch.Tensor, step: int, previous: int
     ) -> torch.Tensor:

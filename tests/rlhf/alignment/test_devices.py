@@ -12,7 +12,7 @@ from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.rollout import rollout
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "mixgrpo", "nft", "prefpaint"])
+@pytest.mark.parametrize("algorithm", ["awm", "grpo", "guard", "mixgrpo", "nft", "prefpaint"])
 def test_a_rollout_starts_and_ends_in_host_memory(small_pipeline: Path, algorithm: str) -> None:
     config = small_config(small_pipeline, algorithm=algorithm)
     policy, prompts = load_policy(config.model), small_prompts(2)

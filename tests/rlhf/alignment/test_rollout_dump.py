@@ -1,5 +1,6 @@
 """Rollouts on disk: bit for bit, whole or not at all, of one configuration."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,12 @@ def test_an_update_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert ours.scores["model"].uncertainty is None
     assert about["metrics"]["reward"] == 0.1 + 0.2
     assert about["metrics"]["reward_std_in_group"] != about["metrics"]["reward_std_in_group"], "NaN"
+
+
+def test_rollouts_without_means_come_back_without_them(tmp_path: Path) -> None:
+    dump, written = RolloutDump(tmp_path), batches(1)[0]
+    dump.write(0, [replace(written, trajectories=replace(written.trajectories, old_mean=None))], ABOUT)
+    assert dump.read(0)[0][0].trajectories.old_mean is None
 
 
 def test_an_update_that_was_cut_off_is_not_there(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_batch_arithmetic_is_checked_with_the_numbers(overrides: tuple[str, ...]
 
 @pytest.mark.parametrize("file", sorted(RUNS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_run_files_take_fewer_steps_whatever_other_algorithms_would_need(file: Path) -> None:
-    own = {"prefpaint": "align.trained_steps=2", "nft": "align.trained_steps=3"}
+    own = {"prefpaint": "align.trained_steps=2", "nft": "align.trained_steps=3", "awm": "align.trained_steps=3"}
     algorithm = load_config(file).align.algorithm
     config = load_config(file, ("align.num_inference_steps=3", own.get(algorithm, "align.window_range=2")))
     assert config.align.num_inference_steps == 3
@@ -133,6 +133,8 @@ def test_run_files_take_fewer_steps_whatever_other_algorithms_would_need(file: P
     ("algorithm", "unused"),
     [
         ("grpo", {"steps_share", "trained_steps", "nft_beta", "old_decay_rate", "old_decay_max"}),
+        ("guard", {"steps_share", "trained_steps", "nft_beta", "old_decay_rate", "old_decay_max"}),
+        ("awm", {"window_size", "window_range", "steps_share", "nft_beta", "old_decay_rate", "old_decay_max"}),
         ("mixgrpo", {"trained_steps", "nft_beta", "old_decay_rate", "old_decay_max"}),
         ("prefpaint", {"window_size", "window_range", "steps_share", "nft_beta", "old_decay_rate", "old_decay_max"}),
         ("nft", {"window_size", "window_range", "steps_share", "clip_range"}),
@@ -142,7 +144,7 @@ def test_an_override_that_the_algorithm_does_not_use_is_told(algorithm: str, unu
     config = load_config(None, (f"align.algorithm={algorithm}",))
     overrides = [f"align.{name}=1" for name in AlignConfig.model_fields] + ["seed=1", "evaluate.micro_batch_size=2"]
     found = find_unused(config, overrides)
-    assert {sentence.split("=")[0].removeprefix("--set align.") for sentence in found} == unused
+    assert {sentence.split("=")[0].removeprefix("--set align.") for sentence in found} == unused | {"dpo_beta"}
     assert all(f"since {algorithm} does not use it" in sentence for sentence in found)
 
 
@@ -151,7 +153,8 @@ def test_the_command_line_tells_of_an_override_without_effect(capsys: pytest.Cap
     assert resolve_config(None, overrides).align.window_range == 2
     told = capsys.readouterr().err
     assert told == (
-        "warning: --set align.window_range=2: changes nothing, since prefpaint does not use it; grpo, mixgrpo would\n"
+        "warning: --set align.window_range=2: changes nothing, since prefpaint does not use it; "
+        "grpo, guard, mixgrpo would\n"
     )
 
 

@@ -149,7 +149,7 @@ def test_the_compressed_grid_of_mixgrpo_leaves_its_window_as_grpo_has_it(policy:
     assert counts["mixgrpo"] < counts["grpo"]
 
 
-@pytest.mark.parametrize("name", ["grpo", "mixgrpo", "nft", "prefpaint"])
+@pytest.mark.parametrize("name", ["awm", "grpo", "guard", "mixgrpo", "nft", "prefpaint"])
 def test_images_through_the_unet_are_those_of_the_closed_form(policy: Policy, small_pipeline: Path, name: str) -> None:
     prompts, samples, steps = 3, 2, 7
     align = small_config(small_pipeline, algorithm=name, num_inference_steps=steps, window_range=4).align
@@ -169,7 +169,7 @@ def test_images_through_the_unet_are_those_of_the_closed_form(policy: Policy, sm
             "mixgrpo": prompts * begin + prompts * samples * (end - begin + max(1, int((steps - end) * 0.4))),
             "nft": prompts * samples * (steps + align.trained_steps),
             "prefpaint": prompts * samples * steps,
-        }[name]
+        }[{"guard": "grpo", "awm": "nft"}.get(name, name)]
         asked = 0
         done = rollout(policy, small_prompts(prompts), plan, sample_indices=range(samples), seed_key=(0,))
         assert done.forward_images == asked == expected

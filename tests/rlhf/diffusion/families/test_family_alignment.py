@@ -28,8 +28,8 @@ FAMILIES: dict[str, Callable[[], ModelFamily]] = {
     "sd3_blend": lambda: StableDiffusion3Blend(small_sd3_pipeline(in_channels=16)),
 }
 SETTINGS = {"learning_rate": 1e-2, "kl_weight": 0.0, "clip_range": 0.1, "trainable": "full"}
-ALGORITHMS = ["grpo", "mixgrpo", "nft", "prefpaint"]
-QUICK = {("flux_fill", "grpo"), ("flux_blend", "nft")}
+ALGORITHMS = ["awm", "grpo", "guard", "mixgrpo", "nft", "prefpaint"]
+QUICK = {("flux_fill", "awm"), ("flux_fill", "grpo"), ("flux_fill", "guard"), ("flux_blend", "nft")}
 
 
 def policy_of(family: ModelFamily) -> Policy:

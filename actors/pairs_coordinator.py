@@ -1,0 +1,53 @@
+"""A coordinator of pairs that people judged, for `dpo`: no samplers and no scorers."""
+
+import time
+
+import ray
+import torch
+
+from actors.coordinator import share_out
+from actors.incidents import Incidents
+from actors.messages import BatchShare, UpdateWork
+from rlhf.alignment.algorithms.dpo import noise_pairs
+from rlhf.alignment.algorithms.table import algorithm_of
+from rlhf.alignment.prompt_order import prompts_of_update
+from rlhf.config.run_config import RunConfig
+from rlhf.data.preferred_pairs import PairTable
+from rlhf.diffusion.families.family import ModelFamily
+from rlhf.storage.images import to_8bit
+
+
+class PairsCoordinator:
+    """Reads, encodes and noises the pairs of each update. They depend on (seed, update) alone, so no state is lost."""
+
+    def __init__(
+        self, config: RunConfig, pairs: PairTable, family: ModelFamily, incidents: Incidents, *, ranks: int
+    ) -> None:
+        self._config, self._pairs, self._family = config, pairs, family
+        self._incidents, self._ranks = incidents, ranks
+
+    def collect(self, update: int, weights: dict[str, torch.Tensor], probe: float | None = None) -> UpdateWork:
+        """Returns the pairs of an update; the weights are not used."""
+        started = time.perf_counter()
+        align, seed = self._config.align, self._config.seed
+        chosen = prompts_of_update(self._pairs.names, update, align.prompts_per_update, seed)
+        size = align.micro_batch_size // 2
+        batches = [self._batch(chosen[i : i + size], update, is_first=i == 0) for i in range(0, len(chosen), size)]
+        metrics = {"rollout_s": time.perf_counter() - started, "policy_version": update, "staleness": 0}
+        metrics |= self._incidents.metrics()
+        return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics, checksum="")
+
+    def _batch(self, names: list[str], update: int, *, is_first: bool) -> BatchShare:
+        plan = algorithm_of(self._config.align).plan_rollout(self._config.align, update, self._config.seed)
+        prompts, images = self._pairs.read(names)
+        keys = [(self._config.seed, "align", update, name) for name in names]
+        noised = noise_pairs(self._family, prompts, images, plan, keys)
+        alike = torch.ones(len(images))
+        return BatchShare(
+            trajectories=[ray.put(noised)],
+            images=[ray.put(to_8bit(images))] if is_first else [],
+            advantages=alike,
+            trust_weights=alike,
+            prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
+            scores={},
+        )
