@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 class Blending(TransformerFamily):
     """The condition of a text-to-image network, which never sees the mask: the hole, then the known image's latents."""
 
+    resizing = "nearest"
+    """How diffusers' class brings masks to latent cells, by the names of torch's `interpolate`."""
+
     @torch.no_grad()
     def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Condition [P, 1 + C, h, w], and the hole [P, 1, h, w]."""
         images, masks = self.read(prompts)
         known = self.encode_images(extend_into_hole(images, masks))
-        hole = hole_cells(masks, cells_of(known))
+        hole = hole_cells(masks, cells_of(known), self.resizing)
         return self.join_condition(hole, known), hole
 
     def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
@@ -53,11 +56,11 @@ def extend_into_hole(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return extended
 
 
-def hole_cells(masks: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
-    """Masks [B, 1, H, W] in latent cells, [B, 1, h, w]: sampled as diffusers' pipelines do it (nearest).
+def hole_cells(masks: torch.Tensor, cells: tuple[int, int], resizing: str = "nearest") -> torch.Tensor:
+    """Masks [B, 1, H, W] in latent cells, [B, 1, h, w]: resized as diffusers' pipelines do it.
 
     A hole that would vanish is held by every cell that it touches.
     """
-    nearest = F.interpolate(masks, size=cells)
-    vanished = nearest.flatten(1).sum(1).view(-1, 1, 1, 1) == 0
-    return torch.where(vanished, F.adaptive_max_pool2d(masks, cells), nearest)
+    resized = F.interpolate(masks, size=cells, mode=resizing)
+    vanished = resized.flatten(1).sum(1).view(-1, 1, 1, 1) == 0
+    return torch.where(vanished, F.adaptive_max_pool2d(masks, cells), resized)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.nn.functional as F
 
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.errors import UserError
@@ -23,13 +24,36 @@ class TextEmbedding:
     """float32 [1 or B, length, width]."""
     pooled: torch.Tensor | None
     """float32 [1 or B, width], for networks that read a pooled embedding; else None."""
+    mask: torch.Tensor | None = None
+    """bool [1 or B, length]: the tokens that count; None: all. Others fill up shorter texts."""
 
     @classmethod
     def join(cls, texts: "Sequence[TextEmbedding]") -> "TextEmbedding":
-        """The embeddings of several images, one image after another."""
+        """The embeddings of several images, one image after another; shorter texts are filled up."""
         pooled = [text.pooled for text in texts if text.pooled is not None]
+        longest = max(text.embedding.shape[1] for text in texts)
+        missing = [longest - text.embedding.shape[1] for text in texts]
+        mask = None
+        if any(missing) or any(text.mask is not None for text in texts):
+            mask = torch.cat([F.pad(text.counted(), (0, n)) for text, n in zip(texts, missing, strict=True)])
         return cls(
-            embedding=torch.cat([text.embedding for text in texts]), pooled=torch.cat(pooled) if pooled else None
+            embedding=torch.cat([F.pad(t.embedding, (0, 0, 0, n)) for t, n in zip(texts, missing, strict=True)]),
+            pooled=torch.cat(pooled) if pooled else None,
+            mask=mask,
+        )
+
+    def counted(self) -> torch.Tensor:
+        """The mask, also where all tokens count."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.embedding.shape[:2], dtype=torch.bool, device=self.embedding.device)
+
+    def expand(self, count: int) -> "TextEmbedding":
+        """One for each of `count` images."""
+        return TextEmbedding(
+            embedding=self.embedding.expand(count, -1, -1),
+            pooled=None if self.pooled is None else self.pooled.expand(count, -1),
+            mask=None if self.mask is None else self.mask.expand(count, -1),
         )
 
 

@@ -21,6 +21,12 @@ MODULES = {
     "FluxFillPipeline": "flux",
     "FluxInpaintPipeline": "flux",
     "FluxPipeline": "flux",
+    "Flux2KleinInpaintPipeline": "flux2",
+    "Flux2KleinPipeline": "flux2",
+    "QwenImageInpaintPipeline": "qwen_image",
+    "QwenImagePipeline": "qwen_image",
+    "ZImageInpaintPipeline": "z_image",
+    "ZImagePipeline": "z_image",
 }
 """Module of this folder by the pipeline's class in `model_index.json`.
 

@@ -75,13 +75,13 @@ class StableDiffusion3(TransformerFamily):
         precision: str,
     ) -> torch.Tensor:
         """One forward pass: latents [B, C, h, w] and the condition side by side, or the latents alone."""
-        assert text.pooled is not None, "Stable Diffusion 3 reads a pooled embedding"
+        text = text.expand(len(latents))
         with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             return network(
                 hidden_states=self.inputs(latents, condition),
                 timestep=timestep,
-                encoder_hidden_states=text.embedding.expand(len(latents), -1, -1),
-                pooled_projections=text.pooled.expand(len(latents), -1),
+                encoder_hidden_states=text.embedding,
+                pooled_projections=text.pooled,
                 return_dict=False,
             )[0].float()
 
