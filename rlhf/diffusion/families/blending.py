@@ -1,7 +1,7 @@
 """The known image for networks that do not read it: after each step its latents take their place outside the hole."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -9,20 +9,34 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 
 from rlhf.diffusion.families.family import cells_of
-from rlhf.diffusion.families.transformer import TransformerFamily
 
 if TYPE_CHECKING:
     from rlhf.data.prompts import Prompt
 
 
-class Blending(TransformerFamily):
+class Encoder(Protocol):
+    """What a family has beside `Blending`."""
+
+    resizing: str
+
+    def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [P, 3, H, W] and binary masks [P, 1, H, W]."""
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """See `ModelFamily`."""
+
+    def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
+        """See `ModelFamily`."""
+
+
+class Blending:
     """The condition of a text-to-image network, which never sees the mask: the hole, then the known image's latents."""
 
     resizing = "nearest"
     """How diffusers' class brings masks to latent cells, by the names of torch's `interpolate`."""
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_prompts(self: Encoder, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Condition [P, 1 + C, h, w], and the hole [P, 1, h, w]."""
         images, masks = self.read(prompts)
         known = self.encode_images(extend_into_hole(images, masks))

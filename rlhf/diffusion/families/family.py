@@ -64,7 +64,10 @@ def cells_of(latents: torch.Tensor) -> tuple[int, int]:
 
 
 def stack_prompts(prompts: "Sequence[Prompt]", side_px: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [P, 3, H, W] and masks [P, 1, H, W] on `device`; raises UserError unless `side_px` divides H and W."""
+    """Images [P, 3, H, W] and binary masks [P, 1, H, W] on `device`, split at 0.5 as diffusers' classes do it.
+
+    Raises UserError unless `side_px` divides H and W.
+    """
     height, width = prompts[0].mask.shape[-2:]
     if height % side_px or width % side_px:
         raise UserError(
@@ -72,7 +75,7 @@ def stack_prompts(prompts: "Sequence[Prompt]", side_px: int, device: torch.devic
             "cut others with --set prompts.size_px, or name another model"
         )
     images, masks = (torch.stack([getattr(p, part) for p in prompts]).to(device) for part in ("image", "mask"))
-    return images, masks
+    return images, (masks >= 0.5).float()
 
 
 class ModelFamily(Protocol):

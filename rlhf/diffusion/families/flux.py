@@ -14,13 +14,12 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
     SCHEDULERS,
     TransformerFamily,
-    check_channels,
     evenly_shifted,
     pack,
     read_flow_scheduler,

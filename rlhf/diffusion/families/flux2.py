@@ -14,12 +14,12 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of, in_parts
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
     SCHEDULERS,
-    check_channels,
+    TransformerFamily,
     evenly_shifted,
     pack,
     read_flow_scheduler,
@@ -47,7 +47,7 @@ FOLD = 2
 """The VAE's cells on the side of a cell here."""
 
 
-class Flux2Klein(Blending):
+class Flux2Klein(Blending, TransformerFamily):
     """The `ModelFamily` of Flux2KleinInpaintPipeline. A mask is fractional: resized to cells linearly."""
 
     lora_targets = LORA_TARGETS

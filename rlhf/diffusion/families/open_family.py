@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MODULES = {
     "StableDiffusionInpaintPipeline": "stable_diffusion",
     "StableDiffusionXLInpaintPipeline": "stable_diffusion",
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion",
     "StableDiffusion3InpaintPipeline": "stable_diffusion_3",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
     "FluxFillPipeline": "flux",

@@ -12,12 +12,12 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import in_parts
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
     SCHEDULERS,
-    check_channels,
+    TransformerFamily,
     evenly_shifted,
     pack,
     read_flow_scheduler,
@@ -42,7 +42,7 @@ NATIVE_CELLS = 128
 """Side in latent cells that diffusers' class paints by default."""
 
 
-class QwenImage(Blending):
+class QwenImage(Blending, TransformerFamily):
     """The `ModelFamily` of QwenImageInpaintPipeline."""
 
     lora_targets = LORA_TARGETS

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
     SCHEDULERS,
     TransformerFamily,
-    check_channels,
     read_flow_scheduler,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule

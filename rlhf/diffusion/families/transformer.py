@@ -1,7 +1,7 @@
 """What families with a diffusion transformer and an AutoencoderKL have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ from rlhf.diffusion.families.autoencoder import decode, encode, factor_of
 from rlhf.diffusion.families.family import stack_prompts
 from rlhf.diffusion.families.pipeline_folder import read_part_config
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
-from rlhf.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,8 +70,7 @@ class TransformerFamily(ABC):
 
     def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole tokens."""
-        images, masks = stack_prompts(prompts, self.patch * self.factor, self.device)
-        return images, (masks >= 0.5).float()
+        return stack_prompts(prompts, self.patch * self.factor, self.device)
 
     @abstractmethod
     def inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
@@ -123,12 +121,3 @@ def read_flow_scheduler(place: Path) -> "FlowMatchEulerDiscreteScheduler":
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler.from_config(read_part_config(place, "scheduler", "scheduler_config.json"))
-
-
-def check_channels(place: Path, expected: Mapping[int, str]) -> str:
-    """What the transformer of a pipeline reads, by its number of input channels; raises UserError for any other."""
-    found = int(read_part_config(place, "transformer", "config.json").get("in_channels", 0))
-    if found not in expected:
-        known = ", ".join(f"{channels} ({what})" for channels, what in expected.items())
-        raise UserError(f"{place}: its transformer reads {found} channels; supported are {known}; check model.path")
-    return expected[found]

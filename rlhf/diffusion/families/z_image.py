@@ -11,12 +11,12 @@ import torch
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding
-from rlhf.diffusion.families.pipeline_folder import load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
     SCHEDULERS,
-    check_channels,
+    TransformerFamily,
     evenly_shifted,
     read_flow_scheduler,
 )
@@ -37,7 +37,7 @@ LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """Modules that get an adapter by default: the attention layers of diffusers' own LoRA training."""
 
 
-class ZImage(Blending):
+class ZImage(Blending, TransformerFamily):
     """The `ModelFamily` of ZImageInpaintPipeline."""
 
     lora_targets = LORA_TARGETS

@@ -4,7 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from small_families import small_fill_pipeline, small_flux_inpaint_pipeline, small_sd3_pipeline
+from small_families import (
+    small_fill_pipeline,
+    small_flux_inpaint_pipeline,
+    small_sd3_pipeline,
+    small_sd_pipeline,
+    small_xl_pipeline,
+)
 from small_qwen import small_klein_pipeline, small_qwen_image_pipeline, small_z_image_pipeline
 
 from rlhf.diffusion.builtin.base_denoisers import TEXT_TOKENS
@@ -12,6 +18,7 @@ from rlhf.diffusion.families.family import ModelFamily
 from rlhf.diffusion.families.flux import FluxBlend, FluxFill
 from rlhf.diffusion.families.flux2 import Flux2Klein
 from rlhf.diffusion.families.qwen_image import QwenImage
+from rlhf.diffusion.families.stable_diffusion import StableDiffusion, StableDiffusionBlend
 from rlhf.diffusion.families.stable_diffusion_3 import StableDiffusion3Blend, StableDiffusion3Fill
 from rlhf.diffusion.families.z_image import ZImage
 
@@ -30,7 +37,19 @@ class FamilyCase:
     """Whether the class decodes rightly; else latents are compared."""
 
 
+def _diffusion(build: Callable[..., Any], kind: type[StableDiffusion], in_channels: int) -> FamilyCase:
+    return FamilyCase(
+        build=lambda: build(in_channels=in_channels),
+        wrap=lambda pipeline: kind(pipeline, pipeline.scheduler),
+        call={"guidance_scale": 1.0},
+    )
+
+
 CASES = {
+    "StableDiffusion": _diffusion(small_sd_pipeline, StableDiffusion, 9),
+    "StableDiffusionBlend": _diffusion(small_sd_pipeline, StableDiffusionBlend, 4),
+    "StableDiffusionXL": _diffusion(small_xl_pipeline, StableDiffusion, 9),
+    "StableDiffusionXLBlend": _diffusion(small_xl_pipeline, StableDiffusionBlend, 4),
     "FluxFill": FamilyCase(
         build=small_fill_pipeline,
         wrap=lambda pipeline: FluxFill(pipeline, guidance=7.5),
