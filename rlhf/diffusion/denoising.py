@@ -39,8 +39,11 @@ def keep_known(
 
 
 def finish_known(latents: torch.Tensor, known: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-    """Finished latents [B, C, h, w], with the known image's own latents outside the hole."""
-    return latents if known is None else (1 - known[0]) * known[1] + known[0] * latents
+    """Finished latents [B, C, h, w], with the known image's own latents outside the hole.
+
+    Cells that a fractional mask shares have their blend from the last step's `keep_known`.
+    """
+    return latents if known is None else torch.where(known[0] > 0, latents, known[1])
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The way between images and latents of families with diffusers' AutoencoderKL."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,9 +22,14 @@ def encode(vae: "AutoencoderKL", images: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def decode(vae: "AutoencoderKL", latents: torch.Tensor) -> torch.Tensor:
     """Images [B, 3, H, W] of latents [B, C, h, w], decoded in parts that fit the VAE."""
-    pixels = latents.shape[-2] * latents.shape[-1] * factor_of(vae) ** 2
     moved = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    return torch.cat([vae.decode(part).sample.float() for part in moved.split(max(1, DECODED_PIXELS // pixels))])
+    return in_parts(lambda part: vae.decode(part).sample, moved, factor_of(vae))
+
+
+def in_parts(run: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, factor: int) -> torch.Tensor:
+    """The float32 images that `run`, a VAE's decoder of this factor, makes of latents [B, ..., h, w]."""
+    pixels = latents.shape[-2] * latents.shape[-1] * factor**2
+    return torch.cat([run(part).float() for part in latents.split(max(1, DECODED_PIXELS // pixels))])
 
 
 def factor_of(vae: "AutoencoderKL") -> int:

@@ -1,7 +1,7 @@
 """The known image for networks that do not read it: after each step its latents take their place outside the hole."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -9,21 +9,38 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 
 from rlhf.diffusion.families.family import cells_of
-from rlhf.diffusion.families.transformer import TransformerFamily
 
 if TYPE_CHECKING:
     from rlhf.data.prompts import Prompt
 
 
-class Blending(TransformerFamily):
+class Encoder(Protocol):
+    """What a family has beside `Blending`."""
+
+    resizing: str
+
+    def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [P, 3, H, W] and binary masks [P, 1, H, W]."""
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """See `ModelFamily`."""
+
+    def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
+        """See `ModelFamily`."""
+
+
+class Blending:
     """The condition of a text-to-image network, which never sees the mask: the hole, then the known image's latents."""
 
+    resizing = "nearest"
+    """How diffusers' class brings masks to latent cells, by the names of torch's `interpolate`."""
+
     @torch.no_grad()
-    def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_prompts(self: Encoder, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Condition [P, 1 + C, h, w], and the hole [P, 1, h, w]."""
         images, masks = self.read(prompts)
         known = self.encode_images(extend_into_hole(images, masks))
-        hole = hole_cells(masks, cells_of(known))
+        hole = hole_cells(masks, cells_of(known), self.resizing)
         return self.join_condition(hole, known), hole
 
     def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
@@ -53,11 +70,11 @@ def extend_into_hole(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return extended
 
 
-def hole_cells(masks: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
-    """Masks [B, 1, H, W] in latent cells, [B, 1, h, w]: sampled as diffusers' pipelines do it (nearest).
+def hole_cells(masks: torch.Tensor, cells: tuple[int, int], resizing: str = "nearest") -> torch.Tensor:
+    """Masks [B, 1, H, W] in latent cells, [B, 1, h, w]: resized as diffusers' pipelines do it.
 
     A hole that would vanish is held by every cell that it touches.
     """
-    nearest = F.interpolate(masks, size=cells)
-    vanished = nearest.flatten(1).sum(1).view(-1, 1, 1, 1) == 0
-    return torch.where(vanished, F.adaptive_max_pool2d(masks, cells), nearest)
+    resized = F.interpolate(masks, size=cells, mode=resizing)
+    vanished = resized.flatten(1).sum(1).view(-1, 1, 1, 1) == 0
+    return torch.where(vanished, F.adaptive_max_pool2d(masks, cells), resized)

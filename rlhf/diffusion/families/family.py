@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.nn.functional as F
 
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.errors import UserError
@@ -23,13 +24,36 @@ class TextEmbedding:
     """float32 [1 or B, length, width]."""
     pooled: torch.Tensor | None
     """float32 [1 or B, width], for networks that read a pooled embedding; else None."""
+    mask: torch.Tensor | None = None
+    """bool [1 or B, length]: the tokens that count; None: all. Others fill up shorter texts."""
 
     @classmethod
     def join(cls, texts: "Sequence[TextEmbedding]") -> "TextEmbedding":
-        """The embeddings of several images, one image after another."""
+        """The embeddings of several images, one image after another; shorter texts are filled up."""
         pooled = [text.pooled for text in texts if text.pooled is not None]
+        longest = max(text.embedding.shape[1] for text in texts)
+        missing = [longest - text.embedding.shape[1] for text in texts]
+        mask = None
+        if any(missing) or any(text.mask is not None for text in texts):
+            mask = torch.cat([F.pad(text.counted(), (0, n)) for text, n in zip(texts, missing, strict=True)])
         return cls(
-            embedding=torch.cat([text.embedding for text in texts]), pooled=torch.cat(pooled) if pooled else None
+            embedding=torch.cat([F.pad(t.embedding, (0, 0, 0, n)) for t, n in zip(texts, missing, strict=True)]),
+            pooled=torch.cat(pooled) if pooled else None,
+            mask=mask,
+        )
+
+    def counted(self) -> torch.Tensor:
+        """The mask, also where all tokens count."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.embedding.shape[:2], dtype=torch.bool, device=self.embedding.device)
+
+    def expand(self, count: int) -> "TextEmbedding":
+        """One for each of `count` images."""
+        return TextEmbedding(
+            embedding=self.embedding.expand(count, -1, -1),
+            pooled=None if self.pooled is None else self.pooled.expand(count, -1),
+            mask=None if self.mask is None else self.mask.expand(count, -1),
         )
 
 
@@ -40,7 +64,10 @@ def cells_of(latents: torch.Tensor) -> tuple[int, int]:
 
 
 def stack_prompts(prompts: "Sequence[Prompt]", side_px: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [P, 3, H, W] and masks [P, 1, H, W] on `device`; raises UserError unless `side_px` divides H and W."""
+    """Images [P, 3, H, W] and binary masks [P, 1, H, W] on `device`, split at 0.5 as diffusers' classes do it.
+
+    Raises UserError unless `side_px` divides H and W.
+    """
     height, width = prompts[0].mask.shape[-2:]
     if height % side_px or width % side_px:
         raise UserError(
@@ -48,7 +75,7 @@ def stack_prompts(prompts: "Sequence[Prompt]", side_px: int, device: torch.devic
             "cut others with --set prompts.size_px, or name another model"
         )
     images, masks = (torch.stack([getattr(p, part) for p in prompts]).to(device) for part in ("image", "mask"))
-    return images, masks
+    return images, (masks >= 0.5).float()
 
 
 class ModelFamily(Protocol):

@@ -14,21 +14,22 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
     SCHEDULERS,
     TransformerFamily,
-    check_channels,
+    evenly_shifted,
+    pack,
     read_flow_scheduler,
+    unpack,
 )
-from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
+from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.storage.images import blank_hole
 
 if TYPE_CHECKING:
     from diffusers import (
-        FlowMatchEulerDiscreteScheduler,
         FluxFillPipeline,
         FluxInpaintPipeline,
         FluxTransformer2DModel,
@@ -75,7 +76,7 @@ class Flux(TransformerFamily):
 
     def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
         """The levels of the pipeline's own scheduler; a dynamic shift depends on the number of tokens."""
-        return _schedule(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
+        return evenly_shifted(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
 
     def predict(
         self,
@@ -89,7 +90,7 @@ class Flux(TransformerFamily):
         """One forward pass over all tokens of `inputs`, packed and numbered as the pipeline's class does it."""
         assert text.pooled is not None, "FLUX reads a pooled embedding"
         count, _, height, width = latents.shape
-        tokens = F.pixel_unshuffle(self.inputs(latents, condition), self.patch).flatten(2).transpose(1, 2)
+        tokens, text = pack(self.inputs(latents, condition)), text.expand(count)
         rows, columns = height // self.patch, width // self.patch
         positions = self.pipeline._prepare_latent_image_ids(count, rows, columns, latents.device, latents.dtype)
         is_told = self.network.config.guidance_embeds
@@ -99,13 +100,13 @@ class Flux(TransformerFamily):
                 hidden_states=tokens,
                 timestep=timestep / 1000,
                 guidance=guidance,
-                pooled_projections=text.pooled.expand(count, -1),
-                encoder_hidden_states=text.embedding.expand(count, -1, -1),
+                pooled_projections=text.pooled,
+                encoder_hidden_states=text.embedding,
                 txt_ids=torch.zeros(text.embedding.shape[1], 3, device=latents.device),
                 img_ids=positions,
                 return_dict=False,
             )[0]
-        return F.pixel_shuffle(output.float().transpose(1, 2).unflatten(2, (rows, columns)), self.patch)
+        return unpack(output.float(), (height, width))
 
 
 class FluxFill(Flux):
@@ -157,7 +158,7 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     scheduler = read_flow_scheduler(place)
     vae = read_part_config(place, "vae", "config.json")
     cells = int(vae["sample_size"]) // 2 ** (len(vae["block_out_channels"]) - 1)
-    return _schedule(scheduler, num_inference_steps, tokens=(cells // Flux.patch) ** 2)
+    return evenly_shifted(scheduler, num_inference_steps, tokens=(cells // Flux.patch) ** 2)
 
 
 def network_on_meta(place: Path) -> "FluxTransformer2DModel":
@@ -177,8 +178,3 @@ def _reads_mask(place: Path) -> bool:
         4 * latents: "latents alone",
     }
     return check_channels(place, layouts) != "latents alone"
-
-
-def _schedule(scheduler: "FlowMatchEulerDiscreteScheduler", num_inference_steps: int, *, tokens: int) -> FlowSchedule:
-    even = [1 - step / num_inference_steps for step in range(num_inference_steps)]
-    return make_flow_schedule(scheduler, even, tokens=tokens)

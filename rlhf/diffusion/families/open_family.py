@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 MODULES = {
     "StableDiffusionInpaintPipeline": "stable_diffusion",
     "StableDiffusionXLInpaintPipeline": "stable_diffusion",
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion",
     "StableDiffusion3InpaintPipeline": "stable_diffusion_3",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
     "FluxFillPipeline": "flux",
     "FluxInpaintPipeline": "flux",
     "FluxPipeline": "flux",
+    "Flux2KleinInpaintPipeline": "flux2",
+    "Flux2KleinPipeline": "flux2",
+    "QwenImageInpaintPipeline": "qwen_image",
+    "QwenImagePipeline": "qwen_image",
+    "ZImageInpaintPipeline": "z_image",
+    "ZImagePipeline": "z_image",
 }
 """Module of this folder by the pipeline's class in `model_index.json`.
 

@@ -84,6 +84,15 @@ def read_part_config(place: Path, *parts: str) -> dict[str, Any]:
     return config
 
 
+def check_channels(place: Path, expected: Mapping[int, str], network: str = "transformer") -> str:
+    """What the network of a pipeline reads, by its number of input channels; raises UserError for any other."""
+    found = int(read_part_config(place, network, "config.json").get("in_channels", 0))
+    if found not in expected:
+        known = ", ".join(f"{channels} ({what})" for channels, what in expected.items())
+        raise UserError(f"{place}: its {network} reads {found} channels; supported are {known}; check model.path")
+    return expected[found]
+
+
 def _refuse_single_file(file: Path, supported: tuple[str, ...]) -> None:
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
     from safetensors import safe_open

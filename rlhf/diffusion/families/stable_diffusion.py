@@ -1,4 +1,4 @@
-"""Stable Diffusion and SDXL inpainting: a UNet that reads latents, mask and masked-image latents side by side."""
+"""Stable Diffusion and SDXL: a UNet that reads latents, mask and masked image, or a text-to-image UNet by blending."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import decode, encode
+from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, stack_prompts
-from rlhf.diffusion.families.pipeline_folder import load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.steps.ddim import DDIMSchedule, make_schedule
 from rlhf.errors import UserError
 from rlhf.storage.images import blank_hole
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 # diffusers takes 4 s to import, and half of this module's users need not wait for it.
 
 CLASSES = {
-    "_class_name": ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"),
+    "_class_name": (
+        *("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"),
+        *("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+    ),
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
 }
@@ -57,14 +61,15 @@ class StableDiffusion:
         index = read_index(place, CLASSES, PARTS)
         scheduler = _read_scheduler(place, index)
         library, *_ = (index.get("safety_checker") if with_safety_checker else None) or (None,)
-        kind, checker = index["_class_name"], ("safety_checker",) if library else ()
+        kind, checker = _class_that_inpaints(index), ("safety_checker",) if library else ()
         given: dict[str, Any] = {"image_encoder": None}
         if kind == "StableDiffusionInpaintPipeline" and not checker:
             given |= {"safety_checker": None, "requires_safety_checker": False}
         pipeline = load_pipeline(kind, config, place, index, (*NETWORKS, *checker), device, **given)
         pipeline.unet.to(memory_format=torch.channels_last)
         _set_attention(pipeline, config.attention, device)
-        return cls(pipeline, scheduler)
+        kind_of = cls if _reads_mask(place) else StableDiffusionBlend
+        return kind_of(pipeline, scheduler)
 
     @property
     def network(self) -> "UNet2DConditionModel":
@@ -98,6 +103,10 @@ class StableDiffusion:
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled[0].float() if pooled else None)
 
+    def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole cells."""
+        return stack_prompts(prompts, self.pipeline.vae_scale_factor, self.device)
+
     @torch.no_grad()
     def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Condition [P, 5, h, w]: mask, then masked-image latents.
@@ -105,7 +114,7 @@ class StableDiffusion:
         The condition's mask is sampled as diffusers' pipeline samples it (nearest), so that a policy's folder works
         there; the hole mask of log-probs holds every cell that touches the hole.
         """
-        images, masks = stack_prompts(prompts, self.pipeline.vae_scale_factor, self.device)
+        images, masks = self.read(prompts)
         masked_image_latents = self.encode_images(blank_hole(images, masks))
         size = masked_image_latents.shape[-2:]
         condition = self.join_condition(F.interpolate(masks, size=size), masked_image_latents)
@@ -115,8 +124,13 @@ class StableDiffusion:
         """Mask and masked-image latents as channels side by side."""
         return torch.cat([mask, masked_image_latents], dim=1)
 
-    def known_latents(self, condition: torch.Tensor) -> None:
+    def known_latents(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """None: the UNet reads the masked image."""
+        return None
+
+    def inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Latents [B, 4, h, w] and condition [B, 5, h, w] side by side."""
+        return torch.cat([latents, condition], dim=1)
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Scaled latents [B, 4, h, w]: the posterior's mode."""
@@ -143,8 +157,8 @@ class StableDiffusion:
         text: TextEmbedding,
         precision: str,
     ) -> torch.Tensor:
-        """One forward pass of the 9-channel UNet: latents [B, 4, h, w], condition [B, 5, h, w]."""
-        inputs = torch.cat([latents, condition], dim=1)
+        """One forward pass of the UNet."""
+        inputs = self.inputs(latents, condition)
         with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             return network(inputs, timestep, **self.text_inputs(text, latents), return_dict=False)[0].float()
 
@@ -172,6 +186,10 @@ class StableDiffusion:
         return [bool(flag) for flag in flagged]
 
 
+class StableDiffusionBlend(Blending, StableDiffusion):
+    """The `ModelFamily` of text-to-image UNets, which read the latents alone."""
+
+
 open_pipeline = StableDiffusion.open
 
 
@@ -188,14 +206,23 @@ def _read_scheduler(place: Path, index: Mapping[str, Any]) -> "DDIMScheduler":
 
     from rlhf.diffusion.steps.ddim_scheduler import ddim_for
 
-    unet = read_part_config(place, "unet", "config.json")
-    if unet.get("in_channels") != 9:
-        raise UserError(f"{place}: its UNet takes {unet.get('in_channels')} channels; inpainting needs 9")
-    if unet.get("time_cond_proj_dim") is not None:
+    _reads_mask(place)
+    if read_part_config(place, "unet", "config.json").get("time_cond_proj_dim") is not None:
         raise UserError(f"{place}: its UNet is distilled and reads a guidance scale (time_cond_proj_dim); use its base")
     kind = (index.get("scheduler") or ("no scheduler",))[-1]
     config = read_part_config(place, "scheduler", "scheduler_config.json")
-    return ddim_for(kind, config, getattr(diffusers, index["_class_name"]), str(place))
+    return ddim_for(kind, config, getattr(diffusers, _class_that_inpaints(index)), str(place))
+
+
+def _class_that_inpaints(index: Mapping[str, Any]) -> str:
+    is_xl = str(index["_class_name"]).startswith("StableDiffusionXL")
+    return "StableDiffusionXLInpaintPipeline" if is_xl else "StableDiffusionInpaintPipeline"
+
+
+def _reads_mask(place: Path) -> bool:
+    """Whether the UNet reads mask and masked image; raises UserError if it reads anything else."""
+    layouts = {9: "latents, mask and masked image", 4: "latents alone"}
+    return check_channels(place, layouts, "unet") != "latents alone"
 
 
 def _set_attention(pipeline: "StableDiffusionInpaintPipeline", choice: str, device: torch.device) -> None:

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
     SCHEDULERS,
     TransformerFamily,
-    check_channels,
     read_flow_scheduler,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
@@ -75,13 +74,13 @@ class StableDiffusion3(TransformerFamily):
         precision: str,
     ) -> torch.Tensor:
         """One forward pass: latents [B, C, h, w] and the condition side by side, or the latents alone."""
-        assert text.pooled is not None, "Stable Diffusion 3 reads a pooled embedding"
+        text = text.expand(len(latents))
         with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             return network(
                 hidden_states=self.inputs(latents, condition),
                 timestep=timestep,
-                encoder_hidden_states=text.embedding.expand(len(latents), -1, -1),
-                pooled_projections=text.pooled.expand(len(latents), -1),
+                encoder_hidden_states=text.embedding,
+                pooled_projections=text.pooled,
                 return_dict=False,
             )[0].float()
 

@@ -1,16 +1,17 @@
 """What families with a diffusion transformer and an AutoencoderKL have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from rlhf.diffusion.families.autoencoder import decode, encode, factor_of
 from rlhf.diffusion.families.family import stack_prompts
 from rlhf.diffusion.families.pipeline_folder import read_part_config
-from rlhf.errors import UserError
+from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,14 +59,18 @@ class TransformerFamily(ABC):
         return int(self.pipeline.vae.config.sample_size)
 
     @property
+    def factor(self) -> int:
+        """Pixels on the side of a latent cell."""
+        return factor_of(self.pipeline.vae)
+
+    @property
     def native_cells(self) -> int:
         """The same side in latent cells."""
-        return self.native_px // factor_of(self.pipeline.vae)
+        return self.native_px // self.factor
 
     def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole tokens."""
-        images, masks = stack_prompts(prompts, self.patch * factor_of(self.pipeline.vae), self.device)
-        return images, (masks >= 0.5).float()
+        return stack_prompts(prompts, self.patch * self.factor, self.device)
 
     @abstractmethod
     def inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
@@ -92,17 +97,27 @@ class TransformerFamily(ABC):
         return []
 
 
+def pack(latents: torch.Tensor, patch: int = 2) -> torch.Tensor:
+    """Channels [B, K, h, w] as tokens [B, h w / patch^2, K patch^2], row by row."""
+    return F.pixel_unshuffle(latents, patch).flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: torch.Tensor, cells: tuple[int, int], patch: int = 2) -> torch.Tensor:
+    """Tokens as channels [B, K, h, w] of height x width `cells`."""
+    grid = (cells[0] // patch, cells[1] // patch)
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), patch)
+
+
+def evenly_shifted(
+    scheduler: "FlowMatchEulerDiscreteScheduler", num_inference_steps: int, *, tokens: int, mu: float | None = None
+) -> FlowSchedule:
+    """The levels 1, 1 - 1/T, ..., 1/T, shifted as `make_flow_schedule` says."""
+    even = [1 - step / num_inference_steps for step in range(num_inference_steps)]
+    return make_flow_schedule(scheduler, even, tokens=tokens, mu=mu)
+
+
 def read_flow_scheduler(place: Path) -> "FlowMatchEulerDiscreteScheduler":
     """The scheduler of a pipeline whose classes have been checked, from its configuration."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler.from_config(read_part_config(place, "scheduler", "scheduler_config.json"))
-
-
-def check_channels(place: Path, expected: Mapping[int, str]) -> str:
-    """What the transformer of a pipeline reads, by its number of input channels; raises UserError for any other."""
-    found = int(read_part_config(place, "transformer", "config.json").get("in_channels", 0))
-    if found not in expected:
-        known = ", ".join(f"{channels} ({what})" for channels, what in expected.items())
-        raise UserError(f"{place}: its transformer reads {found} channels; supported are {known}; check model.path")
-    return expected[found]

@@ -107,18 +107,27 @@ class FlowSchedule:
 
 
 def make_flow_schedule(
-    scheduler: "FlowMatchEulerDiscreteScheduler", levels: int | Sequence[float], *, tokens: int, rule: FlowRule = "ddim"
+    scheduler: "FlowMatchEulerDiscreteScheduler",
+    levels: int | Sequence[float],
+    *,
+    tokens: int,
+    mu: float | None = None,
+    rule: FlowRule = "ddim",
 ) -> FlowSchedule:
     """The noise levels of a pipeline's own scheduler, with its static or dynamic shift, for images of `tokens` tokens.
 
-    `levels` is a number of steps, whose levels the scheduler spaces itself, or the levels before the shift. Raises
-    UserError if the scheduler is configured for another kind of step.
+    `levels` is a number of steps, whose levels the scheduler spaces itself, or the levels before the shift; `mu` takes
+    the place of the dynamic shift that the scheduler names. Raises UserError if the scheduler is configured for another
+    kind of step.
     """
     config = scheduler.config
     for setting in ("stochastic_sampling", "invert_sigmas"):
         if config.get(setting):
             raise UserError(f"scheduler: {setting} is not supported; remove it from scheduler_config.json")
-    mu = dynamic_shift(scheduler, tokens) if config.use_dynamic_shifting else None
+    if not config.use_dynamic_shifting:
+        mu = None
+    elif mu is None:
+        mu = dynamic_shift(scheduler, tokens)
     if isinstance(levels, int):
         scheduler.set_timesteps(levels, mu=mu)
     else:

@@ -56,7 +56,7 @@ def refusal(path: Path, **settings: str) -> str:
     [
         "StableDiffusionControlNetInpaintPipeline",
         "StableDiffusionXLControlNetInpaintPipeline",
-        "StableDiffusionPipeline",
+        "StableDiffusionControlNetPipeline",
         "FluxKontextInpaintPipeline",
         "NoSuchPipeline",
     ],
@@ -79,8 +79,10 @@ def test_another_class_of_a_part_is_refused(folder: Path, part: str, kind: str) 
 
 
 def test_a_unet_of_another_task_is_refused_before_its_weights_are_read(folder: Path) -> None:
-    edit_json(folder / "unet" / "config.json", in_channels=4)
-    assert "takes 4 channels; inpainting needs 9" in refusal(folder)
+    edit_json(folder / "unet" / "config.json", in_channels=8)
+    assert "its unet reads 8 channels; supported are 9 (latents, mask and masked image), 4 (latents alone)" in refusal(
+        folder
+    )
     edit_json(folder / "unet" / "config.json", in_channels=9, time_cond_proj_dim=16)
     assert "distilled" in refusal(folder)
 

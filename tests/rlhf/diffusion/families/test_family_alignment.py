@@ -1,11 +1,11 @@
 """Every family learns a reward that it can only reach by moving: the colour of the hole."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from small_families import small_fill_pipeline, small_flux_inpaint_pipeline, small_sd3_pipeline
+from family_cases import CASES
+from small_families import small_fill_pipeline
 from small_parts import FAST, small_prompts
 
 from rlhf.alignment.algorithms.table import algorithm_of
@@ -14,22 +14,15 @@ from rlhf.alignment.objective import TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.families.family import ModelFamily
-from rlhf.diffusion.families.flux import FluxBlend, FluxFill
-from rlhf.diffusion.families.stable_diffusion_3 import StableDiffusion3Blend, StableDiffusion3Fill
+from rlhf.diffusion.families.flux import FluxFill
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import Rollout, RolloutPlan
 
 pytestmark = pytest.mark.usefixtures("process_group")
-FAMILIES: dict[str, Callable[[], ModelFamily]] = {
-    "flux_fill": lambda: FluxFill(small_fill_pipeline()),
-    "flux_blend": lambda: FluxBlend(small_flux_inpaint_pipeline()),
-    "sd3_fill": lambda: StableDiffusion3Fill(small_sd3_pipeline(in_channels=33)),
-    "sd3_blend": lambda: StableDiffusion3Blend(small_sd3_pipeline(in_channels=16)),
-}
 SETTINGS = {"learning_rate": 1e-2, "kl_weight": 0.0, "clip_range": 0.1, "trainable": "full"}
 ALGORITHMS = ["awm", "grpo", "guard", "mixgrpo", "nft", "prefpaint"]
-QUICK = {("flux_fill", "awm"), ("flux_fill", "grpo"), ("flux_fill", "guard"), ("flux_blend", "nft")}
+QUICK = {("FluxFill", "awm"), ("FluxFill", "grpo"), ("FluxFill", "guard"), ("FluxBlend", "nft")}
 
 
 def policy_of(family: ModelFamily) -> Policy:
@@ -81,12 +74,12 @@ class Reversed(FluxFill):
     ("family", "algorithm"),
     [
         pytest.param(family, algorithm, marks=[] if (family, algorithm) in QUICK else pytest.mark.slow)
-        for family in FAMILIES
+        for family in CASES
         for algorithm in ALGORITHMS
     ],
 )
 def test_a_reward_that_only_moves_can_reach_rises(family: str, algorithm: str) -> None:
-    mean, error = gain(FAMILIES[family](), algorithm)
+    mean, error = gain(CASES[family].wrap(CASES[family].build()), algorithm)
     assert mean > 5 * error
 
 

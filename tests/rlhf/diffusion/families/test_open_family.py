@@ -1,35 +1,26 @@
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import pytest
 import torch
-from family_painting import prompt_of
-from small_families import small_fill_pipeline, small_flux_inpaint_pipeline, small_sd3_pipeline
+from family_cases import CASES
+from family_painting import noise_for, paint, prompt_of
+from small_families import small_fill_pipeline, small_sd3_pipeline
 
 from rlhf.alignment.disk_need import count_trained
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
+from rlhf.diffusion.families.family import ModelFamily
 from rlhf.diffusion.families.open_family import MODULES
 from rlhf.diffusion.policy import export_policy, load_policy, make_trainable, plan_steps
 from rlhf.diffusion.policy_weights import save_policy
-from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trained_weights import trainable_state
-from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 
-PIPELINES = {
-    "FluxFill": small_fill_pipeline,
-    "FluxBlend": small_flux_inpaint_pipeline,
-    "StableDiffusion3Fill": lambda: small_sd3_pipeline(in_channels=33),
-    "StableDiffusion3Blend": lambda: small_sd3_pipeline(in_channels=16),
-}
-PLAN = RolloutPlan(num_inference_steps=3, eta=0.0, stochastic_steps=frozenset())
 
-
-@pytest.fixture(scope="module", params=PIPELINES)
+@pytest.fixture(scope="module", params=CASES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     path = tmp_path_factory.mktemp("pipeline")
-    PIPELINES[request.param]().save_pretrained(path)
+    CASES[request.param].build().save_pretrained(path)
     return request.param, path
 
 
@@ -40,8 +31,9 @@ def model(path: Path) -> ModelConfig:
 def test_a_folder_is_opened_by_its_class_and_channels(folder: tuple[str, Path]) -> None:
     name, path = folder
     policy = load_policy(model(path))
-    assert type(policy.family).__name__ == name
-    ours, planned = policy.family.schedule(5, (8, 8)), plan_steps(model(path), 5)
+    assert type(policy.family).__name__ == name.replace("XL", "")
+    native = policy.family.native_cells
+    ours, planned = policy.family.schedule(5, (native, native)), plan_steps(model(path), 5)
     assert torch.equal(ours.timesteps, planned.timesteps), "the checks before a run see the steps that it takes"
 
 
@@ -56,16 +48,16 @@ def test_a_saved_lora_gives_plain_diffusers_the_policys_images(folder: tuple[str
     name, path = folder
     policy = load_policy(model(path))
     make_trainable(policy, "lora", rank=4, targets=None, seed=0)
-    state = {n: t + 0.05 * torch.randn_like(t) for n, t in trainable_state(policy.network).items()}
+    state = {n: t + 0.2 * torch.randn_like(t) for n, t in trainable_state(policy.network).items()}
     save_policy(policy.family, state, tmp_path / "policy", version=1, trainable="lora", base=str(path))
-    images = paint(load_policy(model(path), tmp_path / "policy"))
+    latents = paint_latents(load_policy(model(path), tmp_path / "policy").family)
     plain = diffusers.DiffusionPipeline.from_pretrained(path)
     plain.load_lora_weights(tmp_path / "policy")
     other = load_policy(model(path))
-    base = paint(other)
-    other.family.pipeline, other.family.network = plain, plain.transformer
-    torch.testing.assert_close(paint(other), images, atol=1e-4, rtol=0)
-    assert float((images - base).abs().max()) > 1e-2, f"{name}: the adapter changes what is painted"
+    base = paint_latents(other.family)
+    other.family.pipeline, other.family.network = plain, getattr(plain, other.family.network_name)
+    torch.testing.assert_close(paint_latents(other.family), latents, atol=1e-4, rtol=0)
+    assert float((latents - base).abs().max()) > 1e-2, f"{name}: the adapter changes what is painted"
 
 
 def test_an_exported_folder_opens_in_plain_diffusers(folder: tuple[str, Path], tmp_path: Path) -> None:
@@ -76,11 +68,12 @@ def test_an_exported_folder_opens_in_plain_diffusers(folder: tuple[str, Path], t
     save_policy(policy.family, state, tmp_path / "policy", version=1, trainable="full", base=str(path))
     out = export_policy(model(path), tmp_path / "policy", tmp_path / "out")
     plain = diffusers.DiffusionPipeline.from_pretrained(out)
-    assert all(torch.equal(t, state[n]) for n, t in plain.transformer.named_parameters())
+    assert all(torch.equal(t, state[n]) for n, t in getattr(plain, policy.family.network_name).named_parameters())
 
 
-def paint(policy: Any) -> torch.Tensor:
-    return rollout(policy, [prompt_of(64, 64, seed=5)], PLAN, sample_indices=[0], seed_key=(0,)).images
+def paint_latents(family: ModelFamily) -> torch.Tensor:
+    prompt = prompt_of(64, 64, seed=5)
+    return paint(family, prompt, noise_for(family, prompt, seed=1), "a cat", steps=3)
 
 
 def test_other_classes_and_channels_are_refused_with_those_supported(tmp_path: Path) -> None:

@@ -11,19 +11,28 @@ from diffusers import (
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3InpaintPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
 )
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from rlhf.diffusion.builtin.base_denoisers import build_t5
-from rlhf.diffusion.builtin.tiny_model import TEXT_WIDTH, build_text_encoder, build_tokenizer
+from rlhf.diffusion.builtin.tiny_model import (
+    TEXT_WIDTH,
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+)
 
 Pipeline = TypeVar("Pipeline", FluxFillPipeline, FluxInpaintPipeline)
 CHANNELS = 4
 """Channels of the latents."""
 
 
-def small_kl_vae(*, channels: int = CHANNELS) -> AutoencoderKL:
-    """A VAE of factor 8 with a shift, as FLUX's and SD3's have."""
+def small_kl_vae(*, channels: int = CHANNELS, shift: float | None = 0.1159) -> AutoencoderKL:
+    """A VAE of factor 8; FLUX's and SD3's have a shift."""
     return AutoencoderKL(
         block_out_channels=(8,) * 4,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -32,7 +41,7 @@ def small_kl_vae(*, channels: int = CHANNELS) -> AutoencoderKL:
         norm_num_groups=4,
         latent_channels=channels,
         sample_size=64,
-        shift_factor=0.1159,
+        shift_factor=shift,
         scaling_factor=0.3611,
         use_quant_conv=False,
         use_post_quant_conv=False,
@@ -104,6 +113,49 @@ def small_sd3_pipeline(*, in_channels: int) -> StableDiffusion3InpaintPipeline:
             pos_embed_max_size=16,
         ).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def small_sd_pipeline(*, in_channels: int) -> StableDiffusionInpaintPipeline:
+    """Stable Diffusion with 9 input channels, or the 4 of text-to-image networks."""
+    torch.manual_seed(0)
+    pipeline = StableDiffusionInpaintPipeline(
+        vae=small_kl_vae(shift=None),
+        text_encoder=build_text_encoder().eval(),
+        tokenizer=build_tokenizer(),
+        unet=UNet2DConditionModel.from_config(build_unet((16, 32)).config, in_channels=in_channels, sample_size=8),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def small_xl_pipeline(*, in_channels: int) -> StableDiffusionXLInpaintPipeline:
+    """SDXL with 9 or 4 input channels: two text encoders, and the conditioning by sizes."""
+    torch.manual_seed(0)
+    text = build_text_encoder()
+    projected = text.config.__class__.from_dict({**text.config.to_dict(), "projection_dim": TEXT_WIDTH})
+    pipeline = StableDiffusionXLInpaintPipeline(
+        vae=small_kl_vae(shift=None),
+        text_encoder=text.eval(),
+        text_encoder_2=CLIPTextModelWithProjection(projected).eval(),
+        tokenizer=build_tokenizer(),
+        tokenizer_2=build_tokenizer(),
+        unet=UNet2DConditionModel.from_config(
+            build_unet((16, 32)).config,
+            in_channels=in_channels,
+            sample_size=8,
+            cross_attention_dim=2 * TEXT_WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=TEXT_WIDTH + 6 * 8,
+        ),
+        scheduler=build_scheduler(),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

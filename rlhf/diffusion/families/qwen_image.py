@@ -1,0 +1,146 @@
+"""Qwen-Image: a text-to-image transformer that inpaints by blending; its VAE is one for videos, used on one frame.
+
+Two by two latent cells are packed into one token. The network predicts the velocity of flow matching.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlhf.config.run_config import ModelConfig
+from rlhf.diffusion.families.autoencoder import in_parts
+from rlhf.diffusion.families.blending import Blending
+from rlhf.diffusion.families.family import TextEmbedding, cells_of
+from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.transformer import (
+    NETWORKS,
+    PARTS,
+    SCHEDULERS,
+    TransformerFamily,
+    evenly_shifted,
+    pack,
+    read_flow_scheduler,
+    unpack,
+)
+from rlhf.diffusion.steps.flow_matching import FlowSchedule
+from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
+
+
+CLASSES = {
+    "_class_name": ("QwenImageInpaintPipeline", "QwenImagePipeline"),
+    "transformer": ("QwenImageTransformer2DModel",),
+    "vae": ("AutoencoderKLQwenImage",),
+    "scheduler": SCHEDULERS,
+}
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""Modules that get an adapter by default: the attention layers of images and text."""
+NATIVE_CELLS = 128
+"""Side in latent cells that diffusers' class paints by default."""
+
+
+class QwenImage(Blending, TransformerFamily):
+    """The `ModelFamily` of QwenImageInpaintPipeline."""
+
+    lora_targets = LORA_TARGETS
+    native_cells = NATIVE_CELLS
+
+    @property
+    def factor(self) -> int:
+        """Pixels on the side of a latent cell."""
+        return int(self.pipeline.vae_scale_factor)
+
+    @property
+    def native_px(self) -> int:
+        """Side of the square images that diffusers' class paints by default."""
+        return NATIVE_CELLS * self.factor
+
+    @torch.no_grad()
+    def embed(self, text: str) -> TextEmbedding:
+        """The last hidden states of Qwen2.5-VL for the text in the class's own template, without its head."""
+        embedding, mask = self.pipeline.encode_prompt(text, device=self.device)
+        return TextEmbedding(embedding=embedding.float(), pooled=None, mask=None if mask is None else mask.bool())
+
+    @torch.no_grad()
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """The posterior's mode of one frame, normalised per channel by the VAE's own mean and deviation."""
+        vae = self.pipeline.vae
+        latents = vae.encode(images.to(vae.device)[:, :, None]).latent_dist.mode()[:, :, 0]
+        return (latents - self._of_channels("latents_mean")) / self._of_channels("latents_std")
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `ModelFamily`."""
+        moved = latents * self._of_channels("latents_std") + self._of_channels("latents_mean")
+        return in_parts(lambda part: self.pipeline.vae.decode(part[:, :, None]).sample[:, :, 0], moved, self.factor)
+
+    def _of_channels(self, setting: str) -> torch.Tensor:
+        return torch.tensor(self.pipeline.vae.config[setting], device=self.device).view(1, -1, 1, 1)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """See `ModelFamily`."""
+        return self.pipeline.vae.config.z_dim, height, width
+
+    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
+        """The levels of the pipeline's own scheduler; its dynamic shift depends on the number of tokens."""
+        return evenly_shifted(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
+
+    def predict(
+        self,
+        network: torch.nn.Module,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: torch.Tensor,
+        text: TextEmbedding,
+        precision: str,
+    ) -> torch.Tensor:
+        """One forward pass over all tokens; words that only fill up a shorter text are not looked at."""
+        cells, text = cells_of(latents), text.expand(len(latents))
+        frame = (1, cells[0] // self.patch, cells[1] // self.patch)
+        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            output = network(
+                hidden_states=pack(self.inputs(latents, condition)),
+                timestep=timestep / 1000,
+                encoder_hidden_states=text.embedding,
+                encoder_hidden_states_mask=text.mask,
+                img_shapes=[[frame]] * len(latents),
+                return_dict=False,
+            )[0]
+        return unpack(output.float(), cells)
+
+
+def open_pipeline(
+    config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
+) -> QwenImage:
+    """Open a pipeline of Qwen-Image; see `open_family`. A text-to-image pipeline inpaints by blending."""
+    index = read_index(place, CLASSES, PARTS)
+    _check_network(place)
+    return QwenImage(load_pipeline("QwenImageInpaintPipeline", config, place, index, NETWORKS, device))
+
+
+def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
+    """The steps at the class's own default size, from the pipeline's configuration alone."""
+    read_index(place, CLASSES, PARTS)
+    _check_network(place)
+    tokens = (NATIVE_CELLS // QwenImage.patch) ** 2
+    return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=tokens)
+
+
+def network_on_meta(place: Path) -> "QwenImageTransformer2DModel":
+    """The transformer without memory for its weights, from its configuration alone."""
+    from diffusers import QwenImageTransformer2DModel
+
+    with torch.device("meta"):
+        return QwenImageTransformer2DModel.from_config(read_part_config(place, "transformer", "config.json"))
+
+
+def _check_network(place: Path) -> None:
+    """Raises UserError if the transformer reads anything but latents, time and text."""
+    check_channels(place, {4 * int(read_part_config(place, "vae", "config.json")["z_dim"]): "latents alone"})
+    network = read_part_config(place, "transformer", "config.json")
+    for setting in ("guidance_embeds", "use_additional_t_cond", "use_layer3d_rope"):
+        if network.get(setting):
+            raise UserError(f"{place}: its transformer has {setting}, which is not supported; check model.path")

@@ -1,0 +1,107 @@
+"""Z-Image: a text-to-image transformer that inpaints by blending.
+
+Its time runs from 0 (noise) to 1, and it predicts the negative of flow matching's velocity.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlhf.config.run_config import ModelConfig
+from rlhf.diffusion.families.blending import Blending
+from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.transformer import (
+    NETWORKS,
+    PARTS,
+    SCHEDULERS,
+    TransformerFamily,
+    evenly_shifted,
+    read_flow_scheduler,
+)
+from rlhf.diffusion.steps.flow_matching import FlowSchedule
+from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import ZImageTransformer2DModel
+
+
+CLASSES = {
+    "_class_name": ("ZImageInpaintPipeline", "ZImagePipeline"),
+    "transformer": ("ZImageTransformer2DModel",),
+    "vae": ("AutoencoderKL",),
+    "scheduler": SCHEDULERS,
+}
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""Modules that get an adapter by default: the attention layers of diffusers' own LoRA training."""
+
+
+class ZImage(Blending, TransformerFamily):
+    """The `ModelFamily` of ZImageInpaintPipeline."""
+
+    lora_targets = LORA_TARGETS
+
+    @torch.no_grad()
+    def embed(self, text: str) -> TextEmbedding:
+        """The hidden states before the last of Qwen3, for the text as a user's message: as many as it has tokens."""
+        (embedding,), _ = self.pipeline.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
+        return TextEmbedding(embedding=embedding.float()[None], pooled=None)
+
+    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
+        """The levels of the pipeline's own scheduler; a dynamic shift depends on the number of tokens."""
+        return evenly_shifted(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
+
+    def predict(
+        self,
+        network: torch.nn.Module,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: torch.Tensor,
+        text: TextEmbedding,
+        precision: str,
+    ) -> torch.Tensor:
+        """One forward pass; the network reads lists of images and of texts, each of its own length."""
+        text = text.expand(len(latents))
+        texts = [tokens[counted] for tokens, counted in zip(text.embedding, text.counted(), strict=True)]
+        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            output = network(
+                list(self.inputs(latents, condition)[:, :, None]), (1000 - timestep) / 1000, texts, return_dict=False
+            )[0]
+        return -torch.stack(list(output))[:, :, 0].float()
+
+
+def open_pipeline(
+    config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
+) -> ZImage:
+    """Open a pipeline of Z-Image; see `open_family`. A text-to-image pipeline inpaints by blending."""
+    index = read_index(place, CLASSES, PARTS)
+    _check_network(place)
+    return ZImage(load_pipeline("ZImageInpaintPipeline", config, place, index, NETWORKS, device))
+
+
+def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
+    """The steps at the VAE's native size, from the pipeline's configuration alone."""
+    read_index(place, CLASSES, PARTS)
+    _check_network(place)
+    vae = read_part_config(place, "vae", "config.json")
+    cells = int(vae["sample_size"]) // 2 ** (len(vae["block_out_channels"]) - 1)
+    return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=(cells // ZImage.patch) ** 2)
+
+
+def network_on_meta(place: Path) -> "ZImageTransformer2DModel":
+    """The transformer without memory for its weights, from its configuration alone."""
+    from diffusers import ZImageTransformer2DModel
+
+    with torch.device("meta"):
+        return ZImageTransformer2DModel.from_config(read_part_config(place, "transformer", "config.json"))
+
+
+def _check_network(place: Path) -> None:
+    """Raises UserError if the transformer reads anything but latents, time and text."""
+    latents = int(read_part_config(place, "vae", "config.json")["latent_channels"])
+    check_channels(place, {latents: "latents alone"})
+    if read_part_config(place, "transformer", "config.json").get("siglip_feat_dim"):
+        raise UserError(
+            f"{place}: its transformer reads images (siglip_feat_dim), which is not supported; check model.path"
+        )

@@ -1,0 +1,79 @@
+"""Every family paints what diffusers' own class paints, and its rollouts are replayed."""
+
+from typing import Any
+
+import pytest
+import torch
+from family_cases import CASES, FamilyCase
+from family_painting import SIZES, EncodedByMode, noise_for, paint, paint_by_class, prompt_of
+
+from rlhf.diffusion.denoising import keep_known
+from rlhf.diffusion.families.family import TextEmbedding, cells_of
+from rlhf.diffusion.policy import Policy
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.steps.step_rule import transition_log_prob
+from rlhf.diffusion.trajectories import RolloutPlan, Trajectories
+
+
+@pytest.fixture(scope="module", params=CASES)
+def built(request: pytest.FixtureRequest) -> tuple[FamilyCase, Any]:
+    case = CASES[request.param]
+    pipeline = case.build()
+    pipeline.vae.encode = EncodedByMode(pipeline.vae)
+    return case, pipeline
+
+
+@pytest.mark.parametrize("number", range(len(SIZES)), ids=["x".join(map(str, size)) for size in SIZES])
+def test_deterministic_steps_paint_what_the_pipelines_own_class_paints(
+    built: tuple[FamilyCase, Any], number: int
+) -> None:
+    """Every other mask is soft."""
+    case, pipeline = built
+    family, prompt = case.wrap(pipeline), prompt_of(*SIZES[number], seed=number, is_soft=number % 2 == 1)
+    ours = paint(family, prompt, noise_for(family, prompt, seed=1), "a cat", steps=3)
+    theirs = paint_by_class(case, pipeline, prompt, "a cat", steps=3, seed=1)
+    compared = (family.decode(ours) / 2 + 0.5).clamp(0, 1) if case.is_decoded else ours
+    torch.testing.assert_close(compared, theirs, atol=1e-4, rtol=0)
+
+
+def test_trajectories_are_replayed_and_keep_what_is_known(built: tuple[FamilyCase, Any]) -> None:
+    """Stored next latents are draws of the policy; the latents before a blending step hold the known image."""
+    case, pipeline = built
+    family, prompts = case.wrap(pipeline), [prompt_of(64, 64, seed) for seed in range(2)]
+    policy = Policy(family=family, text=family.embed(""), device=torch.device("cpu"), precision="fp32", name="small")
+    plan = RolloutPlan(num_inference_steps=4, eta=1.0, stochastic_steps=frozenset({0, 1, 2}), trained_steps=(0, 1, 2))
+    rolled = rollout(policy, prompts, plan, sample_indices=range(2), seed_key=(0,))
+    kept = rolled.trajectories
+    assert isinstance(kept, Trajectories)
+    schedule, known = family.schedule(4, cells_of(kept.latents)), family.known_latents(kept.condition)
+    start = kept.latents[0]
+    for k in range(3):
+        index = kept.steps_at(k)
+        output = policy.predict(kept.latents[k], schedule.timesteps[index], kept.condition)
+        transition = schedule.transition(output, kept.latents[k], index, 1.0)
+        again = transition_log_prob(transition, kept.next_latents[k], kept.latent_mask)
+        torch.testing.assert_close(again, kept.old_log_prob[k], atol=1e-5, rtol=0)
+        if k < 2:
+            expected = keep_known(kept.next_latents[k], known, start, schedule, index)
+            assert torch.equal(kept.latents[k + 1], expected)
+        if k < 2 and known is not None:
+            hole, clean = known
+            noised, outside = schedule.add_noise_after(clean, start, index), hole.expand_as(start) == 0
+            assert torch.equal(kept.latents[k + 1][outside], noised[outside])
+    for i, image in enumerate(rolled.images):
+        outside = prompts[i // 2].mask.expand_as(image) == 0
+        assert torch.equal(image[outside], prompts[i // 2].image[outside]), "known pixels survive to the bit"
+
+
+@torch.no_grad()
+def test_images_of_a_batch_have_texts_and_times_of_their_own(built: tuple[FamilyCase, Any]) -> None:
+    """Texts of different lengths are joined, and what fills up the shorter one changes nothing."""
+    case, pipeline = built
+    family, prompts = case.wrap(pipeline), [prompt_of(64, 64, seed) for seed in range(2)]
+    condition, _ = family.encode_prompts(prompts)
+    noise = torch.cat([noise_for(family, prompt, seed=i) for i, prompt in enumerate(prompts)])
+    texts, times = [family.embed(text) for text in ("a cat", "grass and a long wall")], torch.tensor([900.0, 100.0])
+    joined = family.predict(family.network, noise, times, condition, TextEmbedding.join(texts), "fp32")
+    for i in range(2):
+        alone = family.predict(family.network, noise[[i]], times[[i]], condition[[i]], texts[i], "fp32")
+        torch.testing.assert_close(joined[[i]], alone, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,78 @@
+"""Every family with its small pipeline, and how diffusers' own class is called to paint the same."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from small_families import (
+    small_fill_pipeline,
+    small_flux_inpaint_pipeline,
+    small_sd3_pipeline,
+    small_sd_pipeline,
+    small_xl_pipeline,
+)
+from small_qwen import small_klein_pipeline, small_qwen_image_pipeline, small_z_image_pipeline
+
+from rlhf.diffusion.builtin.base_denoisers import TEXT_TOKENS
+from rlhf.diffusion.families.family import ModelFamily
+from rlhf.diffusion.families.flux import FluxBlend, FluxFill
+from rlhf.diffusion.families.flux2 import Flux2Klein
+from rlhf.diffusion.families.qwen_image import QwenImage
+from rlhf.diffusion.families.stable_diffusion import StableDiffusion, StableDiffusionBlend
+from rlhf.diffusion.families.stable_diffusion_3 import StableDiffusion3Blend, StableDiffusion3Fill
+from rlhf.diffusion.families.z_image import ZImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyCase:
+    """A family on its small pipeline."""
+
+    build: Callable[[], Any]
+    """The pipeline of the class that inpaints."""
+    wrap: Callable[[Any], ModelFamily]
+    """The family around it."""
+    call: Mapping[str, object] = field(default_factory=dict)
+    """Arguments of the class beside prompt, image, mask, size, steps and noise."""
+    is_decoded: bool = True
+    """Whether the class decodes rightly; else latents are compared."""
+
+
+def _diffusion(build: Callable[..., Any], kind: type[StableDiffusion], in_channels: int) -> FamilyCase:
+    return FamilyCase(
+        build=lambda: build(in_channels=in_channels),
+        wrap=lambda pipeline: kind(pipeline, pipeline.scheduler),
+        call={"guidance_scale": 1.0},
+    )
+
+
+CASES = {
+    "StableDiffusion": _diffusion(small_sd_pipeline, StableDiffusion, 9),
+    "StableDiffusionBlend": _diffusion(small_sd_pipeline, StableDiffusionBlend, 4),
+    "StableDiffusionXL": _diffusion(small_xl_pipeline, StableDiffusion, 9),
+    "StableDiffusionXLBlend": _diffusion(small_xl_pipeline, StableDiffusionBlend, 4),
+    "FluxFill": FamilyCase(
+        build=small_fill_pipeline,
+        wrap=lambda pipeline: FluxFill(pipeline, guidance=7.5),
+        call={"guidance_scale": 7.5, "max_sequence_length": TEXT_TOKENS},
+    ),
+    "FluxBlend": FamilyCase(
+        build=small_flux_inpaint_pipeline,
+        wrap=lambda pipeline: FluxBlend(pipeline, guidance=7.5),
+        call={"guidance_scale": 7.5, "max_sequence_length": TEXT_TOKENS},
+    ),
+    "StableDiffusion3Fill": FamilyCase(
+        build=lambda: small_sd3_pipeline(in_channels=33),
+        wrap=StableDiffusion3Fill,
+        call={"guidance_scale": 1.0},
+        is_decoded=False,
+    ),
+    "StableDiffusion3Blend": FamilyCase(
+        build=lambda: small_sd3_pipeline(in_channels=16),
+        wrap=StableDiffusion3Blend,
+        call={"guidance_scale": 1.0},
+        is_decoded=False,
+    ),
+    "Flux2Klein": FamilyCase(build=small_klein_pipeline, wrap=Flux2Klein, call={"guidance_scale": 1.0}),
+    "QwenImage": FamilyCase(build=small_qwen_image_pipeline, wrap=QwenImage),
+    "ZImage": FamilyCase(build=small_z_image_pipeline, wrap=ZImage, call={"guidance_scale": 0.0}),
+}

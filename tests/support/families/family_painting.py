@@ -1,0 +1,100 @@
+"""An image painted by a family's verbs, and the same by the pipeline's own class."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from family_cases import FamilyCase
+from PIL import Image
+
+from rlhf.data.prompts import Prompt
+from rlhf.diffusion.denoising import denoise, finish_known, keep_known
+from rlhf.diffusion.families.blending import extend_into_hole
+from rlhf.diffusion.families.family import ModelFamily, TextEmbedding, cells_of
+
+SIZES = [(64, 64), (64, 96), (96, 64), (48, 80), (80, 48), (112, 64), (16, 32), (128, 48), (64, 128), (96, 96)]
+"""Widths and heights in pixels."""
+
+
+def prompt_of(width: int, height: int, seed: int, *, is_soft: bool = False) -> Prompt:
+    """A smooth random picture with a hole of random pixels, so that each of a cell's mask pixels counts.
+
+    A soft mask has values between 0 and 1.
+    """
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray((rng.random((3, 4, 3)) * 255).astype(np.uint8)).resize((width, height))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+    share, drawn = rng.uniform(0.2, 0.8), torch.from_numpy(rng.random((1, height, width))).float()
+    mask = drawn**2 if is_soft else (drawn < share).float()
+    return Prompt(prompt_id=f"p{seed}", photograph="", source="", hole="", split="", image=pixels, mask=mask)
+
+
+@torch.no_grad()
+def paint(family: ModelFamily, prompt: Prompt, noise: torch.Tensor, text: str, steps: int) -> torch.Tensor:
+    """Finished latents by a rollout's own steps, without noise: [1, C, h, w]."""
+    condition, _ = family.encode_prompts([prompt])
+    schedule, embedding = family.schedule(steps, cells_of(condition)), family.embed(text)
+    known, latents = family.known_latents(condition), noise
+    for step in range(steps):
+        index = torch.tensor([step])
+        predict = partial(predict_for, family, condition, embedding)
+        latents = keep_known(denoise(predict, latents, index, schedule).mean, known, noise, schedule, index)
+    return finish_known(latents, known)
+
+
+def predict_for(
+    family: ModelFamily, condition: torch.Tensor, text: TextEmbedding, latents: torch.Tensor, time: torch.Tensor
+) -> torch.Tensor:
+    return family.predict(family.network, latents, time, condition, text, "fp32")
+
+
+@torch.no_grad()
+def noise_for(family: ModelFamily, prompt: Prompt, seed: int) -> torch.Tensor:
+    """The initial noise [1, C, h, w] that a pipeline's class draws from a generator of this seed."""
+    shape = family.latent_shape(*cells_of(family.encode_prompts([prompt])[0]))
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def paint_by_class(case: FamilyCase, pipeline: Any, prompt: Prompt, text: str, steps: int, seed: int) -> torch.Tensor:
+    """What the pipeline's own class paints on that noise, with the image that the family encodes.
+
+    Images [1, 3, H, W] from 0 to 1, or finished latents where the class decodes wrongly.
+    """
+    known = prompt.image[None]
+    if case.wrap(pipeline).known_latents(torch.zeros(1, 2, 1, 1)) is not None:
+        known = extend_into_hole(known, prompt.mask[None])
+    height, width = prompt.mask.shape[-2:]
+    painted: torch.Tensor = pipeline(
+        text,
+        image=known / 2 + 0.5,
+        mask_image=prompt.mask[None],
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="pt" if case.is_decoded else "latent",
+        **{"strength": 1.0} | case.call,
+    ).images
+    return painted
+
+
+class EncodedByMode:
+    """A VAE's encoder without the randomness of its posterior: the classes draw a sample, families take the mode."""
+
+    def __init__(self, vae: Any) -> None:
+        self._encode = vae.encode
+
+    def __call__(self, images: torch.Tensor) -> "EncodedByMode":
+        """The posterior, as far as families and classes read it."""
+        self.latents = self._encode(images).latent_dist.mode()
+        self.latent_dist = self
+        return self
+
+    def mode(self) -> torch.Tensor:
+        """The latents that are most likely."""
+        return self.latents
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """The same, and nothing drawn."""
+        return self.latents
