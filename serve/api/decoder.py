@@ -13,10 +13,11 @@ from serve.api.api_errors import ApiError
 
 MAX_PICTURE_PX = 25_000_000
 """Most pixels of an uploaded picture, and of a photograph with the border that is added to it."""
-FAST_PX = 4_000_000
+FAST_PX = 2_000_000
 """Most pixels of a picture that decodes beside others, each counted as often as a JPEG's scans pass it."""
 FAST_AT_ONCE = 2
-FAST = Limits(max_pixels=MAX_PICTURE_PX, cpu_s=0.05, cpu_s_per_megapixel=0.1, politeness=3)
+"""Heads of files, and pictures of up to FAST_PX, that are decoded at a time."""
+FAST = Limits(max_pixels=MAX_PICTURE_PX, header_cpu_s=0.1, cpu_s=0.05, cpu_s_per_megapixel=0.1, politeness=3)
 """Twice what the slowest format takes. Pictures that take more begin anew in the slow lane, so that hostile ones leave
 the fast lane to usual ones."""
 SLOW = Limits(max_pixels=MAX_PICTURE_PX, politeness=15)
@@ -65,12 +66,12 @@ class Decoder:
 
     def __init__(self, fast: Limits = FAST, slow: Limits = SLOW) -> None:
         self.process = DecodingProcess()
-        self.fast, self.slow = Lane(FAST_AT_ONCE), Lane(1)
+        self.heads, self.fast, self.slow = Lane(FAST_AT_ONCE), Lane(FAST_AT_ONCE), Lane(1)
         self._fast_limits, self._slow_limits = fast, slow
 
     async def read_header(self, data: bytes, name: str) -> Header:
         """Reads the head of a file. Raises UserError, naming it, as `decode` does."""
-        async with self.fast.place():
+        async with self.heads.place():
             return (await _hold(self.process.ask_header(data, name, self._fast_limits))).header()
 
     async def decode(self, data: bytes, name: str, header: Header) -> np.ndarray:
