@@ -40,7 +40,7 @@ def build_app(reward: Reward, name: str, rules: Rules = RULES) -> FastAPI:
     lock = threading.Lock()
 
     @app.get("/healthz")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         """Answers 200 once the reward is loaded."""
         return {"status": "ok", "reward": name}
 

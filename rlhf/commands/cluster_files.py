@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from rlhf.commands.cluster_shell import Checkout, command_problems
-from rlhf.config.config_files import load_config
+from rlhf.config.config_files import load_config, not_yaml
 from rlhf.errors import UserError
 
 RAY_KINDS = ("RayCluster", "RayJob", "RayService")
@@ -47,6 +47,8 @@ def file_problems(path: Path, checkout: Checkout, crds: Path | None = None) -> l
         return script_problems(path, checkout)
     try:
         records = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except yaml.MarkedYAMLError as error:
+        raise not_yaml(path, error) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a readable YAML file ({error})") from error
     from ray.runtime_env import RuntimeEnv

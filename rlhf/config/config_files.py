@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from rlhf.config.align_config import SETTINGS_OF_SOME
 from rlhf.config.reward_entry import RewardEntry
@@ -35,11 +36,11 @@ def find_run_file(name: str) -> Path:
 def load_config(file: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
     """Loads the defaults, changed by a YAML file and then by `section.key=value` overrides.
 
-    Raises UserError with the key (and the nearest known one) or the value if one is invalid.
+    Raises UserError with the key (and the nearest known one) or the value if one is invalid, and with the line of the
+    file or the override that gives it.
     """
-    record: dict[str, Any] = {}
-    if file is not None:
-        record = _read_yaml(file)
+    text = "" if file is None else _read(file)
+    record = {} if file is None else _parse(text, file)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
@@ -57,7 +58,9 @@ def load_config(file: Path | None = None, overrides: tuple[str, ...] = ()) -> Ru
     try:
         return RunConfig.model_validate(record)
     except ValidationError as error:
-        raise UserError(_explain(error, file)) from error
+        raise UserError(
+            "\n".join(f"{_place(e['loc'], overrides, text, file)}: {_explain(e)}" for e in error.errors())
+        ) from error
 
 
 def find_unused(config: RunConfig, overrides: Sequence[str]) -> list[str]:
@@ -73,10 +76,19 @@ def find_unused(config: RunConfig, overrides: Sequence[str]) -> list[str]:
     return found
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> str:
     try:
-        record = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, *UNREADABLE) as error:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a readable YAML file ({error})") from error
+
+
+def _parse(text: str, file: Path) -> dict[str, Any]:
+    try:
+        record = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        raise not_yaml(file, error) from error
+    except UNREADABLE as error:
         raise UserError(f"{file}: not a readable YAML file ({error})") from error
     if record is None:
         return {}
@@ -86,17 +98,50 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return record
 
 
-def _explain(error: ValidationError, file: Path | None) -> str:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "configuration"
-        if problem["type"] == "extra_forbidden":
-            *section, unknown = map(str, problem["loc"])
-            near = difflib.get_close_matches(unknown, _keys_at(section), n=1, cutoff=0.0)[0]
-            lines.append(f"{key}: unknown key; did you mean {'.'.join([*section, near])}?")
+def not_yaml(file: Path, error: yaml.MarkedYAMLError) -> UserError:
+    """Returns the error of a file that is no YAML, with its line."""
+    mark = error.problem_mark or error.context_mark
+    line = "" if mark is None else f":{mark.line + 1}"
+    return UserError(f"{file}{line}: not a readable YAML file ({error.problem or error.context})")
+
+
+def _place(key: tuple[int | str, ...], overrides: Sequence[str], text: str, file: Path | None) -> str:
+    """Returns where a key was given: the last override of it or of a section around it, or the line of the file."""
+    names = tuple(map(str, key))
+    for override in reversed(overrides):
+        given = tuple(override.partition("=")[0].split("."))
+        if names[: len(given)] == given:
+            return f"--set {override}"
+    if file is None:
+        return "configuration"
+    line = _line_of(yaml.compose(text, yaml.SafeLoader), names)
+    return f"{file}:{line}" if line else str(file)
+
+
+def _line_of(node: yaml.Node | None, names: Sequence[str]) -> int | None:
+    """Returns the line of a key, or of the innermost section around it that the file names; None if it names none."""
+    line = None
+    for name in names:
+        if isinstance(node, yaml.MappingNode):
+            items = {key.value: (key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)}
+        elif isinstance(node, yaml.SequenceNode):
+            items = {str(number): (value, value) for number, value in enumerate(node.value)}
         else:
-            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
-    return "\n".join(f"{file or 'configuration'}: {line}" for line in lines)
+            break
+        if name not in items:
+            break
+        key, node = items[name]
+        line = key.start_mark.line + 1
+    return line
+
+
+def _explain(problem: ErrorDetails) -> str:
+    key = ".".join(map(str, problem["loc"])) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        *section, unknown = map(str, problem["loc"])
+        near = difflib.get_close_matches(unknown, _keys_at(section), n=1, cutoff=0.0)[0]
+        return f"{key}: unknown key; did you mean {'.'.join([*section, near])}?"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _keys_at(path: list[str]) -> list[str]:

@@ -56,8 +56,9 @@ def decode_request(request: RewardRequest) -> tuple[torch.Tensor, torch.Tensor]:
     """Decodes images [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W]; raises UserError naming an unreadable one."""
     images, masks = [], []
     for index, (picture, hole) in enumerate(zip(request.images, request.masks, strict=True)):
-        image = decode_image(_from_base64(picture, f"images[{index}]"), name=f"images[{index}]")
-        mask = decode_mask(_from_base64(hole, f"masks[{index}]"), size=image.size, name=f"masks[{index}]")
+        names = (f"images[{index}]", f"masks[{index}]")
+        image = decode_image(_from_base64(picture, names[0]), name=names[0], is_apart=True)
+        mask = decode_mask(_from_base64(hole, names[1]), size=image.size, name=names[1], is_apart=True)
         images.append(image_to_tensor(np.asarray(image)))
         masks.append(mask_to_tensor(mask))
         if images[-1].shape != images[0].shape:

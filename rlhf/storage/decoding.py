@@ -1,7 +1,7 @@
 """Decodes pictures that others made: photographs, masks, uploads. Imports no torch.
 
 Formats are an allow-list, and what decoding would cost is bounded by the header first. All that a decoder raises
-becomes a UserError.
+becomes a UserError. `rlhf/storage/bounded_decoding.py` limits its time and memory.
 """
 
 import io
@@ -46,6 +46,11 @@ class Header:
         """Number of pixels."""
         return self.width * self.height
 
+    @property
+    def passes_px(self) -> float:
+        """Number of pixels, counted again for every ten scans: what decoding costs."""
+        return self.pixels * max(1.0, self.scans / 10)
+
 
 def read_header(source: bytes | Path, *, name: str, max_pixels: int = MAX_PIXELS) -> Header:
     """Reads the head of a file. Raises UserError as `decode_layers` does, except for damaged pixels."""
@@ -72,12 +77,6 @@ def decode_layers(source: bytes | Path, *, name: str, max_pixels: int = MAX_PIXE
         return layers
 
 
-def decode_image(source: bytes | Path, *, name: str | None = None) -> Image.Image:
-    """Decodes a photograph to upright 8-bit RGB, transparency on white. Raises UserError as `decode_layers` does."""
-    label = name or (str(source) if isinstance(source, Path) else "image")
-    return Image.fromarray(put_on_white(decode_layers(source, name=label)))
-
-
 def put_on_white(layers: np.ndarray) -> np.ndarray:
     """Composites uint8 [H, W, 4] on white; returns uint8 [H, W, 3]. Layers without alpha are returned as they are."""
     if layers.shape[2] == 3:
@@ -102,11 +101,21 @@ def count_scans(data: bytes) -> int:
     return scans
 
 
+def read_file(path: Path, name: str) -> bytes:
+    """Reads a picture's file. Raises UserError if it cannot be read, or is longer than MAX_FILE_BYTES."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{name}: more than {MAX_FILE_BYTES / 1e6:.0f} MB; scale it down")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error}); replace or remove it") from error
+
+
 @contextmanager
 def _opened(source: bytes | Path, name: str, max_pixels: int) -> Iterator[tuple[Image.Image, Header]]:
     """Opens a picture, and turns whatever is raised meanwhile into a UserError."""
     try:
-        data = source if isinstance(source, bytes) else _read(source, name)
+        data = source if isinstance(source, bytes) else read_file(source, name)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             yield image, _check(image, data, name, max_pixels)
     except UserError:
@@ -122,12 +131,6 @@ def _opened(source: bytes | Path, name: str, max_pixels: int) -> Iterator[tuple[
         raise UserError(f"{name}: not a readable image ({problem}); replace or remove it") from error
 
 
-def _read(path: Path, name: str) -> bytes:
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise UserError(f"{name}: more than {MAX_FILE_BYTES / 1e6:.0f} MB; scale it down")
-    return path.read_bytes()
-
-
 def _check(image: Image.Image, data: bytes, name: str, max_pixels: int) -> Header:
     scans = count_scans(data) if image.format in ("JPEG", "MPO") else 1
     header = Header(width=image.width, height=image.height, scans=scans)
@@ -135,9 +138,20 @@ def _check(image: Image.Image, data: bytes, name: str, max_pixels: int) -> Heade
         raise UserError(f"{name}: {image.width}x{image.height} is more than {max_pixels} pixels; scale it down")
     if scans > MAX_SCANS:
         raise UserError(f"{name}: a JPEG of more than {MAX_SCANS} scans; save it again as a usual JPEG or PNG")
-    if image.format not in FIRST_ONLY and getattr(image, "is_animated", False):
+    if image.format not in FIRST_ONLY and _has_second(image):
         raise UserError(f"{name}: holds several pictures; give one")
     return header
+
+
+def _has_second(image: Image.Image) -> bool:
+    """Returns whether a file holds a second picture; Pillow's `is_animated` would walk through all those of a TIFF."""
+    if image.format != "TIFF":
+        return getattr(image, "is_animated", False)
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    return True
 
 
 def _to_8bit(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Photographs and masks as files and tensors; `rlhf/storage/decoding.py` decodes them.
+"""Photographs and masks as files and tensors; `rlhf/storage/bounded_decoding.py` decodes them.
 
 Images are float32 [B, 3, H, W] in [-1, 1]; masks are float32 [B, 1, H, W], 1 = repaint.
 """
@@ -12,7 +12,7 @@ from PIL import Image
 
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write
-from rlhf.storage.decoding import decode_image
+from rlhf.storage.bounded_decoding import decode_image
 
 PHOTOGRAPH_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 
@@ -37,13 +37,13 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
     atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
 
-def decode_mask(source: bytes | Path, *, size: tuple[int, int], name: str) -> np.ndarray:
-    """Decodes a mask to bool [H, W], True = repaint (values of 128 and more).
+def decode_mask(source: bytes | Path, *, size: tuple[int, int], name: str, is_apart: bool = False) -> np.ndarray:
+    """Decodes a mask to bool [H, W], True = repaint (values of 128 and more); `is_apart` as in `decode_image`.
 
     Raises UserError if its size differs from `size` (width, height), it has no hole, or it
     leaves nothing known.
     """
-    mask = np.asarray(decode_image(source, name=name).convert("L")) >= 128
+    mask = np.asarray(decode_image(source, name=name, is_apart=is_apart).convert("L")) >= 128
     if mask.shape != (size[1], size[0]):
         raise UserError(
             f"{name}: mask is {mask.shape[1]}x{mask.shape[0]}, image is {size[0]}x{size[1]}; make them equal"

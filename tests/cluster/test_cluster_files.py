@@ -242,7 +242,7 @@ def secret_names(record: object) -> list[str]:
 
 def test_what_is_no_yaml_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"broken\.yaml: not a readable YAML file"):
+    with pytest.raises(UserError, match=r"broken\.yaml:1: not a readable YAML file"):
         file_problems(tmp_path / "broken.yaml", CHECKOUT)
     (tmp_path / "list.yaml").write_text("- a\n")
     (tmp_path / "run.yaml").write_text("align: {udpates: 3}\n")

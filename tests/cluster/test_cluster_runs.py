@@ -58,8 +58,8 @@ def test_sdxl_on_one_node_as_its_comment_says() -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "message"),
     [
-        ("samplers:", "smaplers:", r"run\.yaml: cluster\.smaplers: unknown key; did you mean cluster\.samplers\?"),
-        ("learners: 2", "learners: two", r"run\.yaml: cluster\.learners: .*integer"),
+        ("samplers:", "smaplers:", r"run\.yaml:\d+: cluster\.smaplers: unknown key; did you mean cluster\.samplers\?"),
+        ("learners: 2", "learners: two", r"run\.yaml:\d+: cluster\.learners: .*integer"),
         ("learners: 2", "learners: 3", "20 micro-batches, which 3 learners cannot share evenly"),
     ],
 )

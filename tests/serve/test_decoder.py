@@ -13,7 +13,7 @@ from PIL import Image
 from small_uploads import png
 
 from rlhf.errors import UserError
-from serve.api.decoder import LIMITS, Decoder, Lane
+from serve.api.decoder import FAST, FAST_AT_ONCE, SLOW, Decoder, Lane
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
 
@@ -38,10 +38,25 @@ def test_pixels_come_back_as_they_are() -> None:
 
 @pytest.mark.parametrize("limits", [{"cpu_s": 0.01, "cpu_s_per_megapixel": 0}, {"memory_bytes_per_pixel": 0}])
 def test_a_picture_that_takes_too_much_time_or_memory_is_refused_and_the_next_is_decoded(limits: dict) -> None:
-    decoder, data = Decoder(replace(LIMITS, **limits)), large()
+    decoder, data = Decoder(slow=replace(SLOW, **limits)), large()
     with pytest.raises(UserError, match="^image: "):
         asyncio.run(decode(decoder, data))
     assert np.array_equal(asyncio.run(decode(decoder, png(PIXELS))), PIXELS)
+    decoder.close()
+
+
+def test_a_slow_picture_leaves_the_fast_lane_to_others_and_is_decoded_in_the_slow_one() -> None:
+    decoder = Decoder(fast=replace(FAST, cpu_s=0.001, cpu_s_per_megapixel=0))
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+
+    async def crowd() -> np.ndarray:
+        async with decoder.slow.place():
+            slow = [asyncio.create_task(decode(decoder, png(pixels))) for _ in range(FAST_AT_ONCE)]
+            await until(lambda: len(decoder.slow.waiting) == FAST_AT_ONCE)
+            assert np.array_equal(await decode(decoder, png(PIXELS)), PIXELS)
+        return np.stack(await asyncio.gather(*slow))
+
+    assert (asyncio.run(crowd()) == pixels).all()
     decoder.close()
 
 
@@ -50,8 +65,7 @@ def test_who_leaves_ends_the_decoding() -> None:
 
     async def leave() -> None:
         header = await decoder.read_header(data, "image")
-        assert decoder._process is not None
-        forks = psutil.Process(decoder._process.pid).children
+        forks = psutil.Process(decoder.process.pid).children
         decoding = asyncio.create_task(decoder.decode(data, "image", header))
         await until(lambda: bool(forks()))
         decoding.cancel()
@@ -73,9 +87,9 @@ async def until(is_true: Callable[[], bool]) -> None:
 def test_a_dead_process_is_replaced() -> None:
     decoder = Decoder()
     decoder.start()
-    assert decoder._process is not None
-    decoder._process.kill()
-    decoder._process.wait()
+    process = psutil.Process(decoder.process.pid)
+    process.kill()
+    process.wait()
     assert np.array_equal(asyncio.run(decode(decoder, png(PIXELS))), PIXELS)
     decoder.close()
 

@@ -61,8 +61,30 @@ def test_an_unknown_key_names_the_nearest_one(key: str, nearest: str) -> None:
 
 
 def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"run\.yaml: align\.udpates: unknown key; did you mean align\.updates\?"):
+    with pytest.raises(UserError, match=r"run\.yaml:2: align\.udpates: unknown key; did you mean align\.updates\?"):
         load_config(write(tmp_path, "align:\n  udpates: 3\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("seed: 1\nalign:\n  updates: 3\n  eta: 7\n", "run.yaml:4: align.eta: "),
+        ("align: {updates: 3,\n  learning_rate: fast}\n", "run.yaml:2: align.learning_rate: "),
+        ("rewards:\n- {kind: seam}\n- kind: seam\n  weight: heavy\n", "run.yaml:4: rewards.1.weight: "),
+        ("seed: 1\n\nalign: 3\n", "run.yaml:3: align: "),
+        ("seed: 1\nalign: [\n", "run.yaml:3: not a readable YAML file"),
+        ("seed: 1\nalign: {a: *b}\n", "run.yaml:2: not a readable YAML file"),
+    ],
+)
+def test_a_wrong_value_in_a_file_is_told_with_its_line(text: str, place: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path, text))
+    assert f"{tmp_path}/{place}" in str(caught.value)
+
+
+def test_a_wrong_override_is_told_in_place_of_the_files_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^--set align.eta=7: align.eta: "):
+        load_config(write(tmp_path, "align:\n  eta: 0.5\n"), ("align.eta=0.2", "align.eta=7"))
 
 
 def test_all_errors_are_told_at_once() -> None:
@@ -182,7 +204,7 @@ def test_values_that_no_stage_can_use_are_refused(override: str) -> None:
     ],
 )
 def test_files_that_are_no_configuration_are_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"run\.yaml: {message}"):
+    with pytest.raises(UserError, match=rf"run\.yaml(:\d+)?: {message}"):
         load_config(write(tmp_path, text))
 
 

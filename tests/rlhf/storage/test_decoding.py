@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from rlhf.errors import UserError
-from rlhf.storage.decoding import FORMATS, MAX_SCANS, count_scans, decode_image, decode_layers, read_header
+from rlhf.storage.bounded_decoding import decode_image
+from rlhf.storage.decoding import FORMATS, MAX_SCANS, count_scans, decode_layers, read_header
 from rlhf.storage.images import PHOTOGRAPH_SUFFIXES
 
 PHOTOGRAPH = Image.fromarray(np.random.default_rng(5).integers(0, 256, (24, 30, 3), dtype=np.uint8))

@@ -1,8 +1,8 @@
-"""The process that decodes uploads: it forks for each picture, and the fork has limits of time and memory.
+"""The process that decodes pictures: it forks for each, and the fork has limits of time and memory.
 
-Run as `python -m serve.api.decoding_process DESCRIPTOR`; `serve/api/decoder.py` starts it and is its only client. It
-imports Pillow and numpy alone, so a fork takes milliseconds and shares its memory. On each connection it sends the
-number of the fork (8 bytes), gets a Task and the file, and answers a Reply and the pixels.
+Run as `python -m rlhf.storage.decoding_process DESCRIPTOR`; `rlhf/storage/bounded_decoding.py` starts it and is its
+only client. It imports Pillow and numpy alone, so a fork takes milliseconds and shares its memory. On each connection
+it sends the number of the fork (8 bytes), gets a Task and the file, and answers a Reply and the pixels.
 """
 
 import json
@@ -23,15 +23,12 @@ from rlhf.storage.decoding import decode_layers, read_header
 
 NUMBER_BYTES = 8
 """Length of a process number and of a record's length."""
-POLITENESS = 10
-"""How much the fork's priority is lowered: painting goes first."""
 
 
 def main(descriptor: int) -> None:
     """Forks for each connection that comes through the descriptor, until its other end is closed."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel then buries the forks.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's; it closes the descriptor.
-    os.nice(POLITENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's; it closes the descriptor.
     Image.init()
     with socket.socket(fileno=descriptor) as control:
         while True:
@@ -59,6 +56,7 @@ def _answer_and_end(connection: socket.socket) -> None:
 def _answer(connection: socket.socket) -> None:
     task = json.loads(receive(connection, int.from_bytes(receive(connection, NUMBER_BYTES))))
     data = bytes(receive(connection, task["file_bytes"]))
+    os.nice(task["politeness"])
     _limit(task["cpu_s"], task["memory_bytes"])
     layers = np.empty(0, np.uint8)
     reply: dict[str, Any] = {"refusal": None, "header": None, "shape": None}
