@@ -31,7 +31,7 @@ def main(
     """Test whether trust pays, with alignments that over-optimise a reward from few annotations; resumes arm by arm."""
     if not report:
         resolved = resolve_config(config or find_run_file("trust_study"), overrides)
-        train, judged = choose_photographs("study trust", out, images, eval_images)
+        train, judged = choose_photographs("study trust", images, eval_images)
         plan = TrustPlan(images=train, eval_images=judged, seeds=seeds, other_seeds=other_seeds, annotated=annotated)
         run_trust_study(plan, resolved, out)
     summary = summarise(out, seeds, other_seeds)

@@ -1,25 +1,15 @@
 """Runs the demo: all stages in order, each as the command a user would type, then the report."""
 
-import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 from rlhf.config.config_files import load_config
+from rlhf.data.photographs import HELD_OUT, TO_LEARN_FROM
 from rlhf.errors import UserError
-from rlhf.storage.atomic_files import atomic_write
 from rlhf.workflows.stages import Stage, run_stages
 
 PACKAGE = Path(__file__).parents[1]
-PHOTOGRAPHS = (
-    ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg"),
-    ("brick.png", "grass.png", "gravel.png"),
-    ("hubble_deep_field.jpg", "ihc.png", "moon.png", "retina.jpg"),
-)
-"""scikit-image's photographs by kind (things, surfaces, views of instruments); the first of each is held out."""
-NEVER_TRAINED_ON = ("motorcycle_left.png", "page.png", "text.png")
-"""Held-out photographs of kinds that are not trained on, so that there are enough for an interval."""
 SECTIONS = {
     "prompts": ("prompts",),
     "held-out prompts": ("prompts",),
@@ -30,8 +20,8 @@ SECTIONS = {
     "evaluate": ("model", "evaluate"),
 }
 """Sections of the configuration that a stage depends on; a change outdates the stage and all later ones."""
-CROPS_OF_FEW = 24
-"""Number of prompts per photograph if only scikit-image's few photographs are used."""
+CROPS_PER_PHOTOGRAPH = 10
+"""Number of prompts per photograph if the package's own photographs are used."""
 
 
 def run_demo(
@@ -44,9 +34,9 @@ def run_demo(
     started = time.perf_counter()
     file = config or find_run_file("demo")
     is_own = images is not None
-    images, eval_images = choose_photographs("demo", out, images, eval_images)
+    images, eval_images = choose_photographs("demo", images, eval_images)
     if not is_own:
-        overrides = (*overrides, f"prompts.crops_per_photograph={CROPS_OF_FEW}")
+        overrides = (*overrides, f"prompts.crops_per_photograph={CROPS_PER_PHOTOGRAPH}")
     resolved = load_config(file, overrides).model_dump(mode="json")
     options = ["--config", str(file), *(word for override in overrides for word in ("--set", override))]
     print(f"demo: 7 stages into {out}; some 7 minutes on 2 cores", file=sys.stderr)
@@ -93,26 +83,11 @@ def find_run_file(name: str) -> Path:
     raise UserError(f"no run configuration {name!r} in this installation; name one with --config")
 
 
-def choose_photographs(program: str, out: Path, images: Path | None, eval_images: Path | None) -> tuple[Path, Path]:
-    """Returns the folders to train and to judge on: the user's, or scikit-image's photographs copied into `out`.
+def choose_photographs(program: str, images: Path | None, eval_images: Path | None) -> tuple[Path, Path]:
+    """Returns the folders to train and to judge on: the user's, or those of the package's own photographs.
 
     Raises UserError if only one folder is given.
     """
     if (images is None) != (eval_images is None):
         raise UserError(f"{program}: give both --images (to train on) and --eval-images (to judge on), or neither")
-    if images is None or eval_images is None:
-        return lay_out_photographs(out / "photographs")
-    return images, eval_images
-
-
-def lay_out_photographs(folder: Path) -> tuple[Path, Path]:
-    """Copies scikit-image's photographs into `folder`; returns the folder to train on and the held-out one."""
-    import skimage.data
-
-    source = Path(skimage.data.__file__).parent
-    train = [name for kind in PHOTOGRAPHS for name in kind[1:]]
-    test = [*(kind[0] for kind in PHOTOGRAPHS), *NEVER_TRAINED_ON]
-    for split, names in (("train", train), ("test", test)):
-        for name in names:
-            atomic_write(folder / split / name, partial(shutil.copyfile, source / name))
-    return folder / "train", folder / "test"
+    return images or TO_LEARN_FROM, eval_images or HELD_OUT
