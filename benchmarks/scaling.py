@@ -34,9 +34,9 @@ from actors.session.ray_session import ray_session  # noqa: E402
 from benchmarks.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
 from rlhf.config.config_files import load_config  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
+from rlhf.data.photographs import TO_LEARN_FROM  # noqa: E402
 from rlhf.data.prompts import PromptTable, make_prompts  # noqa: E402
 from rlhf.diffusion.families.stable_diffusion import LORA_TARGETS
-from rlhf.workflows.photographs import lay_out_photographs  # noqa: E402
 
 RUN_FILE = Path(__file__).parents[1] / "cluster" / "runs" / "one_node_8gpu.yaml"
 CONTROL = ("gcs_server", "raylet")
@@ -100,7 +100,7 @@ def lora_weights(config: RunConfig) -> dict[str, torch.Tensor]:
 def make_prompt_table(folder: Path, config: RunConfig) -> PromptTable:
     """Makes prompts from real photographs, at the configuration's size."""
     prompts = config.prompts.model_copy(update={"crops_per_photograph": 4})
-    make_prompts(lay_out_photographs(folder / "photographs")[0], folder / "prompts", prompts, seed=0)
+    make_prompts(TO_LEARN_FROM, folder / "prompts", prompts, seed=0)
     return PromptTable(folder / "prompts", split="train")
 
 

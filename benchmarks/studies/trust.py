@@ -12,8 +12,8 @@ from benchmarks.studies.trust_figures import draw_figure, format_table, tabulate
 from benchmarks.studies.trust_summary import summarise
 from rlhf.commands.options import Config, Out, Overrides, resolve_config
 from rlhf.config.config_files import find_run_file
+from rlhf.data.photographs import choose_photograph_folders
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
-from rlhf.workflows.photographs import choose_photograph_folders
 
 
 def main(
@@ -32,7 +32,7 @@ def main(
     """Test whether trust pays, with alignments that over-optimise a reward from few annotations; resumes arm by arm."""
     if not report:
         resolved = resolve_config(config or find_run_file("trust_study"), overrides)
-        train, judged = choose_photograph_folders("study trust", out, images, eval_images)
+        train, judged = choose_photograph_folders("study trust", images, eval_images)
         plan = TrustPlan(images=train, eval_images=judged, seeds=seeds, other_seeds=other_seeds, annotated=annotated)
         run_trust_study(plan, resolved, out)
     summary = summarise(out, seeds, other_seeds)

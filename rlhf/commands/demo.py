@@ -17,7 +17,7 @@ from rlhf.commands.options import (
 def demo(
     out: Out = Path("runs/demo"),
     images: Annotated[
-        Path | None, typer.Option("--images", help="Training photographs; default: scikit-image's.")
+        Path | None, typer.Option("--images", help="Training photographs; default: the package's own.")
     ] = None,
     eval_images: Annotated[Path | None, typer.Option("--eval-images", help="Held-out photographs.")] = None,
     config: Config = None,

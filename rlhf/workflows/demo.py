@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from rlhf.config.config_files import find_run_file, load_config
-from rlhf.workflows.photographs import choose_photograph_folders
+from rlhf.data.photographs import choose_photograph_folders
 from rlhf.workflows.stages import Stage, run_stages
 
 SECTIONS = {
@@ -18,8 +18,8 @@ SECTIONS = {
     "evaluate": ("model", "evaluate"),
 }
 """Sections of the configuration that a stage depends on; a change outdates the stage and all later ones."""
-CROPS_OF_FEW = 24
-"""Number of prompts per photograph if only scikit-image's few photographs are used."""
+CROPS_PER_PHOTOGRAPH = 10
+"""Number of prompts per photograph if the package's own photographs are used."""
 
 
 def run_demo(
@@ -32,9 +32,9 @@ def run_demo(
     started = time.perf_counter()
     file = config or find_run_file("demo")
     is_own = images is not None
-    images, eval_images = choose_photograph_folders("demo", out, images, eval_images)
+    images, eval_images = choose_photograph_folders("demo", images, eval_images)
     if not is_own:
-        overrides = (*overrides, f"prompts.crops_per_photograph={CROPS_OF_FEW}")
+        overrides = (*overrides, f"prompts.crops_per_photograph={CROPS_PER_PHOTOGRAPH}")
     resolved = load_config(file, overrides).model_dump(mode="json")
     options = ["--config", str(file), *(word for override in overrides for word in ("--set", override))]
     print(f"demo: 7 stages into {out}; some 7 minutes on 2 cores", file=sys.stderr)

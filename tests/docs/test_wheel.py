@@ -13,7 +13,14 @@ from small_photographs import picture
 import rlhf
 
 ROOT = Path(rlhf.__file__).parents[1]
-DATA = ("rlhf/reports/templates", "rlhf/diffusion/builtin/tiny", "serve/static", "serve/templates", "rlhf/runs")
+DATA = (
+    "rlhf/data/photographs",
+    "rlhf/reports/templates",
+    "rlhf/diffusion/builtin/tiny",
+    "serve/static",
+    "serve/templates",
+    "rlhf/runs",
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,9 @@ import torch
 from PIL import Image, ImageEnhance
 
 from rlhf.data.holes import FAMILIES, draw_hole
+from rlhf.data.photographs import set_aside
 from rlhf.errors import UserError
 from rlhf.storage.images import decode_image, image_to_tensor, list_photographs, mask_to_tensor, square_crop
-
-SET_ASIDE = Path(__file__).parent / "demo_photographs.txt"
-
-
-def set_aside() -> frozenset[str]:
-    """Returns the file names of the photographs that the demo shows; no base model is trained on them."""
-    lines = SET_ASIDE.read_text().splitlines()
-    return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
 def training_paths(folders: Iterable[Path]) -> list[Path]:

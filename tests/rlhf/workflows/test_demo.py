@@ -1,14 +1,16 @@
+import csv
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rlhf.data.photographs import FOLDER, Purpose, choose_photograph_folders, photographs_of
 from rlhf.errors import UserError
-from rlhf.reports.intervals import LEAST_PHOTOGRAPHS
 from rlhf.storage.atomic_files import atomic_write_json
+from rlhf.storage.images import list_photographs
 from rlhf.workflows.demo import run_demo, stage_commands
-from rlhf.workflows.photographs import lay_out_photographs
 from rlhf.workflows.stages import read_stages
 
 FIRST_STAGE_ONLY = ("candidates.samples_per_prompt=0",)
@@ -22,11 +24,27 @@ def photographs(folder: Path, count: int = 3) -> Path:
     return folder
 
 
-def test_no_photograph_is_on_both_sides_and_the_motorcycle_is_never_trained_on(tmp_path: Path) -> None:
-    train, test = ({p.name for p in folder.iterdir()} for folder in lay_out_photographs(tmp_path))
-    assert (len(train), len(test)) == (10, LEAST_PHOTOGRAPHS), "enough for intervals"
-    assert not train & test
-    assert not any("motorcycle" in name for name in train)
+def test_the_demo_has_photographs_of_its_own_to_learn_from_and_to_judge_on() -> None:
+    folders = choose_photograph_folders("demo", None, None)
+    train, test = ([path.name for path in list_photographs(folder)] for folder in folders)
+    assert (train, test) == (photographs_of("demo: learned from"), photographs_of("demo: held out"))
+    assert len(train) == len(test) == 24
+    files = [path for folder in folders for path in folder.iterdir()]
+    assert sum(path.stat().st_size for path in files) < 4e6
+    assert {min(Image.open(path).size) for path in files} == {320}
+
+
+def test_no_photograph_serves_two_purposes_and_each_has_its_licence() -> None:
+    with (FOLDER / "SOURCES.tsv").open(encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines, delimiter="\t"))
+    assert len({row["file"] for row in rows}) == len(rows)
+    assert {row["serves"] for row in rows} == set(get_args(Purpose))
+    assert all(row["licence"].startswith(("CC0-", "CC-BY-")) and row["author"] and row["source"] for row in rows)
+
+
+def test_half_of_a_pair_of_folders_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--eval-images"):
+        choose_photograph_folders("demo", tmp_path, None)
 
 
 def test_every_stage_reads_what_an_earlier_one_writes(tmp_path: Path) -> None:
