@@ -65,9 +65,6 @@ def study_selection(
     """
     settings = {"config": config.model_dump(mode="json"), "portion": portion, "rows": len(data.keys)}
     data = with_descriptions(data, config, 0)
-    if data.described is not None:
-        # The pictures are not needed any more, and every part would copy its own.
-        data = replace(data, images=data.images[:, :0], masks=data.masks[:, :0])
 
     def measure(seed: int) -> Curves:
         return compare_selections(data, noiseless, config, seed, portion)

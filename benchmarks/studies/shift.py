@@ -18,8 +18,9 @@ from rlhf.commands.options import Config, Out, Overrides, resolve_config, save_c
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages, distinct_images, join_annotations, split_photographs
 from rlhf.data.annotators import load_annotations
-from rlhf.data.prompts import load_prompts
-from rlhf.diffusion.candidates import load_candidates
+from rlhf.data.candidate_table import CandidateTable
+from rlhf.data.pictures import Pictures
+from rlhf.data.prompts import PromptTable
 from rlhf.evaluation.tasks.resplits import average, run_resplits
 from rlhf.reports.intervals import Estimate
 from rlhf.rewards.learned.feature_training import with_descriptions
@@ -146,7 +147,7 @@ def measure_split(
     model, held_out = _fit(data, parts, config, seed), data.of(parts[3])
     clean = _mean_uncertainty(model, features_of(model.network, held_out))
     rows, _ = distinct_images(held_out)
-    images, masks = held_out.images[rows], held_out.masks[rows]
+    images, masks = held_out.pictures.show(held_out.keys_of(rows.tolist()))
     table: Shifts = {}
     for name, corrupt in CORRUPTIONS.items():
         table[name] = {"0": _relate(clean, clean)}
@@ -236,17 +237,15 @@ def main(
     """Test whether uncertainty rises for what was never annotated: corrupted fills, other holes, other sources."""
     resolved = resolve_config(config, overrides)
     save_config(resolved, out)
-    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
-    data = join_annotations(by_id, load_candidates(candidates, by_id), load_annotations(annotations))
+    by_id = PromptTable(prompts)
+    data = join_annotations(by_id, CandidateTable(candidates, by_id), load_annotations(annotations))
     families = [by_id[prompt_id].hole for prompt_id, _ in data.keys]
     others = {}
     for folder in other or []:
-        own = {p.prompt_id: p for p in load_prompts(folder / "prompts")}
-        images = load_candidates(folder, own)
-        masks = torch.stack([own[prompt_id].mask for prompt_id, _ in images])
-        others[folder.parent.name or folder.name] = ShiftedImages(
-            images=torch.stack(list(images.values())), masks=masks
-        )
+        own = PromptTable(folder / "prompts")
+        candidates_of = CandidateTable(folder, own)
+        images, masks = Pictures(own, candidates_of).show(list(candidates_of))
+        others[folder.parent.name or folder.name] = ShiftedImages(images=images, masks=masks)
     print(format_shifts(study_shift(data, families, others, resolved.reward, out, resplits=resplits)))
 
 

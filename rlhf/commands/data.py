@@ -139,15 +139,17 @@ def _simulate(
 ) -> None:
     from rlhf.data.annotation_export import refuse_peoples_annotations
     from rlhf.data.annotators import simulate_annotations
-    from rlhf.data.prompts import load_prompts
-    from rlhf.diffusion.candidates import load_candidates
+    from rlhf.data.candidate_table import CandidateTable
+    from rlhf.data.prompts import PromptTable
     from rlhf.rewards.learned.prompt_choice import choose_candidates
 
     refuse_peoples_annotations(out)
     options.save_config(resolved, out)
-    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
-    images = load_candidates(candidates, by_id)
+    by_id = PromptTable(prompts)
+    images = CandidateTable(candidates, by_id)
     if reward is not None or limit is not None or select != "random" or earlier:
-        images = choose_candidates(by_id, images, select, reward, seed=resolved.seed, limit=limit, earlier=earlier)
-    count = simulate_annotations(by_id, images, out, resolved.annotators, seed=resolved.seed)
-    print(f"{count} simulated annotations of {len(images)} candidates in {out}")
+        keys = choose_candidates(by_id, images, select, reward, seed=resolved.seed, limit=limit, earlier=earlier)
+    else:
+        keys = list(images)
+    count = simulate_annotations(by_id, images, out, resolved.annotators, seed=resolved.seed, keys=keys)
+    print(f"{count} simulated annotations of {len(keys)} candidates in {out}")

@@ -45,8 +45,8 @@ def import_prefpaint_reward(
     resolved = resolve_config(config, overrides)
     from rlhf.data.annotated_images import join_annotations
     from rlhf.data.annotators import load_annotations
-    from rlhf.data.prompts import load_prompts
-    from rlhf.diffusion.candidates import load_candidates
+    from rlhf.data.candidate_table import CandidateTable
+    from rlhf.data.prompts import PromptTable
     from rlhf.rewards.learned.prefpaint_reward import adopt_prefpaint, calibrate
     from rlhf.storage.url_path import local_copy
 
@@ -55,7 +55,7 @@ def import_prefpaint_reward(
     if prompts is None or candidates is None or annotations is None:
         print(f"reward in {out}; no annotations to calibrate it on, so its bounds are infinite")
         return
-    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
-    data = join_annotations(by_id, load_candidates(candidates, by_id), load_annotations(annotations))
+    by_id = PromptTable(prompts)
+    data = join_annotations(by_id, CandidateTable(candidates, by_id), load_annotations(annotations))
     fitted = calibrate(out, data, resolved.reward.coverage)
     print(f"reward in {out}: multiplier {fitted.conformal:.3g} for coverage {fitted.coverage} on {fitted.annotations}")

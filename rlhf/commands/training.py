@@ -64,11 +64,11 @@ def reward(
     resolved = resolve_config(config, [*(overrides or []), *chosen])
     from rlhf.data.annotated_images import count_unknown
     from rlhf.data.annotators import load_annotations
-    from rlhf.data.prompts import load_prompts
-    from rlhf.diffusion.candidates import load_candidates
+    from rlhf.data.candidate_table import CandidateTable
+    from rlhf.data.prompts import PromptTable
 
-    by_id = {p.prompt_id: p for p in load_prompts(prompts)}
-    images, rows = load_candidates(candidates, by_id), load_annotations(annotations)
+    by_id = PromptTable(prompts)
+    images, rows = CandidateTable(candidates, by_id), load_annotations(annotations)
     unknown = count_unknown(images, rows)
     if 0 < unknown < len(rows):
         print(f"reward: {unknown} of {len(rows)} annotations are of unknown candidates; left out", file=sys.stderr)

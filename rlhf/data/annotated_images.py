@@ -1,13 +1,17 @@
 """Joins candidates with their annotations: normalised scores, splits by photograph, and the noise of a score."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from rlhf.data.candidate_table import Key
+from rlhf.data.descriptions import ALONE, Descriptions, Ranks
 from rlhf.data.normalisation import Normalisation, measure_normalisation
-from rlhf.data.prompts import Prompt
+from rlhf.data.pictures import Pictures
+from rlhf.data.prompts import AnyPrompt, PromptFacts
 from rlhf.data.rows import AnnotationRow, marks_of
 from rlhf.errors import UserError
 
@@ -21,16 +25,18 @@ SHRINKAGE = 4.0
 class AnnotatedImages:
     """Annotated images, one row per annotation: [N] throughout."""
 
-    images: torch.Tensor
-    masks: torch.Tensor
+    pictures: Pictures
+    """Images and masks by key; rows do not hold them."""
     scores: torch.Tensor
     """Total scores, normalised per source x hole family and per annotator."""
     marks: torch.Tensor
     """[N, 3]: structure, texture and overall, normalised in the same way."""
     keys: list[tuple[str, int]]
     photographs: list[str]
-    described: torch.Tensor | None = None
-    """[1 + V, N, D]: features from a frozen backbone of the images, then of V augmented versions."""
+    described: Descriptions | None = None
+    """Output of a fixed backbone for the images and augmented versions."""
+    ranks: Ranks = ALONE
+    """Workers that learn from these rows together."""
 
     def of(self, photographs: set[str]) -> "AnnotatedImages":
         """Returns the rows of the given photographs."""
@@ -38,15 +44,17 @@ class AnnotatedImages:
 
     def rows(self, rows: list[int]) -> "AnnotatedImages":
         """Returns the rows with the given numbers."""
-        return AnnotatedImages(
-            images=self.images[rows],
-            masks=self.masks[rows],
+        return replace(
+            self,
             scores=self.scores[rows],
             marks=self.marks[rows],
-            keys=[self.keys[i] for i in rows],
+            keys=self.keys_of(rows),
             photographs=[self.photographs[i] for i in rows],
-            described=None if self.described is None else self.described[:, rows],
         )
+
+    def keys_of(self, rows: Sequence[int]) -> list[Key]:
+        """Returns the keys of some rows."""
+        return [self.keys[row] for row in rows]
 
     def prompt_numbers(self) -> torch.Tensor:
         """Returns each row's prompt as int64 [N], numbered from 0 in order of appearance."""
@@ -55,12 +63,12 @@ class AnnotatedImages:
 
 
 def join_annotations(
-    prompts: dict[str, Prompt],
-    candidates: dict[tuple[str, int], torch.Tensor],
+    prompts: Mapping[str, AnyPrompt],
+    candidates: Mapping[Key, torch.Tensor],
     annotations: list[AnnotationRow],
     normalisation: Normalisation | None = None,
 ) -> AnnotatedImages:
-    """Returns images, masks and normalised scores of all annotations with a candidate.
+    """Returns normalised scores of all annotations with a candidate; no picture is decoded.
 
     The default normalisation is measured on these annotations. Raises UserError if no annotation has a candidate, or
     if the normalisation must be measured and all scores are equal.
@@ -70,8 +78,7 @@ def join_annotations(
     normalised = torch.from_numpy(normalisation.apply(*score_columns(prompts, rows))).float()
     keys = [(r["prompt_id"], r["sample_index"]) for r in rows]
     return AnnotatedImages(
-        images=torch.stack([candidates[k] for k in keys]),
-        masks=torch.stack([prompts[k[0]].mask for k in keys]),
+        pictures=Pictures(prompts, candidates),
         scores=normalised[:, 3],
         marks=normalised[:, :3],
         keys=keys,
@@ -79,13 +86,13 @@ def join_annotations(
     )
 
 
-def count_unknown(candidates: dict[tuple[str, int], torch.Tensor], annotations: list[AnnotationRow]) -> int:
+def count_unknown(candidates: Container[Key], annotations: list[AnnotationRow]) -> int:
     """Counts the annotations without a candidate, which `join_annotations` leaves out."""
     return sum((row["prompt_id"], row["sample_index"]) not in candidates for row in annotations)
 
 
 def measure_scores(
-    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[AnnotationRow]
+    prompts: Mapping[str, PromptFacts], candidates: Container[Key], annotations: list[AnnotationRow]
 ) -> Normalisation:
     """Measures the normalisation on all annotations with a candidate. Raises UserError if all scores are equal."""
     rows = annotations_of(candidates, annotations)
@@ -101,9 +108,7 @@ def measure_scores(
     return normalisation
 
 
-def annotations_of(
-    candidates: dict[tuple[str, int], torch.Tensor], annotations: list[AnnotationRow]
-) -> list[AnnotationRow]:
+def annotations_of(candidates: Container[Key], annotations: list[AnnotationRow]) -> list[AnnotationRow]:
     """Returns the annotations with a candidate. Raises UserError if there are none."""
     rows = [r for r in annotations if (r["prompt_id"], r["sample_index"]) in candidates]
     if not rows:
@@ -112,7 +117,7 @@ def annotations_of(
 
 
 def score_columns(
-    prompts: dict[str, Prompt], rows: list[AnnotationRow]
+    prompts: Mapping[str, PromptFacts], rows: list[AnnotationRow]
 ) -> tuple[np.ndarray, list[tuple[str, str]], list[str]]:
     """Returns marks [N, 4], families and annotators of annotations."""
     marks = np.array([[*marks_of(r), r["annotation_score"]] for r in rows], dtype=float)

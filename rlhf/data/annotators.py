@@ -3,6 +3,7 @@
 Their marks replace people's marks in tests and in the demo; every table and report says so.
 """
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -13,18 +14,21 @@ import torch
 from rlhf.config.run_config import AnnotatorsConfig
 from rlhf.data.agreement import write_agreement
 from rlhf.data.annotated_images import annotations_of, measure_scores, score_columns
+from rlhf.data.candidate_table import Key
 from rlhf.data.gold_judge import gold_utility
-from rlhf.data.prompts import Prompt
+from rlhf.data.pictures import Pictures
+from rlhf.data.prompts import AnyPrompt
 from rlhf.data.rows import AnnotationRow
 from rlhf.errors import UserError
+from rlhf.progress import progress_bar
 from rlhf.storage.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
 
 UTILITY_RANGE = (0.25, 0.95)
 """Utilities of the marks 0 and 7; fixed before any policy was aligned."""
 TOTAL_WEIGHTS = {"structure": 0.15, "texture": 0.15, "overall": 0.70}
 """Weights of the three marks in the total (PrefPaint, appendix A)."""
-BATCH = 64
-"""Number of images per batch; the intermediate results of more do not fit the processor's caches."""
+PIXELS_AT_ONCE = 2**18
+"""Pixels that are judged at once; the intermediate results of more do not fit the processor's caches."""
 
 
 def to_mark(utility: np.ndarray) -> np.ndarray:
@@ -34,14 +38,17 @@ def to_mark(utility: np.ndarray) -> np.ndarray:
 
 
 def simulate_annotations(
-    prompts: dict[str, Prompt],
-    candidates: dict[tuple[str, int], torch.Tensor],
+    prompts: Mapping[str, AnyPrompt],
+    candidates: Mapping[Key, torch.Tensor],
     out: Path,
     config: AnnotatorsConfig,
     *,
     seed: int,
+    keys: Sequence[Key] | None = None,
 ) -> int:
-    """Scores every candidate with whole marks 0-7 in `out/annotations.parquet` and returns the number of rows.
+    """Scores candidates with whole marks 0-7 in `out/annotations.parquet` and returns the number of rows.
+
+    The candidates are those of `keys`, in that order; by default all.
 
     Each annotator has a constant bias, drawn once; each mark adds fresh noise, which depends on the lowest
     `sample_index`. `marks_per_candidate` annotators score every candidate, so the noise can be measured. Their
@@ -49,7 +56,7 @@ def simulate_annotations(
     """
     rng = np.random.default_rng([seed, 11])
     bias = rng.normal(0.0, config.bias_sd, size=config.count)
-    keys = list(candidates)
+    keys = list(candidates) if keys is None else keys
     first = min(sample_index for _, sample_index in keys)
     rng = np.random.default_rng([seed, 11, first]) if first else rng
     utility = _utilities(prompts, candidates, keys)
@@ -79,22 +86,22 @@ def _annotation(key: tuple[str, int], annotator: str, marks: list[float], now: d
 
 
 def _utilities(
-    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], keys: list[tuple[str, int]]
+    prompts: Mapping[str, AnyPrompt], candidates: Mapping[Key, torch.Tensor], keys: Sequence[Key]
 ) -> np.ndarray:
     """Returns utilities [N, 3]: structure, texture, overall."""
-    parts = []
-    for start in range(0, len(keys), BATCH):
-        chunk = keys[start : start + BATCH]
-        images = torch.stack([candidates[k] for k in chunk])
-        originals = torch.stack([prompts[k[0]].image for k in chunk])
-        masks = torch.stack([prompts[k[0]].mask for k in chunk])
-        judged = gold_utility(images, originals, masks)
-        parts.append(torch.stack([judged.structure, judged.texture, judged.overall], dim=1).numpy())
-    return np.concatenate(parts)
+    judged: dict[Key, np.ndarray] = {}
+    with progress_bar(stage="gold judge", total=len(keys)) as bar:
+        for batch, images, masks in Pictures(prompts, candidates).stream(keys, PIXELS_AT_ONCE):
+            originals = torch.stack([prompts[prompt_id].image for prompt_id, _ in batch])
+            utility = gold_utility(images, originals, masks)
+            rows = torch.stack([utility.structure, utility.texture, utility.overall], dim=1).numpy()
+            judged |= dict(zip(batch, rows, strict=True))
+            bar.update(len(batch))
+    return np.stack([judged[key] for key in keys])
 
 
 def noiseless_scores(
-    prompts: dict[str, Prompt], candidates: dict[tuple[str, int], torch.Tensor], annotations: list[AnnotationRow]
+    prompts: Mapping[str, AnyPrompt], candidates: Mapping[Key, torch.Tensor], annotations: list[AnnotationRow]
 ) -> np.ndarray:
     """Returns simulated annotators' scores without their noise, [N], normalised as the noisy scores are.
 

@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rlhf.data.annotators import load_annotations
+from rlhf.data.candidate_table import CandidateTable
 from rlhf.data.prompts import Prompt, PromptTable, decode_prompt
 from rlhf.data.rows import AnnotationRow
 from rlhf.errors import UserError
-from rlhf.storage.images import decode_image, image_to_tensor
-from rlhf.storage.tables import CANDIDATES, stream_table, take_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +52,18 @@ class PairTable:
 
     def __init__(self, prompts: Path, candidates: Path, annotations: Path) -> None:
         """Checks that every pair has its pictures. Raises UserError if one is missing, or if there is no pair."""
-        self._prompts, self._candidates = PromptTable(prompts, split="train"), candidates
-        known = set(self._prompts.ids)
-        pairs = [pair for pair in find_pairs(load_annotations(annotations)) if pair.prompt_id in known]
+        self._prompts = PromptTable(prompts, split="train")
+        pairs = [pair for pair in find_pairs(load_annotations(annotations)) if pair.prompt_id in self._prompts]
         if not pairs:
             raise UserError(
                 f"{annotations}: no annotator gave two candidates of a training prompt of {prompts} unequal scores; "
                 "annotate more, or name the folders of one run"
             )
         self._pairs = {pair.name: pair for pair in pairs}
-        self._places = {
-            (row["prompt_id"], row["sample_index"]): place
-            for place, row in enumerate(stream_table(candidates, CANDIDATES))
-        }
+        self._candidates = CandidateTable(candidates, self._prompts)
         for pair in pairs:
             for sample in (pair.better, pair.worse):
-                if (pair.prompt_id, sample) not in self._places:
+                if (pair.prompt_id, sample) not in self._candidates:
                     raise UserError(
                         f"{candidates}: no sample {sample} of prompt {pair.prompt_id}, which {annotations} scores; "
                         "name the folders of one run"
@@ -88,13 +82,4 @@ class PairTable:
         pairs = [self._pairs[name] for name in names]
         prompts = [decode_prompt(row) for row in self._prompts.rows([pair.prompt_id for pair in pairs])]
         keys = [(pair.prompt_id, sample) for pair in pairs for sample in (pair.better, pair.worse)]
-        rows = take_rows(self._candidates, CANDIDATES, [self._places[key] for key in keys])
-        sizes = (prompt.image.shape for prompt in prompts for _ in range(2))
-        return prompts, torch.stack([self._decode(row, size) for row, size in zip(rows, sizes, strict=True)])
-
-    def _decode(self, row: dict[str, Any], size: torch.Size) -> torch.Tensor:
-        label = f"{self._candidates}: candidate {row['prompt_id']} sample {row['sample_index']}"
-        image = image_to_tensor(decode_image(row["image"]["bytes"], name=label))
-        if image.shape != size:
-            raise UserError(f"{label}: is {tuple(image.shape[1:])}, its prompt {tuple(size[1:])}")
-        return image
+        return prompts, torch.stack([self._candidates[key] for key in keys])

@@ -1,8 +1,9 @@
 """Cuts photographs into prompts: square crops with holes. All prompts of a photograph are in the same split."""
 
+import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -17,6 +18,7 @@ from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write_json
 from rlhf.storage.checksum import checksum
+from rlhf.storage.decoding import read_header
 from rlhf.storage.images import (
     decode_image,
     decode_mask,
@@ -26,12 +28,14 @@ from rlhf.storage.images import (
     mask_to_tensor,
     square_crop,
 )
-from rlhf.storage.tables import PROMPTS, image_cell, read_table, stream_table, take_rows, write_table
+from rlhf.storage.indexed_table import IndexedTable
+from rlhf.storage.tables import PROMPTS, ImageCell, image_cell, open_table, stream_table, write_table
+from rlhf.storage.url_path import UrlPath
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """An image with a hole, decoded."""
+class PromptFacts:
+    """What is known of a prompt besides its pictures."""
 
     prompt_id: str
     photograph: str
@@ -39,12 +43,52 @@ class Prompt:
     source: str
     hole: str
     split: str
+    caption: str = ""
+    """Description of the image, for rewards that read text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt(PromptFacts):
+    """An image with a hole, decoded."""
+
     image: torch.Tensor
     """float32 [3, H, W] in [-1, 1]: the original including the hole, which policies never see."""
     mask: torch.Tensor
     """float32 [1, H, W], 1 = repaint."""
-    caption: str = ""
-    """Description of the image, for rewards that read text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPrompt(PromptFacts):
+    """A prompt of a table, whose pictures are read and decoded at every access."""
+
+    table: "PromptTable" = field(repr=False, compare=False)
+
+    @property
+    def image(self) -> torch.Tensor:
+        """The original, as `Prompt.image`."""
+        return image_to_tensor(decode_image(self.encoded("image"), name=f"{self._label}: image"))
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """The mask, as `Prompt.mask`."""
+        return mask_to_tensor(decode_mask(self.encoded("mask"), size=None, name=f"{self._label}: mask"))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, from the head of the mask."""
+        header = read_header(self.encoded("mask"), name=f"{self._label}: mask")
+        return header.height, header.width
+
+    def encoded(self, column: str) -> bytes:
+        """Returns the file of `image` or `mask`. Raises UserError if it holds no bytes."""
+        return _bytes_of(self.table.cell(self.prompt_id, column), f"{self._label}: {column}")
+
+    @property
+    def _label(self) -> str:
+        return f"{self.table.folder}: prompt {self.prompt_id}"
+
+
+AnyPrompt = Prompt | StoredPrompt
 
 
 class SkippedPhotograph(TypedDict):
@@ -64,36 +108,47 @@ def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, s
     paths = list_photographs(images)
     if not paths:
         raise UserError(f"{images}: no photographs (PNG, JPEG, WebP, BMP, TIFF) there")
-    rows: list[PromptRow] = []
+    names: list[str] = []
     skipped: list[SkippedPhotograph] = []
-    for path in progress_bar(paths, stage="prompts"):
-        name = str(path.relative_to(images))
-        try:
-            photograph = decode_image(path)
-            if min(photograph.size) < config.size_px // 2:
-                raise UserError(f"{path}: {photograph.width}x{photograph.height} is too small for {config.size_px} px")
-        except UserError as error:
-            skipped.append({"file": name, "reason": str(error)})
-            continue
-        rows += _cut(photograph, name, images.resolve().name, split or "train", config, seed)
-    if split is None:
-        _assign_splits(rows, config.test_share, seed)
-    atomic_write_json(out / "skipped.json", skipped)
-    if not rows:
-        raise UserError(f"{images}: none of {len(paths)} photographs is readable; see {out / 'skipped.json'}")
-    write_table(rows, PROMPTS, out / "prompts.parquet")
-    return len(rows)
+    if not isinstance(out, UrlPath):
+        out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".rlhf-", dir=None if isinstance(out, UrlPath) else out) as folder:
+        # The splits are drawn among readable photographs, which are known only when all are cut.
+        cut = Path(folder) / "prompts.parquet"
+        with open_table(PROMPTS, cut) as append:
+            for path in progress_bar(paths, stage="prompts"):
+                name = str(path.relative_to(images))
+                try:
+                    photograph = _open_photograph(path, config)
+                except UserError as error:
+                    skipped.append({"file": name, "reason": str(error)})
+                    continue
+                names.append(name)
+                for row in _cut(photograph, name, images.resolve().name, split or "train", config, seed):
+                    append(row)
+        atomic_write_json(out / "skipped.json", skipped)
+        if not names:
+            raise UserError(f"{images}: none of {len(paths)} photographs is readable; see {out / 'skipped.json'}")
+        tests = _choose_tests(names, config.test_share, seed) if split is None else set()
+        rows = (row | ({"split": "test"} if row["photograph"] in tests else {}) for row in stream_table(cut, PROMPTS))
+        write_table(rows, PROMPTS, out / "prompts.parquet")
+    return len(names) * config.crops_per_photograph
 
 
-def _assign_splits(rows: list[PromptRow], test_share: float, seed: int) -> None:
-    """Moves a share of the photographs to the split `test`; each split keeps at least one of two or more."""
-    names = sorted({row["photograph"] for row in rows})
+def _open_photograph(path: Path, config: PromptsConfig) -> Image.Image:
+    photograph = decode_image(path)
+    if min(photograph.size) < config.size_px // 2:
+        raise UserError(f"{path}: {photograph.width}x{photograph.height} is too small for {config.size_px} px")
+    return photograph
+
+
+def _choose_tests(photographs: list[str], test_share: float, seed: int) -> set[str]:
+    """Draws a share of the photographs for the split `test`; each split gets at least one of two or more."""
+    names = sorted(photographs)
     tests = round(len(names) * test_share)
     if test_share > 0:
         tests = min(max(tests, 1), len(names) - 1)
-    chosen = {names[i] for i in np.random.default_rng([seed, 7]).permutation(len(names))[:tests]}
-    for row in rows:
-        row["split"] = "test" if row["photograph"] in chosen else "train"
+    return {names[i] for i in np.random.default_rng([seed, 7]).permutation(len(names))[:tests]}
 
 
 def _cut(
@@ -124,56 +179,66 @@ def load_prompts(folder: Path, *, split: str | None = None) -> list[Prompt]:
     Raises UserError with file, row or column if something is unreadable, a mask does not fit its image, prompt ids
     repeat, or the split is empty.
     """
-    rows = cast(list[PromptRow], read_table(folder, PROMPTS))
-    prompts = [decode_prompt(row, str(folder)) for row in rows if split is None or row["split"] == split]
-    if not prompts:
-        found = ", ".join(sorted({row["split"] for row in rows}))
-        raise UserError(f"{folder}: no prompts of split {split!r}; it holds {found}")
-    if len({p.prompt_id for p in prompts}) < len(prompts):
-        raise UserError(f"{folder}: prompt_id is not unique; remove the repeated file or rows")
-    return prompts
+    table = PromptTable(folder, split=split)
+    return [decode_prompt(row, str(folder)) for name in table for row in table.rows([name])]
 
 
-class PromptTable:
-    """The prompts of a split, read on demand, since memory may not hold all of them."""
+class PromptTable(Mapping[str, StoredPrompt]):
+    """The prompts of a split, or of all, by id in the order of the table; pictures are read on demand."""
 
-    def __init__(self, folder: Path, *, split: str) -> None:
-        """Checks every prompt once. Raises UserError as `load_prompts` does."""
-        self._folder = folder
+    def __init__(self, folder: Path, *, split: str | None = None) -> None:
+        """Reads all columns but the pictures. Raises UserError as `load_prompts` does, except for damaged pictures."""
+        self.folder = folder
+        facts = ("prompt_id", "photograph", "source", "hole", "split", "caption")
+        self._table = IndexedTable(folder, PROMPTS, facts)
         self._places: dict[str, int] = {}
-        self.captions: dict[str, str] = {}
-        splits = set()
-        rows = cast(Iterator[PromptRow], stream_table(folder, PROMPTS))
-        for place, row in enumerate(progress_bar(rows, stage="prompts")):
-            splits.add(row["split"])
-            if row["split"] != split:
+        self._facts: dict[str, PromptFacts] = {}
+        rows = self._table.columns.to_pylist()
+        for place, row in enumerate(rows):
+            if split is not None and row["split"] != split:
                 continue
-            prompt = decode_prompt(row, str(folder))
-            if prompt.prompt_id in self._places:
+            if row["prompt_id"] in self._places:
                 raise UserError(f"{folder}: prompt_id is not unique; remove the repeated file or rows")
-            self._places[prompt.prompt_id] = place
-            self.captions[prompt.prompt_id] = prompt.caption
+            self._places[row["prompt_id"]] = place
+            self._facts[row["prompt_id"]] = PromptFacts(**row | {"caption": row["caption"] or ""})
         if not self._places:
-            raise UserError(f"{folder}: no prompts of split {split!r}; it holds {', '.join(sorted(splits))}")
+            found = ", ".join(sorted({row["split"] for row in rows}))
+            raise UserError(f"{folder}: no prompts of split {split!r}; it holds {found}")
+
+    def __getitem__(self, prompt_id: str) -> StoredPrompt:
+        return StoredPrompt(**vars(self._facts[prompt_id]), table=self)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     @property
     def ids(self) -> list[str]:
         """Sorted ids of all prompts."""
         return sorted(self._places)
 
+    @property
+    def captions(self) -> dict[str, str]:
+        """Captions by prompt id."""
+        return {name: facts.caption for name, facts in self._facts.items()}
+
     def rows(self, prompt_ids: Sequence[str]) -> list[PromptRow]:
         """Returns the rows of these prompts, in this order."""
-        found = take_rows(self._folder, PROMPTS, [self._places[name] for name in prompt_ids])
-        return cast(list[PromptRow], found)
+        return cast(list[PromptRow], self._table.take([self._places[name] for name in prompt_ids]))
+
+    def cell(self, prompt_id: str, column: str) -> ImageCell | None:
+        """Returns `image` or `mask` of a prompt, encoded."""
+        (row,) = self._table.take([self._places[prompt_id]], [column])
+        return cast(ImageCell | None, row[column])
 
 
 def decode_prompt(row: PromptRow, place: str = "") -> Prompt:
     """Decodes a prompt from its row. Raises UserError with the table's `place` if image or mask is unreadable."""
     label = f"{place}: prompt {row['prompt_id']}" if place else f"prompt {row['prompt_id']}"
-    if not row["image"] or not row["image"]["bytes"] or not row["mask"] or not row["mask"]["bytes"]:
-        raise UserError(f"{label}: image or mask holds no bytes")
-    image = decode_image(row["image"]["bytes"], name=f"{label}: image")
-    mask = decode_mask(row["mask"]["bytes"], size=image.size, name=f"{label}: mask")
+    image = decode_image(_bytes_of(row["image"], f"{label}: image"), name=f"{label}: image")
+    mask = decode_mask(_bytes_of(row["mask"], f"{label}: mask"), size=image.size, name=f"{label}: mask")
     return Prompt(
         prompt_id=row["prompt_id"],
         photograph=row["photograph"],
@@ -184,6 +249,12 @@ def decode_prompt(row: PromptRow, place: str = "") -> Prompt:
         mask=mask_to_tensor(mask),
         caption=row["caption"] or "",
     )
+
+
+def _bytes_of(cell: ImageCell | None, label: str) -> bytes:
+    if not cell or not cell["bytes"]:
+        raise UserError(f"{label} holds no bytes; write the table again")
+    return cell["bytes"]
 
 
 def checksum_prompts(prompts: Sequence[Prompt]) -> str:

@@ -5,18 +5,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlhf.config.run_config import CandidatesConfig, RunConfig
-from rlhf.data.prompts import Prompt
 from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.sampler import SampledTask, Sampler, SamplingTask
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write_json, read_json
-from rlhf.storage.images import decode_image, image_to_tensor
-from rlhf.storage.tables import CANDIDATES, PROMPTS, count_rows, image_cell, read_table, stream_table, write_table
+from rlhf.storage.tables import CANDIDATES, PROMPTS, count_rows, image_cell, stream_table, write_table
 
 MADE_FROM = "made_from.json"
 
@@ -132,28 +128,6 @@ def _rows(done: SampledTask, version: int, seed: int) -> Iterator[dict[str, Any]
             "eta": done.task.plan.eta,
             "first_step": done.task.plan.first_step,
         }
-
-
-def load_candidates(folder: Path, prompts: dict[str, Prompt]) -> dict[tuple[str, int], torch.Tensor]:
-    """Candidate images by (prompt_id, sample_index), for the given prompts only.
-
-    Raises UserError with the name of a candidate whose image is unreadable or of another size.
-    """
-    images = {}
-    for row in read_table(folder, CANDIDATES):
-        prompt = prompts.get(row["prompt_id"])
-        if prompt is None:
-            continue
-        label = f"{folder}: candidate {row['prompt_id']} sample {row['sample_index']}"
-        if not row["image"] or not row["image"]["bytes"]:
-            raise UserError(f"{label}: image holds no bytes")
-        image = image_to_tensor(decode_image(row["image"]["bytes"], name=label))
-        if image.shape != prompt.image.shape:
-            raise UserError(f"{label}: is {tuple(image.shape[1:])}, its prompt {tuple(prompt.image.shape[1:])}")
-        images[row["prompt_id"], row["sample_index"]] = image
-    if not images:
-        raise UserError(f"{folder}: no candidate belongs to these prompts; check that both are of one run")
-    return images
 
 
 def keep_prompts(prompts: Path, candidates: Path) -> None:

@@ -37,14 +37,14 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
     atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
 
-def decode_mask(source: bytes | Path, *, size: tuple[int, int], name: str, is_apart: bool = False) -> np.ndarray:
+def decode_mask(source: bytes | Path, *, size: tuple[int, int] | None, name: str, is_apart: bool = False) -> np.ndarray:
     """Decodes a mask to bool [H, W], True = repaint (values of 128 and more); `is_apart` as in `decode_image`.
 
-    Raises UserError if its size differs from `size` (width, height), it has no hole, or it
+    Raises UserError if its size differs from `size` (width, height; None takes any), it has no hole, or it
     leaves nothing known.
     """
     mask = np.asarray(decode_image(source, name=name, is_apart=is_apart).convert("L")) >= 128
-    if mask.shape != (size[1], size[0]):
+    if size is not None and mask.shape != (size[1], size[0]):
         raise UserError(
             f"{name}: mask is {mask.shape[1]}x{mask.shape[0]}, image is {size[0]}x{size[1]}; make them equal"
         )

@@ -1,7 +1,7 @@
 """Parquet tables that stages exchange: schemas, writing, and checked reading."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -163,40 +163,67 @@ def stream_table(
     may_be_empty: Collection[str] = MAY_BE_EMPTY,
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of `read_table` with one row group in memory; raises the same errors."""
-    paths = [folder] if folder.is_file() else sorted(folder.glob("*.parquet"))
-    if not paths:
-        raise UserError(f"{folder}: no Parquet files there; run the stage that writes them first")
-    is_empty = True
-    for path in paths:
-        for row in _stream_file(path, schema, optional, may_be_empty):
-            is_empty = False
-            yield row
+    is_empty, first = True, None
+    for path in list_files(folder):
+        with open_parquet(path) as file:
+            check_layout(path, file.schema_arrow, schema, first=first, optional=optional)
+            first = first or (path, file.schema_arrow)
+            for row in _stream_rows(file, schema, may_be_empty):
+                is_empty = False
+                yield row
     if is_empty:
         raise UserError(f"{folder}: holds no rows")
 
 
-def _stream_file(
-    path: Path, schema: pa.Schema, optional: tuple[str, ...], may_be_empty: Collection[str]
-) -> Iterator[dict[str, Any]]:
-    with _open_parquet(path) as file:
-        missing = [name for name in schema.names if name not in file.schema_arrow.names]
-        if not set(missing) <= set(optional):
-            raise UserError(f"{path}: column {', '.join(missing)} missing; expected {', '.join(schema.names)}")
-        present = pa.schema([field for field in schema if field.name not in missing])
-        absent, first = dict.fromkeys(missing), 0
-        for batch in file.iter_batches(rows_per_group(schema), columns=present.names):
-            read = pa.Table.from_batches([batch])
-            rows = decode_columns(read, present, first_row=first, may_be_empty=may_be_empty).to_pylist()
-            first += len(rows)
-            yield from (row | absent for row in rows)
+def list_files(folder: Path) -> list[Path]:
+    """Returns the files of a table in the order of their names, or one file. Raises UserError if there are none."""
+    paths = [folder] if folder.is_file() else sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise UserError(f"{folder}: no Parquet files there; run the stage that writes them first")
+    return paths
+
+
+def check_layout(
+    path: Path,
+    found: pa.Schema,
+    schema: pa.Schema,
+    *,
+    first: tuple[Path, pa.Schema] | None,
+    optional: Collection[str] = (),
+) -> None:
+    """Raises UserError if a file lacks a column that is not optional, or disagrees with the `first` file beside it."""
+    missing = [name for name in schema.names if name not in found.names and name not in optional]
+    if missing:
+        beside = set(missing) & set(first[1].names) if first is not None else ()
+        remedy = f"; {first[0].name} beside it holds it: write both by one version" if first and beside else ""
+        raise UserError(f"{path}: column {', '.join(missing)} missing; expected {', '.join(schema.names)}{remedy}")
+    if first is not None and _version_of(found) != _version_of(first[1]):
+        raise UserError(
+            f"{path}: has schema {_version_of(found)}, and {first[0].name} beside it schema {_version_of(first[1])}; "
+            "the files of a table must be of one version: write the older ones again"
+        )
+
+
+def _version_of(found: pa.Schema) -> int:
+    return int((found.metadata or {}).get(SCHEMA_KEY.encode(), 1))
+
+
+def _stream_rows(file: pq.ParquetFile, schema: pa.Schema, may_be_empty: Collection[str]) -> Iterator[dict[str, Any]]:
+    present = pa.schema([field for field in schema if field.name in file.schema_arrow.names])
+    absent, first = {name: None for name in schema.names if name not in present.names}, 0
+    for batch in file.iter_batches(rows_per_group(schema), columns=present.names):
+        read = pa.Table.from_batches([batch])
+        rows = decode_columns(read, present, first_row=first, may_be_empty=may_be_empty).to_pylist()
+        first += len(rows)
+        yield from (row | absent for row in rows)
 
 
 @contextmanager
-def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file. Raises UserError with its name if reading fails within the block."""
+def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """Opens a Parquet file, whose footer may be known. Raises UserError with its name if reading fails in the block."""
     try:
-        with explained(path), parquet_file(path) as file:
-            check_schema(int((file.schema_arrow.metadata or {}).get(SCHEMA_KEY.encode(), 1)), SCHEMA_VERSION, path)
+        with explained(path), parquet_file(path, metadata) as file:
+            check_schema(_version_of(file.schema_arrow), SCHEMA_VERSION, path)
             yield file
     except ColumnError as error:
         raise UserError(f"{path}: {error}") from error
@@ -204,32 +231,15 @@ def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         raise UserError(f"{path}: not a Parquet file of this kind ({error}); write it again") from error
 
 
-def parquet_file(path: Path) -> pq.ParquetFile:
+def parquet_file(path: Path, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
     """Opens a Parquet file, local or at a URL, and reads only the requested parts."""
-    return pq.ParquetFile(path.open("rb") if isinstance(path, UrlPath) else path, pre_buffer=isinstance(path, UrlPath))
-
-
-def take_rows(folder: Path, schema: pa.Schema, places: Sequence[int]) -> list[dict[str, Any]]:
-    """Reads rows by their positions in the order of `read_table`; reads only the row groups that contain them."""
-    paths = [folder] if folder.is_file() else sorted(folder.glob("*.parquet"))
-    found: dict[int, dict[str, Any]] = {}
-    first = 0
-    for path in paths:
-        with _open_parquet(path) as file:
-            for number in range(file.num_row_groups):
-                count = file.metadata.row_group(number).num_rows
-                inside = sorted({place for place in places if first <= place < first + count})
-                if inside:
-                    group = decode_columns(file.read_row_group(number, columns=schema.names), schema, first_row=first)
-                    rows = group.take([place - first for place in inside]).to_pylist()
-                    found |= dict(zip(inside, rows, strict=True))
-                first += count
-    return [found[place] for place in places]
+    is_remote = isinstance(path, UrlPath)
+    return pq.ParquetFile(path.open("rb") if is_remote else path, metadata=metadata, pre_buffer=is_remote)
 
 
 def count_rows(path: Path) -> int:
     """Returns the number of rows of a Parquet file from its footer."""
-    with _open_parquet(path) as file:
+    with open_parquet(path) as file:
         return file.metadata.num_rows
 
 

@@ -14,7 +14,8 @@ from small_parts import (
 )
 
 from rlhf.config.run_config import CandidatesConfig, ModelConfig
-from rlhf.diffusion.candidates import load_candidates, make_candidates
+from rlhf.data.candidate_table import CandidateTable
+from rlhf.diffusion.candidates import make_candidates
 from rlhf.diffusion.policy import export_policy, load_policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.sampler import InProcessSampler
@@ -51,7 +52,7 @@ def test_candidates_are_made_of_the_holes_alone(small_xl_pipeline: Path, tmp_pat
     sampler = InProcessSampler(policy, lambda names: [prompt_row(by_id[name]) for name in names])
     config = CandidatesConfig(samples_per_prompt=2, num_inference_steps=(3,))
     assert make_candidates(sampler, list(by_id), tmp_path, config, seed=0) == 6
-    for (prompt_id, _), image in load_candidates(tmp_path, by_id).items():
+    for (prompt_id, _), image in CandidateTable(tmp_path, by_id).items():
         known = 1 - by_id[prompt_id].mask
         torch.testing.assert_close(image * known, by_id[prompt_id].image * known, atol=1 / 127, rtol=0)
 

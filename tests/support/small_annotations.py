@@ -11,6 +11,7 @@ from small_parts import write_prompts
 
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import AnnotatedImages
+from rlhf.data.pictures import Pictures
 from rlhf.data.prompts import Prompt
 from rlhf.storage.images import encode_png, tensor_to_image
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, MARKS, PAGE_ANNOTATIONS, image_cell, write_table
@@ -60,8 +61,7 @@ def annotation(prompt_id: str, sample: int, annotator: str, score: float) -> dic
 def bare_scores(keys: Sequence[tuple[str, int]], scores: torch.Tensor) -> AnnotatedImages:
     """Scores [N] of blank images; a photograph per prompt."""
     return AnnotatedImages(
-        images=torch.zeros(len(keys), 3, 1, 1),
-        masks=torch.ones(len(keys), 1, 1, 1),
+        pictures=Pictures({}, {}),
         scores=scores,
         marks=torch.zeros(len(keys), 3),
         keys=list(keys),

@@ -55,10 +55,6 @@ LINEAR_LENGTH = 1.5
 """Feature vectors longer than this, in units of sqrt(feature_dim), are compressed logarithmically."""
 
 
-BATCH = 256
-"""Number of images that a backbone describes at once."""
-
-
 class FeatureNetwork(nn.Module):
     """Backbone, then a linear and a non-linear head; gives whitened features z and a constant 1."""
 
@@ -103,11 +99,11 @@ class FeatureNetwork(nn.Module):
         return self.centre(self.head(pooled) + self.shortcut(pooled))
 
 
-@torch.no_grad()
-def describe(network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Returns the backbone's output for any number of images, in batches: [N, output_dim]."""
-    parts = zip(images.split(BATCH), masks.split(BATCH), strict=True)
-    return torch.cat([network.backbone(i, m) for i, m in parts])
+def run_backbone(backbone: Backbone, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Returns the backbone's output [N, output_dim] on the CPU; pictures go to the device of its weights."""
+    weight = next(backbone.parameters(), None)
+    device = torch.device("cpu") if weight is None else weight.device
+    return backbone(images.to(device), masks.to(device)).cpu()
 
 
 @torch.no_grad()

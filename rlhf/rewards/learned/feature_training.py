@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,13 +14,16 @@ from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import (
     AnnotatedImages,
     average_repeats,
-    distinct_images,
     prompt_weights,
     split_photographs,
 )
+from rlhf.data.augmentation import PLAIN, Augmentation, draw_augmentation
+from rlhf.data.candidate_table import Key
+from rlhf.data.descriptions import Descriptions
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
-from rlhf.rewards.learned.feature_network import FeatureNetwork, build_backbone, describe, whiten
+from rlhf.rewards.learned.describing import DescriptionCache, GiveBack, describe, describe_to_train, is_fixed
+from rlhf.rewards.learned.feature_network import Backbone, FeatureNetwork, build_backbone, whiten
 from rlhf.rewards.learned.reward_report import EpochFigures
 from rlhf.storage.atomic_files import atomic_torch_save, atomic_write_text
 from rlhf.storage.tensor_files import read_tensors
@@ -29,19 +32,22 @@ from rlhf.storage.url_path import local_copy
 Weights = dict[str, torch.Tensor]
 """Tensors of a network by name."""
 VARIANTS = 8
-"""Number of augmented versions of each image that a fixed backbone describes once; epochs draw from them."""
+"""Number of augmentations under which a fixed backbone describes each image once; epochs draw from them."""
 
 
 def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: Path | None = None) -> FeatureNetwork:
     """Trains features z so that a linear layer on them predicts the marks; then whitens them.
 
-    With `out`, `learning_curve.jsonl` is written there, and an interrupted training resumes.
+    With `out`, `learning_curve.jsonl` is written there, and an interrupted training resumes. Every rank of `data.ranks`
+    calls it with the same rows, and has the same network at the end; `out` is a folder that all of them reach.
 
     Raises UserError if the loss or a weight is no longer finite.
     """
     torch.manual_seed(seed)
     network = FeatureNetwork(build_backbone(config.backbone, config.frozen_share), config.feature_dim)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.backbone.to(data.ranks.device)
+    if is_fixed(network.backbone) and data.described is None:
+        data = replace(data, described=_describe_for_training(network.backbone, data, data.keys, config, seed))
     trained, held_out = _hold_out(data, config, seed)
     training = FeatureTraining(network, trained, config, seed)
     fingerprint = _fingerprint(data, config, seed)
@@ -62,7 +68,7 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: 
     network.load_state_dict(best)
     first_rows = average_repeats(trained)[1]
     whiten(network, describe_rows(network, trained, first_rows))
-    return network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    return network.eval()
 
 
 def _require_finite(losses: Mapping[str, float], network: FeatureNetwork, epoch: int) -> None:
@@ -141,15 +147,6 @@ class FeatureTraining:
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer, config.learning_rate, total_steps=config.epochs * self._batches
         )
-        self._variants = self._describe_variants() if is_fixed(network) else None
-
-    def _describe_variants(self) -> torch.Tensor:
-        """Returns the backbone's output for VARIANTS augmentations of every image: [VARIANTS, M, D]."""
-        rows = self._targets.first_rows
-        if self.data.described is not None:
-            return self.data.described[1:, rows]
-        pair = self.data.images[rows], self.data.masks[rows]
-        return describe_variants(self.network, *pair, self._config.augmentation, self._generator)
 
     def run_epoch(self) -> float:
         """Trains one pass over all prompts; returns the mean loss."""
@@ -158,25 +155,29 @@ class FeatureTraining:
         order = torch.randperm(len(self._targets.groups), generator=self._generator)
         for numbers in order.tensor_split(self._batches):
             groups = [self._targets.groups[i] for i in numbers.tolist()]
-            z = self.network.features_of(self._describe(groups))
+            described, give_back = self._describe(groups)
+            z = self.network.features_of(described)
             loss = self._targets.loss(self.network.linear(z), groups, self._config)
             loss = loss + self._config.decorrelation * covariance_penalty(z[:, :-1])
             self._optimizer.zero_grad()
             loss.backward()
+            give_back(described.grad)
             self._optimizer.step()
             self._schedule.step()
             losses.append(loss.item())
         return sum(losses) / len(losses)
 
-    def _describe(self, groups: list[torch.Tensor]) -> torch.Tensor:
-        rows = torch.cat(groups)
-        if self._variants is None:
-            source = self._targets.first_rows[rows]
-            pair = self.data.images[source], self.data.masks[source]
-            return self.network.backbone(*_augment(*pair, self._config.augmentation, self._generator))
+    def _describe(self, groups: list[torch.Tensor]) -> tuple[torch.Tensor, GiveBack]:
+        """Returns the backbone's output for the images of groups, and what takes its gradient to the backbone."""
+        keys = self.data.keys_of(self._targets.first_rows[torch.cat(groups)].tolist())
+        described = self.data.described
+        if described is None:
+            change = draw_augmentation(self._config.augmentation, self._generator)
+            return describe_to_train(self.network.backbone, self.data.pictures, keys, change, self.data.ranks)
         # Samples of a prompt are augmented alike, since their differences are learned.
-        drawn = torch.randint(VARIANTS, (len(groups),), generator=self._generator)
-        return self._variants[drawn.repeat_interleave(torch.tensor([len(group) for group in groups])), rows]
+        drawn = torch.randint(len(described.variants), (len(groups),), generator=self._generator).tolist()
+        changes = [described.variants[n] for n, group in zip(drawn, groups, strict=True) for _ in group]
+        return described.of(keys, changes), lambda gradient: None
 
     @torch.no_grad()
     def validate(self, data: AnnotatedImages) -> float:
@@ -189,7 +190,7 @@ class FeatureTraining:
 
     def keep(self, out: Path | None, curve: list[EpochFigures], best: Weights, fingerprint: str) -> None:
         """Writes the learning curve and the state that `resume` reads."""
-        if out is None:
+        if out is None or self.data.ranks.rank > 0:
             return
         state = {"fingerprint": fingerprint, "curve": curve, "best": best, "network": self.network.state_dict()}
         state |= {"optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict()}
@@ -214,37 +215,50 @@ class FeatureTraining:
         return state["curve"], state["best"]
 
 
-def is_fixed(network: FeatureNetwork) -> bool:
-    """Returns whether no weight of the backbone is trained."""
-    return not any(p.requires_grad for p in network.backbone.parameters())
-
-
-def describe_variants(
-    network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor, strength: str, generator: torch.Generator
-) -> torch.Tensor:
-    """Returns the backbone's output for VARIANTS augmentations of images: [VARIANTS, M, D]."""
-    augmented = (_augment(images, masks, strength, generator) for _ in range(VARIANTS))
-    return torch.stack([describe(network, *pair) for pair in augmented])
-
-
-def with_descriptions(data: AnnotatedImages, config: RewardConfig, seed: int) -> AnnotatedImages:
-    """Describes the data once for many trainings; returns it unchanged if the backbone itself is trained."""
-    network = FeatureNetwork(build_backbone(config.backbone, config.frozen_share), config.feature_dim).eval()
-    if not is_fixed(network):
-        return data
-    first_rows, numbers = distinct_images(data)
-    pair = data.images[first_rows], data.masks[first_rows]
+def _describe_for_training(
+    backbone: Backbone,
+    data: AnnotatedImages,
+    trained: Sequence[Key],
+    config: RewardConfig,
+    seed: int,
+    cache: DescriptionCache | None = None,
+) -> Descriptions:
+    """Describes all images as they are, and those that are `trained` under VARIANTS augmentations."""
     generator = torch.Generator().manual_seed(seed)
-    variants = describe_variants(network, *pair, config.augmentation, generator)
-    described = torch.cat([describe(network, *pair)[None], variants])
-    return replace(data, described=described[:, numbers])
+    variants = [draw_augmentation(config.augmentation, generator) for _ in range(VARIANTS)]
+    wanted: dict[Augmentation, Sequence[Key]] = dict.fromkeys(variants, trained)
+    found = describe(backbone, data.pictures, wanted | {PLAIN: data.keys}, ranks=data.ranks, cache=cache)
+    found.variants = variants
+    return found
+
+
+def with_descriptions(
+    data: AnnotatedImages,
+    config: RewardConfig,
+    seed: int,
+    *,
+    trained: Sequence[Key] | None = None,
+    folder: Path | None = None,
+) -> AnnotatedImages:
+    """Describes the data once for many trainings; returns it unchanged if the backbone itself is trained.
+
+    By default a training may see every row. `folder` keeps what is described, and gives what is known.
+    """
+    backbone = build_backbone(config.backbone, config.frozen_share).eval()
+    if not is_fixed(backbone):
+        return data
+    cache = None if folder is None else DescriptionCache(folder, backbone)
+    backbone.to(data.ranks.device)
+    trained = data.keys if trained is None else trained
+    return replace(data, described=_describe_for_training(backbone, data, trained, config, seed, cache))
 
 
 def describe_rows(network: FeatureNetwork, data: AnnotatedImages, rows: torch.Tensor) -> torch.Tensor:
     """Returns the backbone's output for the images of M rows, [M, D]."""
+    keys = data.keys_of(rows.tolist())
     if data.described is not None:
-        return data.described[0, rows]
-    return describe(network, data.images[rows], data.masks[rows])
+        return data.described.of(keys)
+    return describe(network.backbone, data.pictures, {PLAIN: keys}, ranks=data.ranks).of(keys)
 
 
 def pair_loss(rewards: torch.Tensor, scores: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -258,26 +272,6 @@ def pair_loss(rewards: torch.Tensor, scores: torch.Tensor, sizes: list[int]) -> 
         losses.append(F.softplus(reward[worse] - reward[better]))
     pairs = torch.cat(losses)
     return pairs.mean() if len(pairs) else rewards.sum() * 0.0
-
-
-def _augment(
-    images: torch.Tensor, masks: torch.Tensor, strength: str, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mirrors the whole batch or not; `strong` also turns it, swaps its colours and inverts them."""
-    coins = torch.rand(5, generator=generator) < 0.5
-    permutation = torch.randperm(3, generator=generator)
-    if coins[0]:
-        images, masks = images.flip(-1), masks.flip(-1)
-    if strength == "strong":
-        if coins[1]:
-            images, masks = images.flip(-2), masks.flip(-2)
-        if coins[2]:
-            images, masks = images.transpose(-1, -2), masks.transpose(-1, -2)
-        if coins[3]:
-            images = images[:, permutation]
-        if coins[4]:
-            images = -images
-    return images.contiguous(memory_format=torch.channels_last), masks.contiguous()
 
 
 def covariance_penalty(features: torch.Tensor) -> torch.Tensor:

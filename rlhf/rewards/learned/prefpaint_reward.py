@@ -151,8 +151,8 @@ def calibrate(folder: Path, data: AnnotatedImages, coverage: float) -> Prefpaint
     """
     record = json.loads((folder / "reward.json").read_text())
     model = load_prefpaint_reward(folder, record)
-    parts = zip(data.images.split(BATCH), data.masks.split(BATCH), strict=True)
-    scores = join_scores([{"model": model.score(images, masks)} for images, masks in parts])["model"]
+    batches = map(data.pictures.show, data.pictures.batches(data.keys))
+    scores = join_scores([{"model": model.score(images, masks)} for images, masks in batches])["model"]
     assert scores.uncertainty is not None
     errors = data.scores - scores.reward
     multiplier = conformal_multiplier(errors, scores.uncertainty, coverage)

@@ -12,20 +12,22 @@ from pathlib import Path
 import torch
 
 from rlhf.data.annotation_items import AnnotationItems
-from rlhf.data.prompts import Prompt
+from rlhf.data.candidate_table import Key
+from rlhf.data.pictures import Pictures
+from rlhf.data.prompts import AnyPrompt
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.images import decode_image, image_to_tensor, mask_to_tensor
 from rlhf.storage.tables import ANNOTATIONS, read_table
 
-Pictures = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+ShowPrompt = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 """Function from a prompt id to candidates [k, 3, H, W] in [-1, 1] and their masks [k, 1, H, W]."""
 
 
 def choose_prompts(
     counts: Mapping[str, int],
-    pictures: Pictures,
+    pictures: ShowPrompt,
     select: str,
     reward: Path | None,
     *,
@@ -58,27 +60,26 @@ def _known(uncertainty: torch.Tensor | None) -> torch.Tensor:
 
 
 def choose_candidates(
-    prompts: dict[str, Prompt],
-    candidates: dict[tuple[str, int], torch.Tensor],
+    prompts: Mapping[str, AnyPrompt],
+    candidates: Mapping[Key, torch.Tensor],
     select: str,
     reward: Path | None,
     *,
     seed: int,
     limit: int | None,
     earlier: Sequence[Path] = (),
-) -> dict[tuple[str, int], torch.Tensor]:
-    """Returns the candidates of the prompts that `choose_prompts` chooses, in the order of annotation."""
-    keys: dict[str, list[tuple[str, int]]] = {}
+) -> list[Key]:
+    """Returns the keys of the candidates of the prompts that `choose_prompts` chooses, in the order of annotation."""
+    keys: dict[str, list[Key]] = {}
     for key in candidates:
         keys.setdefault(key[0], []).append(key)
 
     def pictures(prompt_id: str) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.stack([candidates[key] for key in keys[prompt_id]])
-        return images, prompts[prompt_id].mask.expand(len(images), -1, -1, -1)
+        return Pictures(prompts, candidates).show(keys[prompt_id])
 
     counts = {name: len(samples) for name, samples in keys.items()}
     chosen = choose_prompts(counts, pictures, select, reward, seed=seed, limit=limit, earlier=earlier)
-    return {key: candidates[key] for name in chosen for key in keys[name]}
+    return [key for name in chosen for key in keys[name]]
 
 
 def order_prompts(

@@ -1,11 +1,12 @@
 """Measures a reward model on photographs that it has never seen."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from rlhf.data.prompts import Prompt
+from rlhf.data.prompts import AnyPrompt
 from rlhf.reports.intervals import Estimate, estimate_figure, estimate_share, rank_correlation
 from rlhf.rewards.learned.bound import RidgeHead
 from rlhf.rewards.learned.reward_memory import DescribedAnnotations
@@ -54,7 +55,9 @@ class HeldOutAnnotations:
         return np.abs(self.scores - self.reward)
 
 
-def score_annotations(head: RidgeHead, data: DescribedAnnotations, prompts: dict[str, Prompt]) -> HeldOutAnnotations:
+def score_annotations(
+    head: RidgeHead, data: DescribedAnnotations, prompts: Mapping[str, AnyPrompt]
+) -> HeldOutAnnotations:
     """Scores the images of annotations by the head, and looks up their prompts."""
     of = [prompts[prompt_id] for prompt_id, _ in data.keys]
     hole_shares = {name: float(prompts[name].mask.mean()) for name in {prompt_id for prompt_id, _ in data.keys}}

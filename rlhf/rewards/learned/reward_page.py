@@ -46,6 +46,7 @@ def _with_pictures(rows: Sequence[RankedCandidate], data: AnnotatedImages) -> It
     places = {key: place for place, key in enumerate(data.keys)}
     for row in rows:
         place = places[row.prompt_id, row.sample_index]
-        candidate, hole = tensor_to_image(data.images[place]), data.masks[place, 0].numpy() > 0.5
+        images, masks = data.pictures.show([data.keys[place]])
+        candidate, hole = tensor_to_image(images[0]), masks[0, 0].numpy() > 0.5
         pictures = {"masked": picture_uri(show_hole(candidate, hole)), "candidate": picture_uri(candidate)}
         yield PicturedCandidate(**vars(row), pictures=pictures, is_small=max(hole.shape) <= MAX_PICTURE_PX // 2)

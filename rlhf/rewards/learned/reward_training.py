@@ -1,6 +1,7 @@
 """Trains a reward model from annotations: normalise, split by photograph, train, fit, calibrate, report."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -16,8 +17,10 @@ from rlhf.data.annotated_images import (
     measure_scores,
     split_photographs,
 )
+from rlhf.data.candidate_table import Key
+from rlhf.data.descriptions import ALONE, Ranks
 from rlhf.data.normalisation import Normalisation
-from rlhf.data.prompts import Prompt
+from rlhf.data.prompts import AnyPrompt
 from rlhf.data.rows import AnnotationRow
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import (
@@ -30,7 +33,7 @@ from rlhf.rewards.learned.bound import (
     theorem_multiplier,
 )
 from rlhf.rewards.learned.feature_network import FeatureNetwork
-from rlhf.rewards.learned.feature_training import describe_rows, train_features
+from rlhf.rewards.learned.feature_training import describe_rows, train_features, with_descriptions
 from rlhf.rewards.learned.reward_figures import bound_figures, group_figures, rank_by_trust, score_annotations
 from rlhf.rewards.learned.reward_head import choose_ridge, correct_head, fit_first_head
 from rlhf.rewards.learned.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts
@@ -66,27 +69,28 @@ class FittedReward:
 
 
 def train_reward(
-    prompts: dict[str, Prompt],
-    candidates: dict[tuple[str, int], torch.Tensor],
+    prompts: Mapping[str, AnyPrompt],
+    candidates: Mapping[Key, torch.Tensor],
     annotations: list[AnnotationRow],
     out: Path,
     config: RewardConfig,
     *,
     seed: int,
     command: str | None = None,
+    ranks: Ranks = ALONE,
 ) -> RewardReport:
     """Trains, fits and calibrates a reward model into `out`; returns the content of `out/report.json`.
 
+    Every rank of `ranks` calls it with the same arguments and `out`, a folder that all reach; the first one writes.
+    What a fixed backbone says of the pictures stays in `out/pictures`, and is not computed again.
     Photographs are split into four parts: A trains the features, a first head, lambda and the noise; B corrects
     the head and makes V; C calibrates the conformal multiplier; D reports. No photograph is in two parts.
     `reward.json` is removed first and written last, so a folder that holds it is complete. The page quotes `command`.
     Raises UserError if the features have collapsed, or part C is too small for the stated coverage.
     """
     normalisation = measure_scores(prompts, candidates, annotations)
-    data = join_annotations(prompts, candidates, annotations, normalisation)
-    a, b, c, d = (data.of(part) for part in split_photographs(data.photographs, config.parts, seed))
-    require_calibration(len(c.keys), config.coverage)
-    (out / "reward.json").unlink(missing_ok=True)
+    data = replace(join_annotations(prompts, candidates, annotations, normalisation), ranks=ranks)
+    a, b, c, d = _prepare(data, config, seed, out)
     fitted = fit_reward(a, b, c, config, seed, out)
     of_d = described(features_of(fitted.model.network, d), d)
     report = measure_reward(
@@ -98,19 +102,37 @@ def train_reward(
         learning_curve=read_learning_curve(out),
         command=command,
     )
-    write_reward_page(out, report, d)
-    seen_ids = frozenset(map(annotation_id, annotations_of(candidates, annotations)))
-    seen = no_prompts(config.feature_dim + 1).added(fitted.corrected_on)
-    memory = RewardMemory(seen=seen, calibration=fitted.calibrated_on, report=of_d, seen_ids=seen_ids)
-    save_reward(fitted.model, memory, normalisation, report, out)
-    (out / "training.pt").unlink(missing_ok=True)
+    if ranks.rank == 0:
+        write_reward_page(out, report, d)
+        memory = _remember(fitted, of_d, annotations_of(candidates, annotations))
+        save_reward(fitted.model, memory, normalisation, report, out)
+        (out / "training.pt").unlink(missing_ok=True)
     return report
+
+
+def _remember(fitted: FittedReward, report: DescribedAnnotations, annotations: list[AnnotationRow]) -> RewardMemory:
+    return RewardMemory(
+        seen=no_prompts(fitted.model.feature_dim + 1).added(fitted.corrected_on),
+        calibration=fitted.calibrated_on,
+        report=report,
+        seen_ids=frozenset(map(annotation_id, annotations)),
+    )
+
+
+def _prepare(data: AnnotatedImages, config: RewardConfig, seed: int, out: Path) -> list[AnnotatedImages]:
+    """Returns the four parts, described if the backbone is fixed. Raises UserError if part C is too small."""
+    parts = split_photographs(data.photographs, config.parts, seed)
+    require_calibration(len(data.of(parts[2]).keys), config.coverage)
+    if data.ranks.rank == 0:
+        (out / "reward.json").unlink(missing_ok=True)
+    whole = with_descriptions(data, config, seed, trained=data.of(parts[0]).keys, folder=out / "pictures")
+    return [whole.of(part) for part in parts]
 
 
 def measure_reward(
     fitted: FittedReward,
     data: DescribedAnnotations,
-    prompts: dict[str, Prompt],
+    prompts: Mapping[str, AnyPrompt],
     counts: AnnotationCounts,
     *,
     unknown_annotations: int,
@@ -179,6 +201,7 @@ def save_reward(
 ) -> None:
     """Writes a reward folder; `reward.json`, without which a folder is no reward, is removed first and written last."""
     (out / "reward.json").unlink(missing_ok=True)
+    model.network.cpu()
     memory.save(out)
     normalisation.save(out)
     atomic_write_json(out / "report.json", asdict(report))

@@ -1,13 +1,15 @@
 """Adds annotations to a reward: the features stay, V and the head learn, and the bound is calibrated anew."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from rlhf.data.annotated_images import annotations_of, join_annotations
+from rlhf.data.candidate_table import Key
 from rlhf.data.normalisation import load_normalisation
-from rlhf.data.prompts import Prompt
+from rlhf.data.prompts import AnyPrompt
 from rlhf.data.rows import AnnotationRow
 from rlhf.errors import UserError
 from rlhf.reports.records import read_record
@@ -23,8 +25,8 @@ from rlhf.storage.atomic_files import atomic_write_text
 
 def update_reward(
     folder: Path,
-    prompts: dict[str, Prompt],
-    candidates: dict[tuple[str, int], torch.Tensor],
+    prompts: Mapping[str, AnyPrompt],
+    candidates: Mapping[Key, torch.Tensor],
     annotations: list[AnnotationRow],
     out: Path,
 ) -> UpdatedReport:

@@ -19,7 +19,11 @@ def run_small_study(out: Path, resplits: int = 1) -> ShiftSummary:
     prompts, candidates, annotations = make_world(30)
     data = join_annotations(prompts, candidates, annotations)
     other = small_prompts(4)
-    others = {"elsewhere": ShiftedImages(images=torch.stack([-p.image for p in other]), masks=data.masks[:4])}
+    others = {
+        "elsewhere": ShiftedImages(
+            images=torch.stack([-p.image for p in other]), masks=data.pictures.show(data.keys[:4])[1]
+        )
+    }
     families = [prompts[prompt_id].hole for prompt_id, _ in data.keys]
     return study_shift(data, families, others, CONFIG, out, resplits=resplits)
 

@@ -70,10 +70,11 @@ def test_annotations_are_joined_to_their_own_images() -> None:
     stranger = annotation("unknown", 0, "a", 3.0)
     data = join_annotations(prompts, candidates, [stranger, *annotations])
     assert data.keys == [(row["prompt_id"], row["sample_index"]) for row in annotations]
+    images, masks = data.pictures.show(data.keys)
     for index in (0, 7, len(annotations) - 1):
-        assert torch.equal(data.images[index], candidates[data.keys[index]])
+        assert torch.equal(images[index], candidates[data.keys[index]])
         assert data.photographs[index] == prompts[data.keys[index][0]].photograph
-    brightness = (data.images * data.masks).mean((1, 2, 3))
+    brightness = (images * masks).mean((1, 2, 3))
     assert float(torch.corrcoef(torch.stack([brightness, data.scores]))[0, 1]) > 0.9
 
 

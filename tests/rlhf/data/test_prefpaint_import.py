@@ -13,6 +13,7 @@ from small_prefpaint import PICTURES, SIZE_PX, disc, labels_of, write_labels, wr
 
 from rlhf.data.annotated_images import join_annotations
 from rlhf.data.annotators import load_annotations
+from rlhf.data.candidate_table import CandidateTable
 from rlhf.data.prefpaint_import import (
     ImportSummary,
     ReleaseImport,
@@ -22,7 +23,6 @@ from rlhf.data.prefpaint_import import (
     source_of,
 )
 from rlhf.data.prompts import load_prompts
-from rlhf.diffusion.candidates import load_candidates
 from rlhf.errors import UserError
 from rlhf.storage.images import image_to_tensor, tensor_to_image
 from rlhf.storage.tables import ANNOTATIONS, read_table
@@ -41,7 +41,7 @@ def test_both_forms_of_labels_give_the_same_three_tables(tmp_path: Path, grouped
     assert summary == ImportSummary(ids=3, prompts=3, candidates=9, annotations=9, left_out={})
     assert json.loads((tmp_path / "out/import.json").read_text()) == asdict(summary)
     prompts = {p.prompt_id: p for p in load_prompts(tmp_path / "out/prompts", split="train")}
-    candidates = load_candidates(tmp_path / "out/candidates", prompts)
+    candidates = CandidateTable(tmp_path / "out/candidates", prompts)
     rows = load_annotations(tmp_path / "out/annotations")
     assert [(r["prompt_id"], r["sample_index"]) for r in rows] == list(candidates)
     assert [r["annotation_score"] for r in rows] == pytest.approx([n / 3 for n in range(9)], abs=1e-6)
@@ -60,7 +60,7 @@ def test_pictures_are_kept_bit_for_bit_and_the_hole_of_a_prompt_is_grey(tmp_path
         color = np.asarray(Image.open(folder / "masks_color" / f"{prompt.prompt_id}_mask_color.png"))
         assert np.array_equal(image[~disc()], color[~disc()])
         assert (image[disc()] == 128).all()
-    for (prompt_id, k), image in load_candidates(tmp_path / "out/candidates", prompts).items():
+    for (prompt_id, k), image in CandidateTable(tmp_path / "out/candidates", prompts).items():
         assert torch.equal(image, image_to_tensor(Image.open(folder / "inpaint" / f"{prompt_id}_{k}.png")))
 
 
@@ -168,7 +168,7 @@ def test_resampled_pictures_take_nothing_from_the_painted_hole(tmp_path: Path) -
     assert prompt.image.shape == (3, 10, 10)
     known = np.asarray(tensor_to_image(prompt.image))[prompt.mask[0].numpy() < 0.5]
     assert (known == 40).all()
-    candidates = load_candidates(tmp_path / "out/candidates", {"a": prompt})
+    candidates = CandidateTable(tmp_path / "out/candidates", {"a": prompt})
     assert len(candidates) == PICTURES
 
 

@@ -17,7 +17,8 @@ from rlhf.data.normalisation import load_normalisation, measure_normalisation
 from rlhf.data.prompts import PromptTable, load_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation.blind_choices import BLIND_CHOICES
-from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, PROMPTS, image_cell, read_table, take_rows, write_table
+from rlhf.storage.indexed_table import IndexedTable
+from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, PROMPTS, image_cell, read_table, write_table
 from serve.annotation.annotation_page import Person
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
@@ -36,7 +37,9 @@ def annotations(count: int = 4, **changes: Any) -> pa.Table:
 def read(table: pa.Table, folder: Path, schema: pa.Schema = ANNOTATIONS) -> list[dict[str, Any]]:
     pq.write_table(table, folder / "t.parquet")
     rows = read_table(folder, schema)
-    assert take_rows(folder, schema, [2, 0]) == [rows[2], rows[0]], "both ways to read decode alike"
+    assert IndexedTable(folder, schema, ("prompt_id",)).take([2, 0]) == [rows[2], rows[0]], (
+        "both ways to read decode alike"
+    )
     return rows
 
 
@@ -187,7 +190,7 @@ def test_an_empty_cell_is_refused_by_row_and_column_in_every_table(tmp_path: Pat
             with pytest.raises(UserError, match=said):
                 read_table(tmp_path, schema)
             with pytest.raises(UserError, match=said):
-                take_rows(tmp_path, schema, [min(empty) + 1])
+                IndexedTable(tmp_path, schema, ("prompt_id",)).take([min(empty) + 1])
 
 
 @pytest.mark.parametrize("column", ["prompt_id", "split", "hole", "source", "photograph"])

@@ -1,6 +1,7 @@
 """Training of the features: objectives, any number of annotations, early stopping, resume."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from pickled_commands import Command
 from small_annotations import make_world
 
 from rlhf.config.run_config import RewardConfig
-from rlhf.data.annotated_images import AnnotatedImages, join_annotations
+from rlhf.data.annotated_images import join_annotations
 from rlhf.errors import UserError
 from rlhf.rewards.learned.feature_network import FeatureNetwork, SmallBackbone
 from rlhf.rewards.learned.feature_training import (
@@ -42,17 +43,10 @@ def test_covariance_penalty_is_zero_for_uncorrelated_features_and_the_sum_of_squ
 @pytest.mark.parametrize(("count", "micro_batch_size"), [(13, 3), (16, 16), (20, 64), (9, 4)])
 def test_features_train_on_any_number_of_annotations(count: int, micro_batch_size: int) -> None:
     data = join_annotations(*make_world(4))
-    few = AnnotatedImages(
-        images=data.images[:count],
-        masks=data.masks[:count],
-        scores=data.scores[:count],
-        marks=data.marks[:count],
-        keys=data.keys[:count],
-        photographs=data.photographs[:count],
-    )
+    few = data.rows(list(range(count)))
     config = CONFIG.model_copy(update={"epochs": 1, "micro_batch_size": micro_batch_size})
     network = train_features(few, config, seed=0)
-    features = network(few.images, few.masks)
+    features = network(*few.pictures.show(few.keys))
     assert features.shape == (count, CONFIG.feature_dim + 1)
     assert torch.isfinite(features).all()
 
@@ -78,8 +72,7 @@ def test_each_objective_falls_on_photographs_that_were_held_out(objective: str, 
 def test_training_stops_where_the_validation_no_longer_improves(tmp_path: Path) -> None:
     data = join_annotations(*make_world(8))
     noise = torch.randn(data.marks.shape, generator=torch.Generator().manual_seed(0))
-    fields = {name: getattr(data, name) for name in ("images", "masks", "keys", "photographs")}
-    meaningless = AnnotatedImages(**fields, marks=noise, scores=noise[:, 0])
+    meaningless = replace(data, marks=noise, scores=noise[:, 0])
     config = CONFIG.model_copy(update={"validation_share": 0.3, "patience": 2, "epochs": 60})
     train_features(meaningless, config, seed=0, out=tmp_path)
     values = [json.loads(line)["validation"] for line in (tmp_path / "learning_curve.jsonl").read_text().splitlines()]

@@ -112,7 +112,7 @@ def test_a_calibrated_bound_covers_the_stated_share_of_its_annotations(files: Fi
     data = join_annotations(*make_world(8))
     fitted = calibrate(tmp_path / "reward", data, 0.8)
     assert fitted.annotations == len(data.scores)
-    scored = load_reward(tmp_path / "reward").score(data.images, data.masks)
+    scored = load_reward(tmp_path / "reward").score(*data.pictures.show(data.keys))
     covered = ((scored.lower <= data.scores) & (data.scores <= scored.upper)).double().mean()
     assert 0.8 <= float(covered) <= 0.8 + 2 / len(data.scores)
     torch.testing.assert_close(scored.upper - scored.reward, fitted.conformal * scored.uncertainty)

@@ -9,8 +9,8 @@ from small_parts import save_small_reward
 from small_study import write_study
 
 from rlhf.data.annotation_items import load_items
+from rlhf.data.candidate_table import CandidateTable
 from rlhf.data.prompts import load_prompts
-from rlhf.diffusion.candidates import load_candidates
 from rlhf.errors import UserError
 from rlhf.rewards.learned.prompt_choice import (
     annotated_last,
@@ -61,7 +61,7 @@ def test_the_page_and_the_simulated_annotators_choose_alike(select: str, tmp_pat
     items = load_items(folder, folder / "prompts")
     for_people = order_prompts(items, select, reward, seed=0, limit=10)
     prompts = {p.prompt_id: p for p in load_prompts(folder / "prompts")}
-    chosen = choose_candidates(prompts, load_candidates(folder, prompts), select, reward, seed=0, limit=10)
+    chosen = choose_candidates(prompts, CandidateTable(folder, prompts), select, reward, seed=0, limit=10)
     assert tuple(dict.fromkeys(name for name, _ in chosen)) == for_people
     assert len(chosen) == 9, "three whole prompts of three samples"
     with pytest.raises(UserError, match="belong together"):

@@ -1,0 +1,190 @@
+"""Descriptions of pictures: each once, kept by content, and the same in whatever batches and by however many ranks."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_annotations import make_world, write_world
+from torch import nn
+
+from rlhf.config.run_config import RewardConfig
+from rlhf.data.annotators import load_annotations
+from rlhf.data.augmentation import PLAIN, Augmentation
+from rlhf.data.candidate_table import CandidateTable, Key
+from rlhf.data.descriptions import ALONE, Ranks
+from rlhf.data.pictures import Pictures
+from rlhf.data.prompts import PromptTable, load_prompts
+from rlhf.errors import UserError
+from rlhf.rewards.learned.describing import DescriptionCache, describe, describe_to_train
+from rlhf.rewards.learned.feature_network import SmallBackbone
+from rlhf.rewards.learned.reward_training import train_reward
+
+CONFIG = RewardConfig(feature_dim=12, epochs=3, micro_batch_size=64, decorrelation=1.0, ridge=30.0)
+MIRRORED = Augmentation(mirrored=True)
+
+
+class CountingBackbone(SmallBackbone):
+    """Counts the pictures that it sees."""
+
+    seen = 0
+
+    def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        self.seen += len(images)
+        return super().forward(images, masks)
+
+
+class TrainedBackbone(SmallBackbone):
+    """Has a weight for every statistic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(self.output_dim))
+
+    def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        return (self.scale * super().forward(images, masks)).tanh()
+
+
+class ThreePerBatch(Pictures):
+    def batches(self, keys: Sequence[Key], pixels: int = 0) -> Iterator[list[Key]]:
+        return super().batches(keys, 3 * 32 * 32)
+
+
+class InTurns:
+    """Ranks as threads of this process: one runs at a time, with its own random numbers, until it exchanges numbers."""
+
+    def __init__(self, count: int) -> None:
+        self._turn, self._count, self._changed = 0, count, threading.Condition()
+        self._given: list[list[torch.Tensor]] = [[] for _ in range(count)]
+
+    def run(self, work: Callable[[Ranks], Any]) -> list[Any]:
+        results: list[Any] = [None] * self._count
+
+        def begin(rank: int) -> None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._turn == rank)
+            try:
+                results[rank] = work(Ranks(rank=rank, count=self._count, add=lambda own: self._add(rank, own)))
+            finally:
+                self._pass_on()
+
+        threads = [threading.Thread(target=begin, args=(rank,), daemon=True) for rank in range(self._count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return results
+
+    def _add(self, rank: int, own: torch.Tensor) -> torch.Tensor:
+        state = torch.get_rng_state()
+        self._given[rank].append(own)
+        number = len(self._given[rank]) - 1
+        self._pass_on()
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._turn == rank, timeout=60)
+        torch.set_rng_state(state)
+        return torch.stack([given[number] for given in self._given]).sum(0)
+
+    def _pass_on(self) -> None:
+        with self._changed:
+            self._turn = (self._turn + 1) % self._count
+            self._changed.notify_all()
+
+
+def test_a_picture_is_described_once_whatever_the_run_and_the_folder(tmp_path: Path) -> None:
+    prompts, candidates, _ = make_world(3)
+    keys, backbone = list(candidates), CountingBackbone()
+    pictures, wanted = ThreePerBatch(prompts, candidates), {PLAIN: keys, MIRRORED: keys[:10]}
+    first = describe(backbone, pictures, wanted, cache=DescriptionCache(tmp_path, backbone))
+    assert backbone.seen == 40
+    again = describe(backbone, pictures, wanted, cache=DescriptionCache(tmp_path, backbone))
+    assert backbone.seen == 40, "all are known"
+    plain = backbone(*pictures.show(keys))
+    for found in (first, again):
+        torch.testing.assert_close(found.of(keys), plain)
+        assert torch.equal(found.of(keys[:10]), first.of(keys[:10]))
+    backbone.seen = 0
+    changed = candidates | {keys[4]: -candidates[keys[4]]}
+    describe(backbone, Pictures(prompts, changed), wanted, cache=DescriptionCache(tmp_path, backbone))
+    assert backbone.seen == 2, "another picture under the same name, as it is and mirrored"
+
+
+def test_pictures_of_tables_are_found_again_without_being_decoded(tmp_path: Path) -> None:
+    folders = [Path(path) for path in write_world(tmp_path, *make_world(3))]
+    prompts = PromptTable(folders[0])
+    candidates, backbone = CandidateTable(folders[1], prompts), CountingBackbone()
+
+    class Unseen(Pictures):
+        def show(self, keys: Sequence[Key]) -> tuple[torch.Tensor, torch.Tensor]:
+            raise AssertionError("decodes")
+
+    wanted = {PLAIN: list(candidates)}
+    first = describe(backbone, Pictures(prompts, candidates), wanted, cache=DescriptionCache(tmp_path / "c", backbone))
+    again = describe(backbone, Unseen(prompts, candidates), wanted, cache=DescriptionCache(tmp_path / "c", backbone))
+    assert torch.equal(first.of(list(candidates)), again.of(list(candidates)))
+
+
+def test_other_weights_have_other_descriptions_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    prompts, candidates, _ = make_world(1)
+    pictures, wanted = Pictures(prompts, candidates), {PLAIN: list(candidates)}
+    for scale in (1.0, 2.0):
+        backbone = TrainedBackbone().requires_grad_(False)
+        backbone.scale.fill_(scale)
+        found = describe(backbone, pictures, wanted, cache=DescriptionCache(tmp_path, backbone)).of(list(candidates))
+        torch.testing.assert_close(found, backbone(*pictures.show(list(candidates))))
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"safetensors: damaged .*remove it"):
+        describe(backbone, pictures, wanted, cache=DescriptionCache(tmp_path, backbone))
+
+
+def test_gradients_do_not_depend_on_batches_or_ranks() -> None:
+    prompts, candidates, _ = make_world(3)
+    keys = list(candidates)
+
+    def gradient(pictures: Pictures, ranks: Ranks) -> torch.Tensor:
+        backbone = TrainedBackbone()
+        rows, give_back = describe_to_train(backbone, pictures, keys, MIRRORED, ranks)
+        (rows - rows.mean(0)).square().sum().backward()  # Every row has a part in every other's gradient.
+        give_back(rows.grad)
+        assert backbone.scale.grad is not None
+        return backbone.scale.grad
+
+    backbone = TrainedBackbone()
+    rows = backbone(*MIRRORED.apply(*Pictures(prompts, candidates).show(keys)))
+    (rows - rows.mean(0)).square().sum().backward()
+    expected = backbone.scale.grad
+    assert expected is not None
+    for pictures in (Pictures(prompts, candidates), ThreePerBatch(prompts, candidates)):
+        torch.testing.assert_close(gradient(pictures, ALONE), expected, rtol=1e-4, atol=1e-5)
+        for found in InTurns(3).run(lambda ranks, pictures=pictures: gradient(pictures, ranks)):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_three_ranks_train_the_reward_of_one(tmp_path: Path) -> None:
+    world = make_world(12)
+
+    def train(ranks: Ranks) -> tuple[float, float, float, float]:
+        report = train_reward(*world, tmp_path / str(ranks.count), CONFIG, seed=0, ranks=ranks)
+        figures = report.calibration
+        return figures.conformal, figures.theorem, figures.noise, report.error.value
+
+    alone = train(ALONE)
+    for found in InTurns(3).run(train):
+        assert found == pytest.approx(alone, rel=1e-3)
+    names = {path.name for path in (tmp_path / "1").iterdir()}
+    assert {path.name for path in (tmp_path / "3").iterdir()} == names
+
+
+def test_a_reward_of_tables_is_that_of_the_same_pictures_in_memory(tmp_path: Path) -> None:
+    folders = [Path(path) for path in write_world(tmp_path, *make_world(12))]
+    prompts, annotations = PromptTable(folders[0]), load_annotations(folders[2])
+    stored = CandidateTable(folders[1], prompts)
+    in_memory = {prompt.prompt_id: prompt for prompt in load_prompts(folders[0])}, dict(stored)
+    reports = [
+        train_reward(*pictures, annotations, tmp_path / name, CONFIG, seed=0)
+        for name, pictures in {"tables": (prompts, stored), "memory": in_memory}.items()
+    ]
+    assert reports[0] == reports[1]
