@@ -25,9 +25,9 @@ import requests  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from ray import serve as ray_serve  # noqa: E402
-from skimage import data as photographs  # noqa: E402
 
 from actors.session.ray_session import ray_session  # noqa: E402
+from benchmarks.serving.edit_requests import FILES, SIDE, STEPS, draw_equal, draw_mixed  # noqa: E402
 from benchmarks.serving.figure import plot  # noqa: E402
 from benchmarks.serving.load import Outcome, closed_loop, open_loop  # noqa: E402
 from benchmarks.serving.replica_processes import replica_memory, replica_pids  # noqa: E402
@@ -37,6 +37,7 @@ from rlhf.diffusion.policy_manifest import list_policies  # noqa: E402
 from rlhf.diffusion.tiles import Canvas, crop_to_native, plan_passes, surround  # noqa: E402
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
 from rlhf.storage.atomic_files import atomic_write_json  # noqa: E402
+from rlhf.storage.images import encode_png  # noqa: E402
 from serve.api.decoder import Decoder  # noqa: E402
 from serve.api.edit_request import EditRequest  # noqa: E402
 from serve.api.upload import Parts, open_upload  # noqa: E402
@@ -47,40 +48,9 @@ from serve.engine.policy_cache import PolicyCache  # noqa: E402
 from serve.engine.running_batch import advance, finish, start_jobs  # noqa: E402
 
 PORT = 8765
-STEPS = 20
-MIXED = (5, 20, 50)
-"""Numbers of steps in mixed requests."""
 CLIENTS = (1, 2, 4, 8, 16, 32)
-SIDE = 64
 Figures = dict[str, Any]
 """Figures of a part, as `serving.json` holds them."""
-
-
-def make_files() -> dict[str, bytes]:
-    """Returns a photograph at the model's size with a hole in its centre."""
-    pixels = np.asarray(Image.fromarray(photographs.astronaut()[:400, 60:460]).resize((SIDE, SIDE)))
-    alpha = np.full((SIDE, SIDE), 255, np.uint8)
-    alpha[20:44, 20:44] = 0
-    return {"image": _png(pixels), "mask": _png(np.dstack([pixels, alpha]))}
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-FILES = make_files()
-
-
-def draw_equal(number: int) -> dict[str, str]:
-    """Returns the fields of a request of 20 steps."""
-    return {"num_inference_steps": str(STEPS), "seed": str(number)}
-
-
-def draw_mixed(number: int) -> dict[str, str]:
-    """Returns the fields of a request of 5, 20 or 50 steps."""
-    return {"num_inference_steps": str(random.Random(number).choice(MIXED)), "seed": str(number)}
 
 
 def deploy(name: str, **settings: Any) -> str:
@@ -100,7 +70,7 @@ def bare_rate(pipeline: Any, seconds: float) -> float:
     while time.perf_counter() - started < seconds:
         image = Image.open(io.BytesIO(FILES["image"])).convert("RGB")
         mask = Image.open(io.BytesIO(FILES["mask"])).getchannel("A").point(lambda level: 255 if level < 128 else 0)
-        _png(np.asarray(call_usual_pipeline(pipeline, image, mask, STEPS, done)))
+        encode_png(Image.fromarray(np.asarray(call_usual_pipeline(pipeline, image, mask, STEPS, done))))
         done += 1
     return done / (time.perf_counter() - started)
 
