@@ -32,6 +32,7 @@ from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.config.run_config import RunConfig
 from rlhf.data.preferred_pairs import PairTable
 from rlhf.data.prompts import PromptTable
+from rlhf.diffusion.families.pipeline_folder import Part
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.policy_manifest import drop_policies
 from rlhf.diffusion.policy_weights import save_policy
@@ -152,7 +153,8 @@ def _start_learner(config: RunConfig, ranks: int, start: Path | None) -> tuple[L
     align = config.align
     micro_batches = -(-align.prompts_per_update * align.samples_per_prompt // align.micro_batch_size // ranks)
     passes = algorithm_of(align).passes_per_batch(align)
-    policy, checkpoint = load_policy(config.model), ray.train.get_checkpoint()
+    policy = load_policy(config.model, parts={Part.NETWORK}, is_trained_whole=align.trainable == "full")
+    checkpoint = ray.train.get_checkpoint()
 
     def make(*, is_resized: bool) -> Learner:
         batches = micro_batches * passes

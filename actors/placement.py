@@ -18,7 +18,9 @@ from actors.pool.worker_pool import WorkerPool
 from actors.reward_scorer import RewardScorer
 from actors.rollout_sampler import RolloutSampler
 from rlhf.config.cluster_config import ClusterConfig
+from rlhf.config.devices import precision_of
 from rlhf.config.run_config import RunConfig
+from rlhf.diffusion.precision import error_bound
 from rlhf.errors import UserError
 
 Resources = dict[str, float]
@@ -118,7 +120,7 @@ def start_dispatcher(
         samplers=_start_pool("sampler", RolloutSampler, config, group, incidents, config),
         scorers=_start_pool("scorer", RewardScorer, config, group, incidents, config, reward),
         timeout_s=config.cluster.task_timeout_s,
-        probe_tolerance=config.align.max_ratio_error,
+        probe_tolerance=error_bound(config.align, precision_of(config.model)),
         keep_images=keep_images,
     )
 

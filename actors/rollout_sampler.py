@@ -9,7 +9,8 @@ from actors.messages import RolloutReceipt, RolloutTask
 from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import decode_prompt
-from rlhf.diffusion.policy import load_policy, make_trainable, update_merged
+from rlhf.diffusion.families.pipeline_folder import Part
+from rlhf.diffusion.policy import keeps_merged, load_policy, make_trainable, update_merged
 from rlhf.diffusion.probe import probe_log_prob
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.sampler import to_png
@@ -18,21 +19,24 @@ from rlhf.diffusion.trajectories import Recording, Rollout
 from rlhf.storage.checksum import checksum
 from rlhf.storage.images import to_8bit
 
+PARTS = frozenset((Part.NETWORK, Part.VAE))
+"""What a sampler holds of the pipeline, beside the embedding of the empty text."""
+
 
 class RolloutSampler:
     """Holds a copy of the policy; receives weights, and then tasks to sample with them."""
 
     def __init__(self, config: RunConfig) -> None:
         torch.set_num_threads(config.cluster.threads_per_sampler)
-        self.policy, self._align = load_policy(config.model), config.align
-        align = config.align
+        align = self._align = config.align
+        self.policy = load_policy(config.model, parts=PARTS, is_trained_whole=align.trainable == "full")
         make_trainable(
             self.policy,
             align.trainable,
             rank=align.lora_rank,
             targets=align.lora_targets,
             seed=config.seed,
-            keeps_merged=align.merged_sampling,
+            keeps_merged=keeps_merged(self.policy, align.merged_sampling),
         )
         self._version = -1
         self._checksum = ""

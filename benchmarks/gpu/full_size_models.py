@@ -122,7 +122,7 @@ def random_text(architecture: Architecture, device: torch.device) -> TextEmbeddi
 
 
 def build_policy(architecture: Architecture, device: torch.device, precision: str) -> Policy:
-    """Builds a policy like `load_policy`: frozen float32 weights; with `precision` bf16, products are in bfloat16."""
+    """Builds a policy like `load_policy`: frozen float32 weights; in bf16 products are in bfloat16."""
     torch.manual_seed(0)
     text, unet = random_text(architecture, device), build_unet(architecture, device)
     with torch.device(device):

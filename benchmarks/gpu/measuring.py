@@ -20,6 +20,7 @@ from rlhf.alignment.objective import TrainingBatch
 from rlhf.config.run_config import AlignConfig
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.policy import Policy, make_trainable
+from rlhf.diffusion.precision import hold_frozen
 from rlhf.diffusion.rollout import rollout
 
 PLAIN = "plain PyTorch"
@@ -94,6 +95,8 @@ def open_policy(job: Job) -> Policy:
     """Opens the architecture with the variant's attention and compilation, without adapters."""
     variant = job.variant
     policy = build_policy(job.architecture, job.device, variant.precision)
+    if variant.trainable == "lora":
+        hold_frozen(policy.network, policy.precision)
     if variant.attention == "xformers":
         policy.network.enable_xformers_memory_efficient_attention()
     if variant.is_compiled:

@@ -18,6 +18,7 @@ from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.families.family import cells_of
 from rlhf.diffusion.policy import Policy, make_trainable
 from rlhf.diffusion.policy_weights import read_trainable_state
+from rlhf.diffusion.precision import error_bound, hold_frozen
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state, without_adapters
 from rlhf.errors import UserError
@@ -54,6 +55,8 @@ class Learner:
         if config.gradient_checkpointing:
             policy.network.enable_gradient_checkpointing()
         self._base = copy.deepcopy(policy.network).requires_grad_(False) if self._needs_base_copy else None
+        if self._base is not None:
+            hold_frozen(self._base, policy.precision)
         if start is not None:
             load_trainable_state(policy.network, read_trainable_state(start, policy.family, config.trainable))
         parameters = [p for p in policy.network.parameters() if p.requires_grad]
@@ -176,10 +179,11 @@ class Learner:
         worst, not_finite = max_over_ranks([worst, 0.0 if torch.isfinite(loss) else 1.0])
         if not_finite:
             raise UserError("align: the loss is not finite; lower align.learning_rate or check the rewards")
-        if is_first and worst > self.config.max_ratio_error:
+        bound = error_bound(self.config, self.policy.precision, self._objective.disagreement)
+        if is_first and worst > bound:
             raise RatioError(
                 f"align: before the update the {self._objective.disagreement} is {worst:.2e} (more than "
-                f"{self.config.max_ratio_error:.0e}): a sampler's weights are not the learner's, or its precision or "
+                f"{bound:.0e}): a sampler's weights are not the learner's, or its precision or "
                 "batch geometry differs; the update was refused"
             )
 

@@ -94,17 +94,19 @@ class AlignConfig(Section):
     """Rank and alpha of the adapters."""
     lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Names of the network's modules that get an adapter; default: those of the model's family."""
-    merged_sampling: bool = True
+    merged_sampling: Literal["auto"] | bool = "auto"
     """Samplers hold a second copy of the network with the adapters merged, and run untrained steps with it: less time,
-    more memory."""
+    more memory. `auto` does so in fp32 if the copy takes at most a quarter of the device's free memory. In bf16 it is
+    not possible: a merged weight would round small updates away."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
     average_decay: Share = 0.9
     """EMA decay of the saved policy over the trained weights; 0 saves the last weights."""
-    max_ratio_error: Positive = 1e-5
+    max_ratio_error: Positive | None = None
     """Largest accepted difference of the ratio from 1 before the first optimizer step (nft: of the prediction from the
     sampler's), and of a sampler's probe log-prob from the learner's (relative if above 1). Larger ones refuse the
-    update or the sampler. Rounding alone causes about 1e-6 if a policy has moved far."""
+    update or the sampler. Default: 1e-5 in fp32, in
+    bf16 1e-4 (nft: 1.5e-3)."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed's ZeRO stage."""
     max_staleness: Annotated[int, Field(ge=0)] = 0

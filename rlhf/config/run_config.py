@@ -34,8 +34,10 @@ class ModelConfig(Section):
     """Files of weights, such as `fp16`; default: the plain ones, or the only variant there is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the networks; `auto` takes a GPU if there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the denoising network, in rollout and training. Log-probs are always fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the denoising network, in rollout, training and serving alike; `auto` is `bf16` on a GPU, else
+    `fp32`. In `bf16` the frozen weights of its matrix products are held in bfloat16. Trained weights, their optimizer,
+    latents, log-probs and KL are always fp32."""
     guidance: NonNegative | None = None
     """Scale that a guidance-distilled network (FLUX.1) is told; default: that of diffusers' pipeline."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"

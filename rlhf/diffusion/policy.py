@@ -1,21 +1,25 @@
 """A policy: a pipeline that inpaints, whose network acts. Loading, training parts, exporting."""
 
 import copy
+from collections.abc import Set
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlhf.config.devices import resolve_device
+from rlhf.config.devices import free_bytes, resolve_device, resolve_precision
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.family import ModelFamily, TextEmbedding
-from rlhf.diffusion.families.open_family import open_family, read_schedule
+from rlhf.diffusion.families.open_family import UNGUARDED, open_family, read_schedule
+from rlhf.diffusion.families.pipeline_folder import Part
 from rlhf.diffusion.policy_weights import merge_weights
+from rlhf.diffusion.precision import hold_frozen
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import whole_folder
-from rlhf.storage.url_path import as_path
+from rlhf.storage.url_path import as_path, local_copy
 
 TINY = Path(__file__).parent / "builtin" / "tiny"
 
@@ -28,6 +32,7 @@ class Policy:
     text: TextEmbedding
     device: torch.device
     precision: str
+    """`fp32` or `bf16`."""
     name: str
     """Where the weights come from: the model's path, or the policy's folder."""
     version: int = 0
@@ -73,20 +78,30 @@ def plan_steps(config: ModelConfig, num_inference_steps: int) -> Schedule:
     return read_schedule(as_path(resolve_model(config.path)), num_inference_steps)
 
 
-def load_policy(config: ModelConfig, adapter: Path | None = None, *, with_safety_checker: bool = False) -> Policy:
-    """Open a pipeline (built in, folder or hub) and merge the policy folder `adapter`, if any, into its network.
+def load_policy(
+    config: ModelConfig, adapter: Path | None = None, *, parts: Set[Part] = UNGUARDED, is_trained_whole: bool = False
+) -> Policy:
+    """Open `parts` of a pipeline (built in, folder or hub) and merge the policy folder `adapter`, if any, into it.
 
-    Raises UserError if a folder is incomplete, damaged or of another kind.
+    Without `Part.TEXT`, the text encoders are opened alone for the empty text, and dropped before anything else is
+    loaded. The network is held in the configured precision, or in float32 if it `is_trained_whole`. Raises UserError
+    if a folder is incomplete, damaged or of another kind.
     """
     device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
     place = as_path(resolve_model(config.path))
-    family = open_family(config, place, device, with_safety_checker=with_safety_checker)
+    with local_copy(place) if Part.TEXT not in parts else nullcontext(place) as local:
+        text = None if Part.TEXT in parts else open_family(config, local, device, {Part.TEXT}).embed("")
+        family = open_family(config, local, device, parts)
     version = merge_weights(family, adapter) if adapter is not None else 0
+    if Part.NETWORK in parts:
+        hold_frozen(family.network, "fp32" if is_trained_whole else precision)
+        family.network.to(device)
     return Policy(
         family=family,
-        text=family.embed(""),
+        text=family.embed("") if text is None else text,
         device=device,
-        precision=config.precision,
+        precision=precision,
         name=config.path if adapter is None else str(adapter),
         version=version,
     )
@@ -108,7 +123,13 @@ def make_trainable(
     network.to(memory_format=torch.contiguous_format)
     if trainable == "full":
         network.requires_grad_(True)
-        return
+    else:
+        add_adapters(policy, rank=rank, targets=targets, seed=seed)
+
+
+def add_adapters(policy: Policy, *, rank: int, targets: tuple[str, ...] | None, seed: int) -> None:
+    """Add fresh LoRA adapters in float32; see `make_trainable`."""
+    network = policy.network
     from peft import LoraConfig
 
     names = [name for name, _ in network.named_modules()]
@@ -118,6 +139,22 @@ def make_trainable(
             raise UserError(f"align.lora_targets: {target!r} names no module of this network")
     torch.manual_seed(seed)
     network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(chosen), init_lora_weights=True))
+    for parameter in network.parameters():
+        if parameter.requires_grad:  # peft gives adapters the precision of the layer that they belong to.
+            parameter.data = parameter.data.float()
+
+
+def keeps_merged(policy: Policy, choice: bool | str) -> bool:
+    """Whether a sampler holds a merged copy, by `align.merged_sampling`; raises UserError if it cannot."""
+    if policy.precision != "fp32":
+        if choice is True:
+            raise UserError(
+                "align.merged_sampling: in bf16 a merged weight would round small updates away; "
+                "use auto or false, or model.precision fp32"
+            )
+        return False
+    size = sum(p.nbytes for p in policy.network.parameters())
+    return choice is True or (choice == "auto" and 4 * size <= free_bytes(policy.device))
 
 
 @torch.no_grad()
@@ -136,7 +173,7 @@ def update_merged(policy: Policy) -> None:
 
 def export_policy(config: ModelConfig, adapter: Path, out: Path) -> Path:
     """Write a complete pipeline folder in which the policy's weights are merged into the network."""
-    policy = load_policy(config, adapter)
+    policy = load_policy(config.model_copy(update={"device": "cpu", "precision": "fp32"}), adapter)
     with whole_folder(out, "model_index.json") as local:
         policy.family.pipeline.save_pretrained(local)
     return out

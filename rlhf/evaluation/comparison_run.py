@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from rlhf.config.devices import resolve_device
+from rlhf.config.devices import precision_of, resolve_device
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
 from rlhf.diffusion.policy_manifest import list_policies
@@ -161,7 +161,7 @@ def settings_of(
         seed=config.seed,
         evaluate=config.evaluate.model_dump(mode="json", exclude={"features"}),
         marks=jury.marks,
-        precision=config.model.precision,
+        precision=precision_of(config.model),
     )
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.pipeline_folder import Part
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.policy_weights import load_adapter, open_network
+from rlhf.diffusion.precision import hold_frozen
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import ServedPolicy, describe_policy
 from serve.settings import EngineSettings
@@ -38,12 +39,10 @@ class PolicyCache:
     """The base model and the policies on it. For one thread at a time, since loading changes the network's layers."""
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
-        on_gpu = resolve_device(settings.device).type == "cuda"
-        precision = ("bf16" if on_gpu else "fp32") if settings.precision == "auto" else settings.precision
         self._config = ModelConfig(
-            path=model, device=settings.device, precision=precision, attention=settings.attention
+            path=model, device=settings.device, precision=settings.precision, attention=settings.attention
         )
-        self.base = load_policy(self._config, with_safety_checker=True)
+        self.base = load_policy(self._config, parts=frozenset(Part))
         self._settings = settings
         self._base_network = self._prepare(self.base.network)
         self._loaded: dict[str, LoadedPolicy] = {}
@@ -77,7 +76,9 @@ class PolicyCache:
         if found != version:
             raise UserError(f"{folder}: holds policy {found}, not {version}; promote it again")
         if read_manifest(folder)["trainable"] == "full":
-            return LoadedPolicy(network=self._prepare(open_network(folder, self.base.family)), adapter=NO_ADAPTER)
+            network = open_network(folder, self.base.family)
+            hold_frozen(network, self.base.precision)
+            return LoadedPolicy(network=self._prepare(network), adapter=NO_ADAPTER)
         if self._settings.compile:  # mixed adapters would be compiled anew for each mixture
             return LoadedPolicy(network=self._prepare(load_policy(self._config, folder).network), adapter=NO_ADAPTER)
         load_adapter(self.base.family, folder, version)

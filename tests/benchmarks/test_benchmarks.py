@@ -17,7 +17,7 @@ from benchmarks.whole_step import summarise
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.policy_gradient import compute_loss
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.policy import Policy, load_policy, make_trainable
+from rlhf.diffusion.policy import Policy, keeps_merged, load_policy, make_trainable
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state, without_adapters
 from serve.settings import EngineSettings
@@ -135,11 +135,10 @@ def test_both_ways_lead_to_the_same(name: str, largest: float) -> None:
 
 
 def test_the_defaults_are_what_the_table_says() -> None:
-    align, serving = make_config(), EngineSettings()
+    align, serving, policy = make_config(), EngineSettings(), load_policy(ModelConfig(device="cpu"))
     assert SWITCHES["bf16, UNet forward"].is_kept == (ModelConfig().precision == "bf16")
-    assert SWITCHES["LoRA merged, UNet forward"].is_kept == align.merged_sampling
+    assert SWITCHES["LoRA merged, UNet forward"].is_kept == keeps_merged(policy, align.merged_sampling)
     assert SWITCHES["compiled blocks, UNet forward"].is_kept == serving.compile
-    policy = load_policy(ModelConfig(device="cpu"))
     make_trainable(policy, "lora", rank=align.lora_rank, targets=align.lora_targets, seed=0, keeps_merged=True)
     for name, part in (("UNet forward", policy.merged), ("VAE decoder", policy.family.pipeline.vae)):
         weight = next(p for p in part.parameters() if p.ndim == 4 and p.shape[-1] > 1)

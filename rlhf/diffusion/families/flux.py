@@ -3,7 +3,7 @@
 Two by two latent cells are packed into one token. The networks predict the velocity of flow matching.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
@@ -141,13 +141,11 @@ class FluxBlend(Blending, Flux):
     default_guidance = 7.0
 
 
-def open_pipeline(
-    config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
-) -> FluxFill | FluxBlend:
+def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts: Set[Part]) -> FluxFill | FluxBlend:
     """Open a pipeline of FLUX.1; see `open_family`. A text-to-image pipeline inpaints by blending."""
     index, is_fill = read_index(place, CLASSES, PARTS), _reads_mask(place)
     kind = "FluxFillPipeline" if is_fill else "FluxInpaintPipeline"
-    pipeline = load_pipeline(kind, config, place, index, NETWORKS, device)
+    pipeline = load_pipeline(kind, config, place, index, NETWORKS, device, parts)
     return (FluxFill if is_fill else FluxBlend)(pipeline, config.guidance)
 
 

@@ -4,6 +4,7 @@ Latents are those that it reads: 128 channels at cells of 16 px, each two by two
 statistics of the VAE's batch norm. The network predicts the velocity of flow matching.
 """
 
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of, in_parts
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
@@ -123,13 +124,11 @@ class Flux2Klein(Blending, TransformerFamily):
         return unpack(output[:, : tokens[0].shape[1]].float(), cells, self.patch)
 
 
-def open_pipeline(
-    config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
-) -> Flux2Klein:
+def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts: Set[Part]) -> Flux2Klein:
     """Open a pipeline of FLUX.2 klein; see `open_family`. A text-to-image pipeline inpaints by blending."""
     index = read_index(place, CLASSES, PARTS)
     _check_network(place)
-    return Flux2Klein(load_pipeline("Flux2KleinInpaintPipeline", config, place, index, NETWORKS, device))
+    return Flux2Klein(load_pipeline("Flux2KleinInpaintPipeline", config, place, index, NETWORKS, device, parts))
 
 
 def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:

@@ -1,5 +1,6 @@
 """Which family a pipeline belongs to, by the class that its folder names."""
 
+from collections.abc import Set
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.families.pipeline_folder import read_class
+from rlhf.diffusion.families.pipeline_folder import Part, read_class
 from rlhf.diffusion.steps.step_rule import Schedule
 
 if TYPE_CHECKING:
@@ -34,23 +35,21 @@ MODULES = {
 
 Each module has `open_pipeline`, `read_schedule`, `network_on_meta` and `LORA_TARGETS`.
 """
+UNGUARDED = frozenset(Part) - {Part.SAFETY_CHECKER}
+"""All parts but the safety checker: training judges images by the reward alone."""
 
 
 def _module_of(place: Path) -> Any:
     return import_module(f"rlhf.diffusion.families.{MODULES[read_class(place, tuple(MODULES))]}")
 
 
-def open_family(
-    config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
-) -> "ModelFamily":
-    """Open the pipeline at a folder, URL or hub name on `device`, frozen.
+def open_family(config: ModelConfig, place: Path, device: torch.device, parts: Set[Part] = UNGUARDED) -> "ModelFamily":
+    """Open the `parts` that a process needs of the pipeline at a folder, URL or hub name, frozen.
 
-    The safety checker is left out unless asked for: training judges images by the reward alone. Raises UserError if
-    the pipeline is incomplete, damaged, or of a class that is not supported.
+    Each module's `open_pipeline` takes the same arguments and hands `parts` to `load_pipeline`, where the rest is left
+    without memory. Raises UserError if the pipeline is incomplete, damaged, or of a class that is not supported.
     """
-    family: ModelFamily = _module_of(place).open_pipeline(
-        config, place, device, with_safety_checker=with_safety_checker
-    )
+    family: ModelFamily = _module_of(place).open_pipeline(config, place, device, parts)
     return family
 
 

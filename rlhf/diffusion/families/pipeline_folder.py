@@ -3,13 +3,14 @@
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.errors import UserError
@@ -21,6 +22,22 @@ WEIGHTS = re.compile(r"(?:(?:diffusion_)?pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 OLD_BUFFER = "position_ids"
 """Tensor that older transformers saved with text encoders, and that holds nothing learned."""
+
+
+class Part(StrEnum):
+    """What of a pipeline is loaded; the rest takes no memory."""
+
+    NETWORK = "network"
+    """The network that predicts."""
+    VAE = "vae"
+    TEXT = "text_encoder"
+    """All text encoders."""
+    SAFETY_CHECKER = "safety_checker"
+
+
+def _part_of(name: str) -> Part:
+    """The part that a component of a pipeline belongs to, by its name in the index."""
+    return next((part for part in Part if name.startswith(part)), Part.NETWORK)
 
 
 def read_index(place: Path, classes: Mapping[str, tuple[str, ...]], parts: tuple[str, ...]) -> dict[str, Any]:
@@ -95,7 +112,6 @@ def check_channels(place: Path, expected: Mapping[int, str], network: str = "tra
 
 def _refuse_single_file(file: Path, supported: tuple[str, ...]) -> None:
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
-    from safetensors import safe_open
 
     kind = "no sign of an inpainting model"
     if file.suffix.lower() == ".safetensors":
@@ -148,11 +164,8 @@ def load_part(kind: Any, part: Path, variant: str | None) -> Any:
 
     Raises UserError with the file's name if weights are missing, too many, damaged or not finite.
     """
-    found = _variants(part)
-    if variant is None and "" not in found and len(found) > 1:
-        raise UserError(f"{part}: weights of several variants; set model.variant to one of {', '.join(sorted(found))}")
-    chosen = variant if variant in found else "" if "" in found or not found else next(iter(found))
-    file = part / found.get(chosen, "")
+    chosen = _choose_variant(part, variant)
+    file = part / _variants(part).get(chosen, "")
     try:
         loaded, report = kind.from_pretrained(
             part, variant=chosen or None, torch_dtype=torch.float32, output_loading_info=True
@@ -168,22 +181,78 @@ def load_part(kind: Any, part: Path, variant: str | None) -> Any:
     return loaded
 
 
+def _choose_variant(part: Path, variant: str | None) -> str:
+    found = _variants(part)
+    if variant is None and "" not in found and len(found) > 1:
+        raise UserError(f"{part}: weights of several variants; set model.variant to one of {', '.join(sorted(found))}")
+    return variant if variant in found else "" if "" in found or not found else next(iter(found))
+
+
+class TensorFiles(Mapping[str, torch.Tensor]):
+    """The weights of a part of a pipeline in float32, each read from its file when it is asked for.
+
+    Raises UserError, with the file's name, if there are no safetensors files, or a tensor is not finite.
+    """
+
+    def __init__(self, part: Path, variant: str | None) -> None:
+        chosen, self._part = _choose_variant(part, variant), part
+        matches = [(file, WEIGHTS.fullmatch(file.name)) for file in sorted(part.glob("*.safetensors"))]
+        files = [file for file, match in matches if match is not None and (match[1] or "") == chosen]
+        if not files:
+            raise UserError(
+                f"{part}: no safetensors files, and align.zero_stage 3 reads no others layer by layer; "
+                "save the pipeline again with save_pretrained, or use another stage"
+            )
+        self._files: dict[str, Any] = {}
+        for file in files:
+            try:
+                opened = safe_open(file, "pt")
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{file}: cannot be read ({error}); fetch the model again") from error
+            self._files |= dict.fromkeys(opened.keys(), opened)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._files[name].get_tensor(name).float()
+        check_finite({name: tensor}, str(self._part))
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
 def show_names(names: Any) -> str:
     """Some names of tensors and the number of the others."""
     shown = sorted(names)
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
-def load_parts(folder: Path, index: Mapping[str, Any], names: tuple[str, ...], variant: str | None) -> dict[str, Any]:
-    """The networks `names` of a pipeline that its index lists, each checked by `load_part`."""
-    parts = {}
+def load_networks(
+    folder: Path, index: Mapping[str, Any], names: tuple[str, ...], variant: str | None, parts: Set[Part]
+) -> dict[str, Any]:
+    """The networks `names` of a pipeline that its index lists, each checked by `load_part`.
+
+    Those that belong to none of `parts` lie on the meta device, where their configuration and shapes can be read; text
+    encoders are None.
+    """
+    networks: dict[str, Any] = {}
     for name in names:
         library, kind = index.get(name) or ("", "")
-        if library:
-            is_own = library not in ("diffusers", "transformers")
-            module = import_module(f"diffusers.pipelines.{library}" if is_own else library)
-            parts[name] = load_part(getattr(module, kind), folder / name, variant)
-    return parts
+        if not library:
+            continue
+        if _part_of(name) is Part.TEXT and Part.TEXT not in parts:
+            networks[name] = None
+            continue
+        is_own = library not in ("diffusers", "transformers")
+        cls = getattr(import_module(f"diffusers.pipelines.{library}" if is_own else library), kind)
+        if _part_of(name) in parts:
+            networks[name] = load_part(cls, folder / name, variant)
+        else:
+            with torch.device("meta"):
+                networks[name] = cls.from_config(read_part_config(folder / name, "config.json"))
+    return networks
 
 
 def load_pipeline(
@@ -193,12 +262,14 @@ def load_pipeline(
     index: Mapping[str, Any],
     names: tuple[str, ...],
     device: torch.device,
+    parts: Set[Part],
     **given: Any,
 ) -> Any:
-    """The pipeline of diffusers' class `kind` at a folder, URL or hub name, frozen on `device`.
+    """The pipeline of diffusers' class `kind` at a folder, URL or hub name, frozen; `load_networks` loads its `parts`.
 
-    `index` is its index, `names` are its networks, each checked by `load_part`; `given` are further arguments of the
-    class. Raises UserError if it is incomplete or damaged.
+    They lie on `device`, but for the network that predicts: it stays in host memory, where its weights are merged and
+    rounded before they move. `index` is the pipeline's index, `names` are its networks; `given` are further arguments
+    of the class. Raises UserError if it is incomplete or damaged.
     """
     import diffusers
     from diffusers.utils import logging as diffusers_logging
@@ -208,7 +279,7 @@ def load_pipeline(
     transformers_logging.disable_progress_bar()
     with local_copy(place) as local:
         folder = fetch(local, config.variant)
-        networks = load_parts(folder, index, names, config.variant)
+        networks = load_networks(folder, index, names, config.variant, parts)
         try:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # Of schedulers that are not used.
                 pipeline = getattr(diffusers, kind).from_pretrained(folder, **networks, **given)
@@ -216,10 +287,11 @@ def load_pipeline(
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{config.path}: not a complete {kind} ({reason}); check model.path") from error
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
+    for name, network in pipeline.components.items():
+        if isinstance(network, torch.nn.Module):
+            network.requires_grad_(False).eval()
+            if _part_of(name) in parts - {Part.NETWORK}:
+                network.to(device)
     return pipeline
 
 

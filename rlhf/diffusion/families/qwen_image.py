@@ -3,6 +3,7 @@
 Two by two latent cells are packed into one token. The network predicts the velocity of flow matching.
 """
 
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import in_parts
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
@@ -112,13 +113,11 @@ class QwenImage(Blending, TransformerFamily):
         return unpack(output.float(), cells)
 
 
-def open_pipeline(
-    config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
-) -> QwenImage:
+def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts: Set[Part]) -> QwenImage:
     """Open a pipeline of Qwen-Image; see `open_family`. A text-to-image pipeline inpaints by blending."""
     index = read_index(place, CLASSES, PARTS)
     _check_network(place)
-    return QwenImage(load_pipeline("QwenImageInpaintPipeline", config, place, index, NETWORKS, device))
+    return QwenImage(load_pipeline("QwenImageInpaintPipeline", config, place, index, NETWORKS, device, parts))
 
 
 def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:

@@ -1,6 +1,6 @@
 """Stable Diffusion and SDXL: a UNet that reads latents, mask and masked image, or a text-to-image UNet by blending."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import decode, encode
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, stack_prompts
-from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.steps.ddim import DDIMSchedule, make_schedule
 from rlhf.errors import UserError
 from rlhf.storage.images import blank_hole
@@ -50,22 +50,16 @@ class StableDiffusion:
         self.pipeline, self._scheduler = pipeline, scheduler
 
     @classmethod
-    def open(
-        cls, config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
-    ) -> "StableDiffusion":
-        """Open the folder, URL or hub name `place` on `device`, frozen.
-
-        The safety checker is left out unless asked for: training judges images by the reward alone. Raises UserError
-        if the pipeline is incomplete, damaged or of another kind.
-        """
+    def open(cls, config: ModelConfig, place: Path, device: torch.device, parts: Set[Part]) -> "StableDiffusion":
+        """Open some parts of the pipeline at the folder, URL or hub name `place`, frozen; see `open_family`."""
         index = read_index(place, CLASSES, PARTS)
         scheduler = _read_scheduler(place, index)
-        library, *_ = (index.get("safety_checker") if with_safety_checker else None) or (None,)
+        library, *_ = (index.get("safety_checker") if Part.SAFETY_CHECKER in parts else None) or (None,)
         kind, checker = _class_that_inpaints(index), ("safety_checker",) if library else ()
         given: dict[str, Any] = {"image_encoder": None}
         if kind == "StableDiffusionInpaintPipeline" and not checker:
             given |= {"safety_checker": None, "requires_safety_checker": False}
-        pipeline = load_pipeline(kind, config, place, index, (*NETWORKS, *checker), device, **given)
+        pipeline = load_pipeline(kind, config, place, index, (*NETWORKS, *checker), device, parts, **given)
         pipeline.unet.to(memory_format=torch.channels_last)
         _set_attention(pipeline, config.attention, device)
         kind_of = cls if _reads_mask(place) else StableDiffusionBlend
@@ -82,8 +76,8 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Device of the UNet."""
-        return self.network.device
+        """Device of the UNet, or of the text encoder if the UNet is not loaded."""
+        return (self.network if self.network.device.type != "meta" else self.pipeline.text_encoder).device
 
     @property
     def native_px(self) -> int:

@@ -1,6 +1,6 @@
 """Stable Diffusion 3: a transformer of 33 input channels that reads mask and masked image, or of 16 by blending."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
@@ -113,12 +113,12 @@ class StableDiffusion3Blend(Blending, StableDiffusion3):
 
 
 def open_pipeline(
-    config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
+    config: ModelConfig, place: Path, device: torch.device, parts: Set[Part]
 ) -> StableDiffusion3Fill | StableDiffusion3Blend:
     """Open a pipeline of Stable Diffusion 3; see `open_family`. A text-to-image pipeline inpaints by blending."""
     index, is_fill = read_index(place, CLASSES, PARTS), _reads_mask(place)
     kind = "StableDiffusion3InpaintPipeline"
-    pipeline = load_pipeline(kind, config, place, index, NETWORKS, device)
+    pipeline = load_pipeline(kind, config, place, index, NETWORKS, device, parts)
     return (StableDiffusion3Fill if is_fill else StableDiffusion3Blend)(pipeline)
 
 

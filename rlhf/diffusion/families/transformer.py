@@ -50,8 +50,8 @@ class TransformerFamily(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Device of the transformer."""
-        return self.network.device
+        """Device of the transformer, or of the text encoder if the transformer is not loaded."""
+        return (self.network if self.network.device.type != "meta" else self.pipeline.text_encoder).device
 
     @property
     def native_px(self) -> int:

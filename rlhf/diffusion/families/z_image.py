@@ -3,6 +3,7 @@
 Its time runs from 0 (noise) to 1, and it predicts the negative of flow matching's velocity.
 """
 
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import torch
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding
-from rlhf.diffusion.families.pipeline_folder import check_channels, load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
@@ -71,13 +72,11 @@ class ZImage(Blending, TransformerFamily):
         return -torch.stack(list(output))[:, :, 0].float()
 
 
-def open_pipeline(
-    config: ModelConfig, place: Path, device: torch.device, *, with_safety_checker: bool = False
-) -> ZImage:
+def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts: Set[Part]) -> ZImage:
     """Open a pipeline of Z-Image; see `open_family`. A text-to-image pipeline inpaints by blending."""
     index = read_index(place, CLASSES, PARTS)
     _check_network(place)
-    return ZImage(load_pipeline("ZImageInpaintPipeline", config, place, index, NETWORKS, device))
+    return ZImage(load_pipeline("ZImageInpaintPipeline", config, place, index, NETWORKS, device, parts))
 
 
 def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
