@@ -57,8 +57,10 @@ def candidates(
     resolved = options.resolve_config(config, overrides)
     from rlhf.data.prompts import PromptTable
     from rlhf.diffusion.candidates import claim_folder, describe_origin, keep_prompts, make_candidates
+    from rlhf.diffusion.policy import check_guided_captions
 
     table = PromptTable(prompts, split=split)
+    check_guided_captions(resolved.model, table.captions)
     origin = describe_origin(resolved, prompts, policy, split=split, first_sample=first_sample)
     claim_folder(out, origin, overwrite=overwrite)
     options.save_config(resolved, out)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from rlhf.diffusion.families.family import TextEmbedding
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutPlan:
@@ -52,6 +54,8 @@ class Trajectories:
     """float32 [K, B], nats per latent element, under the weights that sampled."""
     step_indices: tuple[int, ...]
     """[K]: positions of the trained steps in the schedule."""
+    text: "TextEmbedding | None" = None
+    """One for all samples, or one for each prompt; None: the empty text."""
 
     def steps_at(self, k: int) -> "torch.Tensor":
         """int64 [B], on the CPU: positions in the schedule of the k-th trained step."""
@@ -76,6 +80,8 @@ class NoisedSamples:
     """int64 [K, B]: positions in the schedule, whose noise level they have."""
     old_prediction: "torch.Tensor"
     """float32 [K, B, C, h, w]: the network's predictions for them, with the weights that sampled."""
+    text: "TextEmbedding | None" = None
+    """As in `Trajectories`."""
 
     def steps_at(self, k: int) -> "torch.Tensor":
         """int64 [B], on the CPU: positions in the schedule of the k-th noising."""
