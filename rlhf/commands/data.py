@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Selection = Literal["random", "uncertain"]
 Repeat = Annotated[float, typer.Option(min=0, max=1, help="Share of prompts shown twice to the same person.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Largest number of candidates, in whole prompts; default: all.")]
+Captions = Annotated[
+    Path | None,
+    typer.Option("--captions", help="JSON lines of file_name and text; default: .txt files beside the photographs."),
+]
 Earlier = Annotated[
     list[Path] | None,
     typer.Option("--earlier", help="Folder of earlier annotations, whose prompts come last; repeatable."),
@@ -24,6 +28,7 @@ Earlier = Annotated[
 def prompts(
     images: Annotated[Path, typer.Option("--images", help="Folder of photographs of any size.")],
     out: options.Out,
+    captions: Captions = None,
     split: Annotated[str | None, typer.Option(help="Split of all prompts; default: prompts.test_share.")] = None,
     config: options.Config = None,
     overrides: options.Overrides = None,
@@ -35,7 +40,7 @@ def prompts(
 
     options.save_config(resolved, out)
     with local_copy(images) as folder:
-        count = make_prompts(folder, out, resolved.prompts, seed=resolved.seed, split=split)
+        count = make_prompts(folder, out, resolved.prompts, seed=resolved.seed, split=split, captions=captions)
     print(f"{count} prompts in {out}")
 
 
