@@ -25,6 +25,7 @@ from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.data.preferred_pairs import PairTable
 from rlhf.data.prompts import PromptTable
+from rlhf.diffusion.policy import check_guided_captions
 from rlhf.diffusion.policy_weights import check_start
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
@@ -120,6 +121,7 @@ def check_inputs(config: RunConfig, prompts: Path | None, reward: Path | None) -
     table, wanted = PromptTable(prompts, split="train"), config.align.prompts_per_update
     if len(table.ids) < wanted:
         raise UserError(f"{prompts}: {len(table.ids)} training prompts, but align.prompts_per_update is {wanted}")
+    check_guided_captions(config.model, table.captions)
     return check_rewards(config, reward, table.captions)
 
 

@@ -149,7 +149,8 @@ class Learner:
     def _inputs(self, batch: TrainingBatch, k: int, schedule: Schedule) -> tuple:
         t, device = batch.trajectories, self.policy.device
         timestep = schedule.timesteps[t.steps_at(k)].to(device)
-        return t.latents[k].to(device), timestep, t.condition.to(device)
+        text = None if t.text is None else t.text.to(device)
+        return t.latents[k].to(device), timestep, t.condition.to(device), text
 
     def _schedule(self, batch: TrainingBatch) -> Schedule:
         return self.policy.family.schedule(self.config.num_inference_steps, cells_of(batch.trajectories.latents))

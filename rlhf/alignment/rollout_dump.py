@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
+from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.trajectories import NoisedSamples, Recording, Trajectories
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
@@ -27,7 +28,7 @@ from rlhf.storage.atomic_files import atomic_write, atomic_write_json, atomic_wr
 RESTS_ON = ("seed", "model", "rewards", "align")
 """Sections of the configuration that an update depends on."""
 TENSORS = {
-    kind: tuple(field.name for field in fields(kind) if field.name != "step_indices")
+    kind: tuple(field.name for field in fields(kind) if field.name not in ("step_indices", "text"))
     for kind in (Trajectories, NoisedSamples)
 }
 
@@ -124,6 +125,10 @@ def _recording_of(tensors: dict[str, torch.Tensor], entry: dict[str, Any]) -> Re
     columns: dict[str, Any] = {name: tensors[name] for name in TENSORS[kind] if name in tensors}
     if kind is Trajectories:
         columns["step_indices"] = tuple(entry["step_indices"])
+    if "text/embedding" in tensors:
+        columns["text"] = TextEmbedding(
+            embedding=tensors["text/embedding"], pooled=tensors.get("text/pooled"), mask=tensors.get("text/mask")
+        )
     return kind(**columns)
 
 
@@ -131,6 +136,9 @@ def _tensors(batch: DumpedBatch) -> dict[str, torch.Tensor]:
     recorded = {name: getattr(batch.trajectories, name) for name in TENSORS[type(batch.trajectories)]}
     tensors = {name: tensor for name, tensor in recorded.items() if tensor is not None}
     tensors |= {"images": batch.images, "advantages": batch.advantages, "trust_weights": batch.trust_weights}
+    if (text := batch.trajectories.text) is not None:
+        parts = {f"text/{field.name}": getattr(text, field.name) for field in fields(TextEmbedding)}
+        tensors |= {name: part for name, part in parts.items() if part is not None}
     for reward, scores in batch.scores.items():
         columns = {field.name: getattr(scores, field.name) for field in fields(Scores)}
         tensors |= {f"scores/{reward}/{name}": column for name, column in columns.items() if column is not None}

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Selection = Literal["random", "uncertain"]
 Repeat = Annotated[float, typer.Option(min=0, max=1, help="Share of prompts shown twice to the same person.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Largest number of candidates, in whole prompts; default: all.")]
+Captions = Annotated[
+    Path | None,
+    typer.Option("--captions", help="JSON lines of file_name and text; default: .txt files beside the photographs."),
+]
 Earlier = Annotated[
     list[Path] | None,
     typer.Option("--earlier", help="Folder of earlier annotations, whose prompts come last; repeatable."),
@@ -24,6 +28,7 @@ Earlier = Annotated[
 def prompts(
     images: Annotated[Path, typer.Option("--images", help="Folder of photographs of any size.")],
     out: options.Out,
+    captions: Captions = None,
     split: Annotated[str | None, typer.Option(help="Split of all prompts; default: prompts.test_share.")] = None,
     config: options.Config = None,
     overrides: options.Overrides = None,
@@ -35,7 +40,7 @@ def prompts(
 
     options.save_config(resolved, out)
     with local_copy(images) as folder:
-        count = make_prompts(folder, out, resolved.prompts, seed=resolved.seed, split=split)
+        count = make_prompts(folder, out, resolved.prompts, seed=resolved.seed, split=split, captions=captions)
     print(f"{count} prompts in {out}")
 
 
@@ -57,8 +62,10 @@ def candidates(
     resolved = options.resolve_config(config, overrides)
     from rlhf.data.prompts import PromptTable
     from rlhf.diffusion.candidates import claim_folder, describe_origin, keep_prompts, make_candidates
+    from rlhf.diffusion.policy import check_guided_captions
 
     table = PromptTable(prompts, split=split)
+    check_guided_captions(resolved.model, table.captions)
     origin = describe_origin(resolved, prompts, policy, split=split, first_sample=first_sample)
     claim_folder(out, origin, overwrite=overwrite)
     options.save_config(resolved, out)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rlhf.config.align_config import AlignConfig
 from rlhf.config.cluster_config import ClusterConfig
@@ -18,6 +18,13 @@ def _ascending(values: tuple[float, float]) -> tuple[float, float]:
     if values[0] > values[1]:
         raise ValueError("the smaller share comes first")
     return values
+
+
+Guidance = Literal["none", "embedded", "true"]
+
+
+def _yaml_true(value: object) -> object:
+    return "true" if value is True else value
 
 
 def _hole_families() -> tuple[str, ...]:
@@ -38,8 +45,17 @@ class ModelConfig(Section):
     """Precision of the denoising network, in rollout, training and serving alike; `auto` is `bf16` on a GPU, else
     `fp32`. In `bf16` the frozen weights of its matrix products are held in bfloat16. Trained weights, their optimizer,
     latents, log-probs and KL are always fp32."""
-    guidance: NonNegative | None = None
-    """Scale that a guidance-distilled network (FLUX.1) is told; default: that of diffusers' pipeline."""
+    guidance: Annotated[Guidance, BeforeValidator(_yaml_true)] | None = None
+    """`none`; `embedded`, a constant that a guidance-distilled network (FLUX.1) is told; or `true`, a second pass with
+    `negative_caption`, combined by the rule of the model's class, in sampling and training alike. Default: `embedded`
+    for networks that are told a scale, else `none`."""
+    guidance_scale: NonNegative | None = None
+    """Scale of the guidance, as diffusers' class means it; default: that of the class."""
+    step_rule: Literal["ddim", "flow_sde", "dance"] = "ddim"
+    """Rule of the stochastic steps of flow-matching models: DDIM's, or for comparison Flow-GRPO's or DanceGRPO's, in
+    which `eta` means another scale; other models take `ddim`."""
+    negative_caption: str = ""
+    """Text that true guidance leads away from."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     """`auto` is PyTorch's SDPA; `xformers` needs CUDA and the extra `gpu`."""
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from rlhf.config.run_config import PromptsConfig
+from rlhf.data.captions import read_captions
 from rlhf.data.holes import draw_hole
 from rlhf.data.rows import PromptRow
 from rlhf.errors import UserError
@@ -44,7 +45,7 @@ class PromptFacts:
     hole: str
     split: str
     caption: str = ""
-    """Description of the image, for rewards that read text."""
+    """Description of the image, for networks and rewards that read text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +99,26 @@ class SkippedPhotograph(TypedDict):
     reason: str
 
 
-def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, split: str | None = None) -> int:
+def make_prompts(
+    images: Path,
+    out: Path,
+    config: PromptsConfig,
+    *,
+    seed: int,
+    split: str | None = None,
+    captions: Path | None = None,
+) -> int:
     """Cuts prompts from every readable photograph below `images` into `out/prompts.parquet`.
 
     `out/skipped.json` lists unreadable photographs. `split` names the split of all prompts; by default a share
-    `config.test_share` of the photographs is `test`. Returns the number of prompts. Raises UserError if no photograph
-    is readable.
+    `config.test_share` of the photographs is `test`. Captions are read by `read_captions` from the file `captions`, or
+    from texts beside the photographs. Returns the number of prompts. Raises UserError if no photograph, or a caption
+    not, is readable.
     """
     paths = list_photographs(images)
     if not paths:
         raise UserError(f"{images}: no photographs (PNG, JPEG, WebP, BMP, TIFF) there")
+    texts = read_captions(images, [str(path.relative_to(images)) for path in paths], captions)
     names: list[str] = []
     skipped: list[SkippedPhotograph] = []
     if not isinstance(out, UrlPath):
@@ -124,7 +135,8 @@ def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, s
                     skipped.append({"file": name, "reason": str(error)})
                     continue
                 names.append(name)
-                for row in _cut(photograph, name, images.resolve().name, split or "train", config, seed):
+                caption, source = texts.get(name, ""), images.resolve().name
+                for row in _cut(photograph, name, source, split or "train", config, seed, caption):
                     append(row)
         atomic_write_json(out / "skipped.json", skipped)
         if not names:
@@ -152,7 +164,7 @@ def _choose_tests(photographs: list[str], test_share: float, seed: int) -> set[s
 
 
 def _cut(
-    photograph: Image.Image, name: str, source: str, split: str, config: PromptsConfig, seed: int
+    photograph: Image.Image, name: str, source: str, split: str, config: PromptsConfig, seed: int, caption: str
 ) -> Iterator[PromptRow]:
     for index in range(config.crops_per_photograph):
         key = zlib.crc32(name.encode())
@@ -169,7 +181,7 @@ def _cut(
             "source": source,
             "photograph": name,
             "split": split,
-            "caption": "",
+            "caption": caption,
         }
 
 

@@ -1,9 +1,10 @@
 """A policy: a pipeline that inpaints, whose network acts. Loading, training parts, exporting."""
 
 import copy
-from collections.abc import Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from rlhf.config.devices import free_bytes, resolve_device, resolve_precision
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.family import ModelFamily, TextEmbedding
-from rlhf.diffusion.families.open_family import UNGUARDED, open_family, read_schedule
+from rlhf.diffusion.families.open_family import UNGUARDED, check_guidance, open_family, read_schedule
 from rlhf.diffusion.families.pipeline_folder import Part
 from rlhf.diffusion.policy_weights import merge_weights
 from rlhf.diffusion.precision import hold_frozen
@@ -22,6 +23,19 @@ from rlhf.storage.atomic_files import whole_folder
 from rlhf.storage.url_path import as_path, local_copy
 
 TINY = Path(__file__).parent / "builtin" / "tiny"
+
+
+KEPT_TEXTS = 64
+"""Captions whose embeddings a policy keeps in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrueGuidance:
+    """A second pass with a negative text."""
+
+    scale: float
+    """As the family's `guide` takes it."""
+    negative: TextEmbedding
 
 
 @dataclass(kw_only=True)
@@ -38,6 +52,12 @@ class Policy:
     version: int = 0
     merged: torch.nn.Module | None = None
     """The network with its adapters merged into its weights: faster, and the same up to rounding."""
+    guidance: TrueGuidance | None = None
+    """None: one pass."""
+    open_encoder: Callable[[], ModelFamily] | None = None
+    """Opens the text encoders, when a caption is first embedded; None: `family` has them."""
+    _encoder: ModelFamily | None = None
+    _texts: dict[str, TextEmbedding] = field(default_factory=dict)
 
     @property
     def network(self) -> Any:
@@ -49,20 +69,62 @@ class Policy:
         """Side of the square images that the network was made for."""
         return self.family.native_px
 
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """The network's output in float32, equal to the bit to what the learner computes; see `ModelFamily.predict`."""
-        return self.predict_with(self.network, latents, timestep, condition)
+    def embed(self, captions: Sequence[str]) -> TextEmbedding:
+        """One embedding if all captions are the same, else one for each; each distinct caption is encoded once."""
+        for caption in captions:
+            if caption not in self._texts:
+                self._texts[caption] = self._encode(caption) if caption else self.text
+        texts = [self._texts[caption] for caption in captions]
+        while len(self._texts) > KEPT_TEXTS:
+            del self._texts[next(iter(self._texts))]
+        return texts[0] if len(set(captions)) == 1 else TextEmbedding.join(texts)
 
-    def predict_untrained(self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def _encode(self, caption: str) -> TextEmbedding:
+        if self._encoder is None:
+            self._encoder = self.family if self.open_encoder is None else self.open_encoder()
+        return self._encoder.embed(caption)
+
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: torch.Tensor,
+        text: TextEmbedding | None = None,
+    ) -> torch.Tensor:
+        """The network's output in float32, equal to the bit to what the learner computes; see `ModelFamily.predict`.
+
+        Without `text` it is the empty text.
+        """
+        return self.predict_with(self.network, latents, timestep, condition, text)
+
+    def predict_untrained(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: torch.Tensor,
+        text: TextEmbedding | None = None,
+    ) -> torch.Tensor:
         """`predict` for steps without a ratio, whose rounding does not matter: by the merged network, if any."""
         network = self.network if self.merged is None else self.merged
-        return self.predict_with(network, latents, timestep, condition)
+        return self.predict_with(network, latents, timestep, condition, text)
 
     def predict_with(
-        self, network: torch.nn.Module, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor
+        self,
+        network: torch.nn.Module,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: torch.Tensor,
+        text: TextEmbedding | None = None,
     ) -> torch.Tensor:
-        """The output of another network of the same kind: an engine around it, or a copy."""
-        return self.family.predict(network, latents, timestep, condition, self.text, self.precision)
+        """The output of another network of the same kind (an engine around it, or a copy), guided if the policy is."""
+
+        def run(told: TextEmbedding) -> torch.Tensor:
+            return self.family.predict(network, latents, timestep, condition, told, self.precision)
+
+        positive = run(self.text if text is None else text)
+        if self.guidance is None:
+            return positive
+        return self.family.guide(positive, run(self.guidance.negative), self.guidance.scale)
 
 
 def resolve_model(path: str) -> str:
@@ -75,7 +137,24 @@ def plan_steps(config: ModelConfig, num_inference_steps: int) -> Schedule:
 
     Raises UserError if the model or its scheduler is of a class that is not supported.
     """
-    return read_schedule(as_path(resolve_model(config.path)), num_inference_steps)
+    return read_schedule(config, as_path(resolve_model(config.path)), num_inference_steps)
+
+
+def check_guided_captions(config: ModelConfig, captions: Mapping[str, str]) -> None:
+    """Raises UserError if guidance is true and one of the `captions`, by prompt id, is empty."""
+    for prompt_id, caption in captions.items() if config.guidance == "true" else ():
+        if not caption.strip():
+            raise UserError(
+                f"model.guidance: true guidance leads towards captions, but prompt {prompt_id} has none; "
+                "cut the prompts with --captions, or choose another guidance"
+            )
+
+
+def _guidance_of(config: ModelConfig, family: ModelFamily, encoder: ModelFamily) -> TrueGuidance | None:
+    scale = family.default_scale if config.guidance_scale is None else config.guidance_scale
+    if config.guidance != "true" or scale == family.unguided_scale:
+        return None
+    return TrueGuidance(scale=scale, negative=encoder.embed(config.negative_caption))
 
 
 def load_policy(
@@ -83,27 +162,33 @@ def load_policy(
 ) -> Policy:
     """Open `parts` of a pipeline (built in, folder or hub) and merge the policy folder `adapter`, if any, into it.
 
-    Without `Part.TEXT`, the text encoders are opened alone for the empty text, and dropped before anything else is
-    loaded. The network is held in the configured precision, or in float32 if it `is_trained_whole`. Raises UserError
+    Without `Part.TEXT`, the text encoders are opened alone for the empty and the negative text, and dropped when the
+    rest is there; a caption opens them again. The network is held in the configured precision, or in float32 if it `is_trained_whole`. Raises UserError
     if a folder is incomplete, damaged or of another kind.
     """
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     place = as_path(resolve_model(config.path))
+    check_guidance(config, place)
     with local_copy(place) if Part.TEXT not in parts else nullcontext(place) as local:
-        text = None if Part.TEXT in parts else open_family(config, local, device, {Part.TEXT}).embed("")
+        encoder = None if Part.TEXT in parts else open_family(config, local, device, {Part.TEXT})
         family = open_family(config, local, device, parts)
+    encoder = encoder or family
+    text, guidance = encoder.embed(""), _guidance_of(config, family, encoder)
+    del encoder
     version = merge_weights(family, adapter) if adapter is not None else 0
     if Part.NETWORK in parts:
         hold_frozen(family.network, "fp32" if is_trained_whole else precision)
         family.network.to(device)
     return Policy(
         family=family,
-        text=family.embed("") if text is None else text,
+        text=text,
         device=device,
         precision=precision,
         name=config.path if adapter is None else str(adapter),
         version=version,
+        guidance=guidance,
+        open_encoder=None if Part.TEXT in parts else partial(open_family, config, place, device, {Part.TEXT}),
     )
 
 

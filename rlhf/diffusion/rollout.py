@@ -7,7 +7,7 @@ import torch
 
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite
-from rlhf.diffusion.families.family import cells_of
+from rlhf.diffusion.families.family import TextEmbedding, cells_of
 from rlhf.diffusion.noise import generator_of, noise_like
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.steps.step_rule import Schedule, Transition, transition_log_prob
@@ -34,7 +34,8 @@ def rollout(
     """
     samples = len(sample_indices)
     condition, latent_mask = policy.family.encode_prompts(prompts)
-    denoiser = _Denoiser(policy, plan, cells_of(condition))
+    text = policy.embed([prompt.caption for prompt in prompts])
+    denoiser = _Denoiser(policy, plan, cells_of(condition), text)
     latents, start, first = _run_shared_prefix(denoiser, prompts, condition, sample_indices, seed_key)
     condition = condition.repeat_interleave(samples, dim=0)
     latent_mask = torch.ones_like(latent_mask) if plan.log_prob_over == "all" else latent_mask
@@ -54,7 +55,7 @@ def rollout(
         latents = denoiser.keep_known(next_latents, condition, start, step)
     latents = finish_known(latents, policy.family.known_latents(condition))
     finished = (latents, condition, latent_mask)
-    recording = _noise_again(denoiser, *finished, keys) if plan.noised_steps else _record(kept, *finished, plan)
+    recording = _noise_again(denoiser, *finished, keys) if plan.noised_steps else _record(kept, *finished, denoiser)
     painted = _decode(policy, prompts, latents, keys)
     return Rollout(images=painted, trajectories=recording, forward_images=denoiser.forward_images)
 
@@ -79,7 +80,7 @@ def _record(
     latents: torch.Tensor,
     condition: torch.Tensor,
     latent_mask: torch.Tensor,
-    plan: RolloutPlan,
+    denoiser: "_Denoiser",
 ) -> Trajectories:
     """The records of the trained steps, in their order; `latents` are those at the end."""
 
@@ -92,16 +93,17 @@ def _record(
         latents=stack(0, latents),
         next_latents=stack(1, latents),
         old_log_prob=stack(2, latents[:, 0, 0, 0]),
-        step_indices=plan.trained_steps,
-        old_mean=stack(3, latents) if plan.keeps_means else None,
+        step_indices=denoiser.plan.trained_steps,
+        old_mean=stack(3, latents) if denoiser.plan.keeps_means else None,
+        text=denoiser.text.to("cpu"),
     )
 
 
 class _Denoiser:
     """Takes the steps of a plan one by one; remembers the last prediction, and counts images through the network."""
 
-    def __init__(self, policy: Policy, plan: RolloutPlan, cells: tuple[int, int]) -> None:
-        self.policy, self.plan = policy, plan
+    def __init__(self, policy: Policy, plan: RolloutPlan, cells: tuple[int, int], text: TextEmbedding) -> None:
+        self.policy, self.plan, self.text = policy, plan, text
         self.schedule: Schedule = policy.family.schedule(plan.num_inference_steps, cells).skip_to(plan.steps)
         self.forward_images = 0
         self._previous: tuple[int, torch.Tensor] | None = None
@@ -112,7 +114,7 @@ class _Denoiser:
         """The network's output for latents [B, C, h, w] at times [B]."""
         self.forward_images += len(latents)
         run = self.policy.predict if is_trained else self.policy.predict_untrained
-        return run(latents, timestep, condition)
+        return run(latents, timestep, condition, self.text)
 
     def step(self, latents: torch.Tensor, step: int, condition: torch.Tensor, eta: float) -> Transition:
         """The transition from latents at position `step`; of second order if the plan says so."""
@@ -157,6 +159,7 @@ def _noise_again(
         latents=torch.stack(latents).cpu(),
         steps=steps,
         old_prediction=torch.stack(predictions).cpu(),
+        text=denoiser.text.to("cpu"),
     )
 
 

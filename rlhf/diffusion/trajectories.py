@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from rlhf.diffusion.families.family import TextEmbedding
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutPlan:
@@ -56,6 +58,8 @@ class Trajectories:
     """[K]: positions of the trained steps in the schedule."""
     old_mean: "torch.Tensor | None" = None
     """float32 [K, B, C, h, w]: means of the Gaussians that `next_latents` were drawn from, if the plan keeps them."""
+    text: "TextEmbedding | None" = None
+    """One for all samples, or one for each prompt; None: the empty text."""
 
     def steps_at(self, k: int) -> "torch.Tensor":
         """int64 [B], on the CPU: positions in the schedule of the k-th trained step."""
@@ -81,6 +85,8 @@ class NoisedSamples:
     old_prediction: "torch.Tensor | None"
     """float32 [K, B, C, h, w]: the network's predictions for them, with the weights that sampled; None for samples
     that no policy of this run made."""
+    text: "TextEmbedding | None" = None
+    """As in `Trajectories`."""
 
     def steps_at(self, k: int) -> "torch.Tensor":
         """int64 [B], on the CPU: positions in the schedule of the k-th noising."""

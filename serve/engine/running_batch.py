@@ -147,7 +147,7 @@ def _predict(
     condition = torch.cat([one.condition for one in group])
     owners = [one for one in group for _ in one.job.sample_indices]
     scales = [one.job.guidance_scale for one in owners]
-    guided = [i for i, scale in enumerate(scales) if scale not in (None, 1.0)]
+    guided = [i for i, scale in enumerate(scales) if scale not in (None, cache.base.family.unguided_scale)]
     rows = torch.tensor([*range(len(owners)), *guided], device=latents.device)
     adapters = [owners[int(i)].policy.adapter for i in rows]
     texts = [one.text for one in owners] + [cache.base.text] * len(guided)
@@ -156,7 +156,8 @@ def _predict(
     towards, away = output[: len(owners)], output[len(owners) :]
     if guided:
         scale = output.new_tensor([float(scales[i] or 0.0) for i in guided]).view(-1, 1, 1, 1)
-        towards = towards.index_copy(0, rows[len(owners) :], away + scale * (towards[guided] - away))
+        led = cache.base.family.guide(towards[guided], away, scale)
+        towards = towards.index_copy(0, rows[len(owners) :], led)
     return towards
 
 

@@ -49,12 +49,27 @@ class TextEmbedding:
         return torch.ones(self.embedding.shape[:2], dtype=torch.bool, device=self.embedding.device)
 
     def expand(self, count: int) -> "TextEmbedding":
-        """One for each of `count` images."""
-        return TextEmbedding(
-            embedding=self.embedding.expand(count, -1, -1),
-            pooled=None if self.pooled is None else self.pooled.expand(count, -1),
-            mask=None if self.mask is None else self.mask.expand(count, -1),
-        )
+        """One for each of `count` images, of which each text has equally many, one after another."""
+        parts = (self.embedding, self.pooled, self.mask)
+        rows = len(self.embedding)
+        if rows == 1:
+            embedding, pooled, mask = (None if part is None else part.expand(count, *part.shape[1:]) for part in parts)
+        else:
+            embedding, pooled, mask = (
+                None if part is None else part.repeat_interleave(count // rows, dim=0) for part in parts
+            )
+        assert embedding is not None
+        return TextEmbedding(embedding=embedding, pooled=pooled, mask=mask)
+
+    def to(self, device: torch.device | str) -> "TextEmbedding":
+        """The same on a device."""
+        pooled, mask = (None if part is None else part.to(device) for part in (self.pooled, self.mask))
+        return TextEmbedding(embedding=self.embedding.to(device), pooled=pooled, mask=mask)
+
+
+def guide(positive: torch.Tensor, negative: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+    """Classifier-free guidance (arXiv:2207.12598, eq. 6) of predictions [B, C, h, w] with two texts; 1 is none."""
+    return negative + scale * (positive - negative)
 
 
 def cells_of(latents: torch.Tensor) -> tuple[int, int]:
@@ -93,6 +108,10 @@ class ModelFamily(Protocol):
     """Names of the network's modules that get an adapter by default."""
     network: Any
     """The module that predicts, a diffusers model; another of the same kind may take its place."""
+    default_scale: float
+    """Scale of guidance by which the pipeline's class paints by default."""
+    unguided_scale: float
+    """Scale that means no guidance."""
 
     @property
     def device(self) -> torch.device:
@@ -152,6 +171,9 @@ class ModelFamily(Protocol):
         [B, K, h, w].
         `precision` is `fp32` or `bf16`, of the matrix products. Returns float32 [B, C, h, w].
         """
+
+    def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+        """Guidance by the rule of the pipeline's class, of predictions [B, C, h, w] with two texts."""
 
     def find_unsafe(self, pixels: "np.ndarray") -> list[bool]:
         """Verdicts of the pipeline's own safety checker on images, uint8 [B, H, W, 3]; empty if it has none."""

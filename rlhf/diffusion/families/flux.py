@@ -55,13 +55,14 @@ class Flux(TransformerFamily):
     """What FLUX.1's pipelines have in common; a `ModelFamily` but for the condition."""
 
     lora_targets = LORA_TARGETS
-    default_guidance: float
-    """Default scale of the pipeline's class, which a guidance-distilled network is told."""
+    default_scale = 1.0
+    default_told: float
+    """Scale that a guidance-distilled network is told by default."""
 
-    def __init__(self, pipeline: "FluxFillPipeline | FluxInpaintPipeline", guidance: float | None = None) -> None:
-        """Wrap a pipeline; `guidance` takes the place of the default scale."""
+    def __init__(self, pipeline: "FluxFillPipeline | FluxInpaintPipeline", told: float | None = None) -> None:
+        """Wrap a pipeline; `told` takes the place of the default."""
         super().__init__(pipeline)
-        self._guidance = self.default_guidance if guidance is None else guidance
+        self._told = self.default_told if told is None else told
 
     @torch.no_grad()
     def embed(self, text: str) -> TextEmbedding:
@@ -74,7 +75,7 @@ class Flux(TransformerFamily):
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
 
-    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
+    def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
         """The levels of the pipeline's own scheduler; a dynamic shift depends on the number of tokens."""
         return evenly_shifted(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
 
@@ -94,7 +95,7 @@ class Flux(TransformerFamily):
         rows, columns = height // self.patch, width // self.patch
         positions = self.pipeline._prepare_latent_image_ids(count, rows, columns, latents.device, latents.dtype)
         is_told = self.network.config.guidance_embeds
-        guidance = torch.full((count,), self._guidance, device=latents.device) if is_told else None
+        guidance = torch.full((count,), self._told, device=latents.device) if is_told else None
         with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             output = network(
                 hidden_states=tokens,
@@ -112,7 +113,7 @@ class Flux(TransformerFamily):
 class FluxFill(Flux):
     """The `ModelFamily` of FluxFillPipeline. Condition: masked-image latents, then each cell's f x f mask pixels."""
 
-    default_guidance = 30.0
+    default_told = 30.0
 
     @torch.no_grad()
     def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,7 +139,7 @@ class FluxFill(Flux):
 class FluxBlend(Blending, Flux):
     """The `ModelFamily` of FluxInpaintPipeline."""
 
-    default_guidance = 7.0
+    default_told = 7.0
 
 
 def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts: Set[Part]) -> FluxFill | FluxBlend:
@@ -146,7 +147,7 @@ def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts:
     index, is_fill = read_index(place, CLASSES, PARTS), _reads_mask(place)
     kind = "FluxFillPipeline" if is_fill else "FluxInpaintPipeline"
     pipeline = load_pipeline(kind, config, place, index, NETWORKS, device, parts)
-    return (FluxFill if is_fill else FluxBlend)(pipeline, config.guidance)
+    return (FluxFill if is_fill else FluxBlend)(pipeline, None if config.guidance == "true" else config.guidance_scale)
 
 
 def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
@@ -157,6 +158,15 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     vae = read_part_config(place, "vae", "config.json")
     cells = int(vae["sample_size"]) // 2 ** (len(vae["block_out_channels"]) - 1)
     return evenly_shifted(scheduler, num_inference_steps, tokens=(cells // Flux.patch) ** 2)
+
+
+def guidance_kinds(place: Path) -> tuple[str, ...]:
+    """Values of `model.guidance` that a pipeline takes, its default first.
+
+    True guidance is a further one of the text-to-image class, with the default told to a distilled network.
+    """
+    is_told = read_part_config(place, "transformer", "config.json").get("guidance_embeds")
+    return ("embedded" if is_told else "none", *(() if _reads_mask(place) else ("true",)))
 
 
 def network_on_meta(place: Path) -> "FluxTransformer2DModel":

@@ -15,7 +15,14 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of, in_parts
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
+from rlhf.diffusion.families.pipeline_folder import (
+    INDEX,
+    Part,
+    check_channels,
+    load_pipeline,
+    read_index,
+    read_part_config,
+)
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
@@ -52,6 +59,7 @@ class Flux2Klein(Blending, TransformerFamily):
     """The `ModelFamily` of Flux2KleinInpaintPipeline. A mask is fractional: resized to cells linearly."""
 
     lora_targets = LORA_TARGETS
+    default_scale = 8.0
     patch = 1
     resizing = "bilinear"
 
@@ -91,7 +99,7 @@ class Flux2Klein(Blending, TransformerFamily):
         """See `ModelFamily`."""
         return FOLD**2 * self.pipeline.vae.config.latent_channels, height, width
 
-    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
+    def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
         """The levels of the pipeline's own scheduler, with the class's own dynamic shift."""
         return _schedule(self.pipeline.scheduler, num_inference_steps, self.count_tokens(cells))
 
@@ -138,6 +146,11 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     vae = read_part_config(place, "vae", "config.json")
     side = int(vae["sample_size"]) // (FOLD * 2 ** (len(vae["block_out_channels"]) - 1))
     return _schedule(read_flow_scheduler(place), num_inference_steps, side**2)
+
+
+def guidance_kinds(place: Path) -> tuple[str, ...]:
+    """Values of `model.guidance` that a pipeline takes, its default first."""
+    return ("none",) if read_part_config(place, INDEX).get("is_distilled") else ("none", "true")
 
 
 def network_on_meta(place: Path) -> "Flux2Transformer2DModel":

@@ -1,6 +1,7 @@
 """Which family a pipeline belongs to, by the class that its folder names."""
 
 from collections.abc import Set
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,10 @@ import torch
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.pipeline_folder import Part, read_class
+from rlhf.diffusion.families.transformer import TransformerFamily
+from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.diffusion.steps.step_rule import Schedule
+from rlhf.errors import UserError
 
 if TYPE_CHECKING:
     from rlhf.diffusion.families.family import ModelFamily
@@ -33,7 +37,7 @@ MODULES = {
 }
 """Module of this folder by the pipeline's class in `model_index.json`.
 
-Each module has `open_pipeline`, `read_schedule`, `network_on_meta` and `LORA_TARGETS`.
+Each module has `open_pipeline`, `read_schedule`, `guidance_kinds`, `network_on_meta` and `LORA_TARGETS`.
 """
 UNGUARDED = frozenset(Part) - {Part.SAFETY_CHECKER}
 """All parts but the safety checker: training judges images by the reward alone."""
@@ -50,16 +54,36 @@ def open_family(config: ModelConfig, place: Path, device: torch.device, parts: S
     without memory. Raises UserError if the pipeline is incomplete, damaged, or of a class that is not supported.
     """
     family: ModelFamily = _module_of(place).open_pipeline(config, place, device, parts)
+    if isinstance(family, TransformerFamily):
+        family.rule = config.step_rule
     return family
 
 
-def read_schedule(place: Path, num_inference_steps: int) -> Schedule:
+def read_schedule(config: ModelConfig, place: Path, num_inference_steps: int) -> Schedule:
     """The steps of a pipeline at its native size, from its configuration alone.
 
-    Raises UserError if the pipeline's class, a part of it or its scheduler is not supported.
+    Raises UserError if the pipeline's class, a part of it or its scheduler is not supported, or does not take the
+    configured guidance or step rule.
     """
+    check_guidance(config, place)
     schedule: Schedule = _module_of(place).read_schedule(place, num_inference_steps)
+    if isinstance(schedule, FlowSchedule):
+        return replace(schedule, rule=config.step_rule)
+    if config.step_rule != "ddim":
+        raise UserError(f"model.step_rule: {config.step_rule} is for flow matching, which {place} is not; use ddim")
     return schedule
+
+
+def check_guidance(config: ModelConfig, place: Path) -> None:
+    """Raises UserError if the pipeline at `place` does not take the configured guidance."""
+    kinds: tuple[str, ...] = _module_of(place).guidance_kinds(place)
+    chosen = config.guidance or kinds[0]
+    if chosen not in kinds:
+        raise UserError(f"model.guidance: {chosen} is not for {place}, which takes {' or '.join(kinds)}; choose one")
+    if config.guidance_scale is not None and chosen == "none":
+        raise UserError("model.guidance_scale: nothing reads it without guidance; set model.guidance, or remove it")
+    if config.negative_caption and chosen != "true":
+        raise UserError("model.negative_caption: only true guidance reads it; set model.guidance true, or remove it")
 
 
 def network_on_meta(place: Path) -> Any:

@@ -12,7 +12,7 @@ import torch
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import in_parts
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, cells_of
+from rlhf.diffusion.families.family import TextEmbedding, cells_of, guide
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
@@ -47,6 +47,7 @@ class QwenImage(Blending, TransformerFamily):
     """The `ModelFamily` of QwenImageInpaintPipeline."""
 
     lora_targets = LORA_TARGETS
+    default_scale = 4.0
     native_cells = NATIVE_CELLS
 
     @property
@@ -85,7 +86,7 @@ class QwenImage(Blending, TransformerFamily):
         """See `ModelFamily`."""
         return self.pipeline.vae.config.z_dim, height, width
 
-    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
+    def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
         """The levels of the pipeline's own scheduler; its dynamic shift depends on the number of tokens."""
         return evenly_shifted(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
 
@@ -112,6 +113,12 @@ class QwenImage(Blending, TransformerFamily):
             )[0]
         return unpack(output.float(), cells)
 
+    def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+        """Each token keeps the norm of its positive prediction."""
+        wanted, guided = pack(positive), pack(guide(positive, negative, scale))
+        ratio = wanted.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+        return unpack(guided * ratio, cells_of(positive))
+
 
 def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts: Set[Part]) -> QwenImage:
     """Open a pipeline of Qwen-Image; see `open_family`. A text-to-image pipeline inpaints by blending."""
@@ -126,6 +133,11 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     _check_network(place)
     tokens = (NATIVE_CELLS // QwenImage.patch) ** 2
     return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=tokens)
+
+
+def guidance_kinds(place: Path) -> tuple[str, ...]:
+    """Values of `model.guidance` that a pipeline takes, its default first."""
+    return ("none", "true")
 
 
 def network_on_meta(place: Path) -> "QwenImageTransformer2DModel":

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import decode, encode
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, stack_prompts
+from rlhf.diffusion.families.family import TextEmbedding, guide, stack_prompts
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.steps.ddim import DDIMSchedule, make_schedule
 from rlhf.errors import UserError
@@ -43,6 +43,8 @@ class StableDiffusion:
     """A `ModelFamily`. SDXL's pipeline has another class, a second text encoder and a size conditioning."""
 
     network_name = "unet"
+    unguided_scale = 1.0
+    default_scale = 7.5
     lora_targets = LORA_TARGETS
 
     def __init__(self, pipeline: "StableDiffusionInpaintPipeline", scheduler: "DDIMScheduler") -> None:
@@ -159,16 +161,21 @@ class StableDiffusion:
     def text_inputs(self, text: TextEmbedding, latents: torch.Tensor) -> dict[str, Any]:
         """Keyword arguments of the UNet for each of the B latents."""
         count, _, height, width = latents.shape
-        inputs: dict[str, Any] = {"encoder_hidden_states": text.embedding.expand(count, -1, -1)}
+        text = text.expand(count)
+        inputs: dict[str, Any] = {"encoder_hidden_states": text.embedding}
         if text.pooled is not None:
             size = [side * self.pipeline.vae_scale_factor for side in (height, width)]
             # SDXL's size conditioning (arXiv:2307.01952, section 2.2): original size, crop's corner, target size.
             time_ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=latents.device)
             inputs["added_cond_kwargs"] = {
-                "text_embeds": text.pooled.expand(count, -1),
+                "text_embeds": text.pooled,
                 "time_ids": time_ids.expand(count, -1),
             }
         return inputs
+
+    def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+        """See `ModelFamily`."""
+        return guide(positive, negative, scale)
 
     def find_unsafe(self, pixels: np.ndarray) -> list[bool]:
         """See `ModelFamily`."""
@@ -228,6 +235,11 @@ def _set_attention(pipeline: "StableDiffusionInpaintPipeline", choice: str, devi
         pipeline.unet.enable_xformers_memory_efficient_attention()
     except ModuleNotFoundError as error:
         raise UserError("model.attention: xformers is not installed; pip install 'prefpaint-ray[gpu]'") from error
+
+
+def guidance_kinds(place: Path) -> tuple[str, ...]:
+    """Values of `model.guidance` that a pipeline takes, its default first."""
+    return ("none", "true")
 
 
 def network_on_meta(place: Path) -> "UNet2DConditionModel":

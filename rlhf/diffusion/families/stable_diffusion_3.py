@@ -41,6 +41,7 @@ class StableDiffusion3(TransformerFamily):
     """What both layouts have in common. The networks predict the velocity of flow matching."""
 
     lora_targets = LORA_TARGETS
+    default_scale = 7.0
 
     @property
     def patch(self) -> int:  # type: ignore[override]
@@ -60,7 +61,7 @@ class StableDiffusion3(TransformerFamily):
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
 
-    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
+    def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
         """The levels that the pipeline's own scheduler spaces and shifts."""
         return make_flow_schedule(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
 
@@ -130,6 +131,11 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     network = read_part_config(place, "transformer", "config.json")
     tokens = (int(network["sample_size"]) // int(network["patch_size"])) ** 2
     return make_flow_schedule(scheduler, num_inference_steps, tokens=tokens)
+
+
+def guidance_kinds(place: Path) -> tuple[str, ...]:
+    """Values of `model.guidance` that a pipeline takes, its default first."""
+    return ("none", "true")
 
 
 def network_on_meta(place: Path) -> "SD3Transformer2DModel":

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.diffusion.families.autoencoder import decode, encode, factor_of
-from rlhf.diffusion.families.family import stack_prompts
+from rlhf.diffusion.families.family import guide, stack_prompts
 from rlhf.diffusion.families.pipeline_folder import read_part_config
-from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
+from rlhf.diffusion.steps.flow_matching import FlowRule, FlowSchedule, make_flow_schedule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +33,10 @@ class TransformerFamily(ABC):
     """A `ModelFamily` but for text, condition, schedule and forward pass."""
 
     network_name = "transformer"
+    rule: FlowRule = "ddim"
+    """Rule of the stochastic steps."""
+    unguided_scale = 1.0
+    default_scale: float
     lora_targets: tuple[str, ...]
     patch = 2
     """Latent cells on the side of a token."""
@@ -73,6 +78,14 @@ class TransformerFamily(ABC):
         return stack_prompts(prompts, self.patch * self.factor, self.device)
 
     @abstractmethod
+    def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
+        """The noise levels of `schedule`."""
+
+    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
+        """The noise levels of the pipeline's own scheduler, with the step rule `rule`."""
+        return replace(self.levels(num_inference_steps, cells), rule=self.rule)
+
+    @abstractmethod
     def inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Channels [B, K, h, w] that the network reads, before they are packed."""
 
@@ -91,6 +104,10 @@ class TransformerFamily(ABC):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """See `ModelFamily`."""
         return self.pipeline.vae.config.latent_channels, height, width
+
+    def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+        """See `ModelFamily`."""
+        return guide(positive, negative, scale)
 
     def find_unsafe(self, pixels: "np.ndarray") -> list[bool]:
         """These pipelines have no safety checker."""

@@ -42,6 +42,8 @@ class ZImage(Blending, TransformerFamily):
     """The `ModelFamily` of ZImageInpaintPipeline."""
 
     lora_targets = LORA_TARGETS
+    default_scale = 5.0
+    unguided_scale = 0.0
 
     @torch.no_grad()
     def embed(self, text: str) -> TextEmbedding:
@@ -49,7 +51,7 @@ class ZImage(Blending, TransformerFamily):
         (embedding,), _ = self.pipeline.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
         return TextEmbedding(embedding=embedding.float()[None], pooled=None)
 
-    def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
+    def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
         """The levels of the pipeline's own scheduler; a dynamic shift depends on the number of tokens."""
         return evenly_shifted(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
 
@@ -71,6 +73,10 @@ class ZImage(Blending, TransformerFamily):
             )[0]
         return -torch.stack(list(output))[:, :, 0].float()
 
+    def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+        """Counted from the positive prediction: 0 is no guidance."""
+        return positive + scale * (positive - negative)
+
 
 def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts: Set[Part]) -> ZImage:
     """Open a pipeline of Z-Image; see `open_family`. A text-to-image pipeline inpaints by blending."""
@@ -86,6 +92,11 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     vae = read_part_config(place, "vae", "config.json")
     cells = int(vae["sample_size"]) // 2 ** (len(vae["block_out_channels"]) - 1)
     return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=(cells // ZImage.patch) ** 2)
+
+
+def guidance_kinds(place: Path) -> tuple[str, ...]:
+    """Values of `model.guidance` that a pipeline takes, its default first."""
+    return ("none", "true")
 
 
 def network_on_meta(place: Path) -> "ZImageTransformer2DModel":

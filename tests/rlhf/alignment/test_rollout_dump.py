@@ -8,11 +8,15 @@ import torch
 from small_parts import small_config
 
 from rlhf.alignment.rollout_dump import TENSORS, DumpedBatch, RolloutDump
+from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.trajectories import Trajectories
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 
 ABOUT = {"checksum": "abc", "metrics": {"reward": 0.1 + 0.2, "reward_std_in_group": float("nan")}}
+TEXT = TextEmbedding(
+    embedding=torch.randn(2, 3, 4), pooled=None, mask=torch.tensor([[True, True, True], [True, False, False]])
+)
 
 
 def batches(count: int = 2) -> list[DumpedBatch]:
@@ -25,7 +29,7 @@ def batches(count: int = 2) -> list[DumpedBatch]:
     return [
         DumpedBatch(
             prompt_ids=("p0", f"p{i}"),
-            trajectories=Trajectories(**tensors, step_indices=(1, 3)),
+            trajectories=Trajectories(**tensors, step_indices=(1, 3), text=TEXT),
             images=torch.full((4, 3, 2, 2), i, dtype=torch.uint8),
             advantages=shared[i],
             trust_weights=shared[i],
@@ -44,6 +48,10 @@ def test_an_update_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert ours.trajectories.step_indices == (1, 3)
         for name in TENSORS[Trajectories]:
             assert torch.equal(getattr(ours.trajectories, name), getattr(theirs.trajectories, name))
+        assert ours.trajectories.text is not None
+        assert torch.equal(ours.trajectories.text.embedding, TEXT.embedding)
+        assert ours.trajectories.text.pooled is None
+        assert torch.equal(ours.trajectories.text.counted(), TEXT.counted())
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.advantages, theirs.advantages)
         assert ours.scores.keys() == theirs.scores.keys() == {"model", "a/b"}

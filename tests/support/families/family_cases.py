@@ -22,6 +22,8 @@ from rlhf.diffusion.families.stable_diffusion import StableDiffusion, StableDiff
 from rlhf.diffusion.families.stable_diffusion_3 import StableDiffusion3Blend, StableDiffusion3Fill
 from rlhf.diffusion.families.z_image import ZImage
 
+SCALE, NEGATIVE = 3.0, "a dog"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyCase:
@@ -33,6 +35,8 @@ class FamilyCase:
     """The family around it."""
     call: Mapping[str, object] = field(default_factory=dict)
     """Arguments of the class beside prompt, image, mask, size, steps and noise."""
+    guided: Mapping[str, object] | None = None
+    """Arguments with which the class guides by a second pass, on the scale `SCALE` and from `NEGATIVE`."""
     is_decoded: bool = True
     """Whether the class decodes rightly; else latents are compared."""
 
@@ -42,6 +46,7 @@ def _diffusion(build: Callable[..., Any], kind: type[StableDiffusion], in_channe
         build=lambda: build(in_channels=in_channels),
         wrap=lambda pipeline: kind(pipeline, pipeline.scheduler),
         call={"guidance_scale": 1.0},
+        guided={"guidance_scale": SCALE, "negative_prompt": NEGATIVE},
     )
 
 
@@ -52,27 +57,39 @@ CASES = {
     "StableDiffusionXLBlend": _diffusion(small_xl_pipeline, StableDiffusionBlend, 4),
     "FluxFill": FamilyCase(
         build=small_fill_pipeline,
-        wrap=lambda pipeline: FluxFill(pipeline, guidance=7.5),
+        wrap=lambda pipeline: FluxFill(pipeline, told=7.5),
         call={"guidance_scale": 7.5, "max_sequence_length": TEXT_TOKENS},
     ),
     "FluxBlend": FamilyCase(
         build=small_flux_inpaint_pipeline,
-        wrap=lambda pipeline: FluxBlend(pipeline, guidance=7.5),
+        wrap=lambda pipeline: FluxBlend(pipeline, told=7.5),
+        guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE},
         call={"guidance_scale": 7.5, "max_sequence_length": TEXT_TOKENS},
     ),
     "StableDiffusion3Fill": FamilyCase(
         build=lambda: small_sd3_pipeline(in_channels=33),
         wrap=StableDiffusion3Fill,
         call={"guidance_scale": 1.0},
+        guided={"guidance_scale": SCALE, "negative_prompt": NEGATIVE},
         is_decoded=False,
     ),
     "StableDiffusion3Blend": FamilyCase(
         build=lambda: small_sd3_pipeline(in_channels=16),
         wrap=StableDiffusion3Blend,
         call={"guidance_scale": 1.0},
+        guided={"guidance_scale": SCALE, "negative_prompt": NEGATIVE},
         is_decoded=False,
     ),
-    "Flux2Klein": FamilyCase(build=small_klein_pipeline, wrap=Flux2Klein, call={"guidance_scale": 1.0}),
-    "QwenImage": FamilyCase(build=small_qwen_image_pipeline, wrap=QwenImage),
-    "ZImage": FamilyCase(build=small_z_image_pipeline, wrap=ZImage, call={"guidance_scale": 0.0}),
+    "Flux2Klein": FamilyCase(
+        build=small_klein_pipeline, wrap=Flux2Klein, call={"guidance_scale": 1.0}, guided={"guidance_scale": SCALE}
+    ),
+    "QwenImage": FamilyCase(
+        build=small_qwen_image_pipeline, wrap=QwenImage, guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE}
+    ),
+    "ZImage": FamilyCase(
+        build=small_z_image_pipeline,
+        wrap=ZImage,
+        call={"guidance_scale": 0.0},
+        guided={"guidance_scale": SCALE, "negative_prompt": NEGATIVE},
+    ),
 }

@@ -11,7 +11,8 @@ from PIL import Image
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.denoising import denoise, finish_known, keep_known
 from rlhf.diffusion.families.blending import extend_into_hole
-from rlhf.diffusion.families.family import ModelFamily, TextEmbedding, cells_of
+from rlhf.diffusion.families.family import ModelFamily, cells_of
+from rlhf.diffusion.policy import Policy, TrueGuidance
 
 SIZES = [(64, 64), (64, 96), (96, 64), (48, 80), (80, 48), (112, 64), (16, 32), (128, 48), (64, 128), (96, 96)]
 """Widths and heights in pixels."""
@@ -31,22 +32,31 @@ def prompt_of(width: int, height: int, seed: int, *, is_soft: bool = False) -> P
 
 
 @torch.no_grad()
-def paint(family: ModelFamily, prompt: Prompt, noise: torch.Tensor, text: str, steps: int) -> torch.Tensor:
+def paint(policy: Policy, prompt: Prompt, noise: torch.Tensor, text: str, steps: int) -> torch.Tensor:
     """Finished latents by a rollout's own steps, without noise: [1, C, h, w]."""
+    family = policy.family
     condition, _ = family.encode_prompts([prompt])
-    schedule, embedding = family.schedule(steps, cells_of(condition)), family.embed(text)
-    known, latents = family.known_latents(condition), noise
+    schedule, known = family.schedule(steps, cells_of(condition)), family.known_latents(condition)
+    predict, latents = partial(policy.predict, condition=condition, text=policy.embed([text])), noise
     for step in range(steps):
         index = torch.tensor([step])
-        predict = partial(predict_for, family, condition, embedding)
         latents = keep_known(denoise(predict, latents, index, schedule).mean, known, noise, schedule, index)
     return finish_known(latents, known)
 
 
-def predict_for(
-    family: ModelFamily, condition: torch.Tensor, text: TextEmbedding, latents: torch.Tensor, time: torch.Tensor
-) -> torch.Tensor:
-    return family.predict(family.network, latents, time, condition, text, "fp32")
+def policy_of(family: ModelFamily, guidance: TrueGuidance | None = None) -> Policy:
+    """A policy that samples with the family's own network, frozen."""
+    for part in family.pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    return Policy(
+        family=family,
+        text=family.embed(""),
+        device=torch.device("cpu"),
+        precision="fp32",
+        name="small",
+        guidance=guidance,
+    )
 
 
 @torch.no_grad()
@@ -56,7 +66,9 @@ def noise_for(family: ModelFamily, prompt: Prompt, seed: int) -> torch.Tensor:
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def paint_by_class(case: FamilyCase, pipeline: Any, prompt: Prompt, text: str, steps: int, seed: int) -> torch.Tensor:
+def paint_by_class(
+    case: FamilyCase, pipeline: Any, prompt: Prompt, text: str, steps: int, seed: int, **further: object
+) -> torch.Tensor:
     """What the pipeline's own class paints on that noise, with the image that the family encodes.
 
     Images [1, 3, H, W] from 0 to 1, or finished latents where the class decodes wrongly.
@@ -74,7 +86,7 @@ def paint_by_class(case: FamilyCase, pipeline: Any, prompt: Prompt, text: str, s
         num_inference_steps=steps,
         generator=torch.Generator().manual_seed(seed),
         output_type="pt" if case.is_decoded else "latent",
-        **{"strength": 1.0} | case.call,
+        **{"strength": 1.0} | case.call | further,
     ).images
     return painted
 

@@ -121,7 +121,7 @@ def small_z_image_pipeline() -> ZImageInpaintPipeline:
     return pipeline
 
 
-def small_klein_pipeline() -> Flux2KleinInpaintPipeline:
+def small_klein_pipeline(*, is_distilled: bool = False) -> Flux2KleinInpaintPipeline:
     """FLUX.2 klein: the text encoder's layers 9, 18 and 27, and statistics of the batch norm that are not trivial."""
     torch.manual_seed(0)
     vae = AutoencoderKLFlux2(
@@ -148,6 +148,7 @@ def small_klein_pipeline() -> Flux2KleinInpaintPipeline:
             guidance_embeds=False,
         ).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        is_distilled=is_distilled,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,15 +1,16 @@
 """Every family paints what diffusers' own class paints, and its rollouts are replayed."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from family_cases import CASES, FamilyCase
-from family_painting import SIZES, EncodedByMode, noise_for, paint, paint_by_class, prompt_of
+from family_cases import CASES, NEGATIVE, SCALE, FamilyCase
+from family_painting import SIZES, EncodedByMode, noise_for, paint, paint_by_class, policy_of, prompt_of
 
 from rlhf.diffusion.denoising import keep_known
-from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.policy import Policy
+from rlhf.diffusion.families.family import ModelFamily, TextEmbedding, cells_of
+from rlhf.diffusion.policy import TrueGuidance
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.step_rule import transition_log_prob
 from rlhf.diffusion.trajectories import RolloutPlan, Trajectories
@@ -30,17 +31,41 @@ def test_deterministic_steps_paint_what_the_pipelines_own_class_paints(
     """Every other mask is soft."""
     case, pipeline = built
     family, prompt = case.wrap(pipeline), prompt_of(*SIZES[number], seed=number, is_soft=number % 2 == 1)
-    ours = paint(family, prompt, noise_for(family, prompt, seed=1), "a cat", steps=3)
+    ours = paint(policy_of(family), prompt, noise_for(family, prompt, seed=1), "a cat", steps=3)
     theirs = paint_by_class(case, pipeline, prompt, "a cat", steps=3, seed=1)
-    compared = (family.decode(ours) / 2 + 0.5).clamp(0, 1) if case.is_decoded else ours
-    torch.testing.assert_close(compared, theirs, atol=1e-4, rtol=0)
+    torch.testing.assert_close(as_compared(case, family, ours), theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (48, 80)])
+def test_true_guidance_paints_what_the_pipelines_own_class_paints(
+    built: tuple[FamilyCase, Any], width: int, height: int
+) -> None:
+    case, pipeline = built
+    if case.guided is None:
+        pytest.skip("the class has no second pass")
+    family, prompt = case.wrap(pipeline), prompt_of(width, height, seed=1)
+    negative = family.embed(NEGATIVE if "negative_prompt" in case.guided else "")
+    noise = noise_for(family, prompt, seed=1)
+    ours = paint(policy_of(family, TrueGuidance(scale=SCALE, negative=negative)), prompt, noise, "a cat", steps=3)
+    theirs = paint_by_class(case, pipeline, prompt, "a cat", steps=3, seed=1, **case.guided)
+    torch.testing.assert_close(as_compared(case, family, ours), theirs, atol=1e-4, rtol=0)
+    assert float((ours - paint(policy_of(family), prompt, noise, "a cat", steps=3)).abs().max()) > 1e-3
+
+
+def as_compared(case: FamilyCase, family: ModelFamily, latents: torch.Tensor) -> torch.Tensor:
+    return (family.decode(latents) / 2 + 0.5).clamp(0, 1) if case.is_decoded else latents
 
 
 def test_trajectories_are_replayed_and_keep_what_is_known(built: tuple[FamilyCase, Any]) -> None:
-    """Stored next latents are draws of the policy; the latents before a blending step hold the known image."""
+    """Stored next latents are draws of the policy; the latents before a blending step hold the known image.
+
+    The prompts have texts of their own, and guidance where the class has it.
+    """
     case, pipeline = built
-    family, prompts = case.wrap(pipeline), [prompt_of(64, 64, seed) for seed in range(2)]
-    policy = Policy(family=family, text=family.embed(""), device=torch.device("cpu"), precision="fp32", name="small")
+    family = case.wrap(pipeline)
+    prompts = [replace(prompt_of(64, 64, seed), caption="a cat" * seed) for seed in range(2)]
+    guidance = TrueGuidance(scale=SCALE, negative=family.embed(NEGATIVE)) if case.guided else None
+    policy = policy_of(family, guidance)
     plan = RolloutPlan(num_inference_steps=4, eta=1.0, stochastic_steps=frozenset({0, 1, 2}), trained_steps=(0, 1, 2))
     rolled = rollout(policy, prompts, plan, sample_indices=range(2), seed_key=(0,))
     kept = rolled.trajectories
@@ -49,7 +74,7 @@ def test_trajectories_are_replayed_and_keep_what_is_known(built: tuple[FamilyCas
     start = kept.latents[0]
     for k in range(3):
         index = kept.steps_at(k)
-        output = policy.predict(kept.latents[k], schedule.timesteps[index], kept.condition)
+        output = policy.predict(kept.latents[k], schedule.timesteps[index], kept.condition, kept.text)
         transition = schedule.transition(output, kept.latents[k], index, 1.0)
         again = transition_log_prob(transition, kept.next_latents[k], kept.latent_mask)
         torch.testing.assert_close(again, kept.old_log_prob[k], atol=1e-5, rtol=0)

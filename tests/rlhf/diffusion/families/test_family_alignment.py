@@ -1,10 +1,12 @@
 """Every family learns a reward that it can only reach by moving: the colour of the hole."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from family_cases import CASES
+from family_painting import policy_of
 from small_families import small_fill_pipeline
 from small_parts import FAST, small_prompts
 
@@ -15,7 +17,7 @@ from rlhf.config.run_config import AlignConfig
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.families.family import ModelFamily
 from rlhf.diffusion.families.flux import FluxFill
-from rlhf.diffusion.policy import Policy
+from rlhf.diffusion.policy import TrueGuidance
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import Rollout, RolloutPlan
 
@@ -23,13 +25,6 @@ pytestmark = pytest.mark.usefixtures("process_group")
 SETTINGS = {"learning_rate": 1e-2, "kl_weight": 0.0, "clip_range": 0.1, "trainable": "full"}
 ALGORITHMS = ["awm", "grpo", "guard", "mixgrpo", "nft", "prefpaint"]
 QUICK = {("FluxFill", "awm"), ("FluxFill", "grpo"), ("FluxFill", "guard"), ("FluxBlend", "nft")}
-
-
-def policy_of(family: ModelFamily) -> Policy:
-    for part in family.pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
-    return Policy(family=family, text=family.embed(""), device=torch.device("cpu"), precision="fp32", name="small")
 
 
 def gain(family: ModelFamily, algorithm: str, updates: int = 8) -> tuple[float, float]:
@@ -87,3 +82,20 @@ def test_a_reward_that_only_moves_can_reach_rises(family: str, algorithm: str) -
 def test_it_falls_where_training_takes_the_velocity_for_its_negative(algorithm: str) -> None:
     mean, error = gain(Reversed(small_fill_pipeline()), algorithm)
     assert mean < -5 * error
+
+
+@pytest.mark.parametrize(("family", "algorithm"), [("QwenImage", "grpo"), ("StableDiffusionXL", "nft")])
+def test_training_sees_the_texts_and_the_guidance_that_sampling_saw(family: str, algorithm: str) -> None:
+    config = AlignConfig(**FAST | SETTINGS | {"algorithm": algorithm})
+    algo, kind = algorithm_of(config), CASES[family].wrap(CASES[family].build())
+    policy = policy_of(kind, TrueGuidance(scale=3.0, negative=kind.embed("a dog")))
+    learner = Learner(policy, config, micro_batches=algo.passes_per_batch(config), seed=0)
+    captions = ["a cat", "grass and a long wall"]
+    prompts = [replace(p, caption=caption) for p, caption in zip(small_prompts(2), captions, strict=True)]
+    with learner.acting() as acting:
+        rolled = rollout(acting, prompts, algo.plan_rollout(config, 0, 0), sample_indices=range(4), seed_key=(0,))
+    assert rolled.trajectories.text is not None
+    assert len(rolled.trajectories.text.embedding) == 2, "one embedding for each prompt"
+    batch = TrainingBatch(trajectories=rolled.trajectories, advantages=torch.ones(8), trust_weights=torch.ones(8))
+    figures = learner.train([batch])
+    assert figures.get("ratio_error", figures.get("prediction_error", 1.0)) <= 1e-5

@@ -37,7 +37,7 @@ def test_a_network_that_is_told_guidance_depends_on_it_and_others_do_not() -> No
     for is_told in (True, False):
         outputs = []
         for guidance in (1.0, 30.0):
-            family = FluxFill(small_fill_pipeline(guidance_embeds=is_told), guidance=guidance)
+            family = FluxFill(small_fill_pipeline(guidance_embeds=is_told), told=guidance)
             condition = family.join_condition(torch.ones(1, 1, 8, 8), latents)
             time = torch.tensor([500.0])
             outputs.append(family.predict(family.network, latents, time, condition, family.embed(text), "fp32"))

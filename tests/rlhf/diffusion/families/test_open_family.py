@@ -1,18 +1,21 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
 import torch
 from family_cases import CASES
 from family_painting import noise_for, paint, prompt_of
-from small_families import small_fill_pipeline, small_sd3_pipeline
+from small_families import small_fill_pipeline, small_sd3_pipeline, small_sd_pipeline
+from small_qwen import small_klein_pipeline, small_z_image_pipeline
 
 from rlhf.alignment.disk_need import count_trained
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
-from rlhf.diffusion.families.family import ModelFamily
 from rlhf.diffusion.families.open_family import MODULES
-from rlhf.diffusion.policy import export_policy, load_policy, make_trainable, plan_steps
+from rlhf.diffusion.policy import Policy, check_guided_captions, export_policy, load_policy, make_trainable, plan_steps
 from rlhf.diffusion.policy_weights import save_policy
+from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
 
@@ -50,13 +53,13 @@ def test_a_saved_lora_gives_plain_diffusers_the_policys_images(folder: tuple[str
     make_trainable(policy, "lora", rank=4, targets=None, seed=0)
     state = {n: t + 0.2 * torch.randn_like(t) for n, t in trainable_state(policy.network).items()}
     save_policy(policy.family, state, tmp_path / "policy", version=1, trainable="lora", base=str(path))
-    latents = paint_latents(load_policy(model(path), tmp_path / "policy").family)
+    latents = paint_latents(load_policy(model(path), tmp_path / "policy"))
     plain = diffusers.DiffusionPipeline.from_pretrained(path)
     plain.load_lora_weights(tmp_path / "policy")
     other = load_policy(model(path))
-    base = paint_latents(other.family)
+    base = paint_latents(other)
     other.family.pipeline, other.family.network = plain, getattr(plain, other.family.network_name)
-    torch.testing.assert_close(paint_latents(other.family), latents, atol=1e-4, rtol=0)
+    torch.testing.assert_close(paint_latents(other), latents, atol=1e-4, rtol=0)
     assert float((latents - base).abs().max()) > 1e-2, f"{name}: the adapter changes what is painted"
 
 
@@ -71,9 +74,9 @@ def test_an_exported_folder_opens_in_plain_diffusers(folder: tuple[str, Path], t
     assert all(torch.equal(t, state[n]) for n, t in getattr(plain, policy.family.network_name).named_parameters())
 
 
-def paint_latents(family: ModelFamily) -> torch.Tensor:
+def paint_latents(policy: Policy) -> torch.Tensor:
     prompt = prompt_of(64, 64, seed=5)
-    return paint(family, prompt, noise_for(family, prompt, seed=1), "a cat", steps=3)
+    return paint(policy, prompt, noise_for(policy.family, prompt, seed=1), "a cat", steps=3)
 
 
 def test_other_classes_and_channels_are_refused_with_those_supported(tmp_path: Path) -> None:
@@ -102,3 +105,44 @@ def test_encoding_is_deterministic(folder: tuple[str, Path]) -> None:
     policy = load_policy(model(folder[1]))
     first, again = (policy.family.encode_prompts([prompt_of(64, 64, seed=1)])[0] for _ in range(2))
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize(
+    ("build", "settings", "message"),
+    [
+        (small_fill_pipeline, {"guidance": "true"}, "true is not for .*, which takes embedded; choose one"),
+        (small_fill_pipeline, {"guidance": "none"}, "none is not for .*, which takes embedded"),
+        (small_z_image_pipeline, {"guidance": "embedded"}, "embedded is not for .*, which takes none or true"),
+        (lambda: small_klein_pipeline(is_distilled=True), {"guidance": True}, "true is not for .*, which takes none"),
+        (small_z_image_pipeline, {"guidance_scale": 3.0}, "guidance_scale: nothing reads it without guidance"),
+        (small_z_image_pipeline, {"negative_caption": "blur"}, "negative_caption: only true guidance reads it"),
+        (lambda: small_sd_pipeline(in_channels=4), {"step_rule": "dance"}, "step_rule: dance is for flow matching"),
+    ],
+)
+def test_settings_that_a_model_does_not_take_are_refused_before_it_is_loaded(
+    build: Callable[[], Any], settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    build().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=message):
+        plan_steps(ModelConfig(path=str(tmp_path), **settings), 4)
+
+
+def test_true_guidance_and_step_rule_are_taken_from_the_configuration(tmp_path: Path) -> None:
+    small_z_image_pipeline().save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path), device="cpu", guidance="true", negative_caption="blur", step_rule="dance")
+    policy = load_policy(config)
+    assert policy.guidance is not None
+    assert policy.guidance.scale == 5.0
+    assert torch.equal(policy.guidance.negative.embedding, policy.family.embed("blur").embedding)
+    schedule = policy.family.schedule(4, (8, 8))
+    assert isinstance(schedule, FlowSchedule)
+    assert schedule.rule == "dance"
+    assert load_policy(config.model_copy(update={"guidance_scale": 0.0})).guidance is None, "Z-Image's scale of none"
+
+
+def test_true_guidance_needs_a_caption_for_every_prompt() -> None:
+    config = ModelConfig(guidance="true")
+    check_guided_captions(config, {"a": "a cat"})
+    check_guided_captions(ModelConfig(), {"a": ""})
+    with pytest.raises(UserError, match="prompt b has none; cut the prompts with --captions"):
+        check_guided_captions(config, {"a": "a cat", "b": " "})
