@@ -9,6 +9,7 @@ import torch
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.pipeline_folder import read_class
 from rlhf.diffusion.steps.step_rule import Schedule
+from rlhf.imports import without_collections
 
 if TYPE_CHECKING:
     from rlhf.diffusion.families.family import ModelFamily
@@ -40,9 +41,10 @@ def open_family(
     The safety checker is left out unless asked for: training judges images by the reward alone. Raises UserError if
     the pipeline is incomplete, damaged, or of a class that is not supported.
     """
-    family: ModelFamily = _module_of(place).open_pipeline(
-        config, place, device, with_safety_checker=with_safety_checker
-    )
+    with without_collections():
+        family: ModelFamily = _module_of(place).open_pipeline(
+            config, place, device, with_safety_checker=with_safety_checker
+        )
     return family
 
 
@@ -51,13 +53,15 @@ def read_schedule(place: Path, num_inference_steps: int) -> Schedule:
 
     Raises UserError if the pipeline's class, a part of it or its scheduler is not supported.
     """
-    schedule: Schedule = _module_of(place).read_schedule(place, num_inference_steps)
+    with without_collections():
+        schedule: Schedule = _module_of(place).read_schedule(place, num_inference_steps)
     return schedule
 
 
 def network_on_meta(place: Path) -> Any:
     """The network of a pipeline without memory for its weights; raises UserError if there is none."""
-    return _module_of(place).network_on_meta(place)
+    with without_collections():
+        return _module_of(place).network_on_meta(place)
 
 
 def default_lora_targets(place: Path) -> tuple[str, ...]:
