@@ -180,10 +180,13 @@ class Learner:
         worst, not_finite = max_over_ranks([worst, 0.0 if torch.isfinite(loss) else 1.0])
         if not_finite:
             raise UserError("align: the loss is not finite; lower align.learning_rate or check the rewards")
-        bound = error_bound(self.config, self.policy.precision, self._objective.disagreement)
-        if is_first and worst > bound:
+        name = self._objective.disagreement
+        if not is_first or name is None:
+            return
+        bound = error_bound(self.config, self.policy.precision, name)
+        if worst > bound:
             raise RatioError(
-                f"align: before the update the {self._objective.disagreement} is {worst:.2e} (more than "
+                f"align: before the update the {name} is {worst:.2e} (more than "
                 f"{bound:.0e}): a sampler's weights are not the learner's, or its precision or "
                 "batch geometry differs; the update was refused"
             )

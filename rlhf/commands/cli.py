@@ -66,11 +66,16 @@ for command in COMMANDS:
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "DEEPSPEED_LOG_LEVEL": "error"}
 """Environment variables that silence the libraries' notes."""
+SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""PyTorch's threads sleep while they wait for each other.
+
+By default they spin, and where other processes want the same cores, each spins away the time that the other needs.
+"""
 
 
 def main() -> None:
     """Runs a command; an error that the user can mend ends with exit code 2 and no traceback."""
-    for name, value in QUIET.items():
+    for name, value in (QUIET | SLEEPING).items():
         os.environ.setdefault(name, value)
     try:
         app()

@@ -18,6 +18,7 @@ from rlhf.commands.options import (
     save_config,
 )
 from rlhf.errors import UserError
+from rlhf.imports import without_collections
 
 if TYPE_CHECKING:
     from rlhf.rewards.learned.reward_report import RewardReport, UpdatedReport
@@ -128,7 +129,8 @@ def align(
         raise UserError("align: only dpo trains on --candidates and --annotations; set align.algorithm=dpo")
     options: dict[str, Any] = {"start": policy, "resume": resume, "address": address, "wait": wait}
     if not rollouts_only:
-        from actors.align import align as run
+        with without_collections():
+            from actors.align import align as run
 
         options |= {"dump": dump, "replay": replay, "candidates": candidates, "annotations": annotations}
         print(f"aligned policy in {run(resolved, prompts, reward, out, **options)}")

@@ -150,11 +150,13 @@ def check_guided_captions(config: ModelConfig, captions: Mapping[str, str]) -> N
             )
 
 
-def _guidance_of(config: ModelConfig, family: ModelFamily, encoder: ModelFamily) -> TrueGuidance | None:
+def _read_texts(config: ModelConfig, family: ModelFamily) -> tuple[TextEmbedding, TrueGuidance | None]:
+    """The embedding of the empty text, and true guidance, if configured."""
+    text = family.embed("")
     scale = family.default_scale if config.guidance_scale is None else config.guidance_scale
     if config.guidance != "true" or scale == family.unguided_scale:
-        return None
-    return TrueGuidance(scale=scale, negative=encoder.embed(config.negative_caption))
+        return text, None
+    return text, TrueGuidance(scale=scale, negative=family.embed(config.negative_caption))
 
 
 def load_policy(
@@ -162,20 +164,18 @@ def load_policy(
 ) -> Policy:
     """Open `parts` of a pipeline (built in, folder or hub) and merge the policy folder `adapter`, if any, into it.
 
-    Without `Part.TEXT`, the text encoders are opened alone for the empty and the negative text, and dropped when the
-    rest is there; a caption opens them again. The network is held in the configured precision, or in float32 if it `is_trained_whole`. Raises UserError
-    if a folder is incomplete, damaged or of another kind.
+    Without `Part.TEXT`, the text encoders are opened alone for the empty and the negative text, and dropped before
+    anything else is loaded; a caption opens them again. The network is held in the configured precision, or in float32
+    if it `is_trained_whole`. Raises UserError if a folder is incomplete, damaged or of another kind.
     """
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     place = as_path(resolve_model(config.path))
     check_guidance(config, place)
     with local_copy(place) if Part.TEXT not in parts else nullcontext(place) as local:
-        encoder = None if Part.TEXT in parts else open_family(config, local, device, {Part.TEXT})
+        texts = None if Part.TEXT in parts else _read_texts(config, open_family(config, local, device, {Part.TEXT}))
         family = open_family(config, local, device, parts)
-    encoder = encoder or family
-    text, guidance = encoder.embed(""), _guidance_of(config, family, encoder)
-    del encoder
+    text, guidance = texts or _read_texts(config, family)
     version = merge_weights(family, adapter) if adapter is not None else 0
     if Part.NETWORK in parts:
         hold_frozen(family.network, "fp32" if is_trained_whole else precision)

@@ -3,7 +3,6 @@
 Images are float32 [B, 3, H, W] in [-1, 1]; masks are float32 [B, 1, H, W], 1 = repaint.
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write
 from rlhf.storage.bounded_decoding import decode_image
+from rlhf.storage.png import encode_png
 
 PHOTOGRAPH_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 
@@ -22,13 +22,6 @@ def list_photographs(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a folder of photographs")
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOGRAPH_SUFFIXES and p.is_file())
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """Returns the image as PNG bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from rlhf.diffusion.tiles import Canvas, put_back
-from rlhf.storage.images import encode_png
+from rlhf.storage.png import encode_png
 from serve.api.image_store import ImageStore
 from serve.api.painting import Edit, EditProgress, PaintedEdit
 from serve.engine.jobs import SampleScore

@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from rlhf.diffusion.tile_painting import REFINE_STRENGTH, Square, Turn, go_on, take_turns
+from rlhf.diffusion.tile_turns import REFINE_STRENGTH, Square, Turn, go_on, take_turns
 from rlhf.diffusion.tiles import Box, Canvas, plan_passes, surround
 from rlhf.promotion.catalogue import ServedPolicy
 from serve.api.api_errors import ApiError

@@ -14,6 +14,7 @@ from rlhf.diffusion.families.transformer import TransformerFamily
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.errors import UserError
+from rlhf.imports import without_collections
 
 if TYPE_CHECKING:
     from rlhf.diffusion.families.family import ModelFamily
@@ -53,7 +54,8 @@ def open_family(config: ModelConfig, place: Path, device: torch.device, parts: S
     Each module's `open_pipeline` takes the same arguments and hands `parts` to `load_pipeline`, where the rest is left
     without memory. Raises UserError if the pipeline is incomplete, damaged, or of a class that is not supported.
     """
-    family: ModelFamily = _module_of(place).open_pipeline(config, place, device, parts)
+    with without_collections():
+        family: ModelFamily = _module_of(place).open_pipeline(config, place, device, parts)
     if isinstance(family, TransformerFamily):
         family.rule = config.step_rule
     return family
@@ -65,8 +67,9 @@ def read_schedule(config: ModelConfig, place: Path, num_inference_steps: int) ->
     Raises UserError if the pipeline's class, a part of it or its scheduler is not supported, or does not take the
     configured guidance or step rule.
     """
-    check_guidance(config, place)
-    schedule: Schedule = _module_of(place).read_schedule(place, num_inference_steps)
+    with without_collections():
+        check_guidance(config, place)
+        schedule: Schedule = _module_of(place).read_schedule(place, num_inference_steps)
     if isinstance(schedule, FlowSchedule):
         return replace(schedule, rule=config.step_rule)
     if config.step_rule != "ddim":
@@ -88,7 +91,8 @@ def check_guidance(config: ModelConfig, place: Path) -> None:
 
 def network_on_meta(place: Path) -> Any:
     """The network of a pipeline without memory for its weights; raises UserError if there is none."""
-    return _module_of(place).network_on_meta(place)
+    with without_collections():
+        return _module_of(place).network_on_meta(place)
 
 
 def default_lora_targets(place: Path) -> tuple[str, ...]:

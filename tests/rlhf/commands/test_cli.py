@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,15 @@ def test_help_names_every_stage_and_imports_nothing_heavy() -> None:
     assert done.stdout.strip().endswith("set()")
     for stage in ("prompts", "candidates", "annotate", "reward", "align", "evaluate", "serve", "demo"):
         assert stage in done.stdout
+
+
+@pytest.mark.parametrize(("own", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(own: dict[str, str], policy: str) -> None:
+    script = "import os, sys\nfrom rlhf.commands.cli import main\nsys.argv[1:] = ['--help']\n"
+    script += "try:\n    main()\nfinally:\n    print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | own
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split()[-1] == policy
 
 
 @pytest.mark.parametrize(

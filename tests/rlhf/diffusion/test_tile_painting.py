@@ -8,7 +8,8 @@ from small_parts import SIZE_PX
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy import load_policy
-from rlhf.diffusion.tile_painting import REFINE_STRENGTH, go_on, paint, take_turns, to_canvas
+from rlhf.diffusion.tile_painting import paint, to_canvas
+from rlhf.diffusion.tile_turns import REFINE_STRENGTH, go_on, take_turns
 from rlhf.diffusion.tiles import Canvas, plan_passes
 
 
