@@ -1,5 +1,6 @@
 """Cuts photographs into prompts: square crops with holes. All prompts of a photograph are in the same split."""
 
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,9 +58,9 @@ class SkippedPhotograph(TypedDict):
 def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, split: str | None = None) -> int:
     """Cuts prompts from every readable photograph below `images` into `out/prompts.parquet`.
 
-    `out/skipped.json` lists unreadable photographs. `split` names the split of all prompts; by default a share
-    `config.test_share` of the photographs is `test`. Returns the number of prompts. Raises UserError if no photograph
-    is readable.
+    `out/skipped.json` lists unreadable photographs, whose number is told. `split` names the split of all prompts; by
+    default a share `config.test_share` of the photographs is `test`. Returns the number of prompts. Raises UserError if
+    no photograph is readable.
     """
     paths = list_photographs(images)
     if not paths:
@@ -79,6 +80,9 @@ def make_prompts(images: Path, out: Path, config: PromptsConfig, *, seed: int, s
     if split is None:
         _assign_splits(rows, config.test_share, seed)
     atomic_write_json(out / "skipped.json", skipped)
+    if skipped:
+        reasons = out / "skipped.json"
+        print(f"prompts: {len(skipped)} of {len(paths)} photographs are left out; {reasons} says why", file=sys.stderr)
     if not rows:
         raise UserError(f"{images}: none of {len(paths)} photographs is readable; see {out / 'skipped.json'}")
     write_table(rows, PROMPTS, out / "prompts.parquet")
