@@ -13,7 +13,7 @@ from ray._private import ray_constants
 from ray._private.authentication import authentication_token_setup as authentication
 
 from actors.session.start import start_ray
-from actors.session.watch import end_with_ray
+from actors.session.watch import end_with_cluster, end_with_ray
 from rlhf.errors import UserError
 
 ANSWER_S = 5.0
@@ -30,7 +30,8 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     """Joins the cluster at `address` for the time of the `with`; without one it starts Ray on this machine alone.
 
     Ray that is started here listens on loopback only, and answers nobody without a token that is made for it and
-    given to its processes alone. If it dies, this process says so and ends with exit code 2; see `end_with_ray`.
+    given to its processes alone. If Ray dies, this process says so and ends with exit code 2; see
+    `actors/session/watch.py`.
     `num_cpus` is the number of CPUs that it offers, by default the machine's.
     Raises UserError if no cluster answers at `address`, or if Ray does not start.
     """
@@ -61,9 +62,21 @@ def _join(address: str) -> Iterator[None]:
     try:
         if authentication.get_authentication_mode() != authentication.AuthenticationMode.TOKEN:
             print(OPEN_CLUSTER.format(address=address), file=sys.stderr)
-        yield
+        with end_with_cluster(_find_servers()):
+            yield
     finally:
         ray.shutdown()
+
+
+def _find_servers() -> dict[str, tuple[str, int]]:
+    """Returns host and port of the servers of the joined cluster without which this process cannot go on."""
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    servers = {"gcs_server": (host.strip("[]"), int(port))}
+    for node in ray.nodes():
+        if node["NodeID"] == context.get_node_id():
+            servers["raylet"] = (node["NodeManagerAddress"], node["NodeManagerPort"])
+    return servers
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 import logging
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
 import ray
@@ -12,6 +13,7 @@ import ray
 from rlhf.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "::1")
+SHARED_MEMORY = "/dev/shm"
 SERVERS = ("gcs_server", "raylet")
 """Names of the processes without which nothing goes on."""
 
@@ -37,7 +39,23 @@ def start_ray(num_cpus: int | None) -> list[psutil.Process]:
     if node["NodeManagerAddress"] not in LOOPBACK:
         ray.shutdown()
         raise UserError(f"Ray: listens at {node['NodeManagerAddress']}, not on loopback; install the locked version")
-    return [process for process in started if process.name() in SERVERS]
+    servers = [process for process in started if process.name() in SERVERS]
+    for server in servers:
+        if warning := describe_object_store(server.cmdline()):
+            print(warning, file=sys.stderr)
+    return servers
+
+
+def describe_object_store(command: Sequence[str]) -> str | None:
+    """Returns what to tell if this command of Ray's raylet keeps objects on disk; Ray's own log is not shown."""
+    folders = [word.partition("=")[2] for word in command if word.startswith("--plasma_directory=")]
+    if not folders or folders[0] == SHARED_MEMORY:
+        return None
+    free = shutil.disk_usage(SHARED_MEMORY).free // 2**20 if os.path.isdir(SHARED_MEMORY) else 0
+    return (
+        f"warning: {SHARED_MEMORY} has {free} MB free, too few for Ray's objects, so it keeps them in {folders[0]}, "
+        f"where they may be slow; make {SHARED_MEMORY} larger (docker run --shm-size, or an emptyDir of medium Memory)"
+    )
 
 
 def start_twice(init: Callable[[], None]) -> list[psutil.Process]:

@@ -3,15 +3,20 @@
 import contextlib
 import os
 import shlex
+import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import psutil
 
 WATCH_S = 1.0
 """Seconds between two looks at Ray's processes."""
+SILENCE_S = 10.0
+"""Seconds without an answer after which a joined cluster counts as dead."""
 
 
 @contextmanager
@@ -20,20 +25,51 @@ def end_with_ray(servers: Sequence[psutil.Process]) -> Iterator[None]:
 
     It says which one died, and which command goes on. Nothing is cleaned up: all that a run keeps is written whole.
     """
-    is_over = threading.Event()
     family = _Family(servers)
+    with _looking(family.end_if_orphaned):
+        try:
+            yield
+        except BaseException:
+            family.end_if_orphaned()  # The error is then no more than a consequence.
+            raise
+
+
+@contextmanager
+def end_with_cluster(servers: Mapping[str, tuple[str, int]], silence_s: float = SILENCE_S) -> Iterator[None]:
+    """Ends this process with exit code 2 if a server of a joined cluster accepts no connection for `silence_s`.
+
+    Ray itself would wait for a minute. `servers` are host and port by name. It says which one, and which command goes
+    on; the cluster's processes belong to others.
+    """
+    heard = dict.fromkeys(servers, time.monotonic())
+
+    def look() -> None:
+        for name, place in servers.items():
+            try:
+                socket.create_connection(place, timeout=silence_s / 2).close()
+                heard[name] = time.monotonic()
+            except OSError as error:
+                if time.monotonic() - heard[name] > silence_s:
+                    where = f"{name} at {place[0]}:{place[1]}"
+                    _end(f"Ray's {where} has not answered for {silence_s:.0f} s ({error})", "Start Ray there again. ")
+
+    with _looking(look):
+        yield
+
+
+@contextmanager
+def _looking(look: Callable[[], None]) -> Iterator[None]:
+    """Calls `look` again and again in a thread during the `with`."""
+    is_over = threading.Event()
 
     def watch() -> None:
         while not is_over.wait(WATCH_S):
-            family.end_if_orphaned()
+            look()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
-    except BaseException:
-        family.end_if_orphaned()  # The error is then no more than a consequence.
-        raise
     finally:
         is_over.set()
         thread.join()
@@ -57,9 +93,7 @@ class _Family:
             for process in members | self._members:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            print(f"\nerror: {describe_death(dead[0], sys.argv)}", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(2)
+            _end(f"Ray's {dead[0]} died, perhaps because memory or /dev/shm ran out")
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -69,12 +103,16 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def describe_death(server: str, argv: Sequence[str]) -> str:
-    """Returns what a command says, if this process of Ray died under it, and how to go on."""
+def _end(what: str, remedy: str = "") -> NoReturn:
+    print(f"\nerror: {what}; what was finished is on disk. {describe_way_on(sys.argv, remedy)}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(2)
+
+
+def describe_way_on(argv: Sequence[str], remedy: str = "") -> str:
+    """Returns how to go on with a command whose Ray died; `remedy` comes first."""
     words = list(argv[1:])
     if words[:1] == ["align"] and "--resume" not in words:
         words.append("--resume")
-    return (
-        f"Ray's {server} died, perhaps because memory or /dev/shm ran out; what was finished is on disk. "
-        f"Go on with: {shlex.join(['rlhf', *words])}"
-    )
+    return f"{remedy}Go on with: {shlex.join(['rlhf', *words])}"

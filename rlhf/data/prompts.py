@@ -1,5 +1,6 @@
 """Cuts photographs into prompts: square crops with holes. All prompts of a photograph are in the same split."""
 
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,10 +111,10 @@ def make_prompts(
 ) -> int:
     """Cuts prompts from every readable photograph below `images` into `out/prompts.parquet`.
 
-    `out/skipped.json` lists unreadable photographs. `split` names the split of all prompts; by default a share
-    `config.test_share` of the photographs is `test`. Captions are read by `read_captions` from the file `captions`, or
-    from texts beside the photographs. Returns the number of prompts. Raises UserError if no photograph, or a caption
-    not, is readable.
+    `out/skipped.json` lists unreadable photographs, whose number is told. `split` names the split of all prompts; by
+    default a share `config.test_share` of the photographs is `test`. Captions are read by `read_captions` from the file
+    `captions`, or from texts beside the photographs. Returns the number of prompts. Raises UserError if no photograph,
+    or a caption not, is readable.
     """
     paths = list_photographs(images)
     if not paths:
@@ -138,13 +139,20 @@ def make_prompts(
                 caption, source = texts.get(name, ""), images.resolve().name
                 for row in _cut(photograph, name, source, split or "train", config, seed, caption):
                     append(row)
-        atomic_write_json(out / "skipped.json", skipped)
+        _tell_skipped(skipped, len(paths), out)
         if not names:
             raise UserError(f"{images}: none of {len(paths)} photographs is readable; see {out / 'skipped.json'}")
         tests = _choose_tests(names, config.test_share, seed) if split is None else set()
         rows = (row | ({"split": "test"} if row["photograph"] in tests else {}) for row in stream_table(cut, PROMPTS))
         write_table(rows, PROMPTS, out / "prompts.parquet")
     return len(names) * config.crops_per_photograph
+
+
+def _tell_skipped(skipped: list[SkippedPhotograph], photographs: int, out: Path) -> None:
+    reasons = out / "skipped.json"
+    atomic_write_json(reasons, skipped)
+    if skipped:
+        print(f"prompts: {len(skipped)} of {photographs} photographs are left out; {reasons} says why", file=sys.stderr)
 
 
 def _open_photograph(path: Path, config: PromptsConfig) -> Image.Image:

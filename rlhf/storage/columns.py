@@ -127,4 +127,9 @@ def _name_labels(column: pa.Array, names: object) -> pa.Array:
 
 
 def _first_empty(column: pa.Array) -> int | None:
-    return pc.index(column.is_null(), True).as_py() if column.null_count else None
+    """Returns the place of the first cell that holds nothing, or an empty text."""
+    is_empty = column.is_null()
+    if types.is_string(column.type):
+        is_empty = pc.or_(is_empty, pc.fill_null(pc.equal(column, ""), False))
+    place = pc.index(is_empty, True).as_py()
+    return None if place < 0 else place

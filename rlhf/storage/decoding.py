@@ -22,6 +22,7 @@ FIRST_ONLY = ("GIF", "MPO")
 """Formats of which the first picture is taken; MPO is what phones call a JPEG with further pictures."""
 MAX_PIXELS = 100_000_000
 """Largest number of pixels; larger photographs are refused before they are decoded."""
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Above it Pillow warns of what is refused here anyway.
 MAX_FILE_BYTES = 1_000_000_000
 """Largest file that is read from disk."""
 MAX_SCANS = 50
@@ -138,20 +139,9 @@ def _check(image: Image.Image, data: bytes, name: str, max_pixels: int) -> Heade
         raise UserError(f"{name}: {image.width}x{image.height} is more than {max_pixels} pixels; scale it down")
     if scans > MAX_SCANS:
         raise UserError(f"{name}: a JPEG of more than {MAX_SCANS} scans; save it again as a usual JPEG or PNG")
-    if image.format not in FIRST_ONLY and _has_second(image):
+    if image.format not in FIRST_ONLY and getattr(image, "is_animated", False):
         raise UserError(f"{name}: holds several pictures; give one")
     return header
-
-
-def _has_second(image: Image.Image) -> bool:
-    """Returns whether a file holds a second picture; Pillow's `is_animated` would walk through all those of a TIFF."""
-    if image.format != "TIFF":
-        return getattr(image, "is_animated", False)
-    try:
-        image.seek(1)
-    except EOFError:
-        return False
-    return True
 
 
 def _to_8bit(image: Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 """Ray that does not start is said to, with the remedy."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import rlhf_process
 
-from actors.session.start import describe_failure, start_twice
+from actors.session.start import describe_failure, describe_object_store, start_twice
 from rlhf.errors import UserError
 
 
@@ -71,3 +72,11 @@ def test_a_temporary_folder_with_a_long_path_ends_a_command_with_the_remedy(comm
     assert done.stderr.startswith("error: Ray does not start")
     assert "set RAY_TMPDIR to a short one" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_objects_that_ray_keeps_on_disk_are_told_with_the_remedy() -> None:
+    warning = describe_object_store(["raylet", "--plasma_directory=/tmp", "--x"])
+    assert warning is not None
+    assert re.fullmatch(r"warning: /dev/shm has \d+ MB free, .* keeps them in /tmp, .*--shm-size.*", warning)
+    assert describe_object_store(["raylet", "--plasma_directory=/dev/shm"]) is None
+    assert describe_object_store(["gcs_server"]) is None

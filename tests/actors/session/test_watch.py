@@ -1,5 +1,6 @@
 """Ray that dies under a command."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from align_runs import lasting_figures
 from processes import wait_for
 from small_parts import save_small_reward, small_prompts, write_prompts
 
-from actors.session.watch import describe_death
+from actors.session.watch import describe_way_on
 from rlhf.reports.metrics_log import read_metrics
 
 WAITING = """
@@ -43,11 +44,34 @@ def test_a_command_whose_ray_died_says_so_and_ends_with_all_its_processes(server
     assert psutil.wait_procs(family, timeout=10)[1] == []
 
 
+JOINED = """
+import sys, threading
+from actors.session.watch import end_with_cluster
+with end_with_cluster({"gcs_server": ("127.0.0.1", int(sys.argv.pop()))}, silence_s=0.5):
+    threading.Event().wait(60)
+"""
+
+
+def test_a_command_whose_joined_cluster_falls_silent_says_so_and_ends() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gcs:
+        port = gcs.getsockname()[1]
+        driver = subprocess.Popen(
+            [sys.executable, "-c", JOINED, "align", "--out", "my run", str(port)], stderr=subprocess.PIPE, text=True
+        )
+        gcs.accept()[0].close()
+        gcs.accept()[0].close()
+        assert driver.poll() is None
+    _, errors = driver.communicate(timeout=20)
+    assert driver.returncode == 2
+    assert f"error: Ray's gcs_server at 127.0.0.1:{port} has not answered" in errors
+    assert errors.endswith("Start Ray there again. Go on with: rlhf align --out 'my run' --resume\n")
+
+
 def test_the_command_that_goes_on_is_named() -> None:
     align = ["/bin/rlhf", "align", "--out", "my run"]
-    assert describe_death("raylet", align).endswith("Go on with: rlhf align --out 'my run' --resume")
-    assert describe_death("raylet", [*align, "--resume"]).endswith("rlhf align --out 'my run' --resume")
-    assert describe_death("gcs_server", ["rlhf", "serve", "runs/demo"]).endswith("Go on with: rlhf serve runs/demo")
+    assert describe_way_on(align) == "Go on with: rlhf align --out 'my run' --resume"
+    assert describe_way_on([*align, "--resume"]) == "Go on with: rlhf align --out 'my run' --resume"
+    assert describe_way_on(["rlhf", "serve", "runs/demo"]) == "Go on with: rlhf serve runs/demo"
 
 
 @pytest.mark.ray

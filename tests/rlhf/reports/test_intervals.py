@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr, ttest_1samp
+from scipy.stats import sem, spearmanr, t
 
 from benchmarks.interval_coverage import FIGURES, METHODS, SHARES, list_settings, simulate
 from rlhf.config.gate_config import GateConfig
@@ -19,12 +19,12 @@ from rlhf.reports.intervals import (
 )
 
 SIMULATED = (
-    "0.5, 16 per photograph, correlation 0.1, ties 0",
     "0.7, 16 per photograph, correlation 0.3, ties 0",
-    "0.85, 16 per photograph, correlation 0.1, ties 0",
+    "0.85, 16 per photograph, correlation 0.3, ties 0",
     "0.95, 4 per photograph, correlation 0.1, ties 0.5",
-    "normal",
+    "0.95, 16 per photograph, correlation 0.3, ties 0",
     "Student's t, 5 degrees of freedom",
+    "skewness 2 (exponential)",
 )
 
 
@@ -40,7 +40,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say_where_those_of_the_percen
     # Two standard errors of the simulation are 1.4 points.
     assert found.min()[FIGURES] > 0.935 - 0.014
     assert found.min()[SHARES] > 0.935 - 0.014
-    assert found.max()["percentile"] < 0.935
+    assert found.mean()["percentile"] < 0.9
 
 
 def test_a_policy_that_is_no_better_passes_the_gate_in_three_percent_of_trials_at_most() -> None:
@@ -53,10 +53,19 @@ def test_an_interval_is_students_where_photographs_are_symmetric_and_leans_to_th
     clusters = [str(i) for i in range(8)]
     symmetric, skewed = np.arange(8.0), np.exp(np.arange(8.0) / 2)
     found = estimate_figure(symmetric, clusters)
-    assert (found.low, found.high) == pytest.approx(ttest_1samp(symmetric, 0).confidence_interval())
-    found, usual = estimate_figure(skewed, clusters), ttest_1samp(skewed, 0).confidence_interval()
-    assert found.low > usual.low
-    assert found.high > usual.high
+    assert (found.low, found.high) == pytest.approx(t.interval(0.95, 6, symmetric.mean(), sem(symmetric)))
+    found = estimate_figure(skewed, clusters)
+    low, high = t.interval(0.95, 6, skewed.mean(), sem(skewed))
+    assert found.low > low
+    assert found.high > high
+
+
+def test_nearly_all_won_says_no_more_than_all_won() -> None:
+    won, names = np.repeat([1.0] * 7 + [15 / 16], 16), [str(i // 16) for i in range(128)]
+    found, all_won = estimate_share(won, names), estimate_share(np.ones(128), names)
+    # From the drawn photographs' variance alone the lower end were 0.944, as if none could be lost.
+    assert found.low < all_won.low
+    assert found.low < found.value < found.high < 1
 
 
 def test_a_level_widens_the_interval() -> None:
@@ -90,7 +99,7 @@ def test_the_interval_of_a_ratio_is_that_of_its_jackknife() -> None:
     without = (sums[:, 0].sum() - sums[:, 0]) / (sums[:, 1].sum() - sums[:, 1])
     error = np.sqrt(9 / 10 * ((without - without.mean()) ** 2).sum())
     assert found.value == pytest.approx(value)
-    assert (found.high - found.low) / 2 == pytest.approx(2.262 * error, rel=0.05), (
+    assert (found.high - found.low) / 2 == pytest.approx(2.306 * error, rel=0.05), (
         "the correction shifts more than it widens"
     )
 

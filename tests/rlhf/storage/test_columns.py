@@ -193,6 +193,16 @@ def test_an_empty_cell_is_refused_by_row_and_column_in_every_table(tmp_path: Pat
                 IndexedTable(tmp_path, schema, ("prompt_id",)).take([min(empty) + 1])
 
 
+@pytest.mark.parametrize("kind", REQUIRED)
+def test_an_empty_text_is_an_empty_cell(tmp_path: Path, kind: str) -> None:
+    schema, required = REQUIRED[kind]
+    for name in required & {field.name for field in schema if field.type == pa.string()}:
+        rows = [filled(schema) | ({name: ""} if i == 3 else {}) for i in range(5)]
+        write_table(rows, schema, tmp_path / "t.parquet")
+        with pytest.raises(UserError, match=rf"t\.parquet: row 3 .*: {name} is empty; "):
+            read_table(tmp_path, schema)
+
+
 @pytest.mark.parametrize("column", ["prompt_id", "split", "hole", "source", "photograph"])
 def test_prompts_with_an_empty_cell_reach_no_stage(tmp_path: Path, column: str) -> None:
     folder = write_prompts(small_prompts(4), tmp_path / "prompts")
