@@ -33,6 +33,13 @@ def reduce_max(values: torch.Tensor) -> torch.Tensor:
     return exchanged.cpu()
 
 
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Returns the element-wise sum over all ranks, on the CPU; every rank calls it with the same shape."""
+    exchanged = values.to(group_device(), copy=True)
+    dist.all_reduce(exchanged)
+    return exchanged.cpu()
+
+
 def max_over_ranks(values: Sequence[float]) -> list[float]:
     """Returns each value's maximum over all ranks, in float32; every rank gives the same number of values."""
     return reduce_max(torch.tensor(values)).tolist() if dist.is_initialized() else list(values)

@@ -22,12 +22,17 @@ from rlhf.imports import without_collections
 
 if TYPE_CHECKING:
     from rlhf.rewards.learned.reward_report import RewardReport, UpdatedReport
+    from rlhf.workflows.reward_run import RewardRun, Tables
 
 Objective = Annotated[
     str | None, typer.Option(help="`scores` (regression) or `pairs` (Bradley-Terry); default: reward.objective.")
 ]
 UpdatedReward = Annotated[
     Path | None, typer.Option("--update", help="Reward folder to add these annotations to; its features stay.")
+]
+RewardWorkers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes on Ray that share the pictures; default: this process alone."),
 ]
 
 JudgedCandidates = Annotated[
@@ -55,37 +60,64 @@ def reward(
     out: Out,
     objective: Objective = None,
     update: UpdatedReward = None,
+    workers: RewardWorkers = None,
+    address: Address = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Train the reward model, fit its head and V, calibrate its bound, report; resumes after an interruption."""
     if update is not None and (objective or config or overrides):
         raise UserError("reward: --update keeps the settings of its reward; leave --objective, --config and --set out")
+    if update is not None and workers is not None:
+        raise UserError("reward: --update describes the new pictures in this process; leave --workers out")
     chosen = [f"reward.objective={objective}"] if objective else []
     resolved = resolve_config(config, [*(overrides or []), *chosen])
-    from rlhf.data.annotated_images import count_unknown
-    from rlhf.data.annotators import load_annotations
-    from rlhf.data.candidate_table import CandidateTable
-    from rlhf.data.prompts import PromptTable
+    from rlhf.workflows.reward_run import RewardRun
 
-    by_id = PromptTable(prompts)
-    images, rows = CandidateTable(candidates, by_id), load_annotations(annotations)
-    unknown = count_unknown(images, rows)
-    if 0 < unknown < len(rows):
-        print(f"reward: {unknown} of {len(rows)} annotations are of unknown candidates; left out", file=sys.stderr)
+    run = RewardRun(
+        prompts=prompts.resolve(),
+        candidates=candidates.resolve(),
+        annotations=annotations.resolve(),
+        out=out.resolve(),
+        config=resolved.reward,
+        seed=resolved.seed,
+        command=shlex.join(["rlhf", *sys.argv[1:]]),
+    )
+    tables = run.open_tables()
+    _count_unknown(tables)
     if update is not None:
         from rlhf.rewards.learned.reward_update import update_reward
 
-        _print_figures(update_reward(update, by_id, images, rows, out), out / "report.json")
+        _print_figures(update_reward(update, *tables, out), out / "report.json")
     else:
-        from rlhf.rewards.learned.reward_training import describe_doubts, train_reward
-
         save_config(resolved, out)
-        command = shlex.join(["rlhf", *sys.argv[1:]])
-        report = train_reward(by_id, images, rows, out, resolved.reward, seed=resolved.seed, command=command)
-        for doubt in describe_doubts(report):
-            print(f"reward: {doubt}", file=sys.stderr)
-        _print_figures(report, out / "report.html")
+        _print_figures(_train_reward(run, tables, workers, address), out / "report.html")
+
+
+def _count_unknown(tables: "Tables") -> None:
+    from rlhf.data.annotated_images import count_unknown
+
+    _, candidates, annotations = tables
+    unknown = count_unknown(candidates, annotations)
+    if 0 < unknown < len(annotations):
+        share = f"{unknown} of {len(annotations)}"
+        print(f"reward: {share} annotations are of unknown candidates; left out", file=sys.stderr)
+
+
+def _train_reward(run: "RewardRun", tables: "Tables", workers: int | None, address: str | None) -> "RewardReport":
+    """Trains in this process, or on workers; prints doubts."""
+    from rlhf.rewards.learned.reward_training import describe_doubts
+    from rlhf.workflows.reward_run import run_reward
+
+    if workers is None and address is None:
+        report = run_reward(run, tables)
+    else:
+        from actors.reward_workers import train_on_workers
+
+        report = train_on_workers(run, workers or 1, address)
+    for doubt in describe_doubts(report):
+        print(f"reward: {doubt}", file=sys.stderr)
+    return report
 
 
 def _print_figures(report: "RewardReport | UpdatedReport", file: Path) -> None:

@@ -1,10 +1,15 @@
 """Features of an inpainting: a backbone, and the network that turns its output into whitened features z."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from rlhf.data.augmentation import Augmentation
+from rlhf.data.candidate_table import Key
+from rlhf.data.descriptions import Ranks, run_backbone
+from rlhf.data.pictures import Pictures
 from rlhf.errors import UserError
 from rlhf.rewards.learned.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.rewards.learned.hole_statistics import COUNT, hole_statistics
@@ -99,13 +104,6 @@ class FeatureNetwork(nn.Module):
         return self.centre(self.head(pooled) + self.shortcut(pooled))
 
 
-def run_backbone(backbone: Backbone, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Returns the backbone's output [N, output_dim] on the CPU; pictures go to the device of its weights."""
-    weight = next(backbone.parameters(), None)
-    device = torch.device("cpu") if weight is None else weight.device
-    return backbone(images.to(device), masks.to(device)).cpu()
-
-
 @torch.no_grad()
 def whiten(network: FeatureNetwork, described: torch.Tensor, shrinkage: float = 0.05) -> None:
     """Sets the whitening so that the features of these images, described as [N, output_dim], are nearly uncorrelated.
@@ -122,3 +120,51 @@ def whiten(network: FeatureNetwork, described: torch.Tensor, shrinkage: float = 
     assert mean is not None
     assert variance is not None
     mean += z.mean(0) * (variance + network.centre.eps).sqrt()
+
+
+GiveBack = Callable[[torch.Tensor | None], None]
+"""Takes the gradient [N, D] of described images to the backbone's weights."""
+
+
+def describe_to_train(
+    backbone: Backbone, pictures: Pictures, keys: Sequence[Key], change: Augmentation, ranks: Ranks
+) -> tuple[torch.Tensor, GiveBack]:
+    """Returns a trained backbone's output [N, D] for images of all ranks, and how its gradient reaches the weights.
+
+    Each rank describes its own images. The loss compares all of them (batch norm, pairs, covariances), so every rank
+    computes it on all rows, and the weights' gradients, one part from each rank, are added: the sum is that of one
+    worker. Images that do not fit into one batch are described again for the gradient, so that memory holds one batch
+    of activations (gradient caching, arXiv:2101.06983).
+    """
+    own = [keys[place] for place in ranks.own(keys)]
+    with ranks.agreed():
+        batches = [change.apply(*pictures.show(batch)) for batch in pictures.batches(own)]
+    with torch.set_grad_enabled(len(batches) == 1):
+        outputs = [run_backbone(backbone, *batch) for batch in batches]
+    found = torch.cat(outputs) if outputs else torch.zeros(0, backbone.output_dim)
+    joined = ranks.join(keys, found.detach()).requires_grad_()
+
+    def give_back(gradient: torch.Tensor | None) -> None:
+        assert gradient is not None, "the loss depends on all images"
+        parts = gradient[ranks.own(keys)].split([len(output) for output in outputs])
+        for output, batch, part in zip(outputs, batches, parts, strict=True):
+            (output if output.requires_grad else run_backbone(backbone, *batch)).backward(part)
+        add_gradients(backbone, ranks)
+
+    return joined, give_back
+
+
+def add_gradients(backbone: Backbone, ranks: Ranks) -> None:
+    """Adds the gradients of the backbone's trained weights over all ranks."""
+    if ranks.count == 1:
+        return
+    weights = [p for p in backbone.parameters() if p.requires_grad]
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
+    total = ranks.add(torch.cat([gradient.flatten().cpu() for gradient in own]))
+    for weight, part in zip(weights, total.split([p.numel() for p in weights]), strict=True):
+        weight.grad = part.view_as(weight).to(weight.device)
+
+
+def is_fixed(backbone: Backbone) -> bool:
+    """Returns whether no weight of the backbone is trained."""
+    return not any(p.requires_grad for p in backbone.parameters())

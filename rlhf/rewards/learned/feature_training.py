@@ -19,11 +19,18 @@ from rlhf.data.annotated_images import (
 )
 from rlhf.data.augmentation import PLAIN, Augmentation, draw_augmentation
 from rlhf.data.candidate_table import Key
-from rlhf.data.descriptions import Descriptions
+from rlhf.data.descriptions import DescriptionCache, Descriptions, describe
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
-from rlhf.rewards.learned.describing import DescriptionCache, GiveBack, describe, describe_to_train, is_fixed
-from rlhf.rewards.learned.feature_network import Backbone, FeatureNetwork, build_backbone, whiten
+from rlhf.rewards.learned.feature_network import (
+    Backbone,
+    FeatureNetwork,
+    GiveBack,
+    build_backbone,
+    describe_to_train,
+    is_fixed,
+    whiten,
+)
 from rlhf.rewards.learned.reward_report import EpochFigures
 from rlhf.storage.atomic_files import atomic_torch_save, atomic_write_text
 from rlhf.storage.tensor_files import read_tensors
@@ -52,6 +59,7 @@ def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: 
     training = FeatureTraining(network, trained, config, seed)
     fingerprint = _fingerprint(data, config, seed)
     curve, best = training.resume(out, fingerprint)
+    data.ranks.require_equal(len(curve), f"{out}: not the same folder for all workers; choose one that all reach")
     with progress_bar(stage="reward", total=config.epochs, initial=len(curve)) as bar:
         while len(curve) < config.epochs and not _is_over(curve, config.patience):
             figures: EpochFigures = {"epoch": len(curve) + 1, "loss": training.run_epoch()}

@@ -9,16 +9,22 @@ import fsspec
 import pytest
 import torch
 from s3_server import refuse_everyone, run_s3_server
+from small_annotations import make_world, write_world
 from small_parts import save_small_reward, small_prompts, write_prompts
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.data.prompts import load_prompts
+from rlhf.data.augmentation import PLAIN
+from rlhf.data.candidate_table import CandidateTable
+from rlhf.data.descriptions import DescriptionCache, describe
+from rlhf.data.pictures import Pictures
+from rlhf.data.prompts import PromptTable, load_prompts
 from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.policy_manifest import drop_policies, list_policies
 from rlhf.diffusion.policy_weights import save_policy
 from rlhf.diffusion.trained_weights import trainable_state
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import MetricsLog, read_metrics
+from rlhf.rewards.learned.feature_network import SmallBackbone
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.storage.atomic_files import atomic_path, atomic_write_text, remove_folder
 from rlhf.storage.tables import PROMPTS, stream_table
@@ -99,6 +105,21 @@ def test_prompts_come_back_from_a_url_as_from_a_folder(folder: Path, tmp_path: P
     for ours, theirs in zip(load_prompts(folder), load_prompts(tmp_path), strict=True):
         assert ours.prompt_id == theirs.prompt_id
         assert torch.equal(ours.image, theirs.image)
+
+
+def test_pictures_at_a_url_are_described_as_local_ones_and_found_again(folder: Path, tmp_path: Path) -> None:
+    found = []
+    for place in (folder, tmp_path):
+        world = make_world(3)
+        write_world(place, *world)
+        prompts = PromptTable(place / "prompts")
+        pictures, backbone = Pictures(prompts, CandidateTable(place / "candidates", prompts)), SmallBackbone()
+        keys = list(world[1])
+        for _ in range(2):  # The second time from the cache, which is at the URL, too.
+            cache = DescriptionCache(place / "pictures", backbone)
+            found.append(describe(backbone, pictures, {PLAIN: keys}, cache=cache).of(keys))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    assert len(list((folder / "pictures").glob("*.safetensors"))) == 1
 
 
 def test_a_table_at_a_url_is_read_a_row_group_at_a_time(folder: Path) -> None:

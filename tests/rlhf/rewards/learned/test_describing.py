@@ -14,12 +14,11 @@ from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotators import load_annotations
 from rlhf.data.augmentation import PLAIN, Augmentation
 from rlhf.data.candidate_table import CandidateTable, Key
-from rlhf.data.descriptions import ALONE, Ranks
+from rlhf.data.descriptions import ALONE, DescriptionCache, Ranks, describe
 from rlhf.data.pictures import Pictures
 from rlhf.data.prompts import PromptTable, load_prompts
 from rlhf.errors import UserError
-from rlhf.rewards.learned.describing import DescriptionCache, describe, describe_to_train
-from rlhf.rewards.learned.feature_network import SmallBackbone
+from rlhf.rewards.learned.feature_network import SmallBackbone, describe_to_train
 from rlhf.rewards.learned.reward_training import train_reward
 
 CONFIG = RewardConfig(feature_dim=12, epochs=3, micro_batch_size=64, decorrelation=1.0, ridge=30.0)
