@@ -4,10 +4,15 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import psutil
 import ray
+from ray._private.node import Node
+from ray._private.parameter import RayParams
 
 from rlhf.errors import UserError
 
@@ -23,14 +28,17 @@ def start_ray(num_cpus: int | None) -> list[psutil.Process]:
     """
 
     def init() -> None:
-        # "local" ignores a Ray that runs here already, as on the head of a cluster.
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _few_processes():
+            # "local" ignores a Ray that runs here already, as on the head of a cluster.
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                # Workers have environments of their own, so those that Ray starts in advance stay idle.
+                _system_config={"prestart_worker_first_driver": False},
+            )
 
     started = start_twice(init)
     [node] = ray.nodes()
@@ -38,6 +46,26 @@ def start_ray(num_cpus: int | None) -> list[psutil.Process]:
         ray.shutdown()
         raise UserError(f"Ray: listens at {node['NodeManagerAddress']}, not on loopback; install the locked version")
     return [process for process in started if process.name() in SERVERS]
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """Ray that is started within the block has no autoscaler, log monitor and dashboard.
+
+    One machine does not grow, workers' output stays in their files, and without a dashboard its server only reports
+    usage. `ray.init` has no arguments for them, and waits for the last one.
+    """
+
+    class Params(RayParams):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.no_monitor, self.include_log_monitor = True, False
+
+    def no_api_server(node: Node, **_: Any) -> None:
+        """Starts nothing."""
+
+    with patch("ray._private.parameter.RayParams", Params), patch.object(Node, "start_api_server", no_api_server):
+        yield
 
 
 def start_twice(init: Callable[[], None]) -> list[psutil.Process]:
