@@ -5,7 +5,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import psutil
 import ray
@@ -16,6 +19,8 @@ LOOPBACK = ("127.0.0.1", "::1")
 SHARED_MEMORY = "/dev/shm"
 SERVERS = ("gcs_server", "raylet")
 """Names of the processes without which nothing goes on."""
+TRIED = "2.60."
+"""Versions of Ray whose private parts are known here."""
 
 
 def start_ray(num_cpus: int | None) -> list[psutil.Process]:
@@ -25,14 +30,17 @@ def start_ray(num_cpus: int | None) -> list[psutil.Process]:
     """
 
     def init() -> None:
-        # "local" ignores a Ray that runs here already, as on the head of a cluster.
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _few_processes():
+            # "local" ignores a Ray that runs here already, as on the head of a cluster.
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                # Workers have environments of their own, so those that Ray starts in advance stay idle.
+                _system_config={"prestart_worker_first_driver": False},
+            )
 
     started = start_twice(init)
     [node] = ray.nodes()
@@ -56,6 +64,31 @@ def describe_object_store(command: Sequence[str]) -> str | None:
         f"warning: {SHARED_MEMORY} has {free} MB free, too few for Ray's objects, so it keeps them in {folders[0]}, "
         f"where they may be slow; make {SHARED_MEMORY} larger (docker run --shm-size, or an emptyDir of medium Memory)"
     )
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """Ray that is started within the block has no autoscaler, log monitor and dashboard.
+
+    One machine does not grow, workers' output stays in their files, and without a dashboard its server only reports
+    usage. `ray.init` has no arguments for them, and waits for the last one. Other versions than `TRIED` start all.
+    """
+    if not ray.__version__.startswith(TRIED):
+        yield
+        return
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    class Params(RayParams):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.no_monitor, self.include_log_monitor = True, False
+
+    def no_api_server(node: Node, **_: Any) -> None:
+        """Starts nothing."""
+
+    with patch("ray._private.parameter.RayParams", Params), patch.object(Node, "start_api_server", no_api_server):
+        yield
 
 
 def start_twice(init: Callable[[], None]) -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import ray
 import requests
@@ -20,7 +21,7 @@ WRONG = (None, "0" * 64)
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[str, list[int]]]:
     """The listening ports of a small session, by process."""
-    names = ("gcs_server", "raylet/raylet", "DashboardAgent", "RuntimeEnvAgent", "dashboard.py", "ray::IDLE")
+    names = ("gcs_server", "raylet/raylet", "DashboardAgent", "RuntimeEnvAgent", "ray::IDLE")
     with ray_session(num_cpus=2):
         ray.get(ray.remote(lambda: 1).remote())
         found = listening()
@@ -66,10 +67,15 @@ def test_a_stranger_submits_no_job_and_prepares_no_process(ports: dict[str, list
         return found
 
     refusal = 401 if token is None else 403
-    # 405: figures for Prometheus, which take no POST. There is no dashboard besides.
+    # 405: figures for Prometheus, which take no POST.
     assert statuses("DashboardAgent", "/api/job_agent/jobs/") == {refusal, 405}
     assert statuses("RuntimeEnvAgent", "/get_or_create_runtime_env") == {refusal}
-    assert statuses("dashboard.py", "/api/jobs/") == {405}
+
+
+def test_ray_on_this_machine_has_no_process_that_only_a_cluster_needs(ports: dict[str, list[int]]) -> None:
+    family = psutil.Process().children(recursive=True)
+    commands = [" ".join(process.cmdline()) for process in family if process.status() != psutil.STATUS_ZOMBIE]
+    assert [command for command in commands if not any(name in command for name in ports)] == []
 
 
 def test_who_has_the_token_is_answered(ports: dict[str, list[int]]) -> None:
