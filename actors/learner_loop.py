@@ -131,7 +131,8 @@ def _start_coordinator(setup: RunSetup, ranks: int, incidents: Incidents) -> Col
         assert setup.prompts is not None
         assert setup.annotations is not None
         pairs = PairTable(setup.prompts, setup.candidates, setup.annotations)
-        return PairsCoordinator(setup.config, pairs, load_policy(setup.config.model).family, incidents, ranks=ranks)
+        policy = load_policy(setup.config.model, parts={Part.VAE})
+        return PairsCoordinator(setup.config, pairs, policy, incidents, ranks=ranks)
     coordinator = _start_sampling(setup, incidents, ranks)
     return coordinator if setup.dump is None else DumpingCoordinator(coordinator, RolloutDump(setup.dump))
 

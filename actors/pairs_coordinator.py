@@ -13,17 +13,17 @@ from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.prompt_order import prompts_of_update
 from rlhf.config.run_config import RunConfig
 from rlhf.data.preferred_pairs import PairTable
-from rlhf.diffusion.families.family import ModelFamily
+from rlhf.diffusion.policy import Policy
 from rlhf.storage.images import to_8bit
 
 
 class PairsCoordinator:
-    """Reads, encodes and noises the pairs of each update. They depend on (seed, update) alone, so no state is lost."""
+    """Reads, encodes and noises the pairs of each update. They depend on (pairs, seed, update), so no state is lost."""
 
     def __init__(
-        self, config: RunConfig, pairs: PairTable, family: ModelFamily, incidents: Incidents, *, ranks: int
+        self, config: RunConfig, pairs: PairTable, policy: Policy, incidents: Incidents, *, ranks: int
     ) -> None:
-        self._config, self._pairs, self._family = config, pairs, family
+        self._config, self._pairs, self._policy = config, pairs, policy
         self._incidents, self._ranks = incidents, ranks
 
     def collect(self, update: int, weights: dict[str, torch.Tensor], probe: float | None = None) -> UpdateWork:
@@ -41,13 +41,14 @@ class PairsCoordinator:
         plan = algorithm_of(self._config.align).plan_rollout(self._config.align, update, self._config.seed)
         prompts, images = self._pairs.read(names)
         keys = [(self._config.seed, "align", update, name) for name in names]
-        noised = noise_pairs(self._family, prompts, images, plan, keys)
-        alike = torch.ones(len(images))
+        noised = noise_pairs(self._policy, prompts, images, plan, keys)
+        ones = torch.ones(len(images))
         return BatchShare(
             trajectories=[ray.put(noised)],
+            # The grid of a checkpoint shows the first micro-batch.
             images=[ray.put(to_8bit(images))] if is_first else [],
-            advantages=alike,
-            trust_weights=alike,
+            advantages=ones,
+            trust_weights=ones,
             prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
             scores={},
         )

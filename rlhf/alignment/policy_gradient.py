@@ -44,7 +44,7 @@ def ratio_figures(log_ratio: torch.Tensor, kl: torch.Tensor, clip_range: float) 
     }
 
 
-def old_policy_decay(config: AlignConfig, update: int) -> None:
+def no_old_policy(config: AlignConfig, update: int) -> None:
     """None: samplers use the current weights, so ratios are 1 before the update."""
 
 
@@ -82,11 +82,24 @@ def replay_transition(
     """
     transition = schedule.transition(model_output, latents, index, eta)
     log_prob = transition_log_prob(transition, next_latents, latent_mask)
-    if base_output is None:
-        return log_prob, torch.zeros_like(log_prob)
-    base = schedule.transition(base_output, latents, index, eta)
-    return log_prob, transition_kl(transition, base.mean, latent_mask)
+    return log_prob, kl_between(model_output, base_output, latents, index, schedule, eta, latent_mask)
+
+
+def kl_between(
+    output: torch.Tensor,
+    other_output: torch.Tensor | None,
+    latents: torch.Tensor,
+    steps: torch.Tensor,
+    schedule: Schedule,
+    eta: float,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """KL [B] of the transitions under two predictions, in nats per latent element; 0 without the other."""
+    if other_output is None:
+        return torch.zeros(len(output), device=output.device)
+    transition = schedule.transition(output, latents, steps, eta)
+    return transition_kl(transition, schedule.transition(other_output, latents, steps, eta).mean, mask)
 
 
 # The disagreement is the largest distance of a ratio from 1.
-POLICY_GRADIENT = Objective(compute_loss=compute_loss, disagreement="ratio_error", old_policy_decay=old_policy_decay)
+POLICY_GRADIENT = Objective(compute_loss=compute_loss, disagreement="ratio_error", old_policy_decay=no_old_policy)

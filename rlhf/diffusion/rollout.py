@@ -8,7 +8,8 @@ import torch
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
-from rlhf.diffusion.noise import generator_of, noise_like
+from rlhf.diffusion.noise import noise_like
+from rlhf.diffusion.noising import noise_again
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.steps.step_rule import Schedule, Transition, transition_log_prob
 from rlhf.diffusion.trajectories import NoisedSamples, Rollout, RolloutPlan, Trajectories
@@ -55,7 +56,7 @@ def rollout(
         latents = denoiser.keep_known(next_latents, condition, start, step)
     latents = finish_known(latents, policy.family.known_latents(condition))
     finished = (latents, condition, latent_mask)
-    recording = _noise_again(denoiser, *finished, keys) if plan.noised_steps else _record(kept, *finished, denoiser)
+    recording = _record_noised(denoiser, *finished, keys) if plan.noised_steps else _record(kept, *finished, denoiser)
     painted = _decode(policy, prompts, latents, keys)
     return Rollout(images=painted, trajectories=recording, forward_images=denoiser.forward_images)
 
@@ -135,7 +136,7 @@ class _Denoiser:
         return keep_known(drawn, known, start, self.schedule, index)
 
 
-def _noise_again(
+def _record_noised(
     denoiser: _Denoiser,
     clean: torch.Tensor,
     condition: torch.Tensor,
@@ -143,20 +144,17 @@ def _noise_again(
     keys: list[tuple[object, ...]],
 ) -> NoisedSamples:
     """Finished latents [B, C, h, w], each noised at steps of its own, with the network's predictions for them."""
-    plan, schedule = denoiser.plan, denoiser.schedule
-    order = [torch.randperm(plan.num_inference_steps, generator=generator_of(*key, "steps")) for key in keys]
-    steps = torch.stack(order, dim=1)[: plan.noised_steps]
-    latents, predictions = [], []
-    for k, index in enumerate(steps):
-        noise = torch.stack([noise_like(clean.shape[1:], *key, "noised", k) for key in keys]).to(clean)
-        latents.append(schedule.add_noise(clean, noise, index))
+    schedule = denoiser.schedule
+    noised, steps = noise_again(schedule, clean, keys, denoiser.plan.noised_steps)
+    predictions = []
+    for latents, index in zip(noised, steps, strict=True):
         timestep = schedule.timesteps[index].to(clean.device)
-        predictions.append(denoiser.predict(latents[-1], timestep, condition, is_trained=True))
+        predictions.append(denoiser.predict(latents, timestep, condition, is_trained=True))
     return NoisedSamples(
         condition=condition.cpu(),
         latent_mask=latent_mask.cpu(),
         clean_latents=clean.cpu(),
-        latents=torch.stack(latents).cpu(),
+        latents=noised.cpu(),
         steps=steps,
         old_prediction=torch.stack(predictions).cpu(),
         text=denoiser.text.to("cpu"),

@@ -13,7 +13,7 @@ import torch
 
 from rlhf.alignment.algorithms import nft
 from rlhf.alignment.objective import Objective, PassLoss, TrainingBatch
-from rlhf.alignment.policy_gradient import clipped_objective, old_policy_decay, ratio_figures
+from rlhf.alignment.policy_gradient import clipped_objective, kl_between, no_old_policy, ratio_figures
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.steps.step_rule import Schedule, masked_mean
 from rlhf.diffusion.trajectories import NoisedSamples
@@ -37,7 +37,7 @@ def compute_loss(
     objective, ratio = clipped_objective(
         likelihood, old_likelihood, batch.advantages.to(device), batch.trust_weights.to(device), config.clip_range
     )
-    kl = nft.kl_of(output, base_output, latents, steps, schedule, config.eta, mask)
+    kl = kl_between(output, base_output, latents, steps, schedule, config.eta, mask)
     return PassLoss(
         loss=objective + config.kl_weight * kl.mean(),
         disagreement=float((ratio.detach() - 1).abs().max()),
@@ -47,5 +47,5 @@ def compute_loss(
 
 ALGORITHM = replace(
     nft.ALGORITHM,
-    objective=Objective(compute_loss=compute_loss, disagreement="ratio_error", old_policy_decay=old_policy_decay),
+    objective=Objective(compute_loss=compute_loss, disagreement="ratio_error", old_policy_decay=no_old_policy),
 )

@@ -13,19 +13,20 @@ from torch.nn.functional import logsigmoid
 
 from rlhf.alignment.algorithms import grpo, nft
 from rlhf.alignment.objective import Algorithm, Objective, PassLoss, TrainingBatch
-from rlhf.alignment.policy_gradient import old_policy_decay
+from rlhf.alignment.policy_gradient import kl_between, no_old_policy
 from rlhf.config.run_config import AlignConfig
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.denoising import finish_known
-from rlhf.diffusion.families.family import ModelFamily, cells_of
-from rlhf.diffusion.noise import generator_of, noise_like
+from rlhf.diffusion.families.family import cells_of
+from rlhf.diffusion.noising import noise_again
+from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.steps.step_rule import Schedule, masked_mean
 from rlhf.diffusion.trajectories import NoisedSamples, RolloutPlan
 
 
 @torch.no_grad()
 def noise_pairs(
-    family: ModelFamily,
+    policy: Policy,
     prompts: Sequence[Prompt],
     images: torch.Tensor,
     plan: RolloutPlan,
@@ -34,26 +35,23 @@ def noise_pairs(
     """Pairs of pictures, noised; B = 2 x pairs. Noise and levels of a pair depend on its key alone.
 
     `prompts` has the prompt of each pair; `images`, float32 [B, 3, H, W] in [-1, 1], has the better and the worse
-    picture of one pair after another.
+    picture of one pair after another. The policy's network is not used.
     """
+    family = policy.family
     condition, latent_mask = (part.repeat_interleave(2, dim=0) for part in family.encode_prompts(prompts))
     if plan.log_prob_over == "all":
         latent_mask = torch.ones_like(latent_mask)
     schedule = family.schedule(plan.num_inference_steps, cells_of(condition))
     clean = finish_known(family.encode_images(images.to(family.device)), family.known_latents(condition))
-    order = [torch.randperm(plan.num_inference_steps, generator=generator_of(*key, "steps")) for key in keys]
-    steps = torch.stack(order, dim=1)[: plan.noised_steps].repeat_interleave(2, dim=1)
-    latents = []
-    for k, index in enumerate(steps):
-        noise = torch.stack([noise_like(clean.shape[1:], *key, "noised", k) for key in keys]).to(clean)
-        latents.append(schedule.add_noise(clean, noise.repeat_interleave(2, dim=0), index))
+    noised, steps = noise_again(schedule, clean, [key for key in keys for _ in range(2)], plan.noised_steps)
     return NoisedSamples(
         condition=condition.cpu(),
         latent_mask=latent_mask.cpu(),
         clean_latents=clean.cpu(),
-        latents=torch.stack(latents).cpu(),
+        latents=noised.cpu(),
         steps=steps,
         old_prediction=None,
+        text=policy.embed([prompt.caption for prompt in prompts]).to("cpu"),
     )
 
 
@@ -75,7 +73,7 @@ def compute_loss(
     # Pairs lie side by side: [pairs, (better, worse)].
     gains = (base_errors - errors).view(-1, 2)
     margins = config.dpo_beta / 2 * (gains[:, 0] - gains[:, 1])
-    kl = nft.kl_of(output.detach(), base_output, latents, steps, schedule, config.eta, mask)
+    kl = kl_between(output.detach(), base_output, latents, steps, schedule, config.eta, mask)
     return PassLoss(
         loss=-logsigmoid(margins).mean(),
         disagreement=0.0,
@@ -92,7 +90,5 @@ ALGORITHM = Algorithm(
     compute_advantages=grpo.compute_advantages,
     compares_within_prompts=True,
     passes_per_batch=nft.passes_per_batch,
-    objective=Objective(
-        compute_loss=compute_loss, disagreement=None, old_policy_decay=old_policy_decay, reads_base=True
-    ),
+    objective=Objective(compute_loss=compute_loss, disagreement=None, old_policy_decay=no_old_policy, reads_base=True),
 )

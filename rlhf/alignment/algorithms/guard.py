@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import torch
 
-from rlhf.alignment.algorithms import grpo, nft
+from rlhf.alignment.algorithms import grpo
 from rlhf.alignment.objective import Objective, PassLoss, TrainingBatch
-from rlhf.alignment.policy_gradient import clipped_objective, old_policy_decay, ratio_figures
+from rlhf.alignment.policy_gradient import clipped_objective, kl_between, no_old_policy, ratio_figures
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.steps.step_rule import Schedule, masked_mean, transition_log_prob
 from rlhf.diffusion.trajectories import RolloutPlan, Trajectories
 
-PROBE = 2.0**-10
+TINY_OUTPUT = 2.0**-10
 """A network's output for the derivative: so small that no prediction is clipped; a power of 2 divides exactly."""
 
 
@@ -48,7 +48,7 @@ def compute_loss(
     objective, ratio = clipped_objective(
         log_ratio, torch.zeros_like(log_ratio), batch.advantages.to(device), weights, config.clip_range
     )
-    kl = nft.kl_of(output, base_output, latents, steps, schedule, config.eta, mask)
+    kl = kl_between(output, base_output, latents, steps, schedule, config.eta, mask)
     log_prob = transition_log_prob(transition, next_latents, mask).detach()
     unscaled = (log_prob - t.old_log_prob[k].to(device)).exp()
     return PassLoss(
@@ -61,12 +61,12 @@ def compute_loss(
 def mean_derivative(schedule: Schedule, latents: torch.Tensor, steps: torch.Tensor, eta: float) -> torch.Tensor:
     """Size [B] of the derivative of each step's mean by the network's output, in which the mean is linear."""
     nothing = torch.zeros_like(latents[:, :1, :1, :1])
-    probe = schedule.transition(torch.full_like(nothing, PROBE), nothing, steps, eta)
-    return (probe.mean / PROBE).abs().flatten()
+    moved = schedule.transition(torch.full_like(nothing, TINY_OUTPUT), nothing, steps, eta)
+    return (moved.mean / TINY_OUTPUT).abs().flatten()
 
 
 ALGORITHM = replace(
     grpo.ALGORITHM,
     plan_rollout=plan_rollout,
-    objective=Objective(compute_loss=compute_loss, disagreement="ratio_error", old_policy_decay=old_policy_decay),
+    objective=Objective(compute_loss=compute_loss, disagreement="ratio_error", old_policy_decay=no_old_policy),
 )

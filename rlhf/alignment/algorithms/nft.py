@@ -15,8 +15,9 @@ import torch
 
 from rlhf.alignment.algorithms import grpo
 from rlhf.alignment.objective import Objective, PassLoss, TrainingBatch
+from rlhf.alignment.policy_gradient import kl_between
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.steps.step_rule import Schedule, masked_mean, transition_kl
+from rlhf.diffusion.steps.step_rule import Schedule, masked_mean
 from rlhf.diffusion.trajectories import NoisedSamples, RolloutPlan
 
 LEAST_ERROR = 1e-5
@@ -60,14 +61,15 @@ def compute_loss(
     clean, old = (schedule.predicted_clean(said, latents, steps) for said in (output, old_output))
     advantages = batch.advantages.to(device) / config.advantage_clip
     losses = contrast(clean, old, t.clean_latents.to(device), advantages, config.nft_beta, mask)
-    kl = kl_of(output, base_output, latents, steps, schedule, config.eta, mask)
+    kl = kl_between(output, base_output, latents, steps, schedule, config.eta, mask)
     # Multiplied by the clip, as in the paper's code: a small advantage then weighs the same for every clip.
     objective = config.advantage_clip * (batch.trust_weights.to(device) * losses).mean()
+    kl_to_old = kl_between(output.detach(), old_output, latents, steps, schedule, config.eta, mask)
     return PassLoss(
         loss=objective + config.kl_weight * kl.mean(),
         disagreement=float((output - old_output).detach().abs().flatten(1).mean(1).max()),
         figures={
-            "kl_to_old": float(kl_of(output.detach(), old_output, latents, steps, schedule, config.eta, mask).mean()),
+            "kl_to_old": float(kl_to_old.mean()),
             "kl_to_base": float(kl.detach().mean()),
         },
     )
@@ -97,22 +99,6 @@ def _weighed_error(clean: torch.Tensor, target: torch.Tensor, mask: torch.Tensor
     """Mean squared error [B], divided by its own mean absolute error, which counts as a constant."""
     size = masked_mean((clean - target).abs(), mask).detach().clamp(min=LEAST_ERROR)
     return masked_mean((clean - target).square(), mask) / size
-
-
-def kl_of(
-    output: torch.Tensor,
-    other_output: torch.Tensor | None,
-    latents: torch.Tensor,
-    steps: torch.Tensor,
-    schedule: Schedule,
-    eta: float,
-    mask: torch.Tensor,
-) -> torch.Tensor:
-    """KL [B] of the transitions under two predictions, in nats per latent element; 0 without the other."""
-    if other_output is None:
-        return torch.zeros(len(output), device=output.device)
-    transition = schedule.transition(output, latents, steps, eta)
-    return transition_kl(transition, schedule.transition(other_output, latents, steps, eta).mean, mask)
 
 
 ALGORITHM = replace(

@@ -78,6 +78,13 @@ def cells_of(latents: torch.Tensor) -> tuple[int, int]:
     return height, width
 
 
+def device_of(*modules: Any) -> torch.device:
+    """Device of the first of a pipeline's modules that is loaded; others are None or lie on the meta device."""
+    devices = [module.device for module in modules if module is not None]
+    found: torch.device = next(device for device in devices if device.type != "meta")
+    return found
+
+
 def stack_prompts(prompts: "Sequence[Prompt]", side_px: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [P, 3, H, W] and binary masks [P, 1, H, W] on `device`, split at 0.5 as diffusers' classes do it.
 
@@ -115,7 +122,7 @@ class ModelFamily(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Device of the network."""
+        """Device of the parts that are loaded."""
 
     @property
     def native_px(self) -> int:

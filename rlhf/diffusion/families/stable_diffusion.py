@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import decode, encode
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, guide, stack_prompts
+from rlhf.diffusion.families.family import TextEmbedding, device_of, guide, stack_prompts
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.steps.ddim import DDIMSchedule, make_schedule
 from rlhf.errors import UserError
@@ -78,8 +78,8 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Device of the UNet, or of the text encoder if the UNet is not loaded."""
-        return (self.network if self.network.device.type != "meta" else self.pipeline.text_encoder).device
+        """Device of the parts that are loaded."""
+        return device_of(self.network, self.pipeline.vae, self.pipeline.text_encoder)
 
     @property
     def native_px(self) -> int:

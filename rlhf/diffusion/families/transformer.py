@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.diffusion.families.autoencoder import decode, encode, factor_of
-from rlhf.diffusion.families.family import guide, stack_prompts
+from rlhf.diffusion.families.family import device_of, guide, stack_prompts
 from rlhf.diffusion.families.pipeline_folder import read_part_config
 from rlhf.diffusion.steps.flow_matching import FlowRule, FlowSchedule, make_flow_schedule
 
@@ -55,8 +55,8 @@ class TransformerFamily(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Device of the transformer, or of the text encoder if the transformer is not loaded."""
-        return (self.network if self.network.device.type != "meta" else self.pipeline.text_encoder).device
+        """Device of the parts that are loaded."""
+        return device_of(self.network, self.pipeline.vae, self.pipeline.text_encoder)
 
     @property
     def native_px(self) -> int:

@@ -1,6 +1,7 @@
 """Diffusion-DPO: against its formula written out, its start, the noise of pairs, and a preference that it learns."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from rlhf.config.run_config import AlignConfig
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.families.family import ModelFamily
 from rlhf.diffusion.families.flux import FluxFill
+from rlhf.diffusion.families.pipeline_folder import Part
 from rlhf.diffusion.families.stable_diffusion_3 import StableDiffusion3Blend
 from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.rollout import rollout
@@ -75,12 +77,18 @@ def test_the_base_policy_prefers_nothing_and_its_gradient_is_that_of_the_errors_
     assert torch.allclose(output.grad, expected, rtol=1e-4, atol=1e-9)
 
 
-def families(small_pipeline: Path) -> dict[str, ModelFamily]:
-    return {
-        "sd": load_policy(small_config(small_pipeline).model).family,
-        "flux_fill": FluxFill(small_fill_pipeline()),
-        "sd3_blend": StableDiffusion3Blend(small_sd3_pipeline(in_channels=16)),
-    }
+def policy_of(family: ModelFamily) -> Policy:
+    for part in family.pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    return Policy(family=family, text=family.embed(""), device=torch.device("cpu"), precision="fp32", name="small")
+
+
+POLICIES: dict[str, Callable[[Path], Policy]] = {
+    "sd": lambda small_pipeline: load_policy(small_config(small_pipeline).model, parts={Part.VAE}),
+    "flux_fill": lambda _: policy_of(FluxFill(small_fill_pipeline())),
+    "sd3_blend": lambda _: policy_of(StableDiffusion3Blend(small_sd3_pipeline(in_channels=16))),
+}
 
 
 def painted(prompts: list[Prompt], red: float) -> torch.Tensor:
@@ -90,20 +98,21 @@ def painted(prompts: list[Prompt], red: float) -> torch.Tensor:
     return composite(colour.expand_as(images), images, masks)
 
 
-@pytest.mark.parametrize("name", ["sd", "flux_fill", "sd3_blend"])
+@pytest.mark.parametrize("name", POLICIES)
 def test_both_pictures_of_a_pair_have_one_noise_that_depends_on_its_key_alone(small_pipeline: Path, name: str) -> None:
-    family, prompts = families(small_pipeline)[name], small_prompts(3)
+    policy, prompts = POLICIES[name](small_pipeline), small_prompts(3)
+    family = policy.family
     plan = RolloutPlan(num_inference_steps=6, eta=1.0, stochastic_steps=frozenset(), noised_steps=2)
     images = torch.stack([painted(prompts, 0.8), painted(prompts, -0.8)], dim=1).flatten(0, 1)
     keys = [("seed", p.prompt_id) for p in prompts]
-    noised = dpo.noise_pairs(family, prompts, images, plan, keys)
+    noised = dpo.noise_pairs(policy, prompts, images, plan, keys)
     schedule = family.schedule(6, tuple(noised.latents.shape[-2:]))
     for k in range(2):
         assert torch.equal(noised.steps[k, 0::2], noised.steps[k, 1::2])
         nothing = schedule.add_noise(noised.clean_latents, torch.zeros_like(noised.clean_latents), noised.steps[k])
         noise = noised.latents[k] - nothing
         assert torch.allclose(noise[0::2], noise[1::2], atol=1e-5)
-    alone = dpo.noise_pairs(family, prompts[1:2], images[2:4], plan, keys[1:2])
+    alone = dpo.noise_pairs(policy, prompts[1:2], images[2:4], plan, keys[1:2])
     assert torch.allclose(alone.latents, noised.latents[:, 2:4], atol=1e-5)
     known = (noised.clean_latents[0::2] - noised.clean_latents[1::2]) * (1 - noised.latent_mask[0::2])
     if family.known_latents(noised.condition) is not None:
@@ -111,11 +120,7 @@ def test_both_pictures_of_a_pair_have_one_noise_that_depends_on_its_key_alone(sm
 
 
 def test_sampled_holes_turn_to_the_preferred_colour(process_group: None) -> None:
-    family, prompts = FluxFill(small_fill_pipeline()), small_prompts(2)
-    for part in family.pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
-    policy = Policy(family=family, text=family.embed(""), device=torch.device("cpu"), precision="fp32", name="small")
+    policy, prompts = policy_of(FluxFill(small_fill_pipeline())), small_prompts(2)
     own = {"algorithm": "dpo", "samples_per_prompt": 2, "trainable": "full", "learning_rate": 3e-3, "dpo_beta": 10.0}
     config = AlignConfig(**FAST | own)
     learner = Learner(policy, config, micro_batches=2, seed=0)
@@ -130,7 +135,7 @@ def test_sampled_holes_turn_to_the_preferred_colour(process_group: None) -> None
     figures = []
     for update in range(12):
         plan = dpo.ALGORITHM.plan_rollout(config, update, 0)
-        noised = dpo.noise_pairs(family, prompts * 2, images.repeat(2, 1, 1, 1), plan, [(update, i) for i in range(4)])
+        noised = dpo.noise_pairs(policy, prompts * 2, images.repeat(2, 1, 1, 1), plan, [(update, i) for i in range(4)])
         alike = torch.ones(8)
         figures.append(learner.train([TrainingBatch(trajectories=noised, advantages=alike, trust_weights=alike)]))
     assert figures[0]["pair_accuracy"] == 0.0, "the base policy prefers neither"
@@ -145,7 +150,7 @@ def test_the_base_model_is_read_though_there_is_no_kl(small_pipeline: Path, proc
     learner, prompts = start(small_pipeline, config), small_prompts(4)
     images = torch.stack([painted(prompts, 0.5), painted(prompts, -0.5)], dim=1).flatten(0, 1)
     plan, keys = dpo.ALGORITHM.plan_rollout(config, 0, 0), [("k", i) for i in range(4)]
-    noised = dpo.noise_pairs(learner.policy.family, prompts, images, plan, keys)
+    noised = dpo.noise_pairs(learner.policy, prompts, images, plan, keys)
     batch = TrainingBatch(trajectories=noised, advantages=torch.ones(8), trust_weights=torch.ones(8))
     figures = learner.train([batch, batch])
     assert figures["loss"] == pytest.approx(math.log(2), rel=1e-4)

@@ -9,6 +9,7 @@ from torch import nn
 
 from rlhf.alignment.algorithms import nft
 from rlhf.alignment.objective import TrainingBatch
+from rlhf.alignment.policy_gradient import kl_between
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.steps.ddim import make_schedule
@@ -204,6 +205,6 @@ def test_a_step_that_ends_without_noise_has_no_kl_and_no_nan() -> None:
     scheduler = DDIMScheduler.from_config(build_scheduler().config, set_alpha_to_one=True)
     schedule, network = make_schedule(scheduler, 10), denoiser()
     latents, steps = torch.randn(2, 4, 5, 5, dtype=torch.float64), torch.tensor([9, 4])
-    kl = nft.kl_of(network(latents), latents, latents, steps, schedule, 1.0, torch.ones(2, 1, 5, 5))
+    kl = kl_between(network(latents), latents, latents, steps, schedule, 1.0, torch.ones(2, 1, 5, 5))
     assert float(kl[0]) == 0.0
     assert float(kl[1]) > 0
