@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu.full_size_models import Architecture, build_policy
 from benchmarks.measure import Figures, describe_machine
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.families.stable_diffusion import LORA_TARGETS
+from rlhf.diffusion.families.stable_diffusion import LORA_TARGETS, StableDiffusion
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text
 
 LEAST_ROUNDS = 3
@@ -114,6 +114,7 @@ def count_flops(architecture: Architecture, px: int, trainable: str, *, backward
     meta = torch.device("meta")
     policy = build_policy(architecture, meta, "fp32")
     family, unet = policy.family, policy.network
+    assert isinstance(family, StableDiffusion)
     if trainable == "lora":
         from peft import LoraConfig
 

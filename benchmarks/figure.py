@@ -96,8 +96,7 @@ def _draw_bar(axes: Axes, place: float, spread: Mapping[str, float], colour: str
 
 def _annotate(axes: Axes, text: str, x: float, place: float) -> None:
     """Writes text to the right of a mark."""
-    style = {"fontsize": 8, "color": INK, "verticalalignment": "center"}
-    axes.annotate(text, (x, place), xytext=(6, 0), textcoords="offset points", **style)
+    axes.annotate(text, (x, place), xytext=(6, 0), textcoords="offset points", fontsize=8, color=INK, va="center")
 
 
 def _draw_phases(axes: Axes, figures: Figures) -> None:

@@ -10,6 +10,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,8 @@ BATCH = 100
 """Trials of a bootstrap that are resampled at once."""
 
 Ends = tuple[np.ndarray, np.ndarray]
+Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
+"""Draws values [trials, photographs, ...]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class Setting:
     """`share` or `difference`."""
     name: str
     truth: float
-    draw: Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
+    draw: Draw
     """Returns values [trials, photographs, measurements]."""
 
 
@@ -47,17 +50,21 @@ def list_settings() -> Iterator[Setting]:
             kind="share",
             name=f"{rate:g}, {count} per photograph, correlation {correlation:g}, ties {tied:g}",
             truth=tied / 2 + (1 - tied) * rate,
-            draw=lambda rng, shape, r=rate, c=count, k=correlation, t=tied: draw_wins(rng, shape, r, c, k, t),
+            draw=partial(draw_wins, rate=rate, count=count, correlation=correlation, tied=tied),
         )
-    for name, draw in {
+    draws: dict[str, Draw] = {
         "normal": lambda rng, shape: rng.normal(size=shape),
         "Student's t, 5 degrees of freedom": lambda rng, shape: rng.standard_t(5, shape),
         "skewness 1 (gamma)": lambda rng, shape: rng.gamma(4.0, 1.0, shape) - 4.0,
         "skewness 2 (exponential)": lambda rng, shape: rng.exponential(1.0, shape) - 1.0,
-    }.items():
-        yield Setting(
-            kind="difference", name=name, truth=0.0, draw=lambda rng, shape, draw=draw: draw(rng, shape)[:, :, None]
-        )
+    }
+    for name, draw in draws.items():
+        yield Setting(kind="difference", name=name, truth=0.0, draw=partial(draw_single, draw))
+
+
+def draw_single(draw: Draw, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Draws one measurement per photograph: [trials, photographs, 1]."""
+    return draw(rng, shape)[:, :, None]
 
 
 def draw_wins(

@@ -43,7 +43,7 @@ def interleave(alternatives: Mapping[str, Callable[[], object]], rounds: int) ->
     return seconds
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float] | np.ndarray) -> Spread:
     """Returns median and quartiles."""
     low, median, high = np.percentile(values, [25, 50, 75])
     return {"median": float(median), "low": float(low), "high": float(high)}
@@ -54,7 +54,7 @@ def ratios(slower: Sequence[float], faster: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(slower, faster, strict=True)])
 
 
-def show(figure: Spread, spec: str = ".2f") -> str:
+def show(figure: Mapping[str, object], spec: str = ".2f") -> str:
     """Formats `median [lower quartile, upper quartile]`."""
     return f"{figure['median']:{spec}} [{figure['low']:{spec}}, {figure['high']:{spec}}]"
 

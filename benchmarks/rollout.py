@@ -122,7 +122,7 @@ def trainer_loop(pipeline: Any, prompts: list[Prompt]) -> list[tuple[torch.Tenso
     latents = torch.randn(encoded.shape)
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(STEPS)
-    kept = []
+    kept: list[tuple[torch.Tensor, ...]] = []
     for t in scheduler.timesteps:
         output = pipeline.unet(torch.cat([latents, small, encoded], dim=1), t, encoder_hidden_states=text).sample
         noise = torch.randn(latents.shape)

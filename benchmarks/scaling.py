@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("RAY_worker_niceness", "0")
 
@@ -154,7 +155,8 @@ def fetch(work: UpdateWork) -> float:
 
 def cpu_seconds() -> Counter[str]:
     """Returns the CPU seconds of this process, which coordinates, and of Ray's own processes."""
-    spent = Counter(coordinator=time.process_time())
+    spent: Any = Counter()  # Its types hold whole numbers only.
+    spent["coordinator"] = time.process_time()
     for process in psutil.Process().children(recursive=True):
         if process.name() in CONTROL:
             times = process.cpu_times()

@@ -8,6 +8,8 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import ray
@@ -31,7 +33,7 @@ class Pace:
     edge_px: int
 
 
-def batch_seconds(pace: Pace, update: int, prompt_ids: tuple[str, ...]) -> float:
+def batch_seconds(pace: Pace, update: object, prompt_ids: tuple[str, ...]) -> float:
     """Returns the time that a stand-in takes to sample a micro-batch, in seconds."""
     share = random.Random(f"{update} {prompt_ids}").uniform(-1, 1)
     return pace.batch_s * (1 + pace.jitter * share)
@@ -65,12 +67,13 @@ class StandInSampler:
         time.sleep(batch_seconds(self._pace, task.seed_key[-1], task.prompt_ids))
         count, steps = len(task.prompt_ids) * task.samples_per_prompt, len(task.plan.trained_steps)
         edge, latent = self._pace.edge_px, self._pace.edge_px // 8
+        ones: Any = partial(np.ones, dtype=np.float32)  # Arrays where others have tensors.
         trajectories = Trajectories(
-            condition=np.ones((count, 5, latent, latent), np.float32),
-            latent_mask=np.ones((count, 1, latent, latent), np.float32),
-            latents=np.ones((steps, count, 4, latent, latent), np.float32),
-            next_latents=np.ones((steps, count, 4, latent, latent), np.float32),
-            old_log_prob=np.ones((steps, count), np.float32),
+            condition=ones((count, 5, latent, latent)),
+            latent_mask=ones((count, 1, latent, latent)),
+            latents=ones((steps, count, 4, latent, latent)),
+            next_latents=ones((steps, count, 4, latent, latent)),
+            old_log_prob=ones((steps, count)),
             step_indices=task.plan.trained_steps,
         )
         receipt = RolloutReceipt(

@@ -263,7 +263,7 @@ def judge(ratio: Spread) -> str:
 
 def format_table(records: Mapping[str, Figures]) -> str:
     """Formats a row per switch, as Markdown."""
-    rows = [("switch", "off / on", "ms on", "ms off", "pays", "default", "")]
+    rows: list[tuple[str, ...]] = [("switch", "off / on", "ms on", "ms off", "pays", "default", "")]
     for name, record in records.items():
         if "left_out" in record:
             rows.append((name, "", "", "", "not measured", "", record["left_out"]))

@@ -75,8 +75,8 @@ def find_reached(versions: np.ndarray, values: np.ndarray, target: float, criter
 
 
 def measure_arm(
-    versions: Sequence[int],
-    values: Sequence[float],
+    versions: Sequence[int] | np.ndarray,
+    values: Sequence[float] | np.ndarray,
     lines: Sequence[Metrics],
     images: int,
     target: float,

@@ -39,8 +39,8 @@ PLAIN = "plain PyTorch, the same loss, LoRA"
 
 def make_config(**changes: Any) -> AlignConfig:
     """Returns the defaults of `rlhf align` for one micro-batch."""
-    sizes = {"samples_per_prompt": SAMPLES, "prompts_per_update": PROMPTS, "micro_batch_size": PROMPTS * SAMPLES}
-    return AlignConfig(**sizes, **changes)
+    count = PROMPTS * SAMPLES
+    return AlignConfig(samples_per_prompt=SAMPLES, prompts_per_update=PROMPTS, micro_batch_size=count, **changes)
 
 
 def roll_out(config: AlignConfig) -> TrainingBatch:

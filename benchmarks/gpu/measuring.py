@@ -112,7 +112,7 @@ def reorder_weights(policy: Policy, variant: Variant) -> None:
     if variant.memory_format:
         for unet in (policy.network, policy.merged):
             if unet is not None:
-                unet.to(memory_format=getattr(torch, variant.memory_format))
+                unet.to(memory_format=getattr(torch, variant.memory_format))  # type: ignore[call-overload]
 
 
 def measure_rollout(job: Job) -> Figures:

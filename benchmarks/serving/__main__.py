@@ -80,16 +80,16 @@ def measure_throughput(args: argparse.Namespace) -> Figures:
     torch.set_num_threads(1)
     pipeline = open_usual_pipeline(str(TINY))
     ours = deploy("ours")
-    ray_serve.run(
-        UsualService.options(ray_actor_options={"num_cpus": 1}).bind(str(TINY)), name="usual", route_prefix="/usual"
-    )
+    deployment: Any = UsualService  # Ray's decorator makes it one.
+    bound = deployment.options(ray_actor_options={"num_cpus": 1}).bind(str(TINY))
+    ray_serve.run(bound, name="usual", route_prefix="/usual")
     usual = f"http://127.0.0.1:{PORT}/usual"
     for url in (ours, usual):
         load(url, draw_equal, 2, 2)
     rows = []
     for clients in CLIENTS:
         bare = bare_rate(pipeline, args.seconds)
-        row = {"clients": clients, "bare_images_per_s": bare}
+        row: Figures = {"clients": clients, "bare_images_per_s": bare}
         for name, url in (("ours", ours), ("usual", usual)):
             row[name] = load(url, draw_equal, clients, args.seconds).figures()
         rows.append(row)

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -26,7 +27,7 @@ class Outcome:
     finished: list[float] = field(default_factory=list)
     """Times of these answers, in seconds after the first request."""
 
-    def figures(self) -> dict[str, object]:
+    def figures(self) -> dict[str, Any]:
         """Returns rate, percentiles of the latency, and statuses."""
         marks = (50, 90, 99)
         cuts = np.percentile(self.latencies, marks) if self.latencies else [float("nan")] * len(marks)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from pydantic import JsonValue
 
 from benchmarks.studies.annotated import load_annotated
 from benchmarks.studies.command_line import run_as_program
@@ -72,7 +73,11 @@ def study_bound(
     `noiseless` are the simulated annotators' scores without noise, [N]. Writes `resplit-*.json` and, last,
     `bound_study.json`. Raises UserError if `out` holds a study with other settings.
     """
-    settings = {"config": config.model_dump(mode="json"), "ensemble": ensemble, "rows": len(data.keys)}
+    settings: dict[str, JsonValue] = {
+        "config": config.model_dump(mode="json"),
+        "ensemble": ensemble,
+        "rows": len(data.keys),
+    }
     data = with_descriptions(data, config, 0)
     records = run_resplits(
         out,
@@ -188,10 +193,15 @@ def _summarise(records: Sequence[Figures]) -> dict[str, Estimate | float | None]
     """Returns means over the splits, and the share of splits whose interval holds the nominal coverage."""
     summary: dict[str, Estimate | float | None] = {}
     for name in records[0]:
-        known = [record[name] for record in records if record[name] is not None]
+        known = [value for record in records if (value := record[name]) is not None]
         share = float(np.mean(known)) if known else None
         summary[name] = share if name.startswith("is_") else average(known)
     return summary
+
+
+def _show_figure(figure: Estimate | float | None, spec: str) -> str:
+    """Formats an estimate with its interval, or a share; a dash if there is neither."""
+    return show(figure, spec) if isinstance(figure, float) else show_estimate(figure, spec)
 
 
 def format_table(summary: BoundSummary) -> str:
@@ -200,8 +210,8 @@ def format_table(summary: BoundSummary) -> str:
     columns |= {"rho noisy": "rank_correlation", "rho noiseless": "rank_correlation_noiseless"}
     table = pd.DataFrame.from_dict(
         {
-            kind: {head: show_estimate(figures[name], ".3f") for head, name in columns.items()}
-            | {"inside": show(figures["is_nominal_inside_0.9"], ".0%")}
+            kind: {head: _show_figure(figures[name], ".3f") for head, name in columns.items()}
+            | {"inside": _show_figure(figures["is_nominal_inside_0.9"], ".0%")}
             for kind, figures in summary.kinds.items()
         },
         orient="index",

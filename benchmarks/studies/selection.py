@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
 import typer
+from pydantic import JsonValue
 
 from benchmarks.studies.annotated import load_annotated
 from benchmarks.studies.command_line import run_as_program
@@ -63,7 +64,11 @@ def study_selection(
     `selection_study.json`. Intervals are over splits of the same photographs: they say what another
     split would show, not other photographs. Raises UserError if `out` holds a study with other settings.
     """
-    settings = {"config": config.model_dump(mode="json"), "portion": portion, "rows": len(data.keys)}
+    settings: dict[str, JsonValue] = {
+        "config": config.model_dump(mode="json"),
+        "portion": portion,
+        "rows": len(data.keys),
+    }
     data = with_descriptions(data, config, 0)
 
     def measure(seed: int) -> Curves:
@@ -159,7 +164,7 @@ def judge_reward(
 ) -> RewardPoint:
     """Returns the errors of the reward on held-out annotations; `truth` [N] are their scores without noise."""
     reward = learner.model.head.reward(features_of(learner.model.network, held_out))
-    figures: dict[str, float | None] = {}
+    figures: dict[str, Any] = {}
     for name, scores in (("", held_out.scores.double()), ("_noiseless", truth)):
         if scores is not None:
             figures[f"squared_error{name}"] = float((scores - reward).square().mean())

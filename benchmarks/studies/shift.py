@@ -12,6 +12,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
+from pydantic import JsonValue
 
 from benchmarks.studies.command_line import run_as_program
 from rlhf.commands.options import Config, Out, Overrides, resolve_config, save_config
@@ -23,6 +24,7 @@ from rlhf.data.pictures import Pictures
 from rlhf.data.prompts import PromptTable
 from rlhf.evaluation.tasks.resplits import average, run_resplits
 from rlhf.reports.intervals import Estimate
+from rlhf.reports.pages import show
 from rlhf.rewards.learned.feature_training import with_descriptions
 from rlhf.rewards.learned.reward_model import RewardModel
 from rlhf.rewards.learned.reward_training import features_of, fit_reward
@@ -120,7 +122,7 @@ def study_shift(
     `families` are the hole families of the rows of the data. Writes `resplit-*.json` and, last, `shift_study.json`.
     Raises UserError if `out` holds a study with other settings.
     """
-    settings = {
+    settings: dict[str, JsonValue] = {
         "config": config.model_dump(mode="json"),
         "rows": len(data.keys),
         "others": {name: len(other.images) for name, other in others.items()},
@@ -216,7 +218,10 @@ def format_shifts(summary: ShiftSummary) -> str:
     """Formats a line per shift: mean uncertainty relative to clean fills by degree, and share out of distribution."""
     lines = [f"uncertainty relative to clean fills (share out of distribution); {summary.resplits} splits"]
     for shift, degrees in summary.shifts.items():
-        cells = [f"{degree}: {own.uncertainty.value:.2f} ({own.ood_share:.0%})" for degree, own in degrees.items()]
+        values = {degree: own.uncertainty.value if own.uncertainty else None for degree, own in degrees.items()}
+        cells = [
+            f"{degree}: {show(value, '.2f')} ({degrees[degree].ood_share:.0%})" for degree, value in values.items()
+        ]
         lines.append(f"{shift:<22}" + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
     return "\n".join(lines)
 

@@ -189,8 +189,9 @@ def judge_claims(comparisons: Sequence[Comparison]) -> list[Claim]:
     """
     by_key = {(c.measure, c.arm, c.other): c for c in comparisons}
     final, gold, time = (by_key.get((m, "proper", CONTROL)) for m in ("final reward", "final gold", "time"))
+    rise = 0.017 * final.of_other if isinstance(final, RiseComparison) else None
     stated = (
-        ("trust weighting raises the reward by 1.7 %", final, 0.017 * final.of_other if final else None),
+        ("trust weighting raises the reward by 1.7 %", final, rise),
         ("it reaches the same reward 106 % faster", time, math.log(2.06)),
         ("it beats a constant weight (final gold)", gold, 0.0),
     )
@@ -201,7 +202,7 @@ def judge_claims(comparisons: Sequence[Comparison]) -> list[Claim]:
 
 
 def _judge_claim(figures: Comparison | None, stated: float | None) -> str:
-    if figures is None or figures.low is None or stated is None:
+    if figures is None or figures.low is None or figures.high is None or stated is None:
         return "not measured"
     is_smaller = figures.high < stated
     if isinstance(figures, TimeComparison) and figures.at_most:

@@ -1,10 +1,7 @@
 """Pipeline folders: other classes, variants, single files, hub names, and weights that are not whole."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 import ray
 import torch
 from diffusers import StableDiffusionInpaintPipeline
+from huggingface_hub import constants as hub
 from safetensors.torch import load_file, save_file
 from small_parts import small_config
 
@@ -152,18 +150,19 @@ def test_the_variant_is_chosen_by_name_and_an_unknown_one_is_refused(folder: Pat
         load_policy(ModelConfig(path=str(folder)))
 
 
-def test_a_hub_name_opens_from_the_hubs_cache(small_pipeline: Path, tmp_path: Path) -> None:
+def test_a_hub_name_opens_from_the_hubs_cache(
+    small_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "models--someone--inpainting"
     shutil.copytree(small_pipeline, place / "snapshots" / "abc")
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("abc")
-    script = (
-        "from rlhf.diffusion.policy import load_policy, plan_steps; from rlhf.config.run_config import ModelConfig; "
-        "c = ModelConfig(path='someone/inpainting'); plan_steps(c, 3); print(load_policy(c).native_px)"
-    )
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "32", done.stderr
+    # As HF_HUB_CACHE and HF_HUB_OFFLINE set them in a process that has yet to import the hub's client.
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    config = ModelConfig(path="someone/inpainting")
+    plan_steps(config, 3)
+    assert load_policy(config).native_px == 32
 
 
 def test_a_hub_name_that_cannot_be_had_is_refused() -> None:

@@ -142,7 +142,7 @@ def test_without_the_video_extra_there_is_no_mp4_and_the_record_says_so(
 
 
 def test_the_true_disparity_brings_the_left_picture_onto_the_right_one():
-    pair = load_motorcycle(2)
+    pair = load_motorcycle(4)
     assert set(pair.parts) == set(PARTS)
     hole, seen = pair.parts["hole"], pair.parts["seen"]
     assert np.array_equal(hole, pair.parts["behind"] | pair.parts["outside"])

@@ -62,7 +62,7 @@ def test_the_study_goes_on_and_refuses_other_settings(tmp_path: Path):
         asked.append((name, seed))
         return shade({"base": 20, "aligned": 60}[name])
 
-    options = {"scenes": 1, "shrinks": (4,), "scale": 0.33}
+    options = {"scenes": 1, "shrinks": (8,), "scale": 0.25}
     study_views(open_fill, {"model": "m"}, tmp_path, seeds=1, **options)
     before = list(asked)
     summary = study_views(open_fill, {"model": "m"}, tmp_path, seeds=2, **options)
@@ -73,7 +73,7 @@ def test_the_study_goes_on_and_refuses_other_settings(tmp_path: Path):
     assert list(tabulate(summary).columns) == ["test", "part", "filler", "figure", "value", "low", "high"]
     draw_figure(summary, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
-    assert (tmp_path / "motorcycle-4" / "sheet.png").is_file()
+    assert (tmp_path / "motorcycle-8" / "sheet.png").is_file()
     assert (tmp_path / "scenes" / "scene-00.png").is_file()
     with pytest.raises(UserError, match="other settings"):
         study_views(open_fill, {"model": "other"}, tmp_path, seeds=1, **options)
