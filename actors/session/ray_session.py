@@ -18,6 +18,14 @@ from rlhf.errors import UserError
 
 ANSWER_S = 5.0
 """Longest time that a cluster's head may take to accept a connection."""
+DEFAULTS = {
+    # A proxy of Ray Serve is started again after three failed checks; at Ray's period of 10 s nobody is answered for
+    # half a minute after its death.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # No cloud takes this machine away, so no actor of Ray Train need watch for it.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Settings of Ray's libraries for Ray that is started here, unless the user sets them."""
 OPEN_CLUSTER = (
     "warning: the Ray cluster at {address} is joined without a token, so whoever reaches its ports runs code as its "
     "user and reads its images and weights; start its nodes with RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN, or let "
@@ -98,6 +106,7 @@ def own_access() -> Iterator[None]:
     """
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     own |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo")
+    own |= {name: os.environ.get(name, value) for name, value in DEFAULTS.items()}
     before = {name: os.environ.get(name) for name in own}
     is_cluster = ray_constants.ENABLE_RAY_CLUSTER
     os.environ.update(own)

@@ -1,6 +1,8 @@
 """Ray of a command's own: nobody else reaches it, and it is there or said to be gone."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import psutil
@@ -100,3 +102,13 @@ def test_the_token_and_the_loopback_are_gone_after_the_session() -> None:
     with own_access():
         assert os.environ["RAY_AUTH_TOKEN"] != first
     assert dict(os.environ) == before
+
+
+def test_ray_of_a_command_notices_the_death_of_serves_proxy_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "from ray.serve._private import constants as c; print(c.PROXY_HEALTH_CHECK_PERIOD_S)"
+    read = [sys.executable, "-c", script]
+    with own_access():
+        assert subprocess.run(read, capture_output=True, text=True, check=True).stdout == "1.0\n"
+    monkeypatch.setenv("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "7")
+    with own_access():
+        assert os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] == "7"
