@@ -28,6 +28,9 @@ from serve.api.guard import Guard, Rules, is_loopback
 
 RULES = Rules(body_bytes=MAX_IMAGES * 8_000_000, json_items=4 * MAX_IMAGES, has_pages=False)
 
+DECODED_AT_ONCE = 2
+"""Requests whose pictures are decoded at a time."""
+
 
 def build_app(reward: Reward, name: str, rules: Rules = RULES) -> FastAPI:
     """Builds the application with POST /v1/rewards and GET /healthz; it scores one batch at a time."""
@@ -38,6 +41,7 @@ def build_app(reward: Reward, name: str, rules: Rules = RULES) -> FastAPI:
     app.exception_handler(HTTPException)(answer_http_error)
     app.exception_handler(Exception)(answer_failure)
     lock = threading.Lock()
+    decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:
@@ -48,7 +52,8 @@ def build_app(reward: Reward, name: str, rules: Rules = RULES) -> FastAPI:
     def score(request: RewardRequest) -> RewardReply:
         """Answers one number per image, null if it is not finite."""
         try:
-            images, masks = decode_request(request)
+            with decoding:
+                images, masks = decode_request(request)
         except UserError as error:
             raise ApiError(str(error)) from error
         try:

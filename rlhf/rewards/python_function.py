@@ -38,11 +38,14 @@ class PythonFunction:
         texts = list(captions) if self.text is None else [self.text] * len(captions)
 
         @torch.no_grad()
-        def call() -> object:
-            return self.function(images.clone(), masks.clone(), texts)
+        def call() -> torch.Tensor:
+            # Reading what is returned may run the user's code too, such as a generator's or `__array__`.
+            return self._to_tensor(self.function(images.clone(), masks.clone(), texts), len(images))
 
         try:
-            returned = call_within(self.timeout_s, call)
+            return Scores(reward=call_within(self.timeout_s, call))
+        except UserError:
+            raise
         except LateError as error:
             raise UserError(
                 f"reward {self.name}: {self.label} has not returned after {self.timeout_s:g} s; "
@@ -51,7 +54,6 @@ class PythonFunction:
         # The user's code may raise anything, and only the user can mend it: the error names the place.
         except BaseException as error:
             raise UserError(f"reward {self.name}: {self.label} raised {_describe(error)}") from error
-        return Scores(reward=self._to_tensor(returned, len(images)))
 
     def _to_tensor(self, returned: object, count: int) -> torch.Tensor:
         try:

@@ -15,7 +15,7 @@ from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.deadline import LateError, call_within
 from rlhf.rewards.scores import Scores
-from rlhf.rewards.wire import MAX_IMAGES, RewardReply, encode_request
+from rlhf.rewards.wire import RewardReply, encode_request, images_at_once
 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 30.0
@@ -31,7 +31,7 @@ class _NoAnswerError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteServer:
-    """Client that posts batches of at most MAX_IMAGES; `rlhf/rewards/wire.py` has the schema."""
+    """Client that posts batches as large as a server takes; `rlhf/rewards/wire.py` has the schema."""
 
     name: str
     url: str
@@ -46,8 +46,9 @@ class RemoteServer:
         """Scores images; shapes as in Reward, null becomes NaN. Raises UserError if no try brings a valid answer."""
         texts = list(captions) if self.text is None else [self.text] * len(captions)
         rewards: list[float | None] = []
-        for start in range(0, len(images), MAX_IMAGES):
-            part = slice(start, start + MAX_IMAGES)
+        size = images_at_once(images.shape[2] * images.shape[3])
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
             request = encode_request(images[part], masks[part], texts[part])
             rewards += self._read(self._post(request.model_dump()), count=len(request.images))
         return Scores(reward=torch.tensor([torch.nan if r is None else r for r in rewards], dtype=torch.float64))

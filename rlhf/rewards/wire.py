@@ -13,6 +13,13 @@ from rlhf.storage.images import decode_image, decode_mask, encode_png, image_to_
 
 MAX_IMAGES = 64
 """Largest number of images in a request."""
+MAX_PIXELS = 80_000_000
+"""Most pixels of all images of a request: they are scored at once, as floats. 64 images of 1,024 px have fewer."""
+
+
+def images_at_once(pixels: int) -> int:
+    """Returns how many images of so many pixels a request may have."""
+    return max(1, min(MAX_IMAGES, MAX_PIXELS // pixels))
 
 
 class RewardRequest(BaseModel):
@@ -58,6 +65,9 @@ def decode_request(request: RewardRequest) -> tuple[torch.Tensor, torch.Tensor]:
     for index, (picture, hole) in enumerate(zip(request.images, request.masks, strict=True)):
         names = (f"images[{index}]", f"masks[{index}]")
         image = decode_image(_from_base64(picture, names[0]), name=names[0], is_apart=True)
+        if len(request.images) > (most := images_at_once(image.width * image.height)):
+            size = f"{len(request.images)} images of {image.width}x{image.height}"
+            raise UserError(f"{size} are more than {MAX_PIXELS / 1e6:.0f} megapixels; send {most} at a time")
         mask = decode_mask(_from_base64(hole, names[1]), size=image.size, name=names[1], is_apart=True)
         images.append(image_to_tensor(np.asarray(image)))
         masks.append(mask_to_tensor(mask))

@@ -19,7 +19,7 @@ from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.open_reward import build_reward
-from rlhf.rewards.wire import MAX_IMAGES, decode_request, encode_request
+from rlhf.rewards.wire import MAX_IMAGES, RewardRequest, decode_request, encode_request, images_at_once
 
 CPU = torch.device("cpu")
 Answer = tuple[int, bytes, bool]
@@ -72,6 +72,14 @@ def scripted() -> Iterator[Callable[..., tuple[str, list[dict]]]]:
 def ask(url: str, count: int = 3, **settings: object) -> torch.Tensor:
     entry = RewardEntry(kind="http", name="remote", url=url, **({"timeout_s": 5.0, "retries": 1} | settings))
     return build_reward(entry, None, CPU).score(*batch(count)).reward
+
+
+def test_a_request_of_too_many_pixels_is_refused_before_all_are_decoded_and_the_client_sends_fewer() -> None:
+    [image] = encode_request(torch.zeros(1, 3, 1200, 1200), torch.zeros(1, 1, 1200, 1200), [""]).images
+    request = RewardRequest(images=[image] * 56, masks=["no picture"] * 56, captions=[""] * 56)
+    with pytest.raises(UserError, match="56 images of 1200x1200 are more than 80 megapixels; send 55 at a time"):
+        decode_request(request)
+    assert [images_at_once(pixels) for pixels in (64**2, 1024**2, 1200**2, 10**9)] == [MAX_IMAGES, MAX_IMAGES, 55, 1]
 
 
 def test_what_is_sent_is_what_was_made_bit_for_bit() -> None:

@@ -28,6 +28,9 @@ def spoils(images, masks, captions):
 def turned(images, masks, captions): return 1j * torch.ones(len(images)).numpy()
 def words(images, masks, captions): return ["1"] * len(images)
 def leaves(images, masks, captions): raise SystemExit(3)
+class Leaver:
+    def __array__(self, dtype=None, copy=None): raise SystemExit(5)
+def leaves_later(images, masks, captions): return Leaver()
 def interrupts(images, masks, captions): raise KeyboardInterrupt
 def too_slow(images, masks, captions): raise TimeoutError("mine")
 def waits(images, masks, captions): threading.Event().wait()
@@ -139,6 +142,7 @@ def test_a_function_cannot_change_the_images_of_other_rewards(functions: str) ->
         ("reward_functions_of_a_test:leaves", r"raised SystemExit: 3 \(.*reward_functions_of_a_test.py, line \d+\)"),
         ("reward_functions_of_a_test:interrupts", "raised KeyboardInterrupt"),
         ("reward_functions_of_a_test:too_slow", "raised TimeoutError: mine"),
+        ("reward_functions_of_a_test:leaves_later", r"leaves_later raised SystemExit: 5 "),
         ("reward_functions_that_leave:f", r"'reward_functions_that_leave' raised SystemExit: 4 .*line 2\) on import"),
         ("reward_functions_that_divide:f", "raised ZeroDivisionError: division by zero .* on import"),
         ("reward_functions_of_a_test:absent", "has no function 'absent'"),
