@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 import rlhf
+from actors.placement import ROLES, resources_of
+from benchmarks.run_balance import GPU_RUNS, simulate
 from rlhf.config.config_files import load_config
 from rlhf.errors import UserError
 
@@ -14,10 +16,10 @@ SUMS = {
     "demo": (128, 8, 4, 8, 0),
     "rounds": (128, 8, 4, 8, 0),
     "laptop": (64, 4, 2, 4, 0),
-    "one_node_8gpu": (320, 20, 4, 10, 8),
-    "multi_node_64gpu": (320, 80, 2, 5, 64),
-    "spot": (320, 20, 2, 10, 13),
-    "prefpaint_paper": (64, 4, 1, 2, 7),
+    "one_node_8gpu": (384, 24, 4, 12, 8),
+    "multi_node_64gpu": (384, 96, 2, 6, 64),
+    "spot": (320, 20, 2, 5, 14),
+    "prefpaint_paper": (64, 16, 16 / 6, 8, 8),
     "trust_study": (64, 4, 2, 4, 0),
 }
 
@@ -32,8 +34,29 @@ def test_a_run_file_loads_and_its_sums_are_right(name: str) -> None:
     align, cluster = config.align, config.cluster
     images = align.prompts_per_update * align.samples_per_prompt
     chunks = images // align.micro_batch_size
-    gpus = (cluster.samplers + cluster.scorers + cluster.learners) * cluster.gpus_per_actor
-    assert (images, chunks, chunks / cluster.samplers, chunks / cluster.learners, gpus) == SUMS[name]
+    whole = (cluster.samplers + cluster.learners) * cluster.gpus_per_actor
+    assert (images, chunks, chunks / cluster.samplers, chunks / cluster.learners, whole) == SUMS[name]
+
+
+@pytest.mark.parametrize("name", GPU_RUNS)
+def test_a_gpu_run_file_adds_up_its_gpus_and_lets_no_role_wait_for_long(name: str) -> None:
+    config = load_config(RUNS / f"{name}.yaml")
+    cluster = config.cluster
+    asked = [resources_of(cluster, role)["GPU"] for role in ROLES]
+    counts = [getattr(cluster, f"{role}s") for role in ROLES]
+    total = sum(count * gpus for count, gpus in zip(counts, asked, strict=True))
+    sampler, scorer, learner = asked
+    comment = (
+        f"{counts[0]} samplers{' (spot)' * (name == 'spot')} x {sampler:g} + {counts[1]} scorer x {scorer:g} + "
+        f"{counts[2]} learners = {total:.4g} of {SUMS[name][-1]};"
+    )
+    assert comment in (RUNS / f"{name}.yaml").read_text()
+    assert sampler > 0.5, "no two samplers share a GPU"
+    assert sampler + scorer <= 1, "the scorer fits beside a sampler"
+    idle = simulate(config)
+    assert -0.05 <= idle.scorer <= 0.15, "its fraction of a GPU is what it uses"
+    assert idle.sampler <= 0.15
+    assert idle.learner <= 0.15
 
 
 def test_the_papers_constants_are_the_papers() -> None:
@@ -52,7 +75,7 @@ def test_sdxl_on_one_node_as_its_comment_says() -> None:
     overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     config = load_config(RUNS / "one_node_8gpu.yaml", tuple(overrides))
     assert (config.model.path, config.prompts.size_px) == ("diffusers/stable-diffusion-xl-1.0-inpainting-0.1", 1024)
-    assert config.align.prompts_per_update * config.align.samples_per_prompt // config.align.micro_batch_size == 20
+    assert config.align.prompts_per_update * config.align.samples_per_prompt // config.align.micro_batch_size == 24
 
 
 @pytest.mark.parametrize(
@@ -60,7 +83,7 @@ def test_sdxl_on_one_node_as_its_comment_says() -> None:
     [
         ("samplers:", "smaplers:", r"run\.yaml:\d+: cluster\.smaplers: unknown key; did you mean cluster\.samplers\?"),
         ("learners: 2", "learners: two", r"run\.yaml:\d+: cluster\.learners: .*integer"),
-        ("learners: 2", "learners: 3", "20 micro-batches, which 3 learners cannot share evenly"),
+        ("learners: 2", "learners: 5", "24 micro-batches, which 5 learners cannot share evenly"),
     ],
 )
 def test_a_mistake_in_a_run_file_is_told(right: str, wrong: str, message: str, tmp_path: Path) -> None:
