@@ -37,6 +37,8 @@ class FamilyCase:
     """Arguments of the class beside prompt, image, mask, size, steps and noise."""
     guided: Mapping[str, object] | None = None
     """Arguments with which the class guides by a second pass, on the scale `SCALE` and from `NEGATIVE`."""
+    learning_rate: float = 1e-2
+    """Of the small alignments."""
     is_decoded: bool = True
     """Whether the class decodes rightly; else latents are compared."""
 
@@ -90,6 +92,7 @@ CASES = {
         build=small_z_image_pipeline,
         wrap=ZImage,
         call={"guidance_scale": 0.0},
+        learning_rate=3e-3,
         guided={"guidance_scale": SCALE, "negative_prompt": NEGATIVE},
     ),
 }

@@ -27,9 +27,9 @@ ALGORITHMS = ["awm", "grpo", "guard", "mixgrpo", "nft", "prefpaint"]
 QUICK = {("FluxFill", "awm"), ("FluxFill", "grpo"), ("FluxFill", "guard"), ("FluxBlend", "nft")}
 
 
-def gain(family: ModelFamily, algorithm: str, updates: int = 8) -> tuple[float, float]:
+def gain(family: ModelFamily, algorithm: str, updates: int = 8, **settings: float) -> tuple[float, float]:
     """How much redder the hole is after training, on noise that training has not seen; with its standard error."""
-    config = AlignConfig(**FAST | SETTINGS | {"algorithm": algorithm})
+    config = AlignConfig(**FAST | SETTINGS | {"algorithm": algorithm} | settings)
     algo, prompts = algorithm_of(config), small_prompts(2)
     learner = Learner(policy_of(family), config, micro_batches=algo.passes_per_batch(config), seed=0)
 
@@ -74,7 +74,8 @@ class Reversed(FluxFill):
     ],
 )
 def test_a_reward_that_only_moves_can_reach_rises(family: str, algorithm: str) -> None:
-    mean, error = gain(CASES[family].wrap(CASES[family].build()), algorithm)
+    case = CASES[family]
+    mean, error = gain(case.wrap(case.build()), algorithm, learning_rate=case.learning_rate)
     assert mean > 5 * error
 
 
