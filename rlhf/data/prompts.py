@@ -120,7 +120,6 @@ def make_prompts(
     if not paths:
         raise UserError(f"{images}: no photographs (PNG, JPEG, WebP, BMP, TIFF) there")
     texts = read_captions(images, [str(path.relative_to(images)) for path in paths], captions)
-    names: list[str] = []
     skipped: list[SkippedPhotograph] = []
     if not isinstance(out, UrlPath):
         out.mkdir(parents=True, exist_ok=True)
@@ -128,18 +127,13 @@ def make_prompts(
         # The splits are drawn among readable photographs, which are known only when all are cut.
         cut = Path(folder) / "prompts.parquet"
         with open_table(PROMPTS, cut) as append:
-            for path in progress_bar(paths, stage="prompts"):
-                name = str(path.relative_to(images))
-                try:
-                    photograph = _open_photograph(path, config)
-                except UserError as error:
-                    skipped.append({"file": name, "reason": str(error)})
-                    continue
-                names.append(name)
+            for name, photograph in _open_photographs(images, paths, config, skipped):
                 caption, source = texts.get(name, ""), images.resolve().name
                 for row in _cut(photograph, name, source, split or "train", config, seed, caption):
                     append(row)
         _tell_skipped(skipped, len(paths), out)
+        left_out = {line["file"] for line in skipped}
+        names = [name for name in (str(path.relative_to(images)) for path in paths) if name not in left_out]
         if not names:
             raise UserError(f"{images}: none of {len(paths)} photographs is readable; see {out / 'skipped.json'}")
         tests = _choose_tests(names, config.test_share, seed) if split is None else set()
@@ -155,11 +149,20 @@ def _tell_skipped(skipped: list[SkippedPhotograph], photographs: int, out: Path)
         print(f"prompts: {len(skipped)} of {photographs} photographs are left out; {reasons} says why", file=sys.stderr)
 
 
-def _open_photograph(path: Path, config: PromptsConfig) -> Image.Image:
-    photograph = decode_image(path)
-    if min(photograph.size) < config.size_px // 2:
-        raise UserError(f"{path}: {photograph.width}x{photograph.height} is too small for {config.size_px} px")
-    return photograph
+def _open_photographs(
+    images: Path, paths: Sequence[Path], config: PromptsConfig, skipped: list[SkippedPhotograph]
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yields name and photograph of each readable file; adds the others to `skipped`."""
+    for path in progress_bar(paths, stage="prompts"):
+        name = str(path.relative_to(images))
+        try:
+            photograph = decode_image(path)
+            if min(photograph.size) < config.size_px // 2:
+                raise UserError(f"{path}: {photograph.width}x{photograph.height} is too small for {config.size_px} px")
+        except UserError as error:
+            skipped.append({"file": name, "reason": str(error)})
+        else:
+            yield name, photograph
 
 
 def _choose_tests(photographs: list[str], test_share: float, seed: int) -> set[str]:

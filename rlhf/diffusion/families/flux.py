@@ -44,7 +44,7 @@ CLASSES = {
     "vae": ("AutoencoderKL",),
     "scheduler": SCHEDULERS,
 }
-LORA_TARGETS = (
+LORA_TARGETS: tuple[str, ...] = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
 )

@@ -46,7 +46,7 @@ CLASSES = {
     "vae": ("AutoencoderKLFlux2",),
     "scheduler": SCHEDULERS,
 }
-LORA_TARGETS = (
+LORA_TARGETS: tuple[str, ...] = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     "to_qkv_mlp_proj",
 )

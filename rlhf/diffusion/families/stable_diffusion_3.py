@@ -33,7 +33,16 @@ CLASSES = {
     "vae": ("AutoencoderKL",),
     "scheduler": SCHEDULERS,
 }
-LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+LORA_TARGETS: tuple[str, ...] = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+)
 """Modules that get an adapter by default: the attention layers of diffusers' own LoRA training."""
 
 

@@ -34,7 +34,7 @@ CLASSES = {
     "vae": ("AutoencoderKL",),
     "scheduler": SCHEDULERS,
 }
-LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+LORA_TARGETS: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 """Modules that get an adapter by default: the attention layers of diffusers' own LoRA training."""
 
 
