@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 def open_stable_diffusion(precision: str) -> Policy:
     """Opens the built-in model: a UNet of 5.6 M parameters, trained."""
-    return load_policy(ModelConfig(precision=precision, device="cpu"))
+    return load_policy(ModelConfig.model_validate({"precision": precision, "device": "cpu"}))
 
 
 def open_flux(precision: str) -> Policy:
