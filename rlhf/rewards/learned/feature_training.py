@@ -21,6 +21,7 @@ from rlhf.data.annotated_images import (
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.rewards.learned.feature_network import FeatureNetwork, build_backbone, describe, whiten
+from rlhf.rewards.learned.maps_backbone import MapsBackbone
 from rlhf.rewards.learned.reward_report import EpochFigures
 from rlhf.storage.atomic_files import atomic_torch_save, atomic_write_text
 from rlhf.storage.tensor_files import read_tensors
@@ -29,7 +30,8 @@ from rlhf.storage.url_path import local_copy
 Weights = dict[str, torch.Tensor]
 """Tensors of a network by name."""
 VARIANTS = 8
-"""Number of augmented versions of each image that a fixed backbone describes once; epochs draw from them."""
+"""Number of augmented versions of each image that a fixed backbone describes once; epochs draw from them. A pretrained
+network describes the image and its mirror image: turned or inverted pictures are none that it knows."""
 
 
 def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: Path | None = None) -> FeatureNetwork:
@@ -144,7 +146,7 @@ class FeatureTraining:
         self._variants = self._describe_variants() if is_fixed(network) else None
 
     def _describe_variants(self) -> torch.Tensor:
-        """Returns the backbone's output for VARIANTS augmentations of every image: [VARIANTS, M, D]."""
+        """Returns the backbone's output for augmentations of every image: [V, M, D]."""
         rows = self._targets.first_rows
         if self.data.described is not None:
             return self.data.described[1:, rows]
@@ -175,7 +177,7 @@ class FeatureTraining:
             pair = self.data.images[source], self.data.masks[source]
             return self.network.backbone(*_augment(*pair, self._config.augmentation, self._generator))
         # Samples of a prompt are augmented alike, since their differences are learned.
-        drawn = torch.randint(VARIANTS, (len(groups),), generator=self._generator)
+        drawn = torch.randint(len(self._variants), (len(groups),), generator=self._generator)
         return self._variants[drawn.repeat_interleave(torch.tensor([len(group) for group in groups])), rows]
 
     @torch.no_grad()
@@ -222,7 +224,9 @@ def is_fixed(network: FeatureNetwork) -> bool:
 def describe_variants(
     network: FeatureNetwork, images: torch.Tensor, masks: torch.Tensor, strength: str, generator: torch.Generator
 ) -> torch.Tensor:
-    """Returns the backbone's output for VARIANTS augmentations of images: [VARIANTS, M, D]."""
+    """Returns the backbone's output for augmentations of images: [V, M, D], V at most VARIANTS."""
+    if isinstance(network.backbone, MapsBackbone):
+        return torch.stack([describe(network, *pair) for pair in ((images, masks), (images.flip(-1), masks.flip(-1)))])
     augmented = (_augment(images, masks, strength, generator) for _ in range(VARIANTS))
     return torch.stack([describe(network, *pair) for pair in augmented])
 
