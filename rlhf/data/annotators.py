@@ -1,6 +1,7 @@
 """Simulated annotators: the gold judge's utility with a bias and noise for each annotator.
 
-Their marks replace people's marks in tests and in the demo; every table and report says so.
+They see the filled picture and the hole, not the hidden original. Their marks replace people's marks in tests and in
+the demo; every table and report says so.
 """
 
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from rlhf.data.rows import AnnotationRow
 from rlhf.errors import UserError
 from rlhf.storage.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
 
-UTILITY_RANGE = (0.25, 0.95)
+UTILITY_RANGE = (0.05, 0.85)
 """Utilities of the marks 0 and 7; fixed before any policy was aligned."""
 TOTAL_WEIGHTS = {"structure": 0.15, "texture": 0.15, "overall": 0.70}
 """Weights of the three marks in the total (PrefPaint, appendix A)."""
@@ -86,9 +87,8 @@ def _utilities(
     for start in range(0, len(keys), BATCH):
         chunk = keys[start : start + BATCH]
         images = torch.stack([candidates[k] for k in chunk])
-        originals = torch.stack([prompts[k[0]].image for k in chunk])
         masks = torch.stack([prompts[k[0]].mask for k in chunk])
-        judged = gold_utility(images, originals, masks)
+        judged = gold_utility(images, masks)
         parts.append(torch.stack([judged.structure, judged.texture, judged.overall], dim=1).numpy())
     return np.concatenate(parts)
 
