@@ -65,7 +65,7 @@ image:
 
 # Follows pyproject.toml and keeps the versions that still fit; --upgrade-package NAME in UPGRADE takes a newer one.
 lock:
-	$(COMPILE) $(UPGRADE) --extra dev --constraint requirements-torch.txt --no-emit-package torch \
+	$(COMPILE) $(UPGRADE) --extra dev --extra networks --constraint requirements-torch.txt --no-emit-package torch \
 		--output-file requirements.lock pyproject.toml
 	printf 'editables\nhatchling\nsetuptools\nwheel\n' | $(COMPILE) $(UPGRADE) --constraint requirements.lock \
 		--output-file requirements-build.lock -

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CatalogueFile = Annotated[Path, typer.Option("--catalogue", help="JSON file that the service reads, local or a URL.")]
 SHOWN = {
     "win_rate": "WinRate (gold judge, simulated)",
+    "win_rate_network": "WinRate (held-out network, shown only)",
     "win_rate_reward": "WinRate (the reward, shown only)",
     "sharpness_ratio": "sharpness against the incumbent",
     "diversity_ratio": "diversity against the incumbent",

@@ -13,4 +13,5 @@ class EvaluateConfig(Section):
     micro_batch_size: Count = 64
     """Number of images per forward pass."""
     features: str | None = None
-    """CLIP model (folder or hub name) whose image embeddings FID and KID use; null leaves both out."""
+    """CLIP model (folder or hub name) whose image embeddings FID and KID use; null takes the held-out network's
+    features, or leaves both out without the extra `networks`."""

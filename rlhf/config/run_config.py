@@ -114,8 +114,8 @@ class RewardConfig(Section):
     """The reward model and its bound."""
 
     backbone: str = "small"
-    """`small`, a CLIP vision model (a folder or a hub name), or `prefpaint-release:` and the file of PrefPaint's
-    released reward model."""
+    """`small`, `efficientnet-lite0` (extra `networks`), a vision model that transformers opens (a folder or a hub name;
+    CLIP's, or another backbone), or `prefpaint-release:` and the file of PrefPaint's released reward model."""
     frozen_share: Share = 0.7
     """Share of CLIP's layers, from the first, that are not trained (PrefPaint: 0.7); at 1 all are fixed."""
     feature_dim: Count = 48

@@ -1,6 +1,7 @@
 """Simulated annotators: the gold judge's utility with a bias and noise for each annotator.
 
-Their marks replace people's marks in tests and in the demo; every table and report says so.
+They see the filled picture and the hole, not the hidden original. Their marks replace people's marks in tests and in
+the demo; every table and report says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
 
-UTILITY_RANGE = (0.25, 0.95)
+UTILITY_RANGE = (0.05, 0.85)
 """Utilities of the marks 0 and 7; fixed before any policy was aligned."""
 TOTAL_WEIGHTS = {"structure": 0.15, "texture": 0.15, "overall": 0.70}
 """Weights of the three marks in the total (PrefPaint, appendix A)."""
@@ -92,8 +93,7 @@ def _utilities(
     judged: dict[Key, np.ndarray] = {}
     with progress_bar(stage="gold judge", total=len(keys)) as bar:
         for batch, images, masks in Pictures(prompts, candidates).stream(keys, PIXELS_AT_ONCE):
-            originals = torch.stack([prompts[prompt_id].image for prompt_id, _ in batch])
-            utility = gold_utility(images, originals, masks)
+            utility = gold_utility(images, masks)
             rows = torch.stack([utility.structure, utility.texture, utility.overall], dim=1).numpy()
             judged |= dict(zip(batch, rows, strict=True))
             bar.update(len(batch))

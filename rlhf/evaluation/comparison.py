@@ -34,7 +34,6 @@ from rlhf.evaluation.comparison_records import (
     MissingMeasure,
 )
 from rlhf.evaluation.feature_distances import Features, measure_sets
-from rlhf.evaluation.judging import LPIPS
 from rlhf.reports.intervals import Estimate, estimate_figure, estimate_share
 from rlhf.reports.significance import compare_pairs, note_weak_tests
 from rlhf.storage.images import from_8bit
@@ -52,7 +51,7 @@ def summarise_comparison(
     photographs = [prompt.photograph for prompt in prompts]
     entries = [replace(entry, judged=entry.judged.select([p.prompt_id for p in prompts])) for entry in entries]
     reference = next(entry for entry in entries if entry.name == base)
-    measures = list_measures(reference.judged.held_out, has_lpips=LPIPS in reference.judged.marks)
+    measures = list_measures(reference.judged.held_out, reference.judged.marks)
     columns, contestants = {}, {}
     for entry in entries:
         noise = entry.shares_noise_with(reference)

@@ -4,13 +4,14 @@ The training reward, the held-out judges and the original form groups that are s
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rlhf.evaluation.hole_measures import FIDELITY
-from rlhf.evaluation.judging import JUDGE, LPIPS, LPIPS_SEAM, Judged, describe_judge
+from rlhf.evaluation.judging import JUDGE, LPIPS, LPIPS_SEAM, NETWORK_DISTANCE, Judged, describe_judge
+from rlhf.evaluation.network_judge import NAME
 from rlhf.reports.intervals import best_of, wins
 
 SIZES = (1, 3, 10)
@@ -36,12 +37,15 @@ class Measure:
     """Explanation in one sentence."""
 
 
-def list_measures(held_out: Sequence[str], *, has_lpips: bool = False) -> dict[str, Measure]:
-    """Returns the measures by name, in the order of the table; `held_out` names the marks of held-out judges."""
+def list_measures(held_out: Sequence[str], marks: Collection[str] = ()) -> dict[str, Measure]:
+    """Returns the measures by name, in the order of the table.
+
+    `held_out` names the marks of held-out judges, and `marks` tells which distances of networks there are.
+    """
     measures: dict[str, Measure] = {}
     for judge in ("reward", *held_out):
         group = TRAINED if judge == "reward" else HELD_OUT
-        of = {"reward": "", "gold": "gold "}.get(judge, f"{judge.removeprefix(JUDGE)} ")
+        of = {"reward": "", "gold": "gold ", JUDGE + NAME: "network "}.get(judge, f"{judge.removeprefix(JUDGE)} ")
         by = "the training reward" if judge == "reward" else describe_judge(judge)
         for size in SIZES:
             more = f"Share of prompts on which the reward-best of {size} beats one sample of the base, by {by}."
@@ -59,27 +63,46 @@ def list_measures(held_out: Sequence[str], *, has_lpips: bool = False) -> dict[s
             measures["lower"] = Measure(label="lower bound", group=group, spec=".3f", more=more)
             more = "Variance of the reward across a prompt's samples."
             measures["variance"] = Measure(label="Var", group=group, spec=".2e", more=more)
-    lpips = (
-        (LPIPS, "LPIPS", ".3f", "LPIPS of AlexNet, mean over the hole; 0 is the original."),
-        (LPIPS_SEAM, "seam LPIPS", ".3f", "LPIPS in a band across the hole's border."),
-    )
-    for name, label, spec, more in (
-        *(lpips if has_lpips else ()),
-        ("psnr_db", "PSNR, dB", ".2f", "PSNR inside the hole, against the hidden original; favours blur."),
-        ("ssim", "SSIM", ".3f", "Structural similarity inside the hole."),
-        ("psnr_seam_db", "seam PSNR, dB", ".2f", "PSNR in a band across the hole's border; part of the band is known."),
-        ("ssim_seam", "seam SSIM", ".3f", "Structural similarity in that band."),
-        ("seam", "seam", ".1f", "Difference of jumps across the border from the original's, of 255; 0 is best."),
-    ):
-        measures[name] = Measure(label=label, group=ORIGINAL, spec=spec, is_tested=True, more=more)
+    measures |= _against_the_original(marks)
     more = "Mean difference of a prompt's samples inside the hole, levels of 255."
     measures["diversity"] = Measure(label="diversity", group=SAMPLES, spec=".1f", more=more)
     return measures
 
 
+def _against_the_original(marks: Collection[str]) -> dict[str, Measure]:
+    """Returns the measures of the distance from the original; those of networks only if they are among the marks."""
+    measures = {}
+    distances = (
+        (
+            NETWORK_DISTANCE,
+            "network distance",
+            ".3f",
+            "Distance in the held-out network's features; 0 is the original.",
+        ),
+        (LPIPS, "LPIPS", ".3f", "LPIPS of AlexNet, mean over the hole; 0 is the original."),
+        (LPIPS_SEAM, "seam LPIPS", ".3f", "LPIPS in a band across the hole's border."),
+    )
+    for name, label, spec, more in (
+        *(own for own in distances if own[0] in marks),
+        ("psnr_db", "PSNR, dB", ".2f", "PSNR inside the hole, against the hidden original; favours blur."),
+        ("ssim", "SSIM", ".3f", "Structural similarity inside the hole."),
+        ("psnr_seam_db", "seam PSNR, dB", ".2f", "PSNR in a band across the hole's border; part of the band is known."),
+        ("ssim_seam", "seam SSIM", ".3f", "Structural similarity in that band."),
+        ("likeness", "likeness", ".3f", "Likeness to the original, 1 at most; forgives blur."),
+        ("seam", "seam", ".1f", "Difference of jumps across the border from the original's, of 255; 0 is best."),
+    ):
+        measures[name] = Measure(label=label, group=ORIGINAL, spec=spec, is_tested=True, more=more)
+    return measures
+
+
 SET_MEASURES = {
-    "fid": Measure(label="FID", group=ORIGINAL, spec=".2f", more="FID of CLIP embeddings; biased for few images."),
-    "kid": Measure(label="KID", group=ORIGINAL, spec=".2e", more="KID of CLIP embeddings; unbiased."),
+    "fid": Measure(
+        label="FID",
+        group=ORIGINAL,
+        spec=".2f",
+        more="FID in features of the held-out network or of a CLIP model; biased for few images.",
+    ),
+    "kid": Measure(label="KID", group=ORIGINAL, spec=".2e", more="KID in these features; unbiased."),
 }
 """Measures of sets of images, from `feature_distances`."""
 

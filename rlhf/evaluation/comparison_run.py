@@ -80,7 +80,8 @@ def run_comparison(request: ComparisonRequest, config: RunConfig, open_samplers:
     captions = {prompt.prompt_id: prompt.caption for prompt in prompts}
     reward = open_reward(request.reward, resolve_device(config.model.device), captions)
     held_out = open_judges(config, prompts)
-    jury = Jury(reward=reward, judges=held_out.judges, lpips=held_out.lpips)
+    distance = None if held_out.network is None else held_out.network.distance
+    jury = Jury(reward=reward, judges=held_out.judges, lpips=held_out.lpips, distance=distance)
     store = JudgedStore(request.out / CONTESTANTS, prompts, jury, settings_of(request, config, prompts, jury))
     # Contestants without a model go first: a fault in a folder of images shows before hours of painting.
     judged = judge_contestants([c for c in contestants if not c.follows_noise], prompts, jury, store)

@@ -16,7 +16,8 @@ from rlhf.diffusion.sampler import Sampler, SamplingTask
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.evaluation.alarms import Alarm, RangedEstimate, estimate_ranged, find_alarms, ratio
-from rlhf.evaluation.judging import Judged, Jury, join_judged, judge_images
+from rlhf.evaluation.judging import JUDGE, Judged, Jury, join_judged, judge_images
+from rlhf.evaluation.network_judge import NAME as NETWORK
 from rlhf.evaluation.sample_rows import curve_rows, evaluation_rows
 from rlhf.progress import progress_bar
 from rlhf.reports.grids import save_comparison_grid
@@ -56,6 +57,8 @@ class Gain:
     known_pixels_differ: int
     win_rate_by_hole: dict[str, float]
     """WinRate by the gold judge for each hole family."""
+    win_rate_network: Estimate | None = None
+    """WinRate at S = 1 by the held-out network; None if its package is not installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +223,8 @@ def compare(base: Judged, aligned: Judged, prompts: list[Prompt]) -> Gain:
     estimate = partial(estimate_figure, clusters=photographs)
 
     gold_wins, reward_wins = wins(aligned.gold, base.gold).mean(1), wins(aligned.reward, base.reward).mean(1)
+    ours, theirs = (judged.marks.get(JUDGE + NETWORK) for judged in (aligned, base))
+    by_network = None if ours is None or theirs is None else wins(ours, theirs).mean(1)
     families = sorted({p.hole for p in prompts})
     sharp = np.stack([aligned.sharpness.mean(1), base.sharpness.mean(1)], axis=1)
     diverse = np.stack([aligned.diversity, base.diversity], axis=1)
@@ -234,6 +239,7 @@ def compare(base: Judged, aligned: Judged, prompts: list[Prompt]) -> Gain:
         diversity_ratio=estimate(diverse, statistic=ratio),
         known_pixels_differ=base.known_pixels_differ + aligned.known_pixels_differ,
         win_rate_by_hole={family: float(gold_wins[[p.hole == family for p in prompts]].mean()) for family in families},
+        win_rate_network=None if by_network is None else estimate_share(by_network, photographs),
     )
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from rlhf.data.gold_judge import sharpness
+from rlhf.data.likeness import likeness, sharpness
 
 SSIM_WINDOW_PX = 7
 LUMINANCE = (0.299, 0.587, 0.114)
 LOOKS = ("brightness", "saturation", "contrast", "sharpness", "seam_energy")
 """Names of the figures of `measure_looks`."""
-FIDELITY = ("psnr_db", "ssim", "psnr_seam_db", "ssim_seam", "seam")
+FIDELITY = ("psnr_db", "ssim", "psnr_seam_db", "ssim_seam", "seam", "likeness")
 """Names of the figures of `measure_fidelity`."""
 BAND_SHARE = 1 / 16
 """Reach of the seam's band to either side of the border, as a share of the image's shorter side."""
@@ -42,8 +42,8 @@ def measure_fidelity(images: torch.Tensor, originals: torch.Tensor, masks: torch
     """Returns the figures of FIDELITY, float64 [B] each: PSNR and SSIM in the hole and in `seam_band`, and `seam`.
 
     `seam` is the mean absolute difference between the jumps of image and original over the hole's border, in levels of
-    255. Known pixels of the band have no error unless a contestant changed them. PSNR is NaN if the hole equals the
-    original's, SSIM if the image is smaller than its window.
+    255; `likeness` is that of rlhf/data/likeness.py. Known pixels of the band have no error unless a contestant changed
+    them. PSNR is NaN if the hole equals the original's, SSIM if the image is smaller than its window.
     """
     hole, band = (masks > 0.5).double(), seam_band(masks).double()
     error = (255 * ((images - originals) / 2).double()).square()
@@ -56,6 +56,7 @@ def measure_fidelity(images: torch.Tensor, originals: torch.Tensor, masks: torch
         "psnr_seam_db": _psnr_db(_mean(error, band)),
         "ssim_seam": _mean(similar, band),
         "seam": seam,
+        "likeness": likeness(images, originals, masks).overall.double(),
     }
 
 

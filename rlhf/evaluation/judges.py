@@ -10,6 +10,7 @@ from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison_records import MissingMeasure
 from rlhf.evaluation.feature_distances import Features, PictureDistance, open_features, open_lpips
+from rlhf.evaluation.network_judge import NAME, NetworkJudge, open_network_judge
 from rlhf.rewards.open_reward import build_reward, check_captions
 from rlhf.rewards.scores import Reward
 
@@ -20,6 +21,8 @@ class HeldOutJudges:
 
     judges: dict[str, Reward]
     lpips: PictureDistance | None
+    network: NetworkJudge | None
+    """The held-out network, which is also among `judges`."""
     features: Features | None
     left_out: list[MissingMeasure]
 
@@ -44,13 +47,22 @@ def open_judges(config: RunConfig, prompts: Sequence[Prompt]) -> HeldOutJudges:
             reason = f"no weights are named: add `kind: {kind}` to `judges`"
             left_out.append(MissingMeasure(measure=row.published_as, reason=reason))
     lpips: PictureDistance | None = None
+    network: NetworkJudge | None = None
     features: Features | None = None
+    try:
+        network = open_network_judge(device)
+        judges[NAME] = network
+    except UserError as error:
+        left_out.append(MissingMeasure(measure="held-out network", reason=str(error)))
     try:
         lpips = open_lpips(device)
     except UserError as error:
         left_out.append(MissingMeasure(measure="LPIPS", reason=str(error)))
     try:
-        features = open_features(config.evaluate.features, device)
+        if config.evaluate.features is None and network is not None:
+            features = network.describe
+        else:
+            features = open_features(config.evaluate.features, device)
     except UserError as error:
         left_out.append(MissingMeasure(measure="FID, KID", reason=str(error)))
-    return HeldOutJudges(judges=judges, lpips=lpips, features=features, left_out=left_out)
+    return HeldOutJudges(judges=judges, lpips=lpips, network=network, features=features, left_out=left_out)

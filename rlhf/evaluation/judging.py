@@ -20,6 +20,7 @@ from rlhf.evaluation.hole_measures import (
     seam_band,
     to_arrays,
 )
+from rlhf.evaluation.network_judge import NAME
 from rlhf.rewards.scores import Reward
 from rlhf.storage.images import encode_png, from_8bit
 
@@ -27,6 +28,8 @@ MARKS = ("reward", "uncertainty", "lower", "gold", *LOOKS, *FIDELITY)
 """Marks of every image; `lower` is the training reward's conformal lower bound."""
 JUDGE = "judge_"
 """Prefix of the marks of further held-out judges, which tells them from the measures."""
+NETWORK_DISTANCE = "network_distance"
+"""Mark of the distance from the original in the held-out network's features, mean over the hole."""
 LPIPS, LPIPS_SEAM = "lpips", "lpips_seam"
 """LPIPS against the original: mean over the hole, and over the band across its border."""
 
@@ -41,12 +44,15 @@ class Jury:
     """Held-out judges, on which nothing was trained."""
     lpips: PictureDistance | None = None
     """LPIPS, or None if its weights are missing."""
+    distance: PictureDistance | None = None
+    """Distance in the held-out network's features, or None if its package is not installed."""
 
     @property
     def marks(self) -> tuple[str, ...]:
         """Names of all marks of an image."""
         lpips = () if self.lpips is None else (LPIPS, LPIPS_SEAM)
-        return (*MARKS, *lpips, *(JUDGE + name for name in self.judges))
+        distance = () if self.distance is None else (NETWORK_DISTANCE,)
+        return (*MARKS, *lpips, *distance, *(JUDGE + name for name in self.judges))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +125,7 @@ def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) ->
         columns |= {"uncertainty": scored.uncertainty, "lower": scored.lower}
     for name, judge in jury.judges.items():
         columns[JUDGE + name] = judge.score(filled, masks, captions).reward
-    columns["gold"] = gold_utility(filled, originals, masks).overall
+    columns["gold"] = gold_utility(filled, masks).overall
     for name, column in columns.items():
         if not bool(column.isfinite().all()):
             place = each[int((~column.isfinite()).nonzero()[0])].prompt_id
@@ -132,6 +138,8 @@ def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) ->
         distances = jury.lpips(filled, originals)
         for name, where in ((LPIPS, masks), (LPIPS_SEAM, seam_band(masks))):
             columns[name] = (distances * where).sum((1, 2, 3)) / where.sum((1, 2, 3))
+    if jury.distance is not None:
+        columns[NETWORK_DISTANCE] = (jury.distance(filled, originals) * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))
     columns |= measure_looks(filled, masks) | measure_fidelity(filled, originals, masks)
     return Judged(
         prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
@@ -158,7 +166,8 @@ def join_judged(parts: Iterable[Judged]) -> Judged:
 
 def describe_judge(judge: str) -> str:
     """Returns the name of a held-out judge for a reader."""
-    return "the gold judge (simulated)" if judge == "gold" else judge.removeprefix(JUDGE)
+    names = {"gold": "the gold judge (simulated)", JUDGE + NAME: "the held-out network (ResNet-50)"}
+    return names.get(judge, judge.removeprefix(JUDGE))
 
 
 def encode_picture(picture: torch.Tensor) -> bytes:

@@ -1,7 +1,7 @@
 """Gate before a promotion: contender and incumbent paint held-out prompts, and a judge that trained neither decides."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf import __version__
@@ -15,6 +15,8 @@ from rlhf.diffusion.sampler import InProcessSampler, Sampler
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import compare, judge_policy
 from rlhf.evaluation.judging import Jury
+from rlhf.evaluation.network_judge import NAME, open_network_judge
+from rlhf.networks.package_weights import RESNET50
 from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.promotion.gate_verdict import Comparison, Verdict, timestamp
 from rlhf.rewards.open_reward import checksum_reward, open_reward
@@ -34,6 +36,8 @@ class HeldOut:
     open_policy: OpenPolicy
     """Returns the sampler of a policy folder, or of the base model for None."""
     reward: Reward
+    judges: Mapping[str, Reward] = field(default_factory=dict)
+    """The held-out network, if its package is installed."""
     split: str
     prompts_checksum: str
     reward_checksum: str
@@ -61,11 +65,13 @@ def load_held_out(prompts: Path, reward: Path, *, split: str, config: RunConfig)
             f"({', '.join(blank[:3])}); make prompts from whole photographs with `rlhf prompts`"
         )
     take = PromptTable(prompts, split=split).rows
-    opened = open_reward(reward, resolve_device(config.model.device), {p.prompt_id: p.caption for p in loaded})
+    device = resolve_device(config.model.device)
+    opened = open_reward(reward, device, {p.prompt_id: p.caption for p in loaded})
     return HeldOut(
         prompts=loaded,
         open_policy=lambda policy: InProcessSampler(load_policy(config.model, policy), take),
         reward=opened,
+        judges={NAME: open_network_judge(device)} if RESNET50.is_installed else {},
         split=split,
         prompts_checksum=checksum_prompts(loaded),
         reward_checksum=checksum_reward(reward),
@@ -111,7 +117,7 @@ def judge(
         """Paints all prompts with a policy, and judges the samples."""
         stage = f"gate: {role} {policy.version}"
         sampler = held_out.open_policy(policy.folder)
-        jury = Jury(reward=held_out.reward)
+        jury = Jury(reward=held_out.reward, judges=held_out.judges)
         return judge_policy(sampler, held_out.prompts, jury, config.evaluate, seed=config.seed, stage=stage)
 
     before, after = paint(incumbent, "incumbent"), paint(contender, "contender")

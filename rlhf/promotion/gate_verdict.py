@@ -111,8 +111,10 @@ def timestamp() -> str:
 
 
 def check_figures(figures: Gain, limits: GateConfig) -> Iterator[Check]:
-    """Yields the deciding figures, and the WinRate by the reward, which the policy was trained to raise."""
+    """Yields the deciding figures, and the WinRates by the held-out network and by the reward, which decide nothing."""
     yield _check_estimate("win_rate", figures.win_rate, limits.min_win_rate)
+    if figures.win_rate_network is not None:
+        yield _check_estimate("win_rate_network", figures.win_rate_network, None)
     yield _check_estimate("win_rate_reward", figures.win_rate_reward, None)
     yield _check_estimate("sharpness_ratio", figures.sharpness_ratio, limits.min_sharpness_ratio)
     yield _check_estimate("diversity_ratio", figures.diversity_ratio, limits.min_diversity_ratio)

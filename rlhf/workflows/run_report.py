@@ -86,8 +86,10 @@ def summarise(run: Path, report: Path, duration_s: float) -> list[str]:
     elif summary.photographs < FEW_PHOTOGRAPHS:
         rests_on += f": few (below {FEW_PHOTOGRAPHS}), so the intervals are rough"
     coverage = show_estimate(reward.coverage_measured, ".1%")
+    network = summary.win_rate_network
     lines = {
         "WinRate over base": show_estimate(summary.win_rate, ".1%") + ", 50% is no difference",
+        "by the network": "its package is not installed" if network is None else show_estimate(network, ".1%"),
         "gold gain": show_estimate(summary.gold_gain, "+.3f") + " on a scale of 0 to 1",
         "sharpness ratio": show_estimate(summary.sharpness_ratio, ".2f") + " aligned / base",
         "diversity ratio": show_estimate(summary.diversity_ratio, ".2f") + " aligned / base",

@@ -86,6 +86,6 @@ def format_table(summary: ExtensionSummary) -> str:
         lines += [f"left out, bands for which it cannot be computed: {', '.join(gone)}"] if gone else []
     lines.append(
         f"{summary.photographs} photographs ({summary.skipped} skipped, see skipped.json); known pixels that differ: "
-        f"{summary.known_pixels_differ}; 95 % intervals over photographs; the gold judge is simulated"
+        f"{summary.known_pixels_differ}; 95 % intervals over photographs"
     )
     return "\n".join(lines)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rlhf.data.gold_judge import gold_utility, sharpness
+from rlhf.data.likeness import likeness, sharpness
 from rlhf.evaluation.hole_measures import SSIM_WINDOW_PX
 from rlhf.reports.intervals import Estimate, estimate_figure
 from rlhf.storage.images import image_to_tensor, mask_to_tensor
 from rlhf.views.growth import Band, band_hole
 
 CONTEXT_PX = 24
-"""Width of the neighbourhood of a band that the measures see; the widest blur of the gold judge reaches as far."""
+"""Width of the neighbourhood of a band that the measures see; the widest blur of `likeness` reaches as far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class BandFigures:
     jump: float
     """Mean jump at the border, in levels of 255."""
     jump_true: float
-    gold: float
-    """Utility by the gold judge."""
+    likeness: float
+    """Likeness to the original."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ STEP_MEASURES = {
     "sharpness_ratio": StepMeasure(label="sharpness: 1 is the photograph's", column="sharpness", over="sharpness_true"),
     "seam": StepMeasure(label="extra jump at the border, levels of 255: 0 is the photograph", column="seam"),
     "jump_ratio": StepMeasure(label="jump at the border: 1 is the photograph's", column="jump", over="jump_true"),
-    "gold": StepMeasure(label="utility by the gold judge: 1 is the photograph", column="gold"),
+    "likeness": StepMeasure(label="likeness to the original: 1 is the photograph", column="likeness"),
 }
 
 
@@ -108,7 +108,7 @@ def measure_band(extended: np.ndarray, truth: np.ndarray, band: Band) -> BandFig
         seam=float(np.abs(jump - jump_true).mean()),
         jump=float(np.abs(jump).mean()),
         jump_true=float(np.abs(jump_true).mean()),
-        gold=float(gold_utility(images, originals, masks).overall),
+        likeness=float(likeness(images, originals, masks).overall),
     )
 
 

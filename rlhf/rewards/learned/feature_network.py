@@ -11,8 +11,10 @@ from rlhf.data.candidate_table import Key
 from rlhf.data.descriptions import Ranks, run_backbone
 from rlhf.data.pictures import Pictures
 from rlhf.errors import UserError
+from rlhf.networks.efficientnet_lite import EfficientNetLite0Maps
 from rlhf.rewards.learned.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.rewards.learned.hole_statistics import COUNT, hole_statistics
+from rlhf.rewards.learned.maps_backbone import FolderMaps, MapsBackbone, is_clip
 from rlhf.rewards.learned.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
 
 
@@ -26,7 +28,7 @@ class SmallBackbone(nn.Module):
         return hole_statistics(images, masks)
 
 
-Backbone = SmallBackbone | ClipBackbone | PrefpaintBackbone
+Backbone = SmallBackbone | ClipBackbone | PrefpaintBackbone | MapsBackbone
 
 
 PREFPAINT_KIND = "prefpaint-release"
@@ -36,24 +38,37 @@ PREFPAINT_KIND = "prefpaint-release"
 PREFPAINT_PREFIX = f"{PREFPAINT_KIND}:"
 
 
+LITE0 = "efficientnet-lite0"
+
+
 def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backbone:
-    """Builds `small`, `prefpaint-release:CHECKPOINT`, or the CLIP vision model in a folder or hub repository."""
+    """Builds `small`, `efficientnet-lite0`, `prefpaint-release:FILE`, or the vision model of a folder or hub name.
+
+    Raises UserError if it is none of them, or its package or a tensor is missing.
+    """
     if name == "small":
         return SmallBackbone()
+    if name == LITE0:
+        return MapsBackbone(EfficientNetLite0Maps())
     if name.startswith(PREFPAINT_PREFIX):
         return load_prefpaint_network(Path(name.removeprefix(PREFPAINT_PREFIX)), frozen_share)[0]
-    from transformers import CLIPVisionModel
-
     try:
-        tower, report = CLIPVisionModel.from_pretrained(name, output_loading_info=True)
-        if lost := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-            raise ValueError(f"{len(lost)} tensors are missing, such as {lost[0]}")
-        return ClipBackbone(tower, frozen_share)
+        return _open_clip(name, frozen_share) if is_clip(name) else MapsBackbone(FolderMaps(name))
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"reward.backbone: {name!r} is neither `small`, `{PREFPAINT_PREFIX}FILE` nor a CLIP vision model ({reason})"
+            f"reward.backbone: {name!r} is neither `small`, `{LITE0}`, `{PREFPAINT_PREFIX}FILE`, a CLIP vision model "
+            f"nor another backbone of transformers ({reason})"
         ) from error
+
+
+def _open_clip(name: str, frozen_share: float) -> ClipBackbone:
+    from transformers import CLIPVisionModel
+
+    tower, report = CLIPVisionModel.from_pretrained(name, output_loading_info=True)
+    if lost := sorted(report["missing_keys"]):  # transformers fills them with random numbers
+        raise ValueError(f"{len(lost)} tensors are missing, such as {lost[0]}")
+    return ClipBackbone(tower, frozen_share)
 
 
 LINEAR_LENGTH = 1.5

@@ -31,6 +31,7 @@ from rlhf.rewards.learned.feature_network import (
     is_fixed,
     whiten,
 )
+from rlhf.rewards.learned.maps_backbone import MapsBackbone
 from rlhf.rewards.learned.reward_report import EpochFigures
 from rlhf.storage.atomic_files import atomic_torch_save, atomic_write_text
 from rlhf.storage.tensor_files import read_tensors
@@ -39,7 +40,8 @@ from rlhf.storage.url_path import local_copy
 Weights = dict[str, torch.Tensor]
 """Tensors of a network by name."""
 VARIANTS = 8
-"""Number of augmentations under which a fixed backbone describes each image once; epochs draw from them."""
+"""Number of augmentations under which a fixed backbone describes each image once; epochs draw from them. A pretrained
+network describes the image and its mirror image: turned or inverted pictures are none that it knows."""
 
 
 def train_features(data: AnnotatedImages, config: RewardConfig, seed: int, out: Path | None = None) -> FeatureNetwork:
@@ -231,9 +233,12 @@ def _describe_for_training(
     seed: int,
     cache: DescriptionCache | None = None,
 ) -> Descriptions:
-    """Describes all images as they are, and those that are `trained` under VARIANTS augmentations."""
+    """Describes all images as they are, and those that are `trained` under augmentations."""
     generator = torch.Generator().manual_seed(seed)
-    variants = [draw_augmentation(config.augmentation, generator) for _ in range(VARIANTS)]
+    if isinstance(backbone, MapsBackbone):
+        variants = [PLAIN, Augmentation(mirrored=True)]
+    else:
+        variants = [draw_augmentation(config.augmentation, generator) for _ in range(VARIANTS)]
     wanted: dict[Augmentation, Sequence[Key]] = dict.fromkeys(variants, trained)
     found = describe(backbone, data.pictures, wanted | {PLAIN: data.keys}, ranks=data.ranks, cache=cache)
     found.variants = variants

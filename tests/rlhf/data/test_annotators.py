@@ -13,27 +13,28 @@ from small_parts import small_prompts
 from rlhf.config.run_config import AnnotatorsConfig
 from rlhf.data.annotated_images import join_annotations
 from rlhf.data.annotators import UTILITY_RANGE, load_annotations, noiseless_scores, simulate_annotations, to_mark
+from rlhf.data.photographs import HELD_OUT
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
+from rlhf.storage.images import decode_image, image_to_tensor
 from rlhf.storage.tables import ANNOTATIONS, read_table, write_table
 
 MARKS = ("structure", "texture", "overall")
 
 
 def make_prompt() -> Prompt:
-    rows = torch.linspace(-0.8, 0.8, 24)
-    image = torch.sin(rows[None, :, None] * 9 + rows[None, None, :] * 5).expand(3, -1, -1) * 0.6
-    mask = torch.zeros(1, 24, 24)
-    mask[:, 6:18, 6:18] = 1
-    return Prompt(
-        prompt_id="p", photograph="p.png", source="s", hole="box", split="train", image=image.contiguous(), mask=mask
-    )
+    """A photograph of the demo's held-out ones, which trained no judge."""
+    photograph = decode_image(HELD_OUT / "0008_oakland_zoo_otters.jpg")
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 16:48, 16:48] = 1
+    image = image_to_tensor(photograph.resize((64, 64), box=(40, 0, 360, 320)))
+    return Prompt(prompt_id="p", photograph="p.png", source="s", hole="box", split="train", image=image, mask=mask)
 
 
 def fills(shares: list[float]) -> dict[tuple[str, int], torch.Tensor]:
     """Candidates with so much noise in the hole."""
     prompt = make_prompt()
-    noise = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return {("p", i): prompt.image + share * prompt.mask * (noise - prompt.image) for i, share in enumerate(shares)}
 
 
@@ -67,12 +68,12 @@ def test_without_bias_and_noise_worse_fills_get_no_better_marks(tmp_path: Path) 
     rows = simulate(shares, tmp_path, bias_sd=0, noise_sd=0, marks_per_candidate=1)
     overall = [row["overall"] for row in sorted(rows, key=lambda r: r["sample_index"])]
     assert overall == sorted(overall, reverse=True)
-    assert overall[0] == 7.0
+    assert overall[0] >= 6
     assert overall[0] > overall[2] > overall[-1]
 
 
 def test_marks_are_whole_within_0_to_7_and_said_to_be_simulated(tmp_path: Path) -> None:
-    rows = simulate([0.0, 0.3, 1.0] * 60, tmp_path, bias_sd=2.0, noise_sd=3.0)
+    rows = simulate([0.0, 0.3, 1.0] * 12, tmp_path, bias_sd=2.0, noise_sd=3.0)
     marks = np.array([[row[name] for name in MARKS] for row in rows])
     assert np.array_equal(marks, np.round(marks))
     assert (marks.min(), marks.max()) == (0.0, 7.0)
@@ -84,7 +85,7 @@ def test_noise_and_bias_are_as_large_as_configured(tmp_path: Path) -> None:
     inside, share = ("texture", "overall"), 0.1
     (exact,) = simulate([share], tmp_path / "exact", bias_sd=0, noise_sd=0, marks_per_candidate=1)
     assert all(2 < exact[name] < 6 for name in inside), "marks far from the ends of the scale, where they are cut off"
-    rows = simulate([share] * 1500, tmp_path, count=50, bias_sd=0.5, noise_sd=0.6, marks_per_candidate=1)
+    rows = simulate([share] * 30, tmp_path, count=50, bias_sd=0.5, noise_sd=0.6, marks_per_candidate=50)
     marks = defaultdict(list)
     for row in rows:
         marks[row["annotator"]].append([row[name] for name in inside])
@@ -97,18 +98,18 @@ def test_noise_and_bias_are_as_large_as_configured(tmp_path: Path) -> None:
 
 
 def test_every_candidate_is_scored_by_as_many_different_annotators_as_configured(tmp_path: Path) -> None:
-    rows = simulate([0.2] * 100, tmp_path, marks_per_candidate=2)
+    rows = simulate([0.2] * 20, tmp_path, marks_per_candidate=2)
     scorers = defaultdict(list)
     for row in rows:
         scorers[row["sample_index"]].append(row["annotator"])
-    assert len(scorers) == 100
+    assert len(scorers) == 20
     assert all(len(names) == len(set(names)) == 2 for names in scorers.values())
     assert len({name for names in scorers.values() for name in names}) == AnnotatorsConfig().count
 
 
 def test_same_seed_same_marks(tmp_path: Path) -> None:
     first, again, other = (
-        [[r[name] for name in MARKS] for r in simulate([0.3] * 30, tmp_path / str(i), seed=s)]
+        [[r[name] for name in MARKS] for r in simulate([0.3] * 10, tmp_path / str(i), seed=s)]
         for i, s in enumerate((5, 5, 6))
     )
     assert first == again

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_parts import small_prompts
 
 from rlhf.config.run_config import EvaluateConfig
-from rlhf.data.gold_judge import sharpness
+from rlhf.data.likeness import sharpness
+from rlhf.data.photographs import HELD_OUT
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.sampler import SampledTask, SamplingTask, to_png
@@ -22,10 +22,31 @@ from rlhf.evaluation.evaluation import EvaluationSummary, evaluate
 from rlhf.evaluation.judging import Jury, judge_images
 from rlhf.reports.records import read_record
 from rlhf.rewards.scores import Scores
-from rlhf.storage.images import composite, to_8bit
+from rlhf.storage.images import composite, decode_image, image_to_tensor, list_photographs, to_8bit
 
 CONFIG = EvaluateConfig(samples_per_prompt=3, micro_batch_size=12)
-PROMPTS = small_prompts(16)
+
+
+def natural_prompts() -> list[Prompt]:
+    """Photographs with a box each: the judge knows natural pictures alone."""
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 16:48, 16:48] = 1
+    photographs = {path.name: decode_image(path) for path in list_photographs(HELD_OUT)[:16]}
+    return [
+        Prompt(
+            prompt_id=name,
+            photograph=name,
+            source="s",
+            hole="box",
+            split="test",
+            image=image_to_tensor(photograph.resize((64, 64), box=(0, 0, 240, 240))),
+            mask=mask,
+        )
+        for name, photograph in photographs.items()
+    ]
+
+
+PROMPTS = natural_prompts()
 
 
 class LikesSmooth:
@@ -74,7 +95,7 @@ def evaluate_path(path: list[Painter], folder: Path) -> dict:
 @pytest.fixture(scope="module")
 def hacked(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """Learns to leave noise out, which is right, and then to blur."""
-    path = [Painter(0, 0.3, 0.0), Painter(10, 0.15, 0.0), Painter(20, 0.15, 0.5), Painter(30, 0.15, 0.95)]
+    path = [Painter(0, 0.3, 0.0), Painter(10, 0.1, 0.0), Painter(20, 0.1, 0.9), Painter(30, 0.1, 0.95)]
     return evaluate_path(path, tmp_path_factory.mktemp("hacked"))
 
 
@@ -90,11 +111,11 @@ def test_its_figures_leave_their_ranges(hacked: dict) -> None:
     outside = {
         alarm["monitor"] for alarm in hacked["alarms"] if alarm["policy"] == "policy-000030" and "monitor" in alarm
     }
-    assert {"sharpness", "contrast", "saturation", "diversity"} <= outside
+    assert {"sharpness", "contrast", "diversity"} <= outside
     figures = hacked["curve"][-1]["monitors"]
     assert figures.keys() == ALARM_RANGES.keys()
-    # Of what varies 0.05 is left, and of the noise half of that.
-    assert figures["diversity"]["value"] == pytest.approx(0.05 * 0.5, abs=0.015)
+    # Of what varies 0.05 is left, and of the noise a third of that.
+    assert figures["diversity"]["value"] == pytest.approx(0.05 / 3, abs=0.01)
     assert figures["sharpness"]["high"] < 0.8
     assert hacked["curve"][0]["monitors"]["distance"]["value"] == 0
 
@@ -107,7 +128,7 @@ def judge(name: str, painter: Painter) -> JudgedContestant:
 
 @pytest.mark.parametrize("name", ["aligned", "mine"])
 def test_a_model_that_is_no_policy_of_a_run_trips_the_alarm_too(name: str) -> None:
-    entries = [judge("base", Painter(0, 0.15, 0.0)), judge(name, Painter(0, 0.15, 0.5))]
+    entries = [judge("base", Painter(0, 0.1, 0.0)), judge(name, Painter(0, 0.1, 0.95))]
     (alarm,) = [
         alarm
         for alarm in summarise_comparison(entries, "base", PROMPTS, CONFIG).alarms

@@ -19,6 +19,7 @@ from rlhf.evaluation.comparison_tables import show_p
 from rlhf.evaluation.contestants import parse_contestants
 from rlhf.evaluation.judging import Judged
 from rlhf.evaluation.tasks import extension, views
+from rlhf.networks.package_weights import RESNET50
 from rlhf.reports.significance import SIGNIFICANT, TEST_NAME
 from rlhf.storage.tables import parquet_file
 
@@ -80,7 +81,9 @@ def test_what_could_not_be_measured_is_said_and_is_no_zero(comparison: Path) -> 
 
 def test_pairs_are_tested_and_corrected_as_one_family(comparison: Path) -> None:
     pairs = read(comparison)["comparisons"]
-    judged, original = ("reward", "gold", "judge_seam"), ("psnr_db", "ssim", "psnr_seam_db", "ssim_seam", "seam")
+    judged = {"reward", "gold", "judge_seam"} | ({"judge_held_out_network"} if RESNET50.is_installed else set())
+    original = {"psnr_db", "ssim", "psnr_seam_db", "ssim_seam", "likeness", "seam"}
+    original |= {"network_distance"} if RESNET50.is_installed else set()
     tested = {*judged, *(f"{judge}_win_1" for judge in judged), *original}
     assert {pair["measure"] for pair in pairs} == tested
     assert len(pairs) == 6 * len(tested), "of four contestants there are six pairs"

@@ -169,7 +169,7 @@ def test_psnr_ssim_and_seam_are_those_of_the_study_of_extension() -> None:
     slow = vars(measure_band(extended, truth, band))
     found = measure_fidelity(batch(extended), batch(truth), torch.from_numpy(hole)[None, None].float())
     both = found.keys() & slow.keys()
-    assert both == {"psnr_db", "ssim", "seam"}
+    assert both == {"psnr_db", "ssim", "seam", "likeness"}
     assert {name: float(found[name]) for name in both} == pytest.approx({name: slow[name] for name in both}, rel=1e-4)
 
 

@@ -122,7 +122,7 @@ def test_the_gate_has_the_figures_of_an_evaluation(inputs: Inputs, small_pipelin
     config = RunConfig(evaluate=PAINTED, model=ModelConfig(path=str(small_pipeline)))
     held_out = load_held_out(inputs.prompts, inputs.reward, split="test", config=config)
     policy = inputs.run / "policy-000020"
-    jury = Jury(reward=held_out.reward)
+    jury = Jury(reward=held_out.reward, judges=held_out.judges)
     summary = asdict(evaluate(held_out.open_policy, [policy], held_out.prompts, jury, tmp_path, PAINTED, seed=0))
     assert verdict is not None
     assert asdict(verdict.figures) == {field.name: summary[field.name] for field in fields(Gain)}

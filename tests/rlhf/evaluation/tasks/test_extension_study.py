@@ -63,7 +63,7 @@ def test_the_truth_itself_has_no_seam_no_drift_and_no_finite_psnr() -> None:
     assert (figures.seam, figures.colour_drift) == (0, 0)
     assert figures.sharpness == figures.sharpness_true
     assert figures.jump == figures.jump_true
-    assert figures.gold == pytest.approx(1)
+    assert figures.likeness == pytest.approx(1)
 
 
 def test_a_lighter_band_has_the_psnr_drift_and_seam_of_its_shift() -> None:
@@ -126,7 +126,7 @@ def test_the_study_judges_the_perfect_and_goes_on_to_the_same_end(photographs: P
     assert summary.known_pixels_differ == 0
     assert summary.measures["seam"]["perfect"].all.value == 0
     assert summary.measures["psnr_db"]["perfect"].left_out == 7 * 2 * 2
-    assert summary.differences["gold"]["edge"].all.high < 0
+    assert summary.differences["likeness"]["edge"].all.high < 0
     rows = read_table(out / "extension_study.parquet", ROWS, may_be_empty=ROWS.names)
     assert len(rows) == 7 * 2 * 2 * 2
     assert (out / "extension_study.csv").read_text().count("\n") == len(rows) + 1
