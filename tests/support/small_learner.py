@@ -1,5 +1,6 @@
 """A learner of a small random model, its batches, and one update in plain torch."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,10 +26,19 @@ def align_config(pipeline: Path, **changes: object) -> AlignConfig:
     return small_config(pipeline, **({"lora_targets": FEW_TARGETS} | changes)).align
 
 
+def open_copy(pipeline: Path) -> Policy:
+    """The policy as `load_policy` opens it, for one owner; the files are read once in all tests."""
+    return copy.deepcopy(_opened(pipeline))
+
+
+@cache
+def _opened(pipeline: Path) -> Policy:
+    return load_policy(small_config(pipeline).model)
+
+
 def start(pipeline: Path, config: AlignConfig, begin: Path | None = None) -> Learner:
     passes = algorithm_of(config).passes_per_batch(config)
-    policy = load_policy(small_config(pipeline).model)
-    return Learner(policy, config, micro_batches=2 * passes, seed=0, start=begin)
+    return Learner(open_copy(pipeline), config, micro_batches=2 * passes, seed=0, start=begin)
 
 
 def sampler_policy(pipeline: Path, config: AlignConfig, weights: dict[str, torch.Tensor]) -> Policy:
@@ -40,7 +50,7 @@ def sampler_policy(pipeline: Path, config: AlignConfig, weights: dict[str, torch
 
 @cache
 def _own_policy(pipeline: Path, trainable: str, rank: int, targets: tuple[str, ...]) -> Policy:
-    policy = load_policy(small_config(pipeline).model)
+    policy = open_copy(pipeline)
     make_trainable(policy, trainable, rank=rank, targets=targets, seed=99)
     return policy
 
