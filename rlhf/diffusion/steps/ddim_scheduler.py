@@ -74,8 +74,9 @@ def ddim_for(kind: str, config: Mapping[str, Any], pipeline: Any, place: str) ->
             "set_alpha_to_one": options.get("final_sigmas_type") != "sigma_min",
         }
         scheduler = diffusers.DDIMScheduler.from_config(silent | options)
-    except (NotImplementedError, ValueError, TypeError) as error:
+    except (NotImplementedError, ValueError, TypeError, IndexError, RuntimeError) as error:
         raise UserError(f"{where} cannot be opened ({error}); mend scheduler/scheduler_config.json") from error
+    _check_levels(scheduler, where)
     if scheduler.config.prediction_type == "epsilon" and not bool((scheduler.alphas_cumprod > 0).all()):
         raise UserError(
             f"{where} begins without signal (rescale_betas_zero_snr), where predicted noise tells nothing "
@@ -106,6 +107,16 @@ def _check_options(options: Mapping[str, Any], where: str) -> None:
                 f"{where} has {option} `{options[option]}`, which is not reproduced; "
                 f"set it to {good or '`null`'} in scheduler/scheduler_config.json if the model was trained for that"
             )
+
+
+def _check_levels(scheduler: diffusers.DDIMScheduler, where: str) -> None:
+    levels = scheduler.alphas_cumprod
+    # False for NaN too, whose steps would paint black pictures.
+    if not (len(levels) and ((levels >= 0) & (levels <= 1)).all() and (levels.diff() <= 0).all()):
+        raise UserError(
+            f"{where} has noise levels that do not fall from 1 to 0 (num_train_timesteps, betas); "
+            "mend scheduler/scheduler_config.json"
+        )
 
 
 def _describe_replacement(kind: str, stated: Mapping[str, Any], scheduler: diffusers.DDIMScheduler) -> str | None:
