@@ -70,7 +70,7 @@ def _join(address: str) -> Iterator[None]:
     try:
         if authentication.get_authentication_mode() != authentication.AuthenticationMode.TOKEN:
             print(OPEN_CLUSTER.format(address=address), file=sys.stderr)
-        with end_with_cluster(_find_servers()):
+        with end_with_cluster({} if address.startswith("ray://") else _find_servers()):
             yield
     finally:
         ray.shutdown()

@@ -36,12 +36,12 @@ def end_with_ray(servers: Sequence[psutil.Process]) -> Iterator[None]:
 
 @contextmanager
 def end_with_cluster(servers: Mapping[str, tuple[str, int]], silence_s: float = SILENCE_S) -> Iterator[None]:
-    """Ends this process with exit code 2 if a server of a joined cluster accepts no connection for `silence_s`.
+    """Ends this process with exit code 2 if a server of a joined cluster accepts no connection any more.
 
-    Ray itself would wait for a minute. `servers` are host and port by name. It says which one, and which command goes
-    on; the cluster's processes belong to others.
+    That happens `silence_s` after its last one; Ray itself would wait for a minute. It says which server it is, and
+    which command goes on; the cluster's processes belong to others. `servers` are host and port by name.
     """
-    heard = dict.fromkeys(servers, time.monotonic())
+    heard: dict[str, float] = {}
 
     def look() -> None:
         for name, place in servers.items():
@@ -49,7 +49,7 @@ def end_with_cluster(servers: Mapping[str, tuple[str, int]], silence_s: float = 
                 socket.create_connection(place, timeout=silence_s / 2).close()
                 heard[name] = time.monotonic()
             except OSError as error:
-                if time.monotonic() - heard[name] > silence_s:
+                if name in heard and time.monotonic() - heard[name] > silence_s:
                     where = f"{name} at {place[0]}:{place[1]}"
                     _end(f"Ray's {where} has not answered for {silence_s:.0f} s ({error})", "Start Ray there again. ")
 

@@ -112,7 +112,7 @@ def _check_options(options: Mapping[str, Any], where: str) -> None:
 def _check_levels(scheduler: diffusers.DDIMScheduler, where: str) -> None:
     levels = scheduler.alphas_cumprod
     # False for NaN too, whose steps would paint black pictures.
-    if not bool(((levels >= 0) & (levels <= 1)).all() and (levels.diff() <= 0).all()):
+    if not (len(levels) and ((levels >= 0) & (levels <= 1)).all() and (levels.diff() <= 0).all()):
         raise UserError(
             f"{where} has noise levels that do not fall from 1 to 0 (num_train_timesteps, betas); "
             "mend scheduler/scheduler_config.json"
