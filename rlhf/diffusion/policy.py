@@ -141,7 +141,7 @@ def _guidance_of(config: ModelConfig, family: ModelFamily) -> TrueGuidance | Non
     scale = family.default_scale if config.guidance_scale is None else config.guidance_scale
     if config.guidance != "true" or scale == family.unguided_scale:
         return None
-    return TrueGuidance(scale=scale, negative=family.embed(config.negative_caption))
+    return TrueGuidance(scale=scale, negative=family.embed(config.negative_caption or ""))
 
 
 def load_policy(config: ModelConfig, adapter: Path | None = None, *, with_safety_checker: bool = False) -> Policy:

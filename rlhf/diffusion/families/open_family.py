@@ -56,7 +56,7 @@ def open_family(
         config, place, device, with_safety_checker=with_safety_checker
     )
     if isinstance(family, TransformerFamily):
-        family.rule = config.step_rule
+        family.rule = config.step_rule or "ddim"
     return family
 
 
@@ -69,8 +69,8 @@ def read_schedule(config: ModelConfig, place: Path, num_inference_steps: int) ->
     check_guidance(config, place)
     schedule: Schedule = _module_of(place).read_schedule(place, num_inference_steps)
     if isinstance(schedule, FlowSchedule):
-        return replace(schedule, rule=config.step_rule)
-    if config.step_rule != "ddim":
+        return replace(schedule, rule=config.step_rule or "ddim")
+    if config.step_rule not in (None, "ddim"):
         raise UserError(f"model.step_rule: {config.step_rule} is for flow matching, which {place} is not; use ddim")
     return schedule
 
