@@ -52,8 +52,8 @@ class ModelConfig(Section):
     negative_caption: str | None = None
     """Text that true guidance leads away from; default: the empty text."""
     step_rule: Literal["ddim", "flow_sde", "dance"] | None = None
-    """Rule of the stochastic steps of flow-matching models: DDIM's (default), or for comparison Flow-GRPO's or
-    DanceGRPO's, in which `eta` means another scale. Other models take `ddim`."""
+    """Rule of the stochastic steps of flow-matching models: `ddim` (default), or for comparison Flow-GRPO's `flow_sde`
+    or DanceGRPO's `dance`, in which `eta` means another scale. Other models take `ddim`."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     """`auto` is PyTorch's SDPA; `xformers` needs CUDA and the extra `gpu`."""
 
