@@ -51,11 +51,11 @@ class ModelConfig(Section):
     for networks that are told a scale, else `none`."""
     guidance_scale: NonNegative | None = None
     """Scale of the guidance, as diffusers' class means it; default: that of the class."""
-    step_rule: Literal["ddim", "flow_sde", "dance"] = "ddim"
-    """Rule of the stochastic steps of flow-matching models: DDIM's, or for comparison Flow-GRPO's or DanceGRPO's, in
-    which `eta` means another scale; other models take `ddim`."""
-    negative_caption: str = ""
-    """Text that true guidance leads away from."""
+    negative_caption: str | None = None
+    """Text that true guidance leads away from; default: the empty text."""
+    step_rule: Literal["ddim", "flow_sde", "dance"] | None = None
+    """Rule of the stochastic steps of flow-matching models: `ddim` (default), or for comparison Flow-GRPO's `flow_sde`
+    or DanceGRPO's `dance`, in which `eta` means another scale. Other models take `ddim`."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     """`auto` is PyTorch's SDPA; `xformers` needs CUDA and the extra `gpu`."""
 

@@ -281,7 +281,8 @@ def _bytes_of(cell: ImageCell | None, label: str) -> bytes:
 
 
 def checksum_prompts(prompts: Sequence[Prompt]) -> str:
-    """Returns the SHA-256 of everything that affects judgements: ids, photographs, hole families, images and masks."""
+    """Returns the SHA-256 of all that affects judgements: ids, photographs, hole families, captions, images, masks."""
     names = {p.prompt_id: f"{p.prompt_id}\0{p.photograph}\0{p.hole}\0" for p in prompts}
+    names |= {p.prompt_id: f"{names[p.prompt_id]}{p.caption}\0" for p in prompts if p.caption}
     pictures = {names[p.prompt_id] + "image": p.image for p in prompts}
     return checksum(pictures | {names[p.prompt_id] + "mask": p.mask for p in prompts})

@@ -90,7 +90,8 @@ def describe_origin(
     digest = hashlib.sha256()
     for row in stream_table(prompts, PROMPTS):
         if row["split"] == split:
-            for part in (row["prompt_id"].encode(), row["image"]["bytes"], row["mask"]["bytes"]):
+            caption = (row["caption"] or "").encode()
+            for part in (row["prompt_id"].encode(), row["image"]["bytes"], row["mask"]["bytes"], caption):
                 digest.update(part)
     return {
         "seed": config.seed,

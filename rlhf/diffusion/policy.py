@@ -156,7 +156,7 @@ def _read_texts(config: ModelConfig, family: ModelFamily) -> tuple[TextEmbedding
     scale = family.default_scale if config.guidance_scale is None else config.guidance_scale
     if config.guidance != "true" or scale == family.unguided_scale:
         return text, None
-    return text, TrueGuidance(scale=scale, negative=family.embed(config.negative_caption))
+    return text, TrueGuidance(scale=scale, negative=family.embed(config.negative_caption or ""))
 
 
 def load_policy(

@@ -57,7 +57,7 @@ def open_family(config: ModelConfig, place: Path, device: torch.device, parts: S
     with without_collections():
         family: ModelFamily = _module_of(place).open_pipeline(config, place, device, parts)
     if isinstance(family, TransformerFamily):
-        family.rule = config.step_rule
+        family.rule = config.step_rule or "ddim"
     return family
 
 
@@ -71,8 +71,8 @@ def read_schedule(config: ModelConfig, place: Path, num_inference_steps: int) ->
         check_guidance(config, place)
         schedule: Schedule = _module_of(place).read_schedule(place, num_inference_steps)
     if isinstance(schedule, FlowSchedule):
-        return replace(schedule, rule=config.step_rule)
-    if config.step_rule != "ddim":
+        return replace(schedule, rule=config.step_rule or "ddim")
+    if config.step_rule not in (None, "ddim"):
         raise UserError(f"model.step_rule: {config.step_rule} is for flow matching, which {place} is not; use ddim")
     return schedule
 

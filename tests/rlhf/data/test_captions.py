@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ from PIL import Image
 
 from rlhf.config.run_config import PromptsConfig
 from rlhf.data.captions import read_captions
-from rlhf.data.prompts import load_prompts, make_prompts
+from rlhf.data.prompts import checksum_prompts, load_prompts, make_prompts
 from rlhf.errors import UserError
 
 
@@ -26,6 +27,13 @@ def test_prompts_have_the_captions_of_a_file_and_else_of_the_texts_beside_them(i
     make_prompts(images, tmp_path / "out", PromptsConfig(crops_per_photograph=1), seed=0, captions=file)
     found = {prompt.photograph: prompt.caption for prompt in load_prompts(tmp_path / "out")}
     assert found == {"cats/1.png": "a cat on a mat", "2.png": "grass", "3.png": ""}
+
+
+def test_judgements_of_prompts_with_other_captions_are_told_apart(images: Path, tmp_path: Path) -> None:
+    make_prompts(images, tmp_path / "out", PromptsConfig(crops_per_photograph=1), seed=0)
+    prompts = load_prompts(tmp_path / "out")
+    others = [replace(prompt, caption="another") for prompt in prompts]
+    assert checksum_prompts(prompts) != checksum_prompts(others)
 
 
 @pytest.mark.parametrize(

@@ -89,5 +89,7 @@ def test_a_folder_of_other_settings_is_neither_mixed_nor_overwritten_unasked(
     other = origin(config, write_prompts(others, tmp_path / "others"))
     with pytest.raises(UserError, match="candidates of another prompts"):
         claim_folder(out, other)
+    captioned = [replace(p, caption="a cat") for p in small_prompts(8)]
+    assert origin(config, write_prompts(captioned, tmp_path / "captioned")) != origin(config, prompts)
     claim_folder(out, other, overwrite=True)
     assert not list(out.glob("*.parquet"))
