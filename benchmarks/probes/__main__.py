@@ -1,7 +1,7 @@
 """Trains a probe: `python -m benchmarks.probes annotators --photographs FOLDER`, or `judge`.
 
-It writes the probe into rlhf/networks/weights, for the annotators with their network's weights in half precision, and
-prints what the probe does on photographs that were left out, by kind of fill.
+It writes the probe into rlhf/data/networks/weights, for the annotators with their network's weights in half precision,
+and prints what the probe does on photographs that were left out, by kind of fill.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 
 from benchmarks.probes.fills import degrade, draw_places
 from benchmarks.probes.painters import paint
+from rlhf.data.networks.hole_features import Maps, describe_hole
+from rlhf.data.networks.mobilenet_v2 import MobileNetV2Maps
+from rlhf.data.networks.package_weights import MOBILENET_V2
+from rlhf.data.networks.probe import Probe, fit_probe
+from rlhf.data.networks.resnet50 import open_resnet50
+from rlhf.data.networks.weights import FOLDER
 from rlhf.data.photographs import photographs_of
-from rlhf.networks.hole_features import Maps, describe_hole
-from rlhf.networks.mobilenet_v2 import MobileNetV2Maps
-from rlhf.networks.package_weights import MOBILENET_V2
-from rlhf.networks.probe import Probe, fit_probe
-from rlhf.networks.resnet50 import open_resnet50
-from rlhf.networks.weights import FOLDER
 from rlhf.storage.images import composite, decode_image
 
 HARDLY = 0.04

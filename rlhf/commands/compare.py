@@ -28,8 +28,8 @@ def compare(
     export: Annotated[bool, typer.Option("--export", help="Only report the choices so far.")] = False,
 ) -> None:
     """Let people choose blindly between two contestants' images on a web page, and report the preference."""
-    from rlhf.data.annotation_export import open_study
-    from rlhf.data.annotation_store import Assignment
+    from rlhf.data.annotation.export import open_study
+    from rlhf.data.annotation.store import Assignment
     from rlhf.errors import UserError
     from rlhf.evaluation.blind_choices import SUMMARY, format_choices, lay_out_pairs, read_summary
 

@@ -9,8 +9,8 @@ from rlhf.commands import options
 
 if TYPE_CHECKING:
     from rlhf.config.run_config import RunConfig
-    from rlhf.data.annotation_items import AnnotationItems
-    from rlhf.data.annotation_store import Assignment
+    from rlhf.data.annotation.items import AnnotationItems
+    from rlhf.data.annotation.store import Assignment
 
 Selection = Literal["random", "uncertain"]
 Repeat = Annotated[float, typer.Option(min=0, max=1, help="Share of prompts shown twice to the same person.")]
@@ -103,9 +103,9 @@ def annotate(
     if simulated:
         _simulate(resolved, candidates, prompts, out, select, reward, limit, tuple(earlier or ()))
         return
-    from rlhf.data.annotation_export import export_by_hand
-    from rlhf.data.annotation_items import load_items
-    from rlhf.data.annotation_store import Assignment
+    from rlhf.data.annotation.export import export_by_hand
+    from rlhf.data.annotation.items import load_items
+    from rlhf.data.annotation.store import Assignment
     from rlhf.rewards.learned.prompt_choice import order_prompts
 
     items = load_items(candidates, prompts)
@@ -126,7 +126,7 @@ def _serve_page(
     host: str,
     port: int,
 ) -> None:
-    from rlhf.data.annotation_export import open_study
+    from rlhf.data.annotation.export import open_study
     from serve.annotation.annotation_server import run
 
     store = open_study(items, assignment, out, database)
@@ -144,7 +144,7 @@ def _simulate(
     limit: int | None,
     earlier: tuple[Path, ...],
 ) -> None:
-    from rlhf.data.annotation_export import refuse_peoples_annotations
+    from rlhf.data.annotation.export import refuse_peoples_annotations
     from rlhf.data.annotators import simulate_annotations
     from rlhf.data.candidate_table import CandidateTable
     from rlhf.data.prompts import PromptTable

@@ -13,10 +13,10 @@ from functools import lru_cache
 import torch
 from safetensors.torch import load_file
 
-from rlhf.networks.hole_features import describe_hole
-from rlhf.networks.mobilenet_v2 import MobileNetV2Maps
-from rlhf.networks.probe import Probe, load_probe
-from rlhf.networks.weights import FOLDER
+from rlhf.data.networks.hole_features import describe_hole
+from rlhf.data.networks.mobilenet_v2 import MobileNetV2Maps
+from rlhf.data.networks.probe import Probe, load_probe
+from rlhf.data.networks.weights import FOLDER
 
 BATCH = 64
 """Number of images that the network sees at once."""

@@ -10,8 +10,8 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
-from rlhf.data.annotation_items import AnnotationItems, load_items
-from rlhf.data.annotation_store import AnnotationStore
+from rlhf.data.annotation.items import AnnotationItems, load_items
+from rlhf.data.annotation.store import AnnotationStore
 from rlhf.data.rows import JudgementRow
 from rlhf.errors import UserError
 from rlhf.evaluation.judged_store import CONTESTANTS, PAINTED, PaintedRow

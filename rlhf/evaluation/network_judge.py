@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rlhf.networks.hole_features import describe_hole, enlarge
-from rlhf.networks.probe import Probe, load_probe
-from rlhf.networks.resnet50 import ResNet50Maps, open_resnet50
-from rlhf.networks.weights import FOLDER
+from rlhf.data.networks.hole_features import describe_hole, enlarge
+from rlhf.data.networks.probe import Probe, load_probe
+from rlhf.data.networks.resnet50 import ResNet50Maps, open_resnet50
+from rlhf.data.networks.weights import FOLDER
 from rlhf.rewards.scores import Scores
 
 NAME = "held_out_network"

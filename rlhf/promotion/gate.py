@@ -7,6 +7,7 @@ from pathlib import Path
 from rlhf import __version__
 from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import RunConfig
+from rlhf.data.networks.package_weights import RESNET50
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.policy_manifest import read_manifest
@@ -16,7 +17,6 @@ from rlhf.errors import UserError
 from rlhf.evaluation.evaluation import compare, judge_policy
 from rlhf.evaluation.judging import Jury
 from rlhf.evaluation.network_judge import NAME, open_network_judge
-from rlhf.networks.package_weights import RESNET50
 from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.promotion.gate_verdict import Comparison, Verdict, timestamp
 from rlhf.rewards.open_reward import checksum_reward, open_reward

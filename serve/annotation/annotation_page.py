@@ -18,9 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from rlhf.data.agreement import measure_agreement, measure_consistency
-from rlhf.data.annotation_export import export_annotations, to_annotation
-from rlhf.data.annotation_items import AnnotationItems
-from rlhf.data.annotation_store import AnnotationStore, Task, TaskRefused
+from rlhf.data.annotation.export import export_annotations, to_annotation
+from rlhf.data.annotation.items import AnnotationItems
+from rlhf.data.annotation.store import AnnotationStore, Task, TaskRefused
 from rlhf.errors import UserError
 from serve.api.api_errors import ApiError, answer_api_error, answer_http_error, answer_invalid_form
 from serve.api.guard import Guard, Rules

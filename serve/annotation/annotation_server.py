@@ -9,8 +9,8 @@ from pathlib import Path
 
 import uvicorn
 
-from rlhf.data.annotation_items import AnnotationItems
-from rlhf.data.annotation_store import AnnotationStore
+from rlhf.data.annotation.items import AnnotationItems
+from rlhf.data.annotation.store import AnnotationStore
 from rlhf.errors import UserError
 from serve.annotation.annotation_page import RULES, SCORES, Page, build_page
 from serve.api.guard import is_loopback

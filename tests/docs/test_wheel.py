@@ -15,7 +15,7 @@ import rlhf
 ROOT = Path(rlhf.__file__).parents[1]
 DATA = (
     "rlhf/data/photographs",
-    "rlhf/networks/weights",
+    "rlhf/data/networks/weights",
     "rlhf/reports/templates",
     "rlhf/diffusion/builtin/tiny",
     "serve/static",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from small_parts import small_prompts, write_prompts
 
-from rlhf.data.annotation_export import open_study
-from rlhf.data.annotation_items import AnnotationItems, load_items
-from rlhf.data.annotation_store import AnnotationStore, Assignment
+from rlhf.data.annotation.export import open_study
+from rlhf.data.annotation.items import AnnotationItems, load_items
+from rlhf.data.annotation.store import AnnotationStore, Assignment
 from rlhf.evaluation.blind_choices import PAINTED
 from rlhf.storage.images import encode_png, tensor_to_image
 from rlhf.storage.tables import CANDIDATES, image_cell, write_table

@@ -9,9 +9,9 @@ from torch import nn
 from rlhf.data.augmentation import Augmentation
 from rlhf.data.candidate_table import Key
 from rlhf.data.descriptions import Ranks, run_backbone
+from rlhf.data.networks.efficientnet_lite import EfficientNetLite0Maps
 from rlhf.data.pictures import Pictures
 from rlhf.errors import UserError
-from rlhf.networks.efficientnet_lite import EfficientNetLite0Maps
 from rlhf.rewards.learned.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.rewards.learned.hole_statistics import COUNT, hole_statistics
 from rlhf.rewards.learned.maps_backbone import FolderMaps, MapsBackbone, is_clip

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf.networks.efficientnet_lite import EfficientNetLite0Maps
-from rlhf.networks.hole_features import PER_CHANNEL, PIXEL_CHANNELS, describe_hole, to_imagenet
+from rlhf.data.networks.efficientnet_lite import EfficientNetLite0Maps
+from rlhf.data.networks.hole_features import PER_CHANNEL, PIXEL_CHANNELS, describe_hole, to_imagenet
 from rlhf.rewards.learned.hole_statistics import COUNT, hole_statistics
 
 DEPTHS = 4

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf.data.annotation_items import AnnotationItems
+from rlhf.data.annotation.items import AnnotationItems
 from rlhf.data.candidate_table import Key
 from rlhf.data.pictures import Pictures
 from rlhf.data.prompts import AnyPrompt

@@ -11,8 +11,8 @@ from command_line import rlhf
 from small_parts import small_prompts
 from small_study import GREY, start_command, write_evaluation
 
-from rlhf.data.annotation_export import open_study
-from rlhf.data.annotation_store import AnnotationStore, Assignment, Task
+from rlhf.data.annotation.export import open_study
+from rlhf.data.annotation.store import AnnotationStore, Assignment, Task
 from rlhf.errors import UserError
 from rlhf.evaluation.blind_choices import (
     BLIND_CHOICES,

@@ -13,13 +13,13 @@ from PIL import Image
 from small_comparison import evaluate, make_prompts, prepare, write_images
 from small_parts import small_prompts, write_prompts
 
+from rlhf.data.networks.package_weights import RESNET50
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison_page import MAX_PROMPTS, choose_prompts, compare_marks
 from rlhf.evaluation.comparison_tables import show_p
 from rlhf.evaluation.contestants import parse_contestants
 from rlhf.evaluation.judging import Judged
 from rlhf.evaluation.tasks import extension, views
-from rlhf.networks.package_weights import RESNET50
 from rlhf.reports.significance import SIGNIFICANT, TEST_NAME
 from rlhf.storage.tables import parquet_file
 

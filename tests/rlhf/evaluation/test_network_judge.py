@@ -6,6 +6,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from rlhf.config.gate_config import GateConfig
+from rlhf.data.networks.package_weights import RESNET50
+from rlhf.data.networks.probe import Probe
+from rlhf.data.networks.resnet50 import ResNet50Maps
 from rlhf.data.photographs import HELD_OUT
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
@@ -13,9 +16,6 @@ from rlhf.evaluation.comparison_measures import list_measures
 from rlhf.evaluation.evaluation import compare
 from rlhf.evaluation.judging import JUDGE, NETWORK_DISTANCE, Jury, judge_images
 from rlhf.evaluation.network_judge import NAME, NetworkJudge, open_network_judge
-from rlhf.networks.package_weights import RESNET50
-from rlhf.networks.probe import Probe
-from rlhf.networks.resnet50 import ResNet50Maps
 from rlhf.promotion.gate_verdict import check_figures
 from rlhf.rewards.seam import Seam
 from rlhf.storage.images import composite, decode_image, image_to_tensor, list_photographs, to_8bit
@@ -102,6 +102,6 @@ def test_the_network_stands_beside_the_gold_judge_in_marks_measures_and_gate() -
 
 
 def test_without_its_package_the_network_is_named_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf.networks.package_weights.find_spec", lambda name: None)
+    monkeypatch.setattr("rlhf.data.networks.package_weights.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"imgsim: .*prefpaint-ray\[networks\]"):
         open_network_judge(torch.device("cpu"))

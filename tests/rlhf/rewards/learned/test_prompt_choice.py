@@ -8,7 +8,7 @@ from small_annotations import annotation, write_annotations
 from small_parts import save_small_reward
 from small_study import write_study
 
-from rlhf.data.annotation_items import load_items
+from rlhf.data.annotation.items import load_items
 from rlhf.data.candidate_table import CandidateTable
 from rlhf.data.prompts import load_prompts
 from rlhf.errors import UserError

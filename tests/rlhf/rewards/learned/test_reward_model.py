@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, ResNetBackbone, ResNetConfig
 
+from rlhf.data.networks.package_weights import EFFICIENTNET_LITE0
 from rlhf.errors import UserError
-from rlhf.networks.package_weights import EFFICIENTNET_LITE0
 from rlhf.rewards.learned.bound import effective_rank, fit_ridge
 from rlhf.rewards.learned.clip_backbone import ClipBackbone
 from rlhf.rewards.learned.feature_network import LINEAR_LENGTH, FeatureNetwork, SmallBackbone, build_backbone, whiten
@@ -284,7 +284,7 @@ def test_an_efficientnet_reward_is_saved_and_opened_again(tmp_path: Path) -> Non
 
 
 def test_without_its_package_efficientnet_is_refused_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf.networks.package_weights.find_spec", lambda name: None)
+    monkeypatch.setattr("rlhf.data.networks.package_weights.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"prefpaint-ray\[networks\]"):
         build_backbone("efficientnet-lite0")
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rlhf.networks.hole_features import to_imagenet
-from rlhf.networks.package_weights import RESNET50
+from rlhf.data.networks.hole_features import to_imagenet
+from rlhf.data.networks.package_weights import RESNET50
 
 STAGES = ((64, 3, 1), (128, 4, 2))
 """Inner width, blocks and first stride of each stage."""

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from rlhf.networks.hole_features import to_imagenet
+from rlhf.data.networks.hole_features import to_imagenet
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1))
 """Expansion, channels, blocks and first stride of each stage (table 2 of the paper)."""

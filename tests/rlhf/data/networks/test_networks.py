@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf.data.networks.efficientnet_lite import EfficientNetLite0Maps
+from rlhf.data.networks.hole_features import PER_CHANNEL, PIXEL_CHANNELS, describe_hole
+from rlhf.data.networks.mobilenet_v2 import MobileNetV2Maps
+from rlhf.data.networks.package_weights import EFFICIENTNET_LITE0, RESNET50, PackageWeights
+from rlhf.data.networks.resnet50 import ResNet50Maps, open_resnet50
 from rlhf.errors import UserError
-from rlhf.networks.efficientnet_lite import EfficientNetLite0Maps
-from rlhf.networks.hole_features import PER_CHANNEL, PIXEL_CHANNELS, describe_hole
-from rlhf.networks.mobilenet_v2 import MobileNetV2Maps
-from rlhf.networks.package_weights import EFFICIENTNET_LITE0, RESNET50, PackageWeights
-from rlhf.networks.resnet50 import ResNet50Maps, open_resnet50
 from rlhf.storage.checksum import file_checksum
 
 needs_packages = pytest.mark.skipif(

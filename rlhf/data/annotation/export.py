@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from rlhf.data.agreement import write_agreement
-from rlhf.data.annotation_database import AnnotationDatabase, sqlite_url
-from rlhf.data.annotation_items import AnnotationItems
-from rlhf.data.annotation_store import AnnotationStore, Assignment
+from rlhf.data.annotation.database import AnnotationDatabase, sqlite_url
+from rlhf.data.annotation.items import AnnotationItems
+from rlhf.data.annotation.store import AnnotationStore, Assignment
 from rlhf.data.rows import AnnotationRow, JudgementRow
 from rlhf.errors import UserError
 from rlhf.storage.tables import PAGE_ANNOTATIONS, parquet_file, write_table

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from small_study import write_study
 
-from rlhf.data.annotation_items import load_items
+from rlhf.data.annotation.items import load_items
 from rlhf.data.prompts import load_prompts
 from rlhf.diffusion.candidates import keep_prompts, prompts_of
 from rlhf.errors import UserError

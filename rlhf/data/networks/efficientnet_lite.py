@@ -5,8 +5,8 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from rlhf.data.networks.package_weights import EFFICIENTNET_LITE0
 from rlhf.errors import UserError
-from rlhf.networks.package_weights import EFFICIENTNET_LITE0
 
 ENDS = {0: 16, 2: 24, 4: 40, 7: 80, 10: 112}
 """Last block of each stage up to stride 16, and its channels."""

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 
-from rlhf.data.annotation_database import AnnotationDatabase, judgements, tasks
+from rlhf.data.annotation.database import AnnotationDatabase, judgements, tasks
 from rlhf.data.rows import JudgementRow
 from rlhf.errors import UserError
 from rlhf.storage.tables import MARKS

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from small_study import judge, marks, open_small_study, write_study
 
-from rlhf.data.annotation_database import AnnotationDatabase
-from rlhf.data.annotation_export import export_annotations, export_by_hand, refuse_peoples_annotations
-from rlhf.data.annotation_store import Assignment, TaskRefused
+from rlhf.data.annotation.database import AnnotationDatabase
+from rlhf.data.annotation.export import export_annotations, export_by_hand, refuse_peoples_annotations
+from rlhf.data.annotation.store import Assignment, TaskRefused
 from rlhf.data.annotators import load_annotations
 from rlhf.errors import UserError
 from rlhf.storage.tables import ANNOTATIONS, PAGE_ANNOTATIONS, read_table, write_table
