@@ -26,14 +26,15 @@ from actors.rollout_replay import DumpingCoordinator, ReplayCoordinator
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.checkpoint_files import saved_ranks
 from rlhf.alignment.collectives import any_over_ranks
-from rlhf.alignment.learner import Learner
+from rlhf.alignment.learner import Learner, needs_base_copy
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.rollout_dump import RolloutDump
+from rlhf.alignment.split_network import load_split_policy
 from rlhf.config.run_config import RunConfig
 from rlhf.data.preferred_pairs import PairTable
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.families.pipeline_folder import Part
-from rlhf.diffusion.policy import load_policy
+from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.policy_manifest import drop_policies
 from rlhf.diffusion.policy_weights import save_policy
 from rlhf.diffusion.probe import probe_log_prob
@@ -115,12 +116,13 @@ def train(setup: RunSetup) -> None:
         metrics |= facts | {"update": update + 1, "train_s": time.perf_counter() - train_started}
         metrics |= {"update_s": time.perf_counter() - started, "learners": ranks}
         is_checkpoint = (update + 1) % align.checkpoint_every == 0 or update + 1 == align.updates
+        averaged = learner.averaged_weights() if is_checkpoint else {}
         with agreed():
             if log is not None and telemetry is not None:
                 log.write(metrics)
                 telemetry.publish(metrics)
             if is_checkpoint and rank == 0:
-                _save_results(learner, config, out, update + 1, share[0].images)
+                _save_results(learner.policy, averaged, config, out, update + 1, share[0].images)
         _report(learner, metrics, update + 1, out if is_checkpoint else None)
 
 
@@ -154,18 +156,31 @@ def _start_learner(config: RunConfig, ranks: int, start: Path | None) -> tuple[L
     align = config.align
     micro_batches = -(-align.prompts_per_update * align.samples_per_prompt // align.micro_batch_size // ranks)
     passes = algorithm_of(align).passes_per_batch(align)
-    policy = load_policy(config.model, parts={Part.NETWORK}, is_trained_whole=align.trainable == "full")
+    policy, base, start = open_networks(config, start)
     checkpoint = ray.train.get_checkpoint()
 
     def make(*, is_resized: bool) -> Learner:
         batches = micro_batches * passes
-        return Learner(policy, align, micro_batches=batches, seed=config.seed, start=start, is_resized=is_resized)
+        return Learner(
+            policy, align, micro_batches=batches, seed=config.seed, start=start, base=base, is_resized=is_resized
+        )
 
     if checkpoint is None:
         return make(is_resized=False), 0
     with checkpoint.as_directory() as folder:
         learner = make(is_resized=saved_ranks(Path(folder)) != ranks and align.zero_stage > 0)
         return learner, learner.load(Path(folder))
+
+
+def open_networks(config: RunConfig, start: Path | None) -> tuple[Policy, torch.nn.Module | None, Path | None]:
+    """Returns the policy, the base network if the policy's cannot be copied, and the start still to be loaded."""
+    model, is_whole = config.model, config.align.trainable == "full"
+    if config.align.zero_stage < 3:
+        return load_policy(model, parts={Part.NETWORK}, is_trained_whole=is_whole), None, start
+    base = load_split_policy(model).network if needs_base_copy(config.align) else None
+    if is_whole:
+        return load_split_policy(model, is_trained_whole=True, weights=start), base, None
+    return load_split_policy(model), base, start
 
 
 Message = UpdateNotice | UserError | None
@@ -229,11 +244,18 @@ def agreed() -> Iterator[None]:
         raise problem or UserError("align: a learner rank could not write; see whether its disks and --out have room")
 
 
-def _save_results(learner: Learner, config: RunConfig, out: Path, version: int, images: list[ray.ObjectRef]) -> None:
+def _save_results(
+    policy: Policy,
+    averaged: dict[str, torch.Tensor],
+    config: RunConfig,
+    out: Path,
+    version: int,
+    images: list[ray.ObjectRef],
+) -> None:
     """Saves the averaged policy for users and a picture of the last rollout."""
     save_policy(
-        learner.policy.family,
-        learner.averaged,
+        policy.family,
+        averaged,
         out / f"policy-{version:06d}",
         version=version,
         trainable=config.align.trainable,

@@ -43,6 +43,12 @@ def saved_ranks(folder: Path) -> int:
     return _read_record(_record_path(folder, 0)).ranks
 
 
+def read_split_states(folder: Path) -> list[dict[str, Any]]:
+    """Returns what each rank saved in a checkpoint of ZeRO stage 3, rank by rank; the files have been checked."""
+    files = (f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(saved_ranks(folder)))
+    return [read_tensors(folder / "learner" / file, REMEDY, plain_types()) for file in files]
+
+
 def check_list(run: Path) -> None:
     """Raises UserError if the list in a run's `learner` folder is damaged, or a checkpoint that it names is missing."""
     path = run / LEARNER_FOLDER / RAYS_LIST

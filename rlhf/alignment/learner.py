@@ -1,26 +1,28 @@
 """One rank of the learner: DeepSpeed around the network, replay of trajectories, averaged weights, checkpoints."""
 
 import copy
-import os
 import tempfile
-from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rlhf.alignment.algorithms.table import algorithm_of
-from rlhf.alignment.checkpoint_files import REMEDY, check_files, plain_types, record_files
+from rlhf.alignment.checkpoint_files import REMEDY, check_files, plain_types, read_split_states, record_files
 from rlhf.alignment.collectives import count_ranks, max_over_ranks, own_rank
+from rlhf.alignment.deepspeed_engine import make_universal, start_deepspeed, start_frozen
 from rlhf.alignment.objective import PassLoss, TrainingBatch
+from rlhf.alignment.split_network import shapes_without_memory
+from rlhf.alignment.trained_tensors import SplitTensors, TrainedTensors, WholeTensors
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.families.family import cells_of
-from rlhf.diffusion.policy import Policy, make_trainable
+from rlhf.diffusion.policy import Policy, add_adapters, make_trainable
 from rlhf.diffusion.policy_weights import read_trainable_state
 from rlhf.diffusion.precision import error_bound, hold_frozen
 from rlhf.diffusion.steps.step_rule import Schedule
-from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state, without_adapters
+from rlhf.diffusion.trained_weights import load_trainable_state, without_adapters
 from rlhf.errors import UserError
 from rlhf.storage.tensor_files import tensors_only
 
@@ -43,62 +45,63 @@ class Learner:
         micro_batches: int,
         seed: int,
         start: Path | None = None,
+        base: torch.nn.Module | None = None,
         is_resized: bool = False,
     ) -> None:
         """Wrap the policy's network; `micro_batches` is this rank's forward passes per optimizer step.
 
-        Training starts from the weights in the policy folder `start`, if any; the KL stays relative to the base policy.
+        Training starts from the weights in the policy folder `start`, if any; the KL stays relative to the base policy:
+        the adapters switched off, or a copy of the network, or `base`, where a split network has no copy.
         `is_resized` announces a checkpoint of another number of ranks.
         """
         self.policy, self.config, self._objective = policy, config, algorithm_of(config).objective
-        make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=seed)
+        with shapes_without_memory(policy.network) as is_split:
+            if is_split and config.trainable == "lora":
+                add_adapters(policy, rank=config.lora_rank, targets=config.lora_targets, seed=seed)
+        if not is_split or config.trainable == "full":
+            make_trainable(policy, config.trainable, rank=config.lora_rank, targets=config.lora_targets, seed=seed)
         if config.gradient_checkpointing:
             policy.network.enable_gradient_checkpointing()
-        self._base = copy.deepcopy(policy.network).requires_grad_(False) if self._needs_base_copy else None
-        if self._base is not None:
-            hold_frozen(self._base, policy.precision)
+        self._base = self._freeze_base(base) if needs_base_copy(config) else None
         if start is not None:
             load_trainable_state(policy.network, read_trainable_state(start, policy.family, config.trainable))
         parameters = [p for p in policy.network.parameters() if p.requires_grad]
         self._is_resized = is_resized
         self.engine = start_deepspeed(policy, parameters, config, micro_batches, is_resized=is_resized)
-        self.averaged = self.weights()
+        self._tensors: TrainedTensors = (
+            SplitTensors(self.engine) if config.zero_stage == 3 else WholeTensors(policy.network)
+        )
+        self.averaged = self._tensors.own()
         self.updates = 0
         is_lagging = self._objective.old_policy_decay(config, 0) is not None
-        self._old = self.weights() if is_lagging else None
+        self._old = self._tensors.own() if is_lagging else None
 
-    @property
-    def _needs_base_copy(self) -> bool:
-        return self._reads_base and self.config.trainable == "full"
-
-    @property
-    def _reads_base(self) -> bool:
-        return self.config.kl_weight > 0 or self._objective.reads_base
+    def _freeze_base(self, base: torch.nn.Module | None) -> Any:
+        if base is not None:
+            return start_frozen(self.policy, base, self.config)
+        copied = copy.deepcopy(self.policy.network).requires_grad_(False)
+        hold_frozen(copied, self.policy.precision)
+        return copied
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The current trained tensors, gathered if ZeRO-3 has split them."""
-        if self.config.zero_stage < 3:
-            return trainable_state(self.policy.network)
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([p for p in self.policy.network.parameters() if p.requires_grad]):
-            return trainable_state(self.policy.network)
+        """The current trained tensors; under ZeRO-3 rank 0 alone gets them, and the others nothing."""
+        return self._tensors.whole()
 
     def acting_weights(self) -> dict[str, torch.Tensor]:
         """The weights for samplers: the trained ones, or those of the old policy, which follows them slowly."""
-        return self.weights() if self._old is None else {name: t.clone() for name, t in self._old.items()}
+        with self.acting():
+            return self._tensors.whole()
+
+    def averaged_weights(self) -> dict[str, torch.Tensor]:
+        """The weights for users, averaged over the updates; as `weights`."""
+        with self._tensors.holding(self.averaged):
+            return self._tensors.whole()
 
     @contextmanager
     def acting(self) -> Iterator[Policy]:
         """Put `acting_weights` into the policy within the block."""
-        trained = None if self._old is None else trainable_state(self.policy.network)
-        if self._old is not None:
-            load_trainable_state(self.policy.network, self._old)
-        try:
+        with nullcontext() if self._old is None else self._tensors.holding(self._old):
             yield self.policy
-        finally:
-            if trained is not None:
-                load_trainable_state(self.policy.network, trained)
 
     def train(self, batches: list[TrainingBatch], *, is_on_policy: bool = True) -> dict[str, float]:
         """Take `epochs_per_update` optimizer steps over this rank's share of a rollout; returns metrics.
@@ -162,13 +165,13 @@ class Learner:
         lag = len(batches[0].advantages) if is_lagging else 0
         return {
             "learner_forward_images": ranks * (images + lag),
-            "base_forward_images": ranks * images if self._reads_base else 0,
+            "base_forward_images": ranks * images if reads_base(self.config) else 0,
             "backward_images": ranks * images,
         }
 
     @torch.no_grad()
     def _base_output(self, inputs: tuple) -> torch.Tensor | None:
-        if not self._reads_base:
+        if not reads_base(self.config):
             return None
         if self._base is not None:
             return self.policy.predict_with(self._base, *inputs)
@@ -194,7 +197,7 @@ class Learner:
     def _average(self) -> None:
         self.updates += 1
         decay = self._objective.old_policy_decay(self.config, self.updates)
-        for name, tensor in self.weights().items():
+        for name, tensor in self._tensors.own().items():
             self.averaged[name].lerp_(tensor, 1 - self.config.average_decay)
             if self._old is not None and decay is not None:
                 self._old[name].lerp_(tensor, 1 - decay)
@@ -216,67 +219,24 @@ class Learner:
         with tempfile.TemporaryDirectory() as temporary, tensors_only(plain_types()):
             source, tag = folder, TAG
             if self._is_resized:
-                source, tag = _make_universal(folder, Path(temporary)), "universal"
+                source, tag = make_universal(folder, Path(temporary)), "universal"
             path, state = self.engine.load_checkpoint(str(source), tag=tag, load_module_strict=False)
         if path is None or not {"averaged", "update"} <= state.keys():
             raise UserError(f"{folder}: no checkpoint of this run; {REMEDY}")
         self.averaged, self._old, self.updates = state["averaged"], state.get("old"), int(state["update"])
+        if self._is_resized and isinstance(self._tensors, SplitTensors):
+            of_ranks = read_split_states(folder)
+            self.averaged = self._tensors.cut_again([state["averaged"] for state in of_ranks])
+            if self._old is not None:
+                self._old = self._tensors.cut_again([state["old"] for state in of_ranks])
         return self.updates
 
 
-def _make_universal(checkpoint: Path, out: Path) -> Path:
-    """Convert a ZeRO checkpoint, in `out`, for any number of ranks; each rank makes its own copy."""
-    from deepspeed.checkpoint.ds_to_universal import main
-
-    arguments = Namespace(
-        input_folder=str(checkpoint / TAG),
-        output_folder=str(out / "universal"),
-        num_extract_workers=1,
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    with Path(os.devnull).open("w") as silence, redirect_stdout(silence):
-        main(arguments)
-    return out
+def reads_base(config: AlignConfig) -> bool:
+    """Whether the loss reads the base model's output: for the KL, or by itself."""
+    return config.kl_weight > 0 or algorithm_of(config).objective.reads_base
 
 
-def start_deepspeed(  # noqa: ANN201
-    policy: Policy, parameters: list, config: AlignConfig, micro_batches: int, *, is_resized: bool = False
-):
-    """Wrap the network in a DeepSpeed engine, on GPU or CPU.
-
-    The optimizer is PyTorch's AdamW, since DeepSpeed would compile its own (a minute or two).
-    """
-    import deepspeed
-
-    if policy.device.type == "cpu":
-        import deepspeed.ops
-
-        # Otherwise deepspeed compiles a shared-memory collective at start (50 s, needs a compiler).
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    os.environ.setdefault("LOCAL_RANK", "0")
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    engine, *_ = deepspeed.initialize(
-        model=policy.network,
-        model_parameters=parameters,
-        optimizer=optimizer,
-        config={
-            "train_micro_batch_size_per_gpu": config.micro_batch_size,
-            "gradient_accumulation_steps": micro_batches,
-            "gradient_clipping": config.max_grad_norm,
-            "zero_optimization": {"stage": config.zero_stage},
-            # On a GPU the engine's autocast replaces the family's. No modules are named, since gradients of named
-            # modules would be averaged in bfloat16.
-            "torch_autocast": {
-                "enabled": policy.precision == "bf16",
-                "dtype": "bfloat16",
-                "lower_precision_safe_modules": [],
-            },
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 10**9,
-            "checkpoint": {"load_universal": is_resized},
-        },
-    )
-    return engine
+def needs_base_copy(config: AlignConfig) -> bool:
+    """Whether the base model's output needs a second network: adapters can be switched off, trained weights cannot."""
+    return reads_base(config) and config.trainable == "full"

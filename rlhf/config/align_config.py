@@ -108,7 +108,8 @@ class AlignConfig(Section):
     update or the sampler. Default: 1e-5 in fp32, in
     bf16 1e-4 (nft: 1.5e-3)."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
-    """DeepSpeed's ZeRO stage."""
+    """DeepSpeed's ZeRO stage. At 3 every rank holds a slice of each weight, and one layer at a time is whole on it,
+    also while the network opens and when weights are published or saved."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
     """Number of policy versions that samplers may lag behind; 0 is synchronous. Ratios correct for the lag."""
     checkpoint_every: Count = 10
@@ -147,6 +148,4 @@ class AlignConfig(Section):
             raise ValueError("dpo trains on pairs: samples_per_prompt must be 2")
         if self.algorithm != "prefpaint" and self.samples_per_prompt < 2:
             raise ValueError(f"{self.algorithm} compares the samples of a prompt: samples_per_prompt must be 2 or more")
-        if self.algorithm == "nft" and self.old_decay_rate > 0 and self.zero_stage == 3:
-            raise ValueError("nft with zero_stage 3, which splits the weights, needs old_decay_rate 0")
         return self

@@ -1,0 +1,61 @@
+"""Each role holds the networks that it computes with, and not one byte of another."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_learner import start
+from small_parts import small_config
+
+from actors.learner_loop import open_networks
+from actors.rollout_sampler import RolloutSampler
+from rlhf.diffusion.policy import Policy, load_policy
+
+
+def bytes_of(*networks: object) -> int:
+    """Bytes of the tensors of some modules, those on the meta device left out."""
+    modules = [network for network in networks if isinstance(network, torch.nn.Module)]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    return sum(tensor.nbytes for tensor in tensors if tensor.device.type != "meta")
+
+
+def held(policy: Policy) -> int:
+    return bytes_of(*policy.family.pipeline.components.values(), policy.merged)
+
+
+def trained_bytes(policy: Policy) -> int:
+    return sum(p.nbytes for p in policy.network.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("merged", "networks"), [(True, 2), ("auto", 2), (False, 1)])
+def test_a_sampler_holds_the_vae_and_a_second_network_only_if_it_is_merged(
+    small_pipeline: Path, merged: bool | str, networks: int
+) -> None:
+    whole = load_policy(small_config(small_pipeline).model)
+    policy = RolloutSampler(small_config(small_pipeline, merged_sampling=merged)).policy
+    base, vae = bytes_of(whole.network), bytes_of(whole.family.pipeline.vae)
+    assert held(policy) == networks * base + vae + trained_bytes(policy)
+
+
+def test_a_learner_opens_the_network_alone(small_pipeline: Path) -> None:
+    whole = load_policy(small_config(small_pipeline).model)
+    policy, base, _ = open_networks(small_config(small_pipeline), None)
+    assert base is None
+    assert held(policy) == bytes_of(whole.network)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize(
+    ("algorithm", "trainable", "copies"),
+    [("grpo", "lora", 0), ("nft", "lora", 0), ("grpo", "full", 1)],
+)
+def test_the_kl_needs_a_second_network_only_where_the_whole_one_is_trained(
+    small_pipeline: Path, algorithm: str, trainable: str, copies: int
+) -> None:
+    config = small_config(small_pipeline, algorithm=algorithm, trainable=trainable, lora_targets=("to_q",)).align
+    assert config.kl_weight > 0
+    learner = start(small_pipeline, config)
+    network = bytes_of(learner.policy.network)
+    assert bytes_of(learner._base) == copies * network
+    old = sum(tensor.nbytes for tensor in (learner._old or {}).values())
+    assert old == (trained_bytes(learner.policy) if algorithm == "nft" else 0), "nft's old policy is a second adapter"
