@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.families.pipeline_folder import check_finite, show_names
+from rlhf.diffusion.families.part_weights import check_finite, show_names
 from rlhf.diffusion.lora_layers import bind_layers
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.policy_weights import save_policy

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from rlhf.diffusion.families.family import ModelFamily
-from rlhf.diffusion.families.pipeline_folder import show_names
+from rlhf.diffusion.families.part_weights import show_names
 from rlhf.errors import UserError
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rlhf.diffusion.families.family import ModelFamily
-from rlhf.diffusion.families.pipeline_folder import check_finite, load_part, show_names
+from rlhf.diffusion.families.part_weights import check_finite, load_part, show_names
 from rlhf.diffusion.lora_layers import bind_layers
 from rlhf.diffusion.policy_manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from rlhf.diffusion.trained_weights import trainable_state

@@ -1,9 +1,8 @@
 """Pipelines on disk or the hub: which class a folder holds, which of its files are read, and whether they are whole."""
 
 import json
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -13,15 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from rlhf.config.run_config import ModelConfig
+from rlhf.diffusion.families.part_weights import load_part, variants_of
 from rlhf.errors import UserError
 from rlhf.storage.url_path import UrlPath, local_copy
 
 INDEX = "model_index.json"
-WEIGHTS = re.compile(r"(?:(?:diffusion_)?pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
-"""Names of files of weights; the group is the variant, such as `fp16`."""
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-OLD_BUFFER = "position_ids"
-"""Tensor that older transformers saved with text encoders, and that holds nothing learned."""
 
 
 class Part(StrEnum):
@@ -140,93 +136,17 @@ def fetch(place: Path, variant: str | None) -> Path:
         try:
             for choice in (variant,) if variant else (None, "fp16"):
                 folder = Path(DiffusionPipeline.download(str(place), variant=choice))
-                if any(_variants(part) for part in folder.iterdir()):
+                if any(variants_of(part) for part in folder.iterdir()):
                     break
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{place}: cannot be downloaded ({str(error).splitlines()[0]}); check model.path"
             ) from error
-    found = {name for part in folder.iterdir() for name in _variants(part)}
+    found = {name for part in folder.iterdir() for name in variants_of(part)}
     if variant is not None and variant not in found:
         others = ", ".join(sorted(name for name in found if name)) or "none"
         raise UserError(f"{place}: no weights of model.variant `{variant}`; its variants are: {others}")
     return folder
-
-
-def _variants(part: Path) -> dict[str, str]:
-    """File of weights by variant, of one part of a pipeline; the variant without a name is the empty text."""
-    matches = [(WEIGHTS.fullmatch(file.name), file.name) for file in sorted(part.glob("*"))]
-    return {match[1] or "": name for match, name in reversed(matches) if match}
-
-
-def load_part(kind: Any, part: Path, variant: str | None) -> Any:
-    """A part of a pipeline in float32, from its own folder; a part without `variant` has plain weights.
-
-    Raises UserError with the file's name if weights are missing, too many, damaged or not finite.
-    """
-    chosen = _choose_variant(part, variant)
-    file = part / _variants(part).get(chosen, "")
-    try:
-        loaded, report = kind.from_pretrained(
-            part, variant=chosen or None, torch_dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: no whole weights of a {kind.__name__} ({reason}); fetch the model again") from error
-    extra = {name for name in report["unexpected_keys"] if not name.endswith(OLD_BUFFER)}
-    for problem, names in (("lacks", report["missing_keys"]), ("holds unknown", extra)):
-        if names:
-            raise UserError(f"{file}: {problem} {show_names(names)} of a {kind.__name__}; fetch the model again")
-    check_finite(dict(loaded.named_parameters()), str(file))
-    return loaded
-
-
-def _choose_variant(part: Path, variant: str | None) -> str:
-    found = _variants(part)
-    if variant is None and "" not in found and len(found) > 1:
-        raise UserError(f"{part}: weights of several variants; set model.variant to one of {', '.join(sorted(found))}")
-    return variant if variant in found else "" if "" in found or not found else next(iter(found))
-
-
-class TensorFiles(Mapping[str, torch.Tensor]):
-    """The weights of a part of a pipeline in float32, each read from its file when it is asked for.
-
-    Raises UserError, with the file's name, if there are no safetensors files, or a tensor is not finite.
-    """
-
-    def __init__(self, part: Path, variant: str | None) -> None:
-        chosen, self._part = _choose_variant(part, variant), part
-        matches = [(file, WEIGHTS.fullmatch(file.name)) for file in sorted(part.glob("*.safetensors"))]
-        files = [file for file, match in matches if match is not None and (match[1] or "") == chosen]
-        if not files:
-            raise UserError(
-                f"{part}: no safetensors files, and align.zero_stage 3 reads no others layer by layer; "
-                "save the pipeline again with save_pretrained, or use another stage"
-            )
-        self._files: dict[str, Any] = {}
-        for file in files:
-            try:
-                opened = safe_open(file, "pt")
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{file}: cannot be read ({error}); fetch the model again") from error
-            self._files |= dict.fromkeys(opened.keys(), opened)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._files[name].get_tensor(name).float()
-        check_finite({name: tensor}, str(self._part))
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-def show_names(names: Any) -> str:
-    """Some names of tensors and the number of the others."""
-    shown = sorted(names)
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def load_networks(
@@ -293,10 +213,3 @@ def load_pipeline(
             if _part_of(name) in parts - {Part.NETWORK}:
                 network.to(device)
     return pipeline
-
-
-def check_finite(tensors: Mapping[str, torch.Tensor], place: str) -> None:
-    """Raises UserError, naming `place`, if a tensor of weights holds a number that is not finite."""
-    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
-        raise UserError(f"{place}: not finite: {show_names(bad)}; these weights are damaged, use others")
