@@ -24,7 +24,7 @@ from rlhf.data.candidate_table import CandidateTable
 from rlhf.data.descriptions import ALONE, Descriptions, describe
 from rlhf.data.pictures import Pictures
 from rlhf.data.prompts import PromptTable
-from rlhf.rewards.learned.clip_backbone import ClipBackbone
+from rlhf.rewards.learned.backbones.clip_backbone import ClipBackbone
 from rlhf.rewards.learned.feature_network import SmallBackbone, describe_to_train
 from rlhf.rewards.learned.reward_figures import bound_figures, group_figures, score_annotations
 from rlhf.rewards.learned.reward_memory import described

@@ -6,7 +6,7 @@ import pytest
 
 import rlhf
 from actors.placement import ROLES, resources_of
-from benchmarks.run_balance import GPU_RUNS, simulate
+from benchmarks.scaling.run_balance import GPU_RUNS, simulate
 from rlhf.config.config_files import load_config
 from rlhf.errors import UserError
 

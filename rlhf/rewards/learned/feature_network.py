@@ -12,10 +12,10 @@ from rlhf.data.descriptions import Ranks, run_backbone
 from rlhf.data.networks.efficientnet_lite import EfficientNetLite0Maps
 from rlhf.data.pictures import Pictures
 from rlhf.errors import UserError
-from rlhf.rewards.learned.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
-from rlhf.rewards.learned.hole_statistics import COUNT, hole_statistics
-from rlhf.rewards.learned.maps_backbone import FolderMaps, MapsBackbone, is_clip
-from rlhf.rewards.learned.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
+from rlhf.rewards.learned.backbones.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
+from rlhf.rewards.learned.backbones.hole_statistics import COUNT, hole_statistics
+from rlhf.rewards.learned.backbones.maps_backbone import FolderMaps, MapsBackbone, is_clip
+from rlhf.rewards.learned.backbones.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
 
 
 class SmallBackbone(nn.Module):

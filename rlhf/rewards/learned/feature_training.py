@@ -22,6 +22,7 @@ from rlhf.data.candidate_table import Key
 from rlhf.data.descriptions import DescriptionCache, Descriptions, describe
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
+from rlhf.rewards.learned.backbones.maps_backbone import MapsBackbone
 from rlhf.rewards.learned.feature_network import (
     Backbone,
     FeatureNetwork,
@@ -31,7 +32,6 @@ from rlhf.rewards.learned.feature_network import (
     is_fixed,
     whiten,
 )
-from rlhf.rewards.learned.maps_backbone import MapsBackbone
 from rlhf.rewards.learned.reward_report import EpochFigures
 from rlhf.storage.atomic_files import atomic_torch_save, atomic_write_text
 from rlhf.storage.tensor_files import read_tensors

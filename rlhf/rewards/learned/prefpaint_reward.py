@@ -23,9 +23,9 @@ import torch
 from rlhf.data.annotated_images import AnnotatedImages
 from rlhf.errors import UserError
 from rlhf.rewards.combination import join_scores
+from rlhf.rewards.learned.backbones.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
 from rlhf.rewards.learned.bound import conformal_multiplier
 from rlhf.rewards.learned.feature_network import PREFPAINT_KIND
-from rlhf.rewards.learned.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
 from rlhf.rewards.scores import Scores
 from rlhf.rewards.trust_weight import release_trust_weight
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json

@@ -11,8 +11,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, ResNetBackbone, ResN
 
 from rlhf.data.networks.package_weights import EFFICIENTNET_LITE0
 from rlhf.errors import UserError
+from rlhf.rewards.learned.backbones.clip_backbone import ClipBackbone
 from rlhf.rewards.learned.bound import effective_rank, fit_ridge
-from rlhf.rewards.learned.clip_backbone import ClipBackbone
 from rlhf.rewards.learned.feature_network import LINEAR_LENGTH, FeatureNetwork, SmallBackbone, build_backbone, whiten
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.learned.reward_model import Calibration, RewardModel

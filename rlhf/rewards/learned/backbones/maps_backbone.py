@@ -11,7 +11,7 @@ from torch import nn
 
 from rlhf.data.networks.efficientnet_lite import EfficientNetLite0Maps
 from rlhf.data.networks.hole_features import PER_CHANNEL, PIXEL_CHANNELS, describe_hole, to_imagenet
-from rlhf.rewards.learned.hole_statistics import COUNT, hole_statistics
+from rlhf.rewards.learned.backbones.hole_statistics import COUNT, hole_statistics
 
 DEPTHS = 4
 """Number of maps, from fine to coarse, that are taken of a folder's network."""

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rlhf.errors import UserError
-from rlhf.rewards.learned.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
+from rlhf.rewards.learned.backbones.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection

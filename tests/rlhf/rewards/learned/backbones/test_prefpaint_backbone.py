@@ -12,8 +12,8 @@ from small_checkpoint import SMALL, TRUE, Weights, reference_features, release_s
 
 from rlhf.config.run_config import RewardConfig
 from rlhf.errors import UserError
+from rlhf.rewards.learned.backbones.prefpaint_backbone import HOLE_VALUE, load_prefpaint_network
 from rlhf.rewards.learned.feature_network import FeatureNetwork, build_backbone
-from rlhf.rewards.learned.prefpaint_backbone import HOLE_VALUE, load_prefpaint_network
 from rlhf.rewards.learned.reward_folder import load_reward
 from rlhf.rewards.learned.reward_training import train_reward
 from rlhf.storage.images import image_to_tensor

@@ -32,14 +32,14 @@ from actors.messages import UpdateWork  # noqa: E402
 from actors.pool.dispatch import Dispatcher  # noqa: E402
 from actors.pool.worker_pool import WorkerPool  # noqa: E402
 from actors.session.ray_session import ray_session  # noqa: E402
-from benchmarks.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
+from benchmarks.scaling.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
 from rlhf.config.config_files import load_config  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
 from rlhf.data.photographs import TO_LEARN_FROM  # noqa: E402
 from rlhf.data.prompts import PromptTable, make_prompts  # noqa: E402
 from rlhf.diffusion.families.stable_diffusion import LORA_TARGETS
 
-RUN_FILE = Path(__file__).parents[1] / "cluster" / "runs" / "one_node_8gpu.yaml"
+RUN_FILE = Path(__file__).parents[2] / "cluster" / "runs" / "one_node_8gpu.yaml"
 CONTROL = ("gcs_server", "raylet")
 """Ray's own processes; the rest of its control plane runs inside coordinator and workers."""
 

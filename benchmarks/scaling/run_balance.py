@@ -1,8 +1,8 @@
-"""How long each role of the GPU run files waits for the others, by simulation: `python -m benchmarks.run_balance`.
+"""How long each role of the GPU run files waits for the others: `python -m benchmarks.scaling.run_balance` simulates it.
 
 Time is counted in forward passes of one image, which every GPU takes alike: relative times decide who waits, so the
 table needs no GPU. Stated are the costs below. A micro-batch takes up to JITTER more or less, like the stand-ins of
-benchmarks/scaling.py, and idle samplers take the next one at once. With `align.max_staleness` above 0 the rollout of an
+benchmarks.scaling, and idle samplers take the next one at once. With `align.max_staleness` above 0 the rollout of an
 update lasts as long as the training on the one before, or longer; otherwise they take turns.
 """
 
@@ -10,13 +10,13 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.scaling import best_seconds
-from benchmarks.stand_ins import Pace, batch_seconds
+from benchmarks.scaling.__main__ import best_seconds
+from benchmarks.scaling.stand_ins import Pace, batch_seconds
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.config_files import load_config
 from rlhf.config.run_config import RunConfig
 
-RUNS = Path(__file__).parents[1] / "cluster" / "runs"
+RUNS = Path(__file__).parents[2] / "cluster" / "runs"
 GPU_RUNS = ("one_node_8gpu", "multi_node_64gpu", "spot", "prefpaint_paper")
 DECODE = 3.0
 """Encoding and decoding an image by the VAE, in forward passes of the denoiser."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from rlhf.rewards.learned.hole_statistics import COUNT, OCTAVES, hole_statistics
+from rlhf.rewards.learned.backbones.hole_statistics import COUNT, OCTAVES, hole_statistics
 
 HOLE = (slice(None), slice(None), slice(24, 40), slice(16, 48))
 

@@ -1,0 +1,1 @@
+"""Backbones of the reward model: what turns a filled picture into numbers."""
