@@ -1,4 +1,4 @@
-"""How long each role of the GPU run files waits for the others: `python -m benchmarks.scaling.run_balance` simulates it.
+"""How long roles of the GPU run files wait: `python -m benchmarks.scaling.run_balance` simulates them.
 
 Time is counted in forward passes of one image, which every GPU takes alike: relative times decide who waits, so the
 table needs no GPU. Stated are the costs below. A micro-batch takes up to JITTER more or less, like the stand-ins of
