@@ -20,11 +20,16 @@ class CandidateTable(Mapping[Key, torch.Tensor]):
     """Images float32 [3, H, W] in [-1, 1] of the candidates of some prompts, in the order of the table."""
 
     def __init__(self, folder: Path, prompts: Mapping[str, AnyPrompt]) -> None:
-        """Reads the keys. Raises UserError if the table cannot be read, or holds no candidate of these prompts."""
+        """Reads the keys. Raises UserError if the table cannot be read, repeats a key, or holds no candidate of these prompts."""
         self._folder, self._prompts = folder, prompts
         self._table = IndexedTable(folder, CANDIDATES, ("prompt_id", "sample_index"))
         keys = zip(*(self._table.columns[name].to_pylist() for name in ("prompt_id", "sample_index")), strict=True)
-        self._places: dict[Key, int] = {key: place for place, key in enumerate(keys) if key[0] in prompts}
+        self._places: dict[Key, int] = {}
+        for place, key in enumerate(keys):
+            if key[0] in prompts and self._places.setdefault(key, place) != place:
+                raise UserError(
+                    f"{folder}: row {place} repeats {key[0]} sample {key[1]} of row {self._places[key]}; remove one"
+                )
         if not self._places:
             raise UserError(f"{folder}: no candidate belongs to these prompts; check that both are of one run")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -66,6 +67,7 @@ class IndexedTable:
         for group in self._groups:
             self._starts.append(self._starts[-1] + group.metadata.row_group(group.number).num_rows)
         self._recent: dict[tuple[int, tuple[str, ...]], pa.Table] = {}
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -101,14 +103,15 @@ class IndexedTable:
         return opened
 
     def _read(self, number: int, names: tuple[str, ...]) -> pa.Table:
-        """Returns decoded columns of a row group; those read last stay in memory."""
-        table = self._recent.pop((number, names), None)
-        if table is None:
-            table = self._decode(self._groups[number], names)
-        self._recent[number, names] = table
-        while len(self._recent) > KEPT_GROUPS:
-            self._recent.pop(next(iter(self._recent)))
-        return table
+        """Returns decoded columns of a row group; those read last stay in memory. Threads read one after another."""
+        with self._lock:
+            table = self._recent.pop((number, names), None)
+            if table is None:
+                table = self._decode(self._groups[number], names)
+            self._recent[number, names] = table
+            while len(self._recent) > KEPT_GROUPS:
+                self._recent.pop(next(iter(self._recent)))
+            return table
 
     def _decode(self, group: _RowGroup, names: tuple[str, ...]) -> pa.Table:
         with open_parquet(group.path, group.metadata) as file:
