@@ -4,7 +4,9 @@
 """
 
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import NotRequired
+
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12.
 
 from rlhf.reports.intervals import Estimate
 from rlhf.reports.records import Number

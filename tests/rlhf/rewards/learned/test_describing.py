@@ -18,7 +18,9 @@ from rlhf.data.descriptions import ALONE, DescriptionCache, Ranks, describe
 from rlhf.data.pictures import Pictures
 from rlhf.data.prompts import PromptTable, load_prompts
 from rlhf.errors import UserError
+from rlhf.reports.records import read_record
 from rlhf.rewards.learned.feature_network import SmallBackbone, describe_to_train
+from rlhf.rewards.learned.reward_report import RewardReport
 from rlhf.rewards.learned.reward_training import train_reward
 
 CONFIG = RewardConfig(feature_dim=12, epochs=3, micro_batch_size=64, decorrelation=1.0, ridge=30.0)
@@ -187,3 +189,5 @@ def test_a_reward_of_tables_is_that_of_the_same_pictures_in_memory(tmp_path: Pat
         for name, pictures in {"tables": (prompts, stored), "memory": in_memory}.items()
     ]
     assert reports[0] == reports[1]
+    read = read_record(RewardReport, tmp_path / "tables" / "report.json", "")
+    assert (read.calibration, read.learning_curve) == (reports[0].calibration, reports[0].learning_curve)
