@@ -20,7 +20,7 @@ class CandidateTable(Mapping[Key, torch.Tensor]):
     """Images float32 [3, H, W] in [-1, 1] of the candidates of some prompts, in the order of the table."""
 
     def __init__(self, folder: Path, prompts: Mapping[str, AnyPrompt]) -> None:
-        """Reads the keys. Raises UserError if the table cannot be read, repeats a key, or holds no candidate of these prompts."""
+        """Reads the keys. Raises UserError if the table cannot be read, repeats a key, or has none of these prompts."""
         self._folder, self._prompts = folder, prompts
         self._table = IndexedTable(folder, CANDIDATES, ("prompt_id", "sample_index"))
         keys = zip(*(self._table.columns[name].to_pylist() for name in ("prompt_id", "sample_index")), strict=True)
