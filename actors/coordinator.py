@@ -52,6 +52,11 @@ class SamplingMetrics:
     """Mean number of tasks that waited for a sampler."""
     queue_to_score: float
     """Mean number of tasks that waited for a scorer."""
+    sampler_forward_images: float
+    """Number of images that went through the samplers' networks, over all steps."""
+    weights_bytes: float
+    """Size of the weights that were published."""
+    prompts_quarantined: float
 
 
 class Coordinator:
@@ -93,6 +98,9 @@ class Coordinator:
         sampling = SamplingMetrics(
             images_per_s=len(weighed.advantages) / duration,
             tasks_repeated=self._dispatcher.repeated - repeated,
+            sampler_forward_images=sum(task.forward_images for task in finished),
+            weights_bytes=notice.size_bytes,
+            prompts_quarantined=len(self._quarantine.reasons),
             **{f"{role}_idle_share": 1 - s / duration for role, s in self._busy(since=busy).items()},
             **times.metrics(),
         )
@@ -101,9 +109,6 @@ class Coordinator:
             "rollout_s": duration,
             "policy_version": notice.version,
             "staleness": update - notice.version,
-            "sampler_forward_images": sum(task.forward_images for task in finished),
-            "weights_bytes": notice.size_bytes,
-            "prompts_quarantined": len(self._quarantine.reasons),
         }
         return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics, checksum=notice.checksum)
 

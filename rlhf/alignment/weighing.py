@@ -10,9 +10,7 @@ from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.rewards.combination import Scale, combine, join_scores, measure_scales, outlying_share
 from rlhf.rewards.scores import Scores
-
-CONSTANT_TRUST = 1.4
-"""Trust weight for `align.trust: constant` (the paper's mean). Division by the batch mean cancels it."""
+from rlhf.rewards.trust_weight import choose_trust, normalise_trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +38,8 @@ def weigh(batches: Sequence[Mapping[str, Scores]], config: RunConfig, scales: Ma
         scales = _measure_scales(by_reward, config)
     weights = {entry.label: entry.weight for entry in config.rewards} or {"model": 1.0}
     combined = combine(by_reward, weights, scales)
-    trust = weigh_trust(combined, align)
-    # A double holds the sum of equal floats exactly, so a constant is divided to 1 whatever their number.
-    normalised = (trust.double() / trust.double().mean()).float()
+    trust = choose_trust(align.trust, combined.reward, combined.trust_weight)
+    normalised = normalise_trust(trust)
     grouped = combined.reward.float().view(-1, align.samples_per_prompt)
     climbed = climbed_reward(combined, align).view(-1, align.samples_per_prompt)
     return Weighed(
@@ -67,15 +64,6 @@ def _measure_scales(by_reward: Mapping[str, Scores], config: RunConfig) -> dict[
         return {"model": Scale()}
     is_grouped = algorithm_of(config.align).compares_within_prompts
     return measure_scales(config.rewards, by_reward, config.align.samples_per_prompt, within_prompts=is_grouped)
-
-
-def weigh_trust(scores: Scores, align: AlignConfig) -> torch.Tensor:
-    """Returns trust weights [B], float32, before division by their mean; 1 without trust or without a bound."""
-    if align.trust == "constant":
-        return torch.full_like(scores.reward, CONSTANT_TRUST).float()
-    if align.trust == "none" or scores.trust_weight is None:
-        return torch.ones_like(scores.reward).float()
-    return scores.trust_weight.float()
 
 
 def climbed_reward(scores: Scores, align: AlignConfig) -> torch.Tensor:

@@ -21,7 +21,7 @@ def reward_server(
     """Serve a reward over HTTP for `kind: http`: POST /v1/rewards."""
     resolved = resolve_config(config, overrides)
     from rlhf.config.config_files import parse_reward
-    from rlhf.config.reward_entry import KINDS
+    from rlhf.config.reward_kinds import KINDS
 
     key = (KINDS[kind].needs if kind in KINDS else None) or "path"
     given = {"kind": kind, key: reward, "text": text}

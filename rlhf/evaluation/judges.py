@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf.config.devices import resolve_device
-from rlhf.config.reward_entry import KINDS
+from rlhf.config.reward_kinds import KINDS
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from rlhf.config.config_files import load_config
-from rlhf.config.reward_entry import KINDS, RewardEntry
+from rlhf.config.reward_entry import RewardEntry
+from rlhf.config.reward_kinds import KINDS
 from rlhf.errors import UserError
 from rlhf.rewards.combination import SCALES, Combination, Scale, load_scales
 from rlhf.rewards.learned.reward_folder import load_reward

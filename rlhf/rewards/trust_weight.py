@@ -9,6 +9,9 @@ TRUST_MEDIAN = 7.3
 RELEASE_K, RELEASE_B, RELEASE_CLIP = 0.05, 0.7, (1.0, 2.21)
 """k, b and clip in PrefPaint's code; the upper clip never binds."""
 
+CONSTANT_TRUST = 1.4
+"""Trust weight for `align.trust: constant` (the paper's mean). Division by the batch mean cancels it."""
+
 
 def trust_weight(uncertainty: torch.Tensor, median: float, k: float, b: float) -> torch.Tensor:
     """Returns gamma = exp(-k u + b) [B] (PrefPaint eq. 12), not divided by its mean; uncertainty [B].
@@ -33,3 +36,21 @@ def join_trust_weights(columns: Mapping[str, torch.Tensor], weights: Mapping[str
     for name, column in columns.items():
         joined = joined * column ** (abs(weights[name]) / share)
     return joined
+
+
+def choose_trust(trust: str, reward: torch.Tensor, by_bound: torch.Tensor | None) -> torch.Tensor:
+    """Returns trust weights, float32 [B], by the setting `align.trust`, before division by their mean.
+
+    `by_bound` has those of the rewards' bounds, [B]. They are 1 without trust or without a bound.
+    """
+    if trust == "constant":
+        return torch.full_like(reward, CONSTANT_TRUST).float()
+    if trust == "none" or by_bound is None:
+        return torch.ones_like(reward).float()
+    return by_bound.float()
+
+
+def normalise_trust(trust: torch.Tensor) -> torch.Tensor:
+    """Returns trust weights [B] divided by their mean over the update: Adam cancels a constant factor."""
+    # A double holds the sum of equal floats exactly, so a constant is divided to 1 whatever their number.
+    return (trust.double() / trust.double().mean()).float()

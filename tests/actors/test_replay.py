@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from align_runs import figures
+from align_runs import figures, replayed_figures
 from safetensors.torch import load_file
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
@@ -43,7 +43,7 @@ def test_a_replay_has_metrics_and_policy_of_the_run_that_dumped(
 ) -> None:
     out = tmp_path / "run"
     align(small_config(small_pipeline), None, None, out, replay=dumped / "dump")
-    assert figures(out) == figures(dumped / "run")
+    assert figures(out) == replayed_figures(dumped / "run")
     of_sampling = {field.name for field in fields(SamplingMetrics)}
     assert of_sampling <= read_metrics(dumped / "run")[0].keys()
     assert not of_sampling & read_metrics(out)[0].keys(), "it has no samplers"

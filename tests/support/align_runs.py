@@ -1,10 +1,12 @@
 """What tests compare of an alignment: its figures without timings, and its policies."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from actors.coordinator import SamplingMetrics
 from rlhf.config.run_config import RunConfig
 from rlhf.reports.metrics_log import read_metrics
 
@@ -25,6 +27,12 @@ TIMINGS = {
 def figures(run: Path) -> list[dict]:
     """The lines of metrics.jsonl without timings."""
     return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run)]
+
+
+def replayed_figures(run: Path) -> list[dict]:
+    """The figures that a replay of dumped rollouts, which has no samplers, gives as well."""
+    of_sampling = {field.name for field in fields(SamplingMetrics)}
+    return [{k: v for k, v in line.items() if k not in of_sampling} for line in figures(run)]
 
 
 def lasting_figures(run: Path) -> list[dict]:

@@ -7,12 +7,13 @@ import torch
 
 from rlhf.alignment import weighing
 from rlhf.alignment.algorithms.table import algorithm_of
-from rlhf.alignment.weighing import CONSTANT_TRUST, climbed_reward, weigh_trust
+from rlhf.alignment.weighing import climbed_reward
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.rewards.combination import Scale, combine
 from rlhf.rewards.scores import Scores
+from rlhf.rewards.trust_weight import CONSTANT_TRUST, choose_trust
 
 
 def scores(count: int = 24) -> Scores:
@@ -37,7 +38,7 @@ def test_constant_weights_are_none_to_the_last_bit_whatever_their_number() -> No
         none, constant = (weigh(align_config(trust=kind), scores(count)) for kind in ("none", "constant"))
         assert torch.equal(constant[1], torch.ones(count))
         assert all(torch.equal(a, b) for a, b in zip(none, constant, strict=True))
-    assert torch.equal(weigh_trust(scores(), align_config(trust="constant")), torch.full((24,), CONSTANT_TRUST))
+    assert torch.equal(choose_trust("constant", scores().reward, None), torch.full((24,), CONSTANT_TRUST))
 
 
 def test_all_kinds_of_weight_have_mean_one_and_the_uncertain_weigh_less() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from small_parts import save_small_reward, small_prompts
 
-from rlhf.config.reward_entry import KINDS, RewardEntry, RewardKind
+from rlhf.config.reward_entry import RewardEntry
+from rlhf.config.reward_kinds import KINDS, RewardKind
 from rlhf.errors import UserError
 from rlhf.evaluation.judging import Jury, judge_images
 from rlhf.rewards.combination import Scale, combine, save_scales

@@ -1,5 +1,6 @@
 """Tables opened by some columns: no picture is read before it is asked for, and files that disagree are refused."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -94,3 +95,22 @@ def test_a_missing_picture_and_an_unknown_kind_are_refused_at_opening(tmp_path: 
     pq.write_table(numbers, tmp_path / "c.parquet")
     with pytest.raises(UserError, match=r"c\.parquet: column image holds double; write it as struct"):
         IndexedTable(tmp_path, CANDIDATES, KEYS)
+
+
+def test_threads_read_one_table_at_the_same_time(tmp_path: Path) -> None:
+    """Pictures are read ahead by a thread while the caller reads others: more groups than stay in memory."""
+    for number in range(2 * KEPT_GROUPS):
+        write_table(candidates(number, 1), CANDIDATES, tmp_path / f"part-{number:02d}.parquet")
+    table = IndexedTable(tmp_path, CANDIDATES, KEYS)
+    places = list(range(2 * KEPT_GROUPS)) * 20
+    with ThreadPoolExecutor(4) as pool:
+        for read in pool.map(lambda place: table.take([place], ["image"]), places):
+            assert read[0]["image"]["bytes"]
+
+
+def test_a_candidate_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    prompts, _, _ = make_world(photographs=2)
+    named = [row | {"prompt_id": "photograph-01"} for row in (*candidates(0, 1), *candidates(1, 1))]
+    write_table(named, CANDIDATES, tmp_path / "candidates.parquet")
+    with pytest.raises(UserError, match=r"row 1 repeats photograph-01 sample 0 of row 0; remove one"):
+        CandidateTable(tmp_path, prompts)
