@@ -63,7 +63,11 @@ def open_stable_diffusion_3(precision: str) -> Policy:
     )
     scheduler = build_flow_scheduler()
     parts = SimpleNamespace(
-        transformer=network.requires_grad_(False).eval(), vae=_vae(), scheduler=scheduler, vae_scale_factor=4
+        transformer=network.requires_grad_(False).eval(),
+        vae=_vae(),
+        scheduler=scheduler,
+        text_encoder=None,
+        vae_scale_factor=4,
     )
     text = TextEmbedding(embedding=torch.randn(1, 16, 64), pooled=torch.randn(1, 64))
     return _policy(StableDiffusion3Fill(parts), text, precision)

@@ -128,6 +128,6 @@ def build_policy(architecture: Architecture, device: torch.device, precision: st
     with torch.device(device):
         vae = AutoencoderKL.from_config(dict(architecture.vae)).requires_grad_(False).eval()
     factor = 2 ** (len(architecture.vae["block_out_channels"]) - 1)
-    pipeline = SimpleNamespace(unet=unet, vae=vae, vae_scale_factor=factor)
+    pipeline = SimpleNamespace(unet=unet, vae=vae, text_encoder=None, vae_scale_factor=factor)
     family = StableDiffusion(pipeline, DDIMScheduler.from_config(SCHEDULE))
     return Policy(family=family, text=text, device=device, precision=precision, name="random weights")

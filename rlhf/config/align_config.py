@@ -1,6 +1,6 @@
 """Configuration of `rlhf align`: the algorithm, its rollouts, its updates."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -35,7 +35,7 @@ class AlignConfig(Section):
     prompts_per_update: Count = 8
     """Number of prompts per update, over all ranks; dpo: of pairs."""
     samples_per_prompt: Count = 8
-    """Number of inpaintings per prompt: the group; dpo: 2, a pair."""
+    """Number of inpaintings per prompt: the group; dpo: 2, a pair, also by default."""
     micro_batch_size: Count = 16
     """Number of images per forward pass, in rollout and training alike; a multiple of samples_per_prompt."""
     epochs_per_update: Count = 1
@@ -122,6 +122,13 @@ class AlignConfig(Section):
     def uses(self, setting: str) -> bool:
         """Returns whether the algorithm uses a setting of this section."""
         return self.algorithm in SETTINGS_OF_SOME.get(setting, (self.algorithm,))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pairs_are_two(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("algorithm") == "dpo":
+            return {"samples_per_prompt": 2} | given
+        return given
 
     @model_validator(mode="after")
     def _steps_fit(self) -> "AlignConfig":

@@ -134,7 +134,7 @@ def measure_prompts(judged: Judged, base: Judged, *, shares_noise: bool) -> dict
     if judged.images.shape[1] > 1:
         figures["variance"] = judged.reward.var(axis=1, ddof=1)
         figures["diversity"] = judged.diversity
-    for name in [name for name in (*FIDELITY, LPIPS, LPIPS_SEAM) if name in judged.marks]:
+    for name in [name for name in (*FIDELITY, NETWORK_DISTANCE, LPIPS, LPIPS_SEAM) if name in judged.marks]:
         figures[name] = mean_of_known(judged.marks[name])
     return {name: values for name, values in figures.items() if np.isfinite(values).any()}
 

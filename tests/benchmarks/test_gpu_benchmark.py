@@ -98,6 +98,7 @@ def test_figures_of_another_size_are_not_gone_on_with(tmp_path: Path) -> None:
         run(tmp_path, ["sd_rollout"], "full", CPU)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_measures_what_is_missing_without_ray(tmp_path: Path) -> None:
     file, earlier = tmp_path / "gpu.json", {"out_of_memory": "earlier"}
     results = open_results(file, "tiny", CPU)

@@ -114,6 +114,7 @@ def test_all_orders_hold_every_prompt_once(data: AnnotatedImages) -> None:
     assert {name for name, _ in rows_of(data, orders[0][:3]).keys} == set(orders[0][:3])
 
 
+@pytest.mark.slow
 def test_the_command_says_that_annotators_are_simulated(tmp_path: Path) -> None:
     folders = write_world(tmp_path, *make_world(40))
     words = [f"reward.{name}={value}" for name, value in CONFIG.model_dump(exclude_defaults=True).items()]

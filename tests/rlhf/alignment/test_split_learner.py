@@ -30,6 +30,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_group")
 def test_a_network_opened_layer_by_layer_learns_what_a_whole_one_learns(small_pipeline: Path, tmp_path: Path) -> None:
     compare_stages(small_pipeline, tmp_path, RUNS[:1], rank=0)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from PIL import Image
 from small_comparison import evaluate, make_prompts, prepare, write_images
 from small_parts import small_prompts, write_prompts
 
-from rlhf.data.networks.package_weights import RESNET50
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison_page import MAX_PROMPTS, choose_prompts, compare_marks
 from rlhf.evaluation.comparison_tables import show_p
@@ -24,6 +24,14 @@ from rlhf.reports.significance import SIGNIFICANT, TEST_NAME
 from rlhf.storage.tables import parquet_file
 
 JUDGES = "judges=[{kind: seam}, {kind: clip_score, name: clip, text: a photograph, path: nowhere}]"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_network() -> Iterator[None]:
+    """The held-out network, which takes 40 ms a picture, has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlhf.data.networks.package_weights.find_spec", lambda name: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +89,8 @@ def test_what_could_not_be_measured_is_said_and_is_no_zero(comparison: Path) -> 
 
 def test_pairs_are_tested_and_corrected_as_one_family(comparison: Path) -> None:
     pairs = read(comparison)["comparisons"]
-    judged = {"reward", "gold", "judge_seam"} | ({"judge_held_out_network"} if RESNET50.is_installed else set())
+    judged = {"reward", "gold", "judge_seam"}
     original = {"psnr_db", "ssim", "psnr_seam_db", "ssim_seam", "likeness", "seam"}
-    original |= {"network_distance"} if RESNET50.is_installed else set()
     tested = {*judged, *(f"{judge}_win_1" for judge in judged), *original}
     assert {pair["measure"] for pair in pairs} == tested
     assert len(pairs) == 6 * len(tested), "of four contestants there are six pairs"

@@ -12,7 +12,7 @@ from rlhf.data.networks.resnet50 import ResNet50Maps
 from rlhf.data.photographs import HELD_OUT
 from rlhf.data.prompts import Prompt
 from rlhf.errors import UserError
-from rlhf.evaluation.comparison_measures import list_measures
+from rlhf.evaluation.comparison_measures import list_measures, measure_prompts
 from rlhf.evaluation.evaluation import compare
 from rlhf.evaluation.judging import JUDGE, NETWORK_DISTANCE, Jury, judge_images
 from rlhf.evaluation.network_judge import NAME, NetworkJudge, open_network_judge
@@ -94,6 +94,9 @@ def test_the_network_stands_beside_the_gold_judge_in_marks_measures_and_gate() -
     assert aligned.marks[NETWORK_DISTANCE].max() == 0
     measures = list_measures(base.held_out, base.marks)
     assert {f"{JUDGE}{NAME}_win_1", NETWORK_DISTANCE} <= measures.keys()
+    figures = measure_prompts(aligned, base, shares_noise=True)
+    assert figures[NETWORK_DISTANCE].tolist() == [0.0] * 6
+    assert f"{JUDGE}{NAME}_win_1" in figures
     gain = compare(base, aligned, own)
     assert gain.win_rate_network is not None
     assert 0 <= gain.win_rate_network.value <= 1

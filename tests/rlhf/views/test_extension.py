@@ -162,7 +162,7 @@ def test_by_default_there_are_four_steps_unless_they_were_thin_or_wide() -> None
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [
-        (None, {}, "readable image"),
+        (None, {}, "cannot be read"),
         (b"\x89PNG no picture", {}, "replace or remove"),
         (picture(0), {"model": Path("nowhere")}, "nowhere"),
         (picture(0), {"samples": 0}, "samples"),
