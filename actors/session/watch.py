@@ -1,6 +1,7 @@
 """Ends a command whose Ray died. Ray itself would wait for minutes, or for ever."""
 
 import contextlib
+import math
 import os
 import shlex
 import socket
@@ -43,18 +44,24 @@ def end_with_cluster(servers: Mapping[str, tuple[str, int]], silence_s: float = 
     """
     heard: dict[str, float] = {}
 
-    def look() -> None:
+    def look(patience_s: float = silence_s) -> None:
         for name, place in servers.items():
             try:
                 socket.create_connection(place, timeout=silence_s / 2).close()
                 heard[name] = time.monotonic()
             except OSError as error:
-                if name in heard and time.monotonic() - heard[name] > silence_s:
+                silent_s = time.monotonic() - heard.get(name, math.inf)
+                if silent_s > patience_s:
                     where = f"{name} at {place[0]}:{place[1]}"
-                    _end(f"Ray's {where} has not answered for {silence_s:.0f} s ({error})", "Start Ray there again. ")
+                    _end(f"Ray's {where} has not answered for {silent_s:.0f} s ({error})", "Start Ray there again. ")
 
+    look()  # Only servers that have answered once are watched.
     with _looking(look):
-        yield
+        try:
+            yield
+        except BaseException:
+            look(0.0)  # The error is then no more than a consequence.
+            raise
 
 
 @contextmanager

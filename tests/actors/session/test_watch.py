@@ -67,6 +67,25 @@ def test_a_command_whose_joined_cluster_falls_silent_says_so_and_ends() -> None:
     assert errors.endswith("Start Ray there again. Go on with: rlhf align --out 'my run' --resume\n")
 
 
+FAILING = """
+import socket, sys
+from actors.session.watch import end_with_cluster
+with socket.create_server(("127.0.0.1", 0)) as raylet, end_with_cluster({"raylet": raylet.getsockname()}):
+    if sys.argv.pop() == "dead":
+        raylet.close()
+    raise RuntimeError("the call failed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("raylet", "code", "told"), [("dead", 2, "error: Ray's raylet at"), ("alive", 1, "call failed")]
+)
+def test_an_error_is_told_as_the_clusters_death_where_that_is_its_cause(raylet: str, code: int, told: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FAILING, raylet], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert told in done.stderr
+
+
 def test_the_command_that_goes_on_is_named() -> None:
     align = ["/bin/rlhf", "align", "--out", "my run"]
     assert describe_way_on(align) == "Go on with: rlhf align --out 'my run' --resume"
