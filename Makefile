@@ -20,13 +20,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 install: $(VENV)/.installed
 
 # Every file is compared with its hash, the build tools' included; PyTorch alone has none, since each index has a build
-# of its own. It comes last and finds all that it needs besides CUDA.
+# of its own. It comes last and finds all that it needs besides CUDA. Of imgsim the weights alone are read, so the OpenCV
+# that it asks for is left out.
 $(VENV)/.installed: requirements.lock requirements-build.lock requirements-torch.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "Python 3.11 or 3.12 is needed; make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --no-deps --require-hashes -r requirements-build.lock
 	$(PIP) --no-deps --require-hashes --no-build-isolation -r requirements.lock
-	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements-torch.txt
+	$(PIP) --no-warn-conflicts $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements-torch.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
