@@ -144,7 +144,7 @@ def test_one_annotator_one_family_and_one_photograph_to_report_on_are_enough(tmp
     assert report.is_noise_measured is False
     assert report.calibration.noise > 0, "from the residuals of the head"
     seen = words((tmp_path / "report.html").read_text())
-    assert "1 photograph is few. Intervals come from resampling photographs; of fewer than 6 there are none." in seen
+    assert "1 photograph is few. Intervals are over photographs; of fewer than 6 there are none." in seen
     assert "The noise B is not measured" in seen
     assert "One annotator gave all scores" in seen
     assert [doubt.split(":")[0] for doubt in describe_doubts(report)] == [
