@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 
 class Encoder(Protocol):
-    """What a family has beside `Blending`."""
-
-    resizing: str
+    """What a family has beside `Blending` or `MaskedImage`."""
 
     def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Images [P, 3, H, W] and binary masks [P, 1, H, W]."""
@@ -29,6 +27,12 @@ class Encoder(Protocol):
         """See `ModelFamily`."""
 
 
+class BlendingEncoder(Encoder, Protocol):
+    """What a family has beside `Blending`."""
+
+    resizing: str
+
+
 class Blending:
     """The condition of a text-to-image network, which never sees the mask: the hole, then the known image's latents."""
 
@@ -36,7 +40,7 @@ class Blending:
     """How diffusers' class brings masks to latent cells, by the names of torch's `interpolate`."""
 
     @torch.no_grad()
-    def encode_prompts(self: Encoder, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_prompts(self: BlendingEncoder, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Condition [P, 1 + C, h, w], and the hole [P, 1, h, w]."""
         images, masks = self.read(prompts)
         known = self.encode_images(extend_into_hole(images, masks))

@@ -14,6 +14,7 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
+from rlhf.diffusion.families.masked_image import MaskedImage
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
@@ -23,6 +24,7 @@ from rlhf.diffusion.families.transformer import (
     evenly_shifted,
     pack,
     read_flow_scheduler,
+    read_native_cells,
     unpack,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from diffusers import (
         FluxFillPipeline,
         FluxInpaintPipeline,
-        FluxTransformer2DModel,
     )
 
     from rlhf.data.prompts import Prompt
@@ -75,10 +76,6 @@ class Flux(TransformerFamily):
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
 
-    def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
-        """The levels of the pipeline's own scheduler; a dynamic shift depends on the number of tokens."""
-        return evenly_shifted(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
-
     def predict(
         self,
         network: torch.nn.Module,
@@ -110,7 +107,7 @@ class Flux(TransformerFamily):
         return unpack(output.float(), (height, width))
 
 
-class FluxFill(Flux):
+class FluxFill(MaskedImage, Flux):
     """The `ModelFamily` of FluxFillPipeline. Condition: masked-image latents, then each cell's f x f mask pixels."""
 
     default_told = 30.0
@@ -127,13 +124,6 @@ class FluxFill(Flux):
         """All pixels of a cell have the cell's mask."""
         pixels = factor_of(self.pipeline.vae) ** 2
         return torch.cat([masked_image_latents, mask.expand(-1, pixels, -1, -1)], dim=1)
-
-    def known_latents(self, condition: torch.Tensor) -> None:
-        """None: the transformer reads the masked image."""
-
-    def inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Latents, masked-image latents and mask pixels."""
-        return torch.cat([latents, condition], dim=1)
 
 
 class FluxBlend(Blending, Flux):
@@ -154,10 +144,8 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     """The steps at the VAE's native size, from the pipeline's configuration alone."""
     read_index(place, CLASSES, PARTS)
     _reads_mask(place)
-    scheduler = read_flow_scheduler(place)
-    vae = read_part_config(place, "vae", "config.json")
-    cells = int(vae["sample_size"]) // 2 ** (len(vae["block_out_channels"]) - 1)
-    return evenly_shifted(scheduler, num_inference_steps, tokens=(cells // Flux.patch) ** 2)
+    tokens = (read_native_cells(place) // Flux.patch) ** 2
+    return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=tokens)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:
@@ -167,14 +155,6 @@ def guidance_kinds(place: Path) -> tuple[str, ...]:
     """
     is_told = read_part_config(place, "transformer", "config.json").get("guidance_embeds")
     return ("embedded" if is_told else "none", *(() if _reads_mask(place) else ("true",)))
-
-
-def network_on_meta(place: Path) -> "FluxTransformer2DModel":
-    """The transformer without memory for its weights, from its configuration alone."""
-    from diffusers import FluxTransformer2DModel
-
-    with torch.device("meta"):
-        return FluxTransformer2DModel.from_config(read_part_config(place, "transformer", "config.json"))
 
 
 def _reads_mask(place: Path) -> bool:

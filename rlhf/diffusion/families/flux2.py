@@ -31,13 +31,14 @@ from rlhf.diffusion.families.transformer import (
     evenly_shifted,
     pack,
     read_flow_scheduler,
+    read_native_cells,
     unpack,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
 
 CLASSES = {
@@ -143,22 +144,12 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     """The steps at the VAE's native size, from the pipeline's configuration alone."""
     read_index(place, CLASSES, PARTS)
     _check_network(place)
-    vae = read_part_config(place, "vae", "config.json")
-    side = int(vae["sample_size"]) // (FOLD * 2 ** (len(vae["block_out_channels"]) - 1))
-    return _schedule(read_flow_scheduler(place), num_inference_steps, side**2)
+    return _schedule(read_flow_scheduler(place), num_inference_steps, (read_native_cells(place) // FOLD) ** 2)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:
     """Values of `model.guidance` that a pipeline takes, its default first."""
     return ("none",) if read_part_config(place, INDEX).get("is_distilled") else ("none", "true")
-
-
-def network_on_meta(place: Path) -> "Flux2Transformer2DModel":
-    """The transformer without memory for its weights, from its configuration alone."""
-    from diffusers import Flux2Transformer2DModel
-
-    with torch.device("meta"):
-        return Flux2Transformer2DModel.from_config(read_part_config(place, "transformer", "config.json"))
 
 
 def _schedule(scheduler: "FlowMatchEulerDiscreteScheduler", num_inference_steps: int, tokens: int) -> FlowSchedule:

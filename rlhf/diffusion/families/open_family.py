@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.families.pipeline_folder import Part, read_class
+from rlhf.diffusion.families.pipeline_folder import Part, read_class, read_part_config
 from rlhf.diffusion.families.transformer import TransformerFamily
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.diffusion.steps.step_rule import Schedule
@@ -38,7 +38,7 @@ MODULES = {
 }
 """Module of this folder by the pipeline's class in `model_index.json`.
 
-Each module has `open_pipeline`, `read_schedule`, `guidance_kinds`, `network_on_meta` and `LORA_TARGETS`.
+Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `guidance_kinds` and `LORA_TARGETS`.
 """
 UNGUARDED = frozenset(Part) - {Part.SAFETY_CHECKER}
 """All parts but the safety checker: training judges images by the reward alone."""
@@ -92,7 +92,12 @@ def check_guidance(config: ModelConfig, place: Path) -> None:
 def network_on_meta(place: Path) -> Any:
     """The network of a pipeline without memory for its weights; raises UserError if there is none."""
     with without_collections():
-        return _module_of(place).network_on_meta(place)
+        import diffusers
+
+        classes = _module_of(place).CLASSES
+        part = next(name for name in ("transformer", "unet") if name in classes)
+        with torch.device("meta"):
+            return getattr(diffusers, classes[part][0]).from_config(read_part_config(place, part, "config.json"))
 
 
 def default_lora_targets(place: Path) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
-    from diffusers import QwenImageTransformer2DModel
+    pass
 
 
 CLASSES = {
@@ -95,10 +95,6 @@ class QwenImage(Blending, TransformerFamily):
         """See `ModelFamily`."""
         return self.pipeline.vae.config.z_dim, height, width
 
-    def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
-        """The levels of the pipeline's own scheduler; its dynamic shift depends on the number of tokens."""
-        return evenly_shifted(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
-
     def predict(
         self,
         network: torch.nn.Module,
@@ -147,14 +143,6 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
 def guidance_kinds(place: Path) -> tuple[str, ...]:
     """Values of `model.guidance` that a pipeline takes, its default first."""
     return ("none", "true")
-
-
-def network_on_meta(place: Path) -> "QwenImageTransformer2DModel":
-    """The transformer without memory for its weights, from its configuration alone."""
-    from diffusers import QwenImageTransformer2DModel
-
-    with torch.device("meta"):
-        return QwenImageTransformer2DModel.from_config(read_part_config(place, "transformer", "config.json"))
 
 
 def _check_network(place: Path) -> None:

@@ -6,23 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import decode, encode
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, device_of, guide, stack_prompts
+from rlhf.diffusion.families.masked_image import MaskedImage
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.steps.ddim import DDIMSchedule, make_schedule
 from rlhf.errors import UserError
-from rlhf.storage.images import blank_hole
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
     from rlhf.data.prompts import Prompt
-
-# diffusers takes 4 s to import, and half of this module's users need not wait for it.
 
 CLASSES = {
     "_class_name": (
@@ -39,7 +36,7 @@ LORA_TARGETS: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "c
 """Modules that get an adapter by default."""
 
 
-class StableDiffusion:
+class StableDiffusion(MaskedImage):
     """A `ModelFamily`. SDXL's pipeline has another class, a second text encoder and a size conditioning."""
 
     network_name = "unet"
@@ -102,31 +99,6 @@ class StableDiffusion:
     def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole cells."""
         return stack_prompts(prompts, self.pipeline.vae_scale_factor, self.device)
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
-        """Condition [P, 5, h, w]: mask, then masked-image latents.
-
-        The condition's mask is sampled as diffusers' pipeline samples it (nearest), so that a policy's folder works
-        there; the hole mask of log-probs holds every cell that touches the hole.
-        """
-        images, masks = self.read(prompts)
-        masked_image_latents = self.encode_images(blank_hole(images, masks))
-        size = masked_image_latents.shape[-2:]
-        condition = self.join_condition(F.interpolate(masks, size=size), masked_image_latents)
-        return condition, F.adaptive_max_pool2d(masks, size)
-
-    def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
-        """Mask and masked-image latents as channels side by side."""
-        return torch.cat([mask, masked_image_latents], dim=1)
-
-    def known_latents(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """None: the UNet reads the masked image."""
-        return None
-
-    def inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Latents [B, 4, h, w] and condition [B, 5, h, w] side by side."""
-        return torch.cat([latents, condition], dim=1)
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Scaled latents [B, 4, h, w]: the posterior's mode."""
@@ -240,14 +212,3 @@ def _set_attention(pipeline: "StableDiffusionInpaintPipeline", choice: str, devi
 def guidance_kinds(place: Path) -> tuple[str, ...]:
     """Values of `model.guidance` that a pipeline takes, its default first."""
     return ("none", "true")
-
-
-def network_on_meta(place: Path) -> "UNet2DConditionModel":
-    """The UNet of a pipeline (folder, URL or hub name) without memory for its weights, from its configuration alone.
-
-    Raises UserError if there is none.
-    """
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(read_part_config(place, "unet", "config.json"))

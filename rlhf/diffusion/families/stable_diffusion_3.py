@@ -1,15 +1,15 @@
 """Stable Diffusion 3: a transformer of 33 input channels that reads mask and masked image, or of 16 by blending."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, cells_of
+from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.masked_image import MaskedImage
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
@@ -19,12 +19,9 @@ from rlhf.diffusion.families.transformer import (
     read_flow_scheduler,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
-from rlhf.storage.images import blank_hole
 
 if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
-
-    from rlhf.data.prompts import Prompt
+    pass
 
 
 CLASSES = {
@@ -95,27 +92,8 @@ class StableDiffusion3(TransformerFamily):
             )[0].float()
 
 
-class StableDiffusion3Fill(StableDiffusion3):
+class StableDiffusion3Fill(MaskedImage, StableDiffusion3):
     """The `ModelFamily` of transformers that read 2 C + 1 channels."""
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
-        """Condition [P, 1 + C, h, w]: the mask as diffusers samples it (nearest), and masked-image latents."""
-        images, masks = self.read(prompts)
-        masked = self.encode_images(blank_hole(images, masks))
-        condition = self.join_condition(F.interpolate(masks, size=cells_of(masked)), masked)
-        return condition, F.adaptive_max_pool2d(masks, cells_of(masked))
-
-    def join_condition(self, mask: torch.Tensor, masked_image_latents: torch.Tensor) -> torch.Tensor:
-        """Mask and masked-image latents as channels side by side."""
-        return torch.cat([mask, masked_image_latents], dim=1)
-
-    def known_latents(self, condition: torch.Tensor) -> None:
-        """None: the transformer reads the masked image."""
-
-    def inputs(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Latents, mask and masked-image latents."""
-        return torch.cat([latents, condition], dim=1)
 
 
 class StableDiffusion3Blend(Blending, StableDiffusion3):
@@ -145,14 +123,6 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
 def guidance_kinds(place: Path) -> tuple[str, ...]:
     """Values of `model.guidance` that a pipeline takes, its default first."""
     return ("none", "true")
-
-
-def network_on_meta(place: Path) -> "SD3Transformer2DModel":
-    """The transformer without memory for its weights, from its configuration alone."""
-    from diffusers import SD3Transformer2DModel
-
-    with torch.device("meta"):
-        return SD3Transformer2DModel.from_config(read_part_config(place, "transformer", "config.json"))
 
 
 def _reads_mask(place: Path) -> bool:

@@ -77,9 +77,9 @@ class TransformerFamily(ABC):
         """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole tokens."""
         return stack_prompts(prompts, self.patch * self.factor, self.device)
 
-    @abstractmethod
     def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
-        """The noise levels of `schedule`."""
+        """The noise levels of `schedule`; a dynamic shift depends on the number of tokens."""
+        return evenly_shifted(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
 
     def schedule(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
         """The noise levels of the pipeline's own scheduler, with the step rule `rule`."""
@@ -131,6 +131,12 @@ def evenly_shifted(
     """The levels 1, 1 - 1/T, ..., 1/T, shifted as `make_flow_schedule` says."""
     even = [1 - step / num_inference_steps for step in range(num_inference_steps)]
     return make_flow_schedule(scheduler, even, tokens=tokens, mu=mu)
+
+
+def read_native_cells(place: Path) -> int:
+    """Side in latent cells of the square images that the VAE of a pipeline was made for."""
+    vae = read_part_config(place, "vae", "config.json")
+    return int(vae["sample_size"]) // 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def read_flow_scheduler(place: Path) -> "FlowMatchEulerDiscreteScheduler":

@@ -20,12 +20,13 @@ from rlhf.diffusion.families.transformer import (
     TransformerFamily,
     evenly_shifted,
     read_flow_scheduler,
+    read_native_cells,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
-    from diffusers import ZImageTransformer2DModel
+    pass
 
 
 CLASSES = {
@@ -50,10 +51,6 @@ class ZImage(Blending, TransformerFamily):
         """The hidden states before the last of Qwen3, for the text as a user's message: as many as it has tokens."""
         (embedding,), _ = self.pipeline.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
         return TextEmbedding(embedding=embedding.float()[None], pooled=None)
-
-    def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
-        """The levels of the pipeline's own scheduler; a dynamic shift depends on the number of tokens."""
-        return evenly_shifted(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
 
     def predict(
         self,
@@ -89,22 +86,13 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     """The steps at the VAE's native size, from the pipeline's configuration alone."""
     read_index(place, CLASSES, PARTS)
     _check_network(place)
-    vae = read_part_config(place, "vae", "config.json")
-    cells = int(vae["sample_size"]) // 2 ** (len(vae["block_out_channels"]) - 1)
-    return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=(cells // ZImage.patch) ** 2)
+    tokens = (read_native_cells(place) // ZImage.patch) ** 2
+    return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=tokens)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:
     """Values of `model.guidance` that a pipeline takes, its default first."""
     return ("none", "true")
-
-
-def network_on_meta(place: Path) -> "ZImageTransformer2DModel":
-    """The transformer without memory for its weights, from its configuration alone."""
-    from diffusers import ZImageTransformer2DModel
-
-    with torch.device("meta"):
-        return ZImageTransformer2DModel.from_config(read_part_config(place, "transformer", "config.json"))
 
 
 def _check_network(place: Path) -> None:
