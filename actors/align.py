@@ -12,10 +12,10 @@ from ray.train.torch import TorchTrainer
 from actors.incidents import read_incidents
 from actors.learner_loop import RunSetup, learner_loop
 from actors.placement import ROLES, cpus_of, reserve, resources_of
-from actors.pool.worker_pool import find_user_error
 from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from actors.session.process_group import process_group_config
 from actors.session.ray_session import check_address, ray_session
+from actors.session.trainers import fit, storage_of
 from rlhf.alignment.checkpoint_files import check_list
 from rlhf.alignment.disk_need import describe_disk_need
 from rlhf.alignment.rollout_dump import RolloutDump
@@ -32,7 +32,6 @@ from rlhf.reports.metrics_log import read_metrics
 from rlhf.reports.trackers import check_packages
 from rlhf.rewards.open_reward import build_rewards, check_captions, with_absolute_paths
 from rlhf.storage.atomic_files import atomic_write_json, atomic_write_text, read_json
-from rlhf.storage.url_path import UrlPath
 
 
 def align(
@@ -179,8 +178,7 @@ def make_trainer(setup: RunSetup, out: Path) -> TorchTrainer:
         ),
         run_config=ray.train.RunConfig(
             name=LEARNER_FOLDER,
-            storage_path=out.key if isinstance(out, UrlPath) else str(out.resolve()),
-            storage_filesystem=out.filesystem if isinstance(out, UrlPath) else None,
+            **storage_of(out),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=setup.config.align.keep_last),
             failure_config=ray.train.FailureConfig(max_failures=cluster.learner_failures),
         ),
@@ -188,15 +186,6 @@ def make_trainer(setup: RunSetup, out: Path) -> TorchTrainer:
 
 
 def _fit(trainer: TorchTrainer, out: Path) -> None:
-    try:
-        complaint = trainer.fit().return_value
-    except ray.train.WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            cause = find_user_error(failure)
-            if cause is not None:
-                raise cause from error
-        raise
-    if complaint is not None:
-        raise UserError(complaint)
+    fit(trainer)
     if not read_metrics(out):
         raise UserError(f"{out}: the run wrote no metrics")

@@ -8,15 +8,14 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
 
-from actors.pool.worker_pool import find_user_error
 from actors.session.process_group import process_group_config
 from actors.session.ray_session import check_address, ray_session
+from actors.session.trainers import fit, storage_of
 from rlhf.alignment.collectives import count_ranks, own_rank, sum_over_ranks
 from rlhf.data.descriptions import Ranks
 from rlhf.errors import UserError
 from rlhf.reports.records import read_record
 from rlhf.rewards.learned.reward_report import RewardReport
-from rlhf.storage.url_path import UrlPath
 from rlhf.workflows.reward_run import RewardRun, run_reward
 
 MAX_FAILURES = 8
@@ -31,20 +30,11 @@ def train_on_workers(run: RewardRun, workers: int, address: str | None) -> Rewar
     check_address(address)
     with ray_session(address, num_cpus=workers if address is None else None):
         trainer = _make_trainer(run, workers, has_gpus=ray.cluster_resources().get("GPU", 0) >= workers)
-        try:
-            complaint = trainer.fit().return_value
-        except ray.train.WorkerGroupError as error:
-            for failure in error.worker_failures.values():
-                if (cause := find_user_error(failure)) is not None:
-                    raise cause from error
-            raise
-    if complaint is not None:
-        raise UserError(complaint)
+        fit(trainer)
     return read_record(RewardReport, run.out / "report.json", "run `rlhf reward` again")
 
 
 def _make_trainer(run: RewardRun, workers: int, *, has_gpus: bool) -> TorchTrainer:
-    out = run.out
     return TorchTrainer(
         reward_loop,
         train_loop_config={"run": run},
@@ -52,8 +42,7 @@ def _make_trainer(run: RewardRun, workers: int, *, has_gpus: bool) -> TorchTrain
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=has_gpus),
         run_config=ray.train.RunConfig(
             name="workers",
-            storage_path=out.key if isinstance(out, UrlPath) else str(out.resolve()),
-            storage_filesystem=out.filesystem if isinstance(out, UrlPath) else None,
+            **storage_of(run.out),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
