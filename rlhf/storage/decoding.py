@@ -123,10 +123,13 @@ def _opened(source: bytes | Path, name: str, max_pixels: int) -> Iterator[tuple[
         raise
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: {error}; scale it down") from error
+    except MemoryError as error:
+        remedy = "scale it down, or save it again as a usual JPEG or PNG"
+        raise UserError(f"{name}: decoding needs more memory than it may take; {remedy}") from error
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise UserError(f"{name}: not an image that can be read ({known}); replace or remove it") from error
-    # Decoders raise what they like for a damaged file: RuntimeError, struct.error, KeyError, MemoryError and others.
+    # Decoders raise what they like for a damaged file: RuntimeError, struct.error, KeyError and others.
     except Exception as error:
         problem = str(error) or type(error).__name__
         raise UserError(f"{name}: not a readable image ({problem}); replace or remove it") from error
@@ -148,11 +151,17 @@ def _to_8bit(image: Image.Image) -> Image.Image:
     """Converts integers of 16 and 32 bits and floats to 8-bit grey."""
     if not image.mode.startswith("I") and image.mode != "F":
         return image
-    pixels = np.asarray(image, dtype=np.float32)
+    strips = list(_strips(image.height, image.width))
+
+    def read(top: int, bottom: int) -> np.ndarray:
+        return np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.float32)
+
     # `I;16` spans 0-65535; `I` and `F` do not state their range.
-    is_16_bit = image.mode.startswith("I;16") or pixels.max(initial=0.0) > 255.0
-    scale = 1.0 / 257.0 if is_16_bit else 1.0
-    return Image.fromarray(np.clip(np.nan_to_num(pixels) * scale, 0, 255).astype(np.uint8))
+    is_16_bit = image.mode.startswith("I;16") or any(read(*strip).max(initial=0.0) > 255.0 for strip in strips)
+    grey = np.empty((image.height, image.width), np.uint8)
+    for top, bottom in strips:
+        grey[top:bottom] = np.clip(np.nan_to_num(read(top, bottom)) / (257.0 if is_16_bit else 1.0), 0, 255)
+    return Image.fromarray(grey)
 
 
 def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:

@@ -18,10 +18,10 @@ from serve.api.decoder import FAST, FAST_AT_ONCE, SLOW, Decoder, Lane
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
 
 
-def large() -> bytes:
+def large(side: int = 4000, kind: str = "WEBP") -> bytes:
     """A picture of 16 megapixels, small as a file."""
     buffer = io.BytesIO()
-    Image.new("RGB", (4000, 4000), (90, 120, 60)).save(buffer, format="WEBP", quality=10, method=0)
+    Image.new("RGB", (side, side), (90, 120, 60)).save(buffer, format=kind, quality=10, method=0)
     return buffer.getvalue()
 
 
@@ -36,12 +36,20 @@ def test_pixels_come_back_as_they_are() -> None:
     decoder.close()
 
 
-@pytest.mark.parametrize("limits", [{"cpu_s": 0.01, "cpu_s_per_megapixel": 0}, {"memory_bytes_per_pixel": 0}])
+@pytest.mark.parametrize("limits", [{"cpu_s": 0.01, "cpu_s_per_megapixel": 0}, {"memory_bytes": 80_000_000}])
 def test_a_picture_that_takes_too_much_time_or_memory_is_refused_and_the_next_is_decoded(limits: dict) -> None:
     decoder, data = Decoder(slow=replace(SLOW, **limits)), large()
     with pytest.raises(UserError, match="^image: "):
         asyncio.run(decode(decoder, data))
     assert np.array_equal(asyncio.run(decode(decoder, png(PIXELS))), PIXELS)
+    decoder.close()
+
+
+def test_one_picture_takes_310_megabytes_at_most_which_holds_a_jpeg_of_25_megapixels() -> None:
+    decoder = Decoder()
+    assert asyncio.run(decode(decoder, large(5000, "JPEG"))).shape == (5000, 5000, 3)
+    with pytest.raises(UserError, match="^image: decoding .* as a usual JPEG or PNG"):
+        asyncio.run(decode(decoder, large(5000, "WEBP")))
     decoder.close()
 
 

@@ -1,5 +1,6 @@
 """Files of weights of one part of a pipeline: which are read, and whether they are whole."""
 
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,21 @@ from rlhf.errors import UserError
 
 WEIGHTS = re.compile(r"(?:(?:diffusion_)?pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 """Names of files of weights; the group is the variant, such as `fp16`."""
+QUANTISED = re.compile(r"I8|U8|F8_.*|F4|F6_.*|torch\.(u?int8|float8_.*)")
+"""Types of numbers that mean nothing without the scales of the tool that wrote them, in the words of safetensors or
+PyTorch."""
+LOADING_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+"""What libraries raise for files of weights that are missing or damaged."""
 OLD_BUFFER = "position_ids"
 """Tensor that older transformers saved with text encoders, and that holds nothing learned."""
 
@@ -30,10 +46,11 @@ def load_part(kind: Any, part: Path, variant: str | None) -> Any:
     chosen = _choose_variant(part, variant)
     file = part / variants_of(part).get(chosen, "")
     try:
+        _refuse_quantised(_files_of(part, chosen))
         loaded, report = kind.from_pretrained(
             part, variant=chosen or None, torch_dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{file}: no whole weights of a {kind.__name__} ({reason}); fetch the model again") from error
     extra = {name for name in report["unexpected_keys"] if not name.endswith(OLD_BUFFER)}
@@ -42,6 +59,29 @@ def load_part(kind: Any, part: Path, variant: str | None) -> Any:
             raise UserError(f"{file}: {problem} {show_names(names)} of a {kind.__name__}; fetch the model again")
     check_finite(dict(loaded.named_parameters()), str(file))
     return loaded
+
+
+def _files_of(part: Path, variant: str) -> list[Path]:
+    """Files of weights of a variant, all shards of it; safetensors alone where a part has both kinds."""
+    matches = [(file, WEIGHTS.fullmatch(file.name)) for file in sorted(part.glob("*"))]
+    files = [file for file, match in matches if match is not None and (match[1] or "") == variant]
+    return [file for file in files if file.suffix == ".safetensors"] or files
+
+
+def _refuse_quantised(files: list[Path]) -> None:
+    """Raises UserError, naming file and tensor, if weights are quantised: loading would cast them without scales."""
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+        else:
+            kinds = {name: str(tensor.dtype) for name, tensor in torch.load(file, map_location="meta").items()}
+        found = next((name for name, kind in kinds.items() if QUANTISED.fullmatch(kind)), None)
+        if found is not None:
+            raise UserError(
+                f"{file}: {found} is quantised ({kinds[found]}), which is not read; "
+                "use the weights in float16, bfloat16 or float32"
+            )
 
 
 def _choose_variant(part: Path, variant: str | None) -> str:
@@ -59,8 +99,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
 
     def __init__(self, part: Path, variant: str | None) -> None:
         chosen, self._part = _choose_variant(part, variant), part
-        matches = [(file, WEIGHTS.fullmatch(file.name)) for file in sorted(part.glob("*.safetensors"))]
-        files = [file for file, match in matches if match is not None and (match[1] or "") == chosen]
+        files = [file for file in _files_of(part, chosen) if file.suffix == ".safetensors"]
         if not files:
             raise UserError(
                 f"{part}: no safetensors files, and align.zero_stage 3 reads no others layer by layer; "
@@ -69,6 +108,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         self._files: dict[str, Any] = {}
         for file in files:
             try:
+                _refuse_quantised([file])
                 opened = safe_open(file, "pt")
             except (OSError, SafetensorError) as error:
                 raise UserError(f"{file}: cannot be read ({error}); fetch the model again") from error

@@ -186,6 +186,14 @@ def not_finite(tensors: Tensors) -> Tensors:
     return tensors
 
 
+def quantised(tensors: Tensors) -> Tensors:
+    return {name: tensor.to(torch.int8) if i == 0 else tensor for i, (name, tensor) in enumerate(tensors.items())}
+
+
+def of_eight_bits(tensors: Tensors) -> Tensors:
+    return {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}
+
+
 @pytest.mark.parametrize("file", [UNET, VAE, TEXT])
 @pytest.mark.parametrize(
     ("damage", "named"),
@@ -194,8 +202,10 @@ def not_finite(tensors: Tensors) -> Tensors:
         (with_another, "holds unknown stray.weight"),
         (of_another_shape, "no whole weights"),
         (not_finite, "not finite"),
+        (quantised, "is quantised (I8)"),
+        (of_eight_bits, "is quantised (F8_E4M3)"),
     ],
-    ids=["missing", "additional", "shape", "nan"],
+    ids=["missing", "additional", "shape", "nan", "int8", "fp8"],
 )
 def test_weights_that_are_not_whole_are_refused_with_the_files_name(
     folder: Path, file: str, damage: Callable[[Tensors], Tensors], named: str
@@ -205,6 +215,14 @@ def test_weights_that_are_not_whole_are_refused_with_the_files_name(
         load_policy(ModelConfig(path=str(folder)))
     assert str(folder / file) in str(caught.value)
     assert named in str(caught.value)
+
+
+def test_quantised_weights_of_older_files_are_refused_too(folder: Path) -> None:
+    old = (folder / UNET).with_suffix(".bin")
+    torch.save(quantised(load_file(folder / UNET)), old)
+    (folder / UNET).unlink()
+    with pytest.raises(UserError, match=r"\.bin: .* is quantised \(torch.int8\)"):
+        load_policy(ModelConfig(path=str(folder)))
 
 
 @pytest.mark.parametrize("file", [UNET, VAE, TEXT])
