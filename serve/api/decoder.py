@@ -20,9 +20,9 @@ FAST_AT_ONCE = 2
 FAST = Limits(max_pixels=MAX_PICTURE_PX, header_cpu_s=0.1, cpu_s=0.05, cpu_s_per_megapixel=0.1, politeness=3)
 """Twice what the slowest format takes. Pictures that take more begin anew in the slow lane, so that hostile ones leave
 the fast lane to usual ones."""
-SLOW = Limits(max_pixels=MAX_PICTURE_PX, memory_bytes=310_000_000, memory_bytes_per_pixel=0, politeness=15)
-"""Painting goes before decoding, and slow pictures come last. All formats of MAX_PICTURE_PX fit into
-the memory but WebP, which fits up to 18 million pixels."""
+SLOW = Limits(max_pixels=MAX_PICTURE_PX, memory_bytes=240_000_000, memory_bytes_per_pixel=0, politeness=15)
+"""Painting goes before decoding, and slow pictures come last. JPEG, PNG, TIFF, GIF and BMP of MAX_PICTURE_PX fit into
+the memory; WebP fits up to 14 million pixels, AVIF and JPEG without subsampling up to 20 million."""
 
 
 class Lane:
