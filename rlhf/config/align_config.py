@@ -147,7 +147,7 @@ class AlignConfig(Section):
             raise ValueError("needs window_size <= window_range <= num_inference_steps")
         if self.algorithm == "prefpaint" and self.trained_steps >= self.num_inference_steps:
             raise ValueError("trained_steps must be less than num_inference_steps: the last step is not trained")
-        if self.algorithm in {"awm", "dpo", "nft"} and self.trained_steps > self.num_inference_steps:
+        if self.uses("trained_steps") and self.trained_steps > self.num_inference_steps:
             raise ValueError("trained_steps exceeds num_inference_steps")
         if self.prompts_per_update * self.samples_per_prompt < 2:
             raise ValueError("an update needs two images or more: advantages compare them")
