@@ -79,7 +79,12 @@ def _show(result: "ComparisonResult", out: Path) -> None:
 
     print(format_comparison(result.report))
     if result.evaluation is not None:
-        print(f"WinRate (gold judge, simulated) {show_estimate(result.evaluation.win_rate, '.1%')} in {out}")
+        found = result.evaluation
+        rates = {"independent noise": found.win_rate_independent, "same noise": found.win_rate}
+        shown = ", ".join(f"{noise} {show_estimate(rate, '.1%')}" for noise, rate in rates.items() if rate is not None)
+        print(f"WinRate of aligned over base (gold judge, simulated): {shown}")
+        if found.hole_change is not None:
+            print(f"change in the hole: {show_estimate(found.hole_change, '.1f')} of 255 levels")
     for alarm in result.report.alarms:
         print(f"ALARM, {alarm.kind}: {alarm.message}")
     print(f"page: {out / 'comparison.html'}")

@@ -15,7 +15,8 @@ from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.sampler import Sampler, SamplingTask
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
-from rlhf.evaluation.alarms import Alarm, RangedEstimate, estimate_ranged, find_alarms, ratio
+from rlhf.evaluation.alarms import Alarm, RangedEstimate, distance_from, estimate_ranged, find_alarms, ratio
+from rlhf.evaluation.comparison_measures import rate_wins
 from rlhf.evaluation.judging import JUDGE, Judged, Jury, join_judged, judge_images
 from rlhf.evaluation.network_judge import NAME as NETWORK
 from rlhf.evaluation.sample_rows import curve_rows, evaluation_rows
@@ -59,6 +60,12 @@ class Gain:
     """WinRate by the gold judge for each hole family."""
     win_rate_network: Estimate | None = None
     """WinRate at S = 1 by the held-out network; None if its package is not installed."""
+    win_rate_independent: Estimate | None = None
+    """WinRate at S = 1 by the gold judge, over samples of independent noise, as in the paper; None for one sample."""
+    win_rate_network_independent: Estimate | None = None
+    """The same by the held-out network."""
+    hole_change: Estimate | None = None
+    """Mean absolute difference of aligned and base fills of the same noise inside the hole, in levels of 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +229,15 @@ def compare(base: Judged, aligned: Judged, prompts: list[Prompt]) -> Gain:
     photographs = [p.photograph for p in prompts]
     estimate = partial(estimate_figure, clusters=photographs)
 
+    def rate(mark: str, *, is_independent: bool) -> Estimate | None:
+        """Returns the WinRate by a mark; None if it was not given, or no two samples are independent."""
+        if mark not in aligned.marks or mark not in base.marks:
+            return None
+        marks = aligned.marks[mark], base.marks[mark]
+        won = rate_wins(aligned.reward, *marks, size=1, shares_noise=True) if is_independent else wins(*marks).mean(1)
+        return None if won is None else estimate_share(won, photographs)
+
     gold_wins, reward_wins = wins(aligned.gold, base.gold).mean(1), wins(aligned.reward, base.reward).mean(1)
-    ours, theirs = (judged.marks.get(JUDGE + NETWORK) for judged in (aligned, base))
-    by_network = None if ours is None or theirs is None else wins(ours, theirs).mean(1)
     families = sorted({p.hole for p in prompts})
     sharp = np.stack([aligned.sharpness.mean(1), base.sharpness.mean(1)], axis=1)
     diverse = np.stack([aligned.diversity, base.diversity], axis=1)
@@ -239,7 +252,10 @@ def compare(base: Judged, aligned: Judged, prompts: list[Prompt]) -> Gain:
         diversity_ratio=estimate(diverse, statistic=ratio),
         known_pixels_differ=base.known_pixels_differ + aligned.known_pixels_differ,
         win_rate_by_hole={family: float(gold_wins[[p.hole == family for p in prompts]].mean()) for family in families},
-        win_rate_network=None if by_network is None else estimate_share(by_network, photographs),
+        win_rate_network=rate(JUDGE + NETWORK, is_independent=False),
+        win_rate_independent=rate("gold", is_independent=True),
+        win_rate_network_independent=rate(JUDGE + NETWORK, is_independent=True),
+        hole_change=estimate(distance_from(base, aligned)),
     )
 
 

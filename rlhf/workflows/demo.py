@@ -68,6 +68,9 @@ def stage_commands(out: Path, images: Path, eval_images: Path) -> list[tuple[str
         ("align", ["align", "--prompts", prompts, "--reward", reward, "--out", align]),
         (
             "evaluate",
-            ["evaluate", "--prompts", held_out, "--reward", reward, "--run", align, "--out", str(out / "evaluation")],
+            [
+                *("evaluate", "--prompts", held_out, "--reward", reward, "--run", align),
+                *("--contestant", "biharmonic=biharmonic", "--out", str(out / "evaluation")),
+            ],
         ),
     ]

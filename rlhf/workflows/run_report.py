@@ -13,10 +13,13 @@ import numpy as np
 
 from rlhf.data.rows import PromptRow
 from rlhf.errors import UserError
+from rlhf.evaluation.comparison_records import ALL, ComparisonReport
 from rlhf.evaluation.evaluation import CurvePoint, EvaluationSummary, parse_summary
+from rlhf.evaluation.judging import JUDGE
+from rlhf.evaluation.network_judge import NAME as NETWORK
 from rlhf.evaluation.sample_rows import EvaluationRow
 from rlhf.reports.charts import GOLD, GREY, REWARD, Series, draw_forest, draw_lines
-from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, estimate_share, show_estimate, wins
+from rlhf.reports.intervals import LEAST_PHOTOGRAPHS, Estimate, estimate_share, show_estimate, wins
 from rlhf.reports.metrics_log import Metrics, read_metrics
 from rlhf.reports.pages import (
     FEW_PHOTOGRAPHS,
@@ -67,7 +70,9 @@ def write_report(run: Path) -> Path:
         reward=reward,
         pair_count=len(pairs),
         has_comparison=(run / "evaluation" / "comparison.html").is_file(),
-        gallery=_gallery(run, pairs),
+        sliders=_show_pairs(run, pairs, sorted({0, len(pairs) // 2, len(pairs) - 1})),
+        gallery=_show_pairs(run, pairs, choose_spread(pairs, GALLERY_PROMPTS)),
+        marks=read_marks(run),
         charts=_training_charts(read_metrics(run / "align"), summary.curve) | _judged_charts(summary, reward, pairs),
         grids={path.stem: data_uri(path.read_bytes(), "png") for path in sorted(run.glob("align/grids/*.png"))[-4:]},
         stages=read_stages(run),
@@ -86,12 +91,18 @@ def summarise(run: Path, report: Path, duration_s: float) -> list[str]:
     elif summary.photographs < FEW_PHOTOGRAPHS:
         rests_on += f": few (below {FEW_PHOTOGRAPHS}), so the intervals are rough"
     coverage = show_estimate(reward.coverage_measured, ".1%")
-    network = summary.win_rate_network
+    rate, noise = (
+        summary.win_rate_independent or summary.win_rate,
+        "independent" if summary.win_rate_independent else "same",
+    )
+    network = summary.win_rate_network_independent or summary.win_rate_network
+    change = summary.hole_change
     lines = {
-        "WinRate over base": show_estimate(summary.win_rate, ".1%") + ", 50% is no difference",
+        "WinRate over base": f"{show_estimate(rate, '.1%')}, {noise} noise; 50% is no difference",
         "by the network": "its package is not installed" if network is None else show_estimate(network, ".1%"),
         "gold gain": show_estimate(summary.gold_gain, "+.3f") + " on a scale of 0 to 1",
         "sharpness ratio": show_estimate(summary.sharpness_ratio, ".2f") + " aligned / base",
+        "change in the hole": "not measured" if change is None else show_estimate(change, ".1f") + " of 255 levels",
         "diversity ratio": show_estimate(summary.diversity_ratio, ".2f") + " aligned / base",
         "coverage measured": f"{coverage}, stated {reward.coverage_stated:.0%}",
         "effective rank": f"{reward.effective_rank:.1f} of {reward.feature_dim} features",
@@ -156,8 +167,8 @@ def choose_spread(pairs: list[Pair], count: int) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GalleryEntry:
-    """Pair in the gallery."""
+class ShownPair:
+    """Pair with its pictures."""
 
     pair: Pair
     rank: int
@@ -165,12 +176,14 @@ class GalleryEntry:
     is_small: bool
     pictures: dict[str, str]
     """Data URIs by title; the hole is transparent in the masked photograph."""
+    change: float
+    """Mean absolute difference of the two fills inside the hole, in levels of 255."""
 
 
-def _gallery(run: Path, pairs: list[Pair]) -> Iterator[GalleryEntry]:
+def _show_pairs(run: Path, pairs: list[Pair], places: Sequence[int]) -> Iterator[ShownPair]:
     rows = cast(list[PromptRow], read_table(run / "held_out_prompts", PROMPTS))
     prompts = {row["prompt_id"]: row for row in rows}
-    for place in choose_spread(pairs, GALLERY_PROMPTS):
+    for place in places:
         pair = pairs[place]
         prompt = prompts.get(pair.base["prompt_id"])
         if prompt is None:
@@ -180,7 +193,21 @@ def _gallery(run: Path, pairs: list[Pair]) -> Iterator[GalleryEntry]:
         pictures = {"masked": show_hole(original, mask), "base": base, "aligned": aligned, "original": original}
         uris = {title: picture_uri(picture) for title, picture in pictures.items()}
         is_small = original.width <= MAX_PICTURE_PX // 2
-        yield GalleryEntry(pair=pair, rank=place + 1, is_small=is_small, pictures=uris)
+        change = float(np.abs(np.asarray(base, np.float64) - np.asarray(aligned, np.float64))[mask].mean())
+        yield ShownPair(pair=pair, rank=place + 1, is_small=is_small, pictures=uris, change=change)
+
+
+def read_marks(run: Path) -> list[tuple[str, list[Estimate | None]]]:
+    """Mean marks of models and classical fills by the gold judge and the held-out network; none without a comparison.
+
+    Raises UserError if `comparison.json` is damaged.
+    """
+    path = run / "evaluation" / "comparison.json"
+    if not path.is_file():
+        return []
+    report = parse_record(ComparisonReport, _read_json(path, "evaluate"), path, "run `rlhf evaluate` again")
+    judges = ("gold", JUDGE + NETWORK)
+    return [(name, [own.figures[ALL].get(judge) for judge in judges]) for name, own in report.contestants.items()]
 
 
 def _training_charts(metrics: Sequence[Metrics], curve: Sequence[CurvePoint]) -> dict[str, dict[str, str]]:

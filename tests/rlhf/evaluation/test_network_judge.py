@@ -100,6 +100,13 @@ def test_the_network_stands_beside_the_gold_judge_in_marks_measures_and_gate() -
     gain = compare(base, aligned, own)
     assert gain.win_rate_network is not None
     assert 0 <= gain.win_rate_network.value <= 1
+    assert gain.win_rate_independent == gain.win_rate, "both samples of a prompt are alike here"
+    assert gain.win_rate_network_independent == gain.win_rate_network
+    masks = torch.stack([prompt.mask for prompt in own]).expand(-1, 3, -1, -1) > 0.5
+    levels = (to_8bit(images).float() - to_8bit(blurred(images)).float()).abs()
+    changes = [float(levels[i][masks[i]].mean()) for i in range(6)]
+    assert gain.hole_change is not None
+    assert gain.hole_change.value == pytest.approx(np.mean(changes), rel=1e-5)
     checks = {check.figure: check for check in check_figures(gain, GateConfig())}
     assert checks["win_rate_network"].passed, "it is shown, and decides nothing"
 

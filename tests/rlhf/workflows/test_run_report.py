@@ -198,6 +198,30 @@ def test_every_picture_and_chart_decodes(text):
     assert kinds == {"png": 4 * GALLERY_PROMPTS + 1, "svg+xml": 2 * 10}
 
 
+def test_the_page_opens_with_sliders_between_base_and_aligned(text):
+    top = text[: text.index("Annotators and gold judge are simulated.")]
+    assert top.count('<input type="range"') == 3
+    assert all(word in top for word in ("Most improved", "Middle", "Least improved", "of 255 in the hole"))
+
+
+def test_win_rates_stand_beside_the_change_in_the_hole_and_the_marks_of_classical_fills(tmp_path):
+    run = make_run(tmp_path / "run")
+    path = run / "evaluation" / "summary.json"
+    more = {"hole_change": estimate(3.83, 0.2), "win_rate_independent": estimate(0.578, 0.03)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    figures = {"gold": estimate(0.2371, 0.01), "judge_held_out_network": estimate(0.2926, 0.01)}
+    own = {"spec": "biharmonic", "samples_per_prompt": 1, "follows_noise": False, "known_pixels_differ": 0}
+    own |= {"figures": {"all": figures}, "monitors": {}}
+    report = {"schema_version": 1, "base": "base", "prompts": 30, "photographs": 6, "families": {}}
+    report |= {"contestants": {"biharmonic": own}, "measures": {}}
+    report |= {name: [] for name in ("comparisons", "alarms", "notes", "left_out")}
+    atomic_write_json(run / "evaluation" / "comparison.json", report)
+    text = write_report(run).read_text()
+    assert "57.8% of the comparisons with\nindependent noise" in text
+    assert "differ by 3.8 of 255 levels" in text
+    assert re.search(r"biharmonic</th><td><b>0\.237</b>.*<td><b>0\.293</b>", text)
+
+
 def test_all_commands_timings_and_configurations_are_there(text):
     for stage in STAGES:
         assert f"rlhf {stage.split()[-1]} --out &#39;{stage}&#39;" in text
