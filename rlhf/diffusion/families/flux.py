@@ -50,6 +50,8 @@ LORA_TARGETS: tuple[str, ...] = (
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
 )
 """Modules that get an adapter by default: attention and feed-forward layers of both kinds of blocks."""
+TEXT_OPTIONS = {"length": 512}
+"""Most tokens of a text, if T5's tokenizer reads as many."""
 
 
 class Flux(TransformerFamily):
@@ -67,12 +69,12 @@ class Flux(TransformerFamily):
 
     @torch.no_grad()
     def embed(self, text: str) -> TextEmbedding:
-        """CLIP's pooled embedding and T5's tokens, as many as T5's tokenizer reads, at most 512."""
+        """CLIP's pooled embedding and T5's tokens."""
         embedding, pooled, _ = self.pipeline.encode_prompt(
             text,
             None,
             device=self.device,
-            max_sequence_length=min(512, self.pipeline.tokenizer_2.model_max_length),
+            max_sequence_length=min(TEXT_OPTIONS["length"], self.pipeline.tokenizer_2.model_max_length),
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
 

@@ -52,6 +52,9 @@ LORA_TARGETS: tuple[str, ...] = (
     "to_qkv_mlp_proj",
 )
 """Modules that get an adapter by default: attention of both kinds of blocks."""
+TEXT_LENGTH, TEXT_LAYERS = 512, (9, 18, 27)
+"""Tokens of a text, and the hidden layers of Qwen3 that are read."""
+TEXT_OPTIONS = {"length": TEXT_LENGTH, "layers": TEXT_LAYERS}
 FOLD = 2
 """The VAE's cells on the side of a cell here."""
 
@@ -71,8 +74,10 @@ class Flux2Klein(Blending, TransformerFamily):
 
     @torch.no_grad()
     def embed(self, text: str) -> TextEmbedding:
-        """Three hidden layers of Qwen3 side by side, for the text as a user's message filled up to 512 tokens."""
-        embedding, _ = self.pipeline.encode_prompt(text, device=self.device)
+        """Hidden layers side by side, for the text as a user's message filled up to the full length."""
+        embedding, _ = self.pipeline.encode_prompt(
+            text, device=self.device, max_sequence_length=TEXT_LENGTH, text_encoder_out_layers=TEXT_LAYERS
+        )
         return TextEmbedding(embedding=embedding.float(), pooled=None)
 
     @torch.no_grad()

@@ -5,7 +5,6 @@ Two by two latent cells are packed into one token. The network predicts the velo
 
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,10 +26,6 @@ from rlhf.diffusion.families.transformer import (
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
-
 CLASSES = {
     "_class_name": ("QwenImageInpaintPipeline", "QwenImagePipeline"),
     "transformer": ("QwenImageTransformer2DModel",),
@@ -50,6 +45,8 @@ LORA_TARGETS: tuple[str, ...] = (
 """Modules that get an adapter by default: the attention layers of images and text."""
 NATIVE_CELLS = 128
 """Side in latent cells that diffusers' class paints by default."""
+TEXT_OPTIONS = {"length": 512}
+"""Most tokens of a text, as the class paints by default."""
 
 
 class QwenImage(Blending, TransformerFamily):
@@ -72,7 +69,9 @@ class QwenImage(Blending, TransformerFamily):
     @torch.no_grad()
     def embed(self, text: str) -> TextEmbedding:
         """The last hidden states of Qwen2.5-VL for the text in the class's own template, without its head."""
-        embedding, mask = self.pipeline.encode_prompt(text, device=self.device)
+        embedding, mask = self.pipeline.encode_prompt(
+            text, device=self.device, max_sequence_length=TEXT_OPTIONS["length"]
+        )
         return TextEmbedding(embedding=embedding.float(), pooled=None, mask=None if mask is None else mask.bool())
 
     @torch.no_grad()

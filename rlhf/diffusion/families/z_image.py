@@ -5,7 +5,6 @@ Its time runs from 0 (noise) to 1, and it predicts the negative of flow matching
 
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,10 +24,6 @@ from rlhf.diffusion.families.transformer import (
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
-
 CLASSES = {
     "_class_name": ("ZImageInpaintPipeline", "ZImagePipeline"),
     "transformer": ("ZImageTransformer2DModel",),
@@ -37,6 +32,8 @@ CLASSES = {
 }
 LORA_TARGETS: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 """Modules that get an adapter by default: the attention layers of diffusers' own LoRA training."""
+TEXT_OPTIONS = {"length": 512}
+"""Most tokens of a text."""
 
 
 class ZImage(Blending, TransformerFamily):
@@ -49,7 +46,12 @@ class ZImage(Blending, TransformerFamily):
     @torch.no_grad()
     def embed(self, text: str) -> TextEmbedding:
         """The hidden states before the last of Qwen3, for the text as a user's message: as many as it has tokens."""
-        (embedding,), _ = self.pipeline.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
+        (embedding,), _ = self.pipeline.encode_prompt(
+            text,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=TEXT_OPTIONS["length"],
+        )
         return TextEmbedding(embedding=embedding.float()[None], pooled=None)
 
     def predict(
