@@ -17,8 +17,7 @@ from rlhf.diffusion.families.transformer import (
     PARTS,
     SCHEDULERS,
     TransformerFamily,
-    evenly_shifted,
-    read_flow_scheduler,
+    read_evenly_shifted,
     read_native_cells,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
@@ -88,8 +87,7 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     """The steps at the VAE's native size, from the pipeline's configuration alone."""
     read_index(place, CLASSES, PARTS)
     _check_network(place)
-    tokens = (read_native_cells(place) // ZImage.patch) ** 2
-    return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=tokens)
+    return read_evenly_shifted(place, num_inference_steps, side=read_native_cells(place) // ZImage.patch)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:
