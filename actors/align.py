@@ -16,6 +16,7 @@ from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from actors.session.process_group import process_group_config
 from actors.session.ray_session import check_address, ray_session
 from actors.session.trainers import fit, storage_of
+from actors.text_preparation import prepare_texts
 from rlhf.alignment.checkpoint_files import check_list
 from rlhf.alignment.disk_need import describe_disk_need
 from rlhf.alignment.rollout_dump import RolloutDump
@@ -64,8 +65,11 @@ def align(
     config = _prepare(config, out, resume=resume, **folders)
     with ray_session(address, num_cpus=cpus_of(config.cluster)):
         group = reserve(config.cluster, ROLES if replay is None and candidates is None else ("learner",), wait=wait)
+        table = None if prompts is None or replay is not None else PromptTable(prompts, split="train")
+        texts = prepare_texts(config, table, out, group)
         absolute = {name: None if folder is None else folder.resolve() for name, folder in folders.items()}
-        setup = RunSetup(config=config, run_id=uuid.uuid4().hex, out=out.resolve(), group=group, **absolute)
+        run_id = uuid.uuid4().hex
+        setup = RunSetup(config=config, run_id=run_id, out=out.resolve(), group=group, texts=texts, **absolute)
         with follow_metrics(out, config.align), track_metrics(out, config):
             _fit(make_trainer(setup, out), out)
     if (hint := find_role_to_grow(read_metrics(out))) is not None:

@@ -34,6 +34,7 @@ from rlhf.config.run_config import RunConfig
 from rlhf.data.preferred_pairs import PairTable
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.families.pipeline_folder import Part
+from rlhf.diffusion.families.text_cache import TextCache
 from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.policy_manifest import drop_policies
 from rlhf.diffusion.policy_weights import save_policy
@@ -68,6 +69,8 @@ class RunSetup:
     """Folder that rollouts are written to."""
     replay: Path | None
     """Folder that rollouts are read from; neither samplers nor scorers start then."""
+    texts: TextCache | None
+    """The captions' embeddings; None for prompts without captions."""
 
 
 def learner_loop(loop_config: dict[str, RunSetup]) -> str | None:
@@ -95,7 +98,7 @@ def train(setup: RunSetup) -> None:
     torch.set_num_threads(config.cluster.threads_per_learner)
     incidents = Incidents(out)
     coordinator = _start_coordinator(setup, ranks, incidents) if rank == 0 else None
-    learner, first = _start_learner(config, ranks, setup.start)
+    learner, first = _start_learner(setup, ranks)
     if rank == 0:
         repeated = len(read_metrics(out)) - first
         incidents.note_start(setup.run_id, f"{ranks} rank(s) go on from update {first}; {repeated} are repeated")
@@ -133,7 +136,7 @@ def _start_coordinator(setup: RunSetup, ranks: int, incidents: Incidents) -> Col
         assert setup.prompts is not None
         assert setup.annotations is not None
         pairs = PairTable(setup.prompts, setup.candidates, setup.annotations)
-        policy = load_policy(setup.config.model, parts={Part.VAE})
+        policy = load_policy(setup.config.model, parts={Part.VAE}, texts=setup.texts)
         return PairsCoordinator(setup.config, pairs, policy, incidents, ranks=ranks)
     coordinator = _start_sampling(setup, incidents, ranks)
     return coordinator if setup.dump is None else DumpingCoordinator(coordinator, RolloutDump(setup.dump))
@@ -143,7 +146,7 @@ def _start_sampling(setup: RunSetup, incidents: Incidents, ranks: int) -> Collec
     config, align = setup.config, setup.config.align
     assert setup.prompts is not None, "only a replay needs no prompts"
     keep_images = setup.dump is not None
-    dispatcher = start_dispatcher(config, setup.reward, setup.group, incidents, keep_images=keep_images)
+    dispatcher = start_dispatcher(config, setup.reward, setup.group, incidents, setup.texts, keep_images=keep_images)
     prompts = PromptTable(setup.prompts, split="train")
     coordinator = Coordinator(config, prompts, dispatcher, incidents, ranks=ranks, out=setup.out)
     if align.max_staleness == 0:
@@ -151,12 +154,12 @@ def _start_sampling(setup: RunSetup, incidents: Incidents, ranks: int) -> Collec
     return OverlappedCoordinator(coordinator, max_staleness=align.max_staleness, updates=align.updates)
 
 
-def _start_learner(config: RunConfig, ranks: int, start: Path | None) -> tuple[Learner, int]:
+def _start_learner(setup: RunSetup, ranks: int) -> tuple[Learner, int]:
     """Returns the learner and the number of updates that it has made."""
-    align = config.align
+    config, align = setup.config, setup.config.align
     micro_batches = -(-align.prompts_per_update * align.samples_per_prompt // align.micro_batch_size // ranks)
     passes = algorithm_of(align).passes_per_batch(align)
-    policy, base, start = open_networks(config, start)
+    policy, base, start = open_networks(config, setup.start, setup.texts)
     checkpoint = ray.train.get_checkpoint()
 
     def make(*, is_resized: bool) -> Learner:
@@ -172,15 +175,17 @@ def _start_learner(config: RunConfig, ranks: int, start: Path | None) -> tuple[L
         return learner, learner.load(Path(folder))
 
 
-def open_networks(config: RunConfig, start: Path | None) -> tuple[Policy, torch.nn.Module | None, Path | None]:
+def open_networks(
+    config: RunConfig, start: Path | None, texts: TextCache | None = None
+) -> tuple[Policy, torch.nn.Module | None, Path | None]:
     """Returns the policy, the base network if the policy's cannot be copied, and the start still to be loaded."""
     model, is_whole = config.model, config.align.trainable == "full"
     if config.align.zero_stage < 3:
-        return load_policy(model, parts={Part.NETWORK}, is_trained_whole=is_whole), None, start
-    base = load_split_policy(model).network if needs_base_copy(config.align) else None
+        return load_policy(model, parts={Part.NETWORK}, is_trained_whole=is_whole, texts=texts), None, start
+    base = load_split_policy(model, texts=texts).network if needs_base_copy(config.align) else None
     if is_whole:
-        return load_split_policy(model, is_trained_whole=True, weights=start), base, None
-    return load_split_policy(model), base, start
+        return load_split_policy(model, is_trained_whole=True, weights=start, texts=texts), base, None
+    return load_split_policy(model, texts=texts), base, start
 
 
 Message = UpdateNotice | UserError | None

@@ -20,6 +20,7 @@ from actors.rollout_sampler import RolloutSampler
 from rlhf.config.cluster_config import ClusterConfig
 from rlhf.config.devices import precision_of
 from rlhf.config.run_config import RunConfig
+from rlhf.diffusion.families.text_cache import TextCache
 from rlhf.diffusion.precision import error_bound
 from rlhf.errors import UserError
 
@@ -112,12 +113,13 @@ def start_dispatcher(
     reward: Path | None,
     group: PlacementGroup | None,
     incidents: Incidents,
+    texts: TextCache | None,
     *,
     keep_images: bool = False,
 ) -> Dispatcher:
     """Starts samplers and scorers, each in its bundle of the group; without a group Ray chooses."""
     return Dispatcher(
-        samplers=_start_pool("sampler", RolloutSampler, config, group, incidents, config),
+        samplers=_start_pool("sampler", RolloutSampler, config, group, incidents, config, texts),
         scorers=_start_pool("scorer", RewardScorer, config, group, incidents, config, reward),
         timeout_s=config.cluster.task_timeout_s,
         probe_tolerance=error_bound(config.align, precision_of(config.model)),
@@ -125,9 +127,11 @@ def start_dispatcher(
     )
 
 
-def start_samplers(config: RunConfig, group: PlacementGroup | None, incidents: Incidents) -> Dispatcher:
+def start_samplers(
+    config: RunConfig, group: PlacementGroup | None, incidents: Incidents, texts: TextCache | None
+) -> Dispatcher:
     """Starts samplers alone; their images are not scored."""
-    samplers = _start_pool("sampler", RolloutSampler, config, group, incidents, config)
+    samplers = _start_pool("sampler", RolloutSampler, config, group, incidents, config, texts)
     timeout_s = config.cluster.task_timeout_s
     return Dispatcher(samplers=samplers, scorers=None, timeout_s=timeout_s, sampling_method=lambda handle: handle.paint)
 

@@ -18,8 +18,12 @@ from actors.pool.dispatch import Dispatcher
 from actors.pool.quarantine import Quarantine
 from actors.pool.task_records import PoisonPrompt
 from actors.session.ray_session import ray_session
+from actors.text_preparation import prepare_texts
 from actors.weight_sync import WeightsNotice
 from rlhf.config.run_config import RunConfig
+from rlhf.data.prompts import PromptTable
+from rlhf.diffusion.families.pipeline_folder import Part
+from rlhf.diffusion.families.text_cache import TextCache
 from rlhf.diffusion.policy import load_policy, make_trainable, plan_steps
 from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.policy_weights import adapter_settings, read_trainable_state
@@ -30,7 +34,7 @@ from rlhf.diffusion.trained_weights import trainable_state
 @contextmanager
 def remote_samplers(
     config: RunConfig,
-    take: TakePrompts,
+    table: PromptTable,
     policies: Sequence[Path | None],
     out: Path,
     *,
@@ -51,23 +55,24 @@ def remote_samplers(
     config = config.model_copy(update={"align": align, "cluster": cluster})
     with ray_session(address, num_cpus=cpus_of(cluster)):
         group = reserve(cluster, ("sampler",), wait=wait)
-        dispatcher = start_samplers(config, group, Incidents(out))
+        texts = prepare_texts(config, table, out, group)
+        dispatcher = start_samplers(config, group, Incidents(out), texts)
         opened = itertools.count()
 
         def open_policy(policy: Path | None) -> RemoteSampler:
             version = 0 if policy is None else int(read_manifest(policy)["policy_version"])
             # Numbered as they are opened: folders of two runs may have one version.
-            notice = WeightsNotice.publish(read_weights(config, policy), next(opened))
-            return RemoteSampler(dispatcher, notice, version, take, Quarantine(out))
+            notice = WeightsNotice.publish(read_weights(config, policy, texts), next(opened))
+            return RemoteSampler(dispatcher, notice, version, table.rows, Quarantine(out))
 
         yield open_policy
 
 
-def read_weights(config: RunConfig, policy: Path | None) -> dict[str, torch.Tensor]:
+def read_weights(config: RunConfig, policy: Path | None, texts: TextCache | None) -> dict[str, torch.Tensor]:
     """Returns the trained tensors of a policy folder, or of the base model, whose fresh adapters add nothing."""
     align = config.align
     # Samplers have the GPUs; this process may have none.
-    base = load_policy(config.model.model_copy(update={"device": "cpu"}))
+    base = load_policy(config.model.model_copy(update={"device": "cpu"}), parts={Part.NETWORK}, texts=texts)
     make_trainable(base, align.trainable, rank=align.lora_rank, targets=align.lora_targets, seed=config.seed)
     if policy is None:
         return trainable_state(base.network)

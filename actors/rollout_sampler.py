@@ -9,7 +9,8 @@ from actors.messages import RolloutReceipt, RolloutTask
 from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import decode_prompt
-from rlhf.diffusion.families.pipeline_folder import Part
+from rlhf.diffusion.families.pipeline_folder import PAINTING
+from rlhf.diffusion.families.text_cache import TextCache
 from rlhf.diffusion.policy import keeps_merged, load_policy, make_trainable, update_merged
 from rlhf.diffusion.probe import probe_log_prob
 from rlhf.diffusion.rollout import rollout
@@ -19,17 +20,15 @@ from rlhf.diffusion.trajectories import Recording, Rollout
 from rlhf.storage.checksum import checksum
 from rlhf.storage.images import to_8bit
 
-PARTS = frozenset((Part.NETWORK, Part.VAE))
-"""What a sampler holds of the pipeline, beside the embedding of the empty text."""
-
 
 class RolloutSampler:
     """Holds a copy of the policy; receives weights, and then tasks to sample with them."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, texts: TextCache | None = None) -> None:
+        """Opens the policy; prompts with captions need the cache `texts`."""
         torch.set_num_threads(config.cluster.threads_per_sampler)
         align = self._align = config.align
-        self.policy = load_policy(config.model, parts=PARTS, is_trained_whole=align.trainable == "full")
+        self.policy = load_policy(config.model, parts=PAINTING, is_trained_whole=align.trainable == "full", texts=texts)
         make_trainable(
             self.policy,
             align.trainable,

@@ -10,6 +10,7 @@ from actors.placement import cpus_of, reserve, start_dispatcher
 from actors.remote_sampler import read_weights
 from actors.rollout_replay import collect_into
 from actors.session.ray_session import ray_session
+from actors.text_preparation import prepare_texts
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.alignment.trained_steps import check_trained_steps
 from rlhf.config.run_config import RunConfig
@@ -46,9 +47,10 @@ def roll_out(
         group = reserve(config.cluster, ("sampler", "scorer"), wait=wait)
         incidents, table = Incidents(out), PromptTable(prompts, split="train")
         folder = None if reward is None else reward.resolve()
-        dispatcher = start_dispatcher(config, folder, group, incidents, keep_images=True)
+        texts = prepare_texts(config, table, out, group)
+        dispatcher = start_dispatcher(config, folder, group, incidents, texts, keep_images=True)
         coordinator = Coordinator(config, table, dispatcher, incidents, ranks=1, out=out)
-        weights = read_weights(config, start)
+        weights = read_weights(config, start, texts)
         for update in progress_bar(range(config.align.updates), stage="rollouts"):
             if not rollouts.has(update):
                 collect_into(rollouts, update, partial(coordinator.collect, update, weights, version=0))

@@ -11,19 +11,26 @@ from rlhf.alignment.deepspeed_engine import prepare_deepspeed
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.part_weights import TensorFiles, show_names
 from rlhf.diffusion.families.pipeline_folder import fetch
+from rlhf.diffusion.families.text_cache import TextCache
 from rlhf.diffusion.policy import Policy, load_policy, resolve_model
 from rlhf.diffusion.precision import hold_frozen
 from rlhf.errors import UserError
 from rlhf.storage.url_path import as_path, local_copy
 
 
-def load_split_policy(config: ModelConfig, *, is_trained_whole: bool = False, weights: Path | None = None) -> Policy:
+def load_split_policy(
+    config: ModelConfig,
+    *,
+    is_trained_whole: bool = False,
+    weights: Path | None = None,
+    texts: TextCache | None = None,
+) -> Policy:
     """`load_policy` of the network alone, split over the ranks of the process group; all ranks call it.
 
     `weights` is a policy folder with a whole network, whose weights take the place of the model's. Raises UserError if
     the weights are no whole safetensors files.
     """
-    policy = load_policy(config, parts=frozenset())
+    policy = load_policy(config, parts=frozenset(), texts=texts)
     place = as_path(resolve_model(config.path)) if weights is None else weights
     with local_copy(place) as local:
         folder = fetch(local, config.variant) if weights is None else local

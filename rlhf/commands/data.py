@@ -71,7 +71,7 @@ def candidates(
     options.save_config(resolved, out)
     keep_prompts(prompts, out)
     settings = {"seed": resolved.seed, "first_sample": first_sample}
-    with options.open_samplers(resolved, table.rows, [policy], out, workers, address, wait) as open_policy:
+    with options.open_samplers(resolved, table, [policy], out, workers, address, wait) as open_policy:
         count = make_candidates(open_policy(policy), list(table.captions), out, resolved.candidates, **settings)
     print(f"{count} candidates in {out}")
 

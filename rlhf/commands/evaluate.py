@@ -66,7 +66,7 @@ def evaluate(
     request = ComparisonRequest(prompts=prompts, split=split, reward=reward, run=run, specs=specs, base=base, out=out)
     options.save_config(resolved, out)
     open_all = partial(options.open_samplers, resolved, out=out, workers=workers, address=address, wait=wait)
-    _show(run_comparison(request, resolved, lambda table, policies: open_all(table.rows, policies)), out)
+    _show(run_comparison(request, resolved, open_all), out)
     if plan is not None:
         print(evaluate_extension(plan, resolved, run, out / "extension"))
     if views and run is not None:

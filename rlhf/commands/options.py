@@ -14,7 +14,8 @@ from rlhf.storage.url_path import as_path
 
 if TYPE_CHECKING:
     from rlhf.config.run_config import RunConfig
-    from rlhf.diffusion.sampler import Sampler, TakePrompts
+    from rlhf.data.prompts import PromptTable
+    from rlhf.diffusion.sampler import Sampler
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with changes to the defaults.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, as section.key=value; repeatable.")]
@@ -77,7 +78,7 @@ def save_config(config: "RunConfig", out: Path) -> None:
 @contextmanager
 def open_samplers(
     config: "RunConfig",
-    take: "TakePrompts",
+    table: "PromptTable",
     policies: Sequence[Path | None],
     out: Path,
     workers: int | None,
@@ -85,13 +86,18 @@ def open_samplers(
     wait: bool,
 ) -> Iterator[Callable[[Path | None], "Sampler"]]:
     """Gives the function that opens the sampler of a policy (None: the base model), in this process or on Ray."""
+    from rlhf.diffusion.families.pipeline_folder import PAINTING
     from rlhf.diffusion.policy import load_policy
     from rlhf.diffusion.sampler import InProcessSampler
+    from rlhf.diffusion.text_encoding import cache_folder, fill_cache, needs_cache
 
     if workers is None and address is None:
-        yield lambda policy: InProcessSampler(load_policy(config.model, policy), take)
+        texts = fill_cache(config.model, table, cache_folder(config, out)) if needs_cache(table) else None
+        yield lambda policy: InProcessSampler(
+            load_policy(config.model, policy, parts=PAINTING, texts=texts), table.rows
+        )
         return
     from actors.remote_sampler import remote_samplers
 
-    with remote_samplers(config, take, policies, out, workers=workers, address=address, wait=wait) as open_policy:
+    with remote_samplers(config, table, policies, out, workers=workers, address=address, wait=wait) as open_policy:
         yield open_policy

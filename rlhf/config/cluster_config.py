@@ -39,6 +39,9 @@ class ClusterConfig(Section):
     """Least number of learner ranks to continue with if no more are available; None always waits for `learners`."""
     learner_failures: Annotated[int, Field(ge=-1)] = 8
     """Losses of learner ranks, each of which costs the updates since the last checkpoint; -1 is any number."""
+    text_cache: str | None = None
+    """Folder that all nodes see, or a URL, of the captions' embeddings, which several stages may share; default:
+    `texts/` in the stage's own folder. An embedding takes some megabytes; it is computed once for each text encoder."""
     task_timeout_s: Positive = 3600.0
     """Time without an answer after which a sampler or scorer is replaced; includes the start of a new one."""
     probe_every: Annotated[int, Field(ge=1, validation_alias=AliasChoices("probe_every", "canary_every"))] = 1

@@ -211,7 +211,7 @@ class PromptTable(Mapping[str, StoredPrompt]):
 
     def __init__(self, folder: Path, *, split: str | None = None) -> None:
         """Reads all columns but the pictures. Raises UserError as `load_prompts` does, except for damaged pictures."""
-        self.folder = folder
+        self.folder, self.split = folder, split
         facts = ("prompt_id", "photograph", "source", "hole", "split", "caption")
         self._table = IndexedTable(folder, PROMPTS, facts)
         self._places: dict[str, int] = {}

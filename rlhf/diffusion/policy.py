@@ -1,10 +1,8 @@
 """A policy: a pipeline that inpaints, whose network acts. Loading, training parts, exporting."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.family import ModelFamily, TextEmbedding
 from rlhf.diffusion.families.open_family import UNGUARDED, check_guidance, open_family, read_schedule
 from rlhf.diffusion.families.pipeline_folder import Part
+from rlhf.diffusion.families.text_cache import TextCache
 from rlhf.diffusion.policy_weights import merge_weights
 from rlhf.diffusion.precision import hold_frozen
 from rlhf.diffusion.steps.step_rule import Schedule
@@ -54,9 +53,8 @@ class Policy:
     """The network with its adapters merged into its weights: faster, and the same up to rounding."""
     guidance: TrueGuidance | None = None
     """None: one pass."""
-    open_encoder: Callable[[], ModelFamily] | None = None
-    """Opens the text encoders, when a caption is first embedded; None: `family` has them."""
-    _encoder: ModelFamily | None = None
+    texts: TextCache | None = None
+    """Embeddings of captions on disk; None: the text encoders of `family` make them."""
     _texts: dict[str, TextEmbedding] = field(default_factory=dict)
 
     @property
@@ -80,9 +78,9 @@ class Policy:
         return texts[0] if len(set(captions)) == 1 else TextEmbedding.join(texts)
 
     def _encode(self, caption: str) -> TextEmbedding:
-        if self._encoder is None:
-            self._encoder = self.family if self.open_encoder is None else self.open_encoder()
-        return self._encoder.embed(caption)
+        if self.texts is not None:
+            return self.texts.read(caption).to(self.device)
+        return self.family.embed(caption)
 
     def predict(
         self,
@@ -150,32 +148,52 @@ def check_guided_captions(config: ModelConfig, captions: Mapping[str, str]) -> N
             )
 
 
-def _read_texts(config: ModelConfig, family: ModelFamily) -> tuple[TextEmbedding, TrueGuidance | None]:
-    """The embedding of the empty text, and true guidance, if configured."""
-    text = family.embed("")
+_Texts = tuple[TextEmbedding, TrueGuidance | None]
+"""The embedding of the empty text, and true guidance, if configured."""
+
+
+def _open_with_texts(
+    config: ModelConfig, place: Path, device: torch.device, parts: Set[Part], cache: TextCache | None
+) -> tuple[ModelFamily, _Texts]:
+    if cache is not None or Part.TEXT in parts:
+        family = open_family(config, place, device, parts)
+        return family, _read_texts(config, family, cache)
+    with local_copy(place) as local:
+        texts = _read_texts(config, open_family(config, local, device, {Part.TEXT}), None)
+        return open_family(config, local, device, parts), texts
+
+
+def _read_texts(config: ModelConfig, family: ModelFamily, cache: TextCache | None) -> _Texts:
+    def embed(text: str) -> TextEmbedding:
+        return family.embed(text) if cache is None else cache.read(text).to(resolve_device(config.device))
+
+    text = embed("")
     scale = family.default_scale if config.guidance_scale is None else config.guidance_scale
     if config.guidance != "true" or scale == family.unguided_scale:
         return text, None
-    return text, TrueGuidance(scale=scale, negative=family.embed(config.negative_caption or ""))
+    return text, TrueGuidance(scale=scale, negative=embed(config.negative_caption or ""))
 
 
 def load_policy(
-    config: ModelConfig, adapter: Path | None = None, *, parts: Set[Part] = UNGUARDED, is_trained_whole: bool = False
+    config: ModelConfig,
+    adapter: Path | None = None,
+    *,
+    parts: Set[Part] = UNGUARDED,
+    is_trained_whole: bool = False,
+    texts: TextCache | None = None,
 ) -> Policy:
     """Open `parts` of a pipeline (built in, folder or hub) and merge the policy folder `adapter`, if any, into it.
 
-    Without `Part.TEXT`, the text encoders are opened alone for the empty and the negative text, and dropped before
-    anything else is loaded; a caption opens them again. The network is held in the configured precision, or in float32
-    if it `is_trained_whole`. Raises UserError if a folder is incomplete, damaged or of another kind.
+    All texts are read from the cache `texts`, if there is one. Without it and without `Part.TEXT`, the text encoders
+    are opened alone for the empty and the negative text, and dropped before anything else is loaded; the policy then
+    takes no captions. The network is held in the configured precision, or in float32 if it `is_trained_whole`. Raises
+    UserError if a folder is incomplete, damaged or of another kind.
     """
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     place = as_path(resolve_model(config.path))
     check_guidance(config, place)
-    with local_copy(place) if Part.TEXT not in parts else nullcontext(place) as local:
-        texts = None if Part.TEXT in parts else _read_texts(config, open_family(config, local, device, {Part.TEXT}))
-        family = open_family(config, local, device, parts)
-    text, guidance = texts or _read_texts(config, family)
+    family, (text, guidance) = _open_with_texts(config, place, device, parts, texts)
     version = merge_weights(family, adapter) if adapter is not None else 0
     if Part.NETWORK in parts:
         hold_frozen(family.network, "fp32" if is_trained_whole else precision)
@@ -188,7 +206,7 @@ def load_policy(
         name=config.path if adapter is None else str(adapter),
         version=version,
         guidance=guidance,
-        open_encoder=None if Part.TEXT in parts else partial(open_family, config, place, device, {Part.TEXT}),
+        texts=texts,
     )
 
 

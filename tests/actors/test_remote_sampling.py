@@ -59,7 +59,7 @@ def candidates_here(config: RunConfig, table: PromptTable, policy: Path | None, 
 def test_two_samplers_make_the_candidates_of_one_process_of_base_and_policy(
     config: RunConfig, table: PromptTable, policy: Path, tmp_path: Path
 ) -> None:
-    with remote_samplers(config, table.rows, [policy], tmp_path, workers=2) as open_policy:
+    with remote_samplers(config, table, [policy], tmp_path, workers=2) as open_policy:
         assert make_candidates(open_policy(None), IDS, tmp_path / "base", CONFIG, seed=0) == 24
         assert make_candidates(open_policy(policy), IDS, tmp_path / "policy", CONFIG, seed=0) == 24
     assert read_table(tmp_path / "base", CANDIDATES) == candidates_here(config, table, None, tmp_path / "1")
@@ -75,7 +75,7 @@ def test_a_killed_sampler_leaves_the_same_candidates(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    with remote_samplers(config, table.rows, [policy], tmp_path, workers=1) as open_policy:
+    with remote_samplers(config, table, [policy], tmp_path, workers=1) as open_policy:
         make_candidates(open_policy(policy), IDS, tmp_path / "ours", CONFIG, seed=0)
     killer.join()
     assert [(line["role"], line["cause"]) for line in read_incidents(tmp_path)] == [("sampler", "died")]
@@ -94,7 +94,7 @@ def test_an_evaluation_by_samplers_has_the_figures_of_one_process(
         return asdict(evaluate(open_policy, [policy], prompts, Jury(reward=reward), out, settings, seed=0))
 
     here = figures(lambda p: InProcessSampler(load_policy(config.model, p), table.rows), tmp_path / "here")
-    with remote_samplers(config, table.rows, [policy], tmp_path, workers=2) as open_policy:
+    with remote_samplers(config, table, [policy], tmp_path, workers=2) as open_policy:
         there = figures(open_policy, tmp_path / "there")
     assert json.dumps(there) == json.dumps(here)
     assert there["curve"][-1]["policy_version"] == 7

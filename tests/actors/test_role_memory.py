@@ -1,15 +1,21 @@
 """Each role holds the networks that it computes with, and not one byte of another."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from small_learner import start
-from small_parts import small_config
+from small_parts import small_config, small_prompts, write_prompts
 
 from actors.learner_loop import open_networks
 from actors.rollout_sampler import RolloutSampler
+from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.policy import Policy, load_policy
+from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.text_encoding import fill_cache
+from rlhf.diffusion.trajectories import RolloutPlan
 
 
 def bytes_of(*networks: object) -> int:
@@ -35,6 +41,28 @@ def test_a_sampler_holds_the_vae_and_a_second_network_only_if_it_is_merged(
     policy = RolloutSampler(small_config(small_pipeline, merged_sampling=merged)).policy
     base, vae = bytes_of(whole.network), bytes_of(whole.family.pipeline.vae)
     assert held(policy) == networks * base + vae + trained_bytes(policy)
+
+
+def test_samplers_and_learners_hold_no_text_encoder_though_prompts_have_captions(
+    small_pipeline: Path, tmp_path: Path
+) -> None:
+    """The encoder's weights are gone before they start."""
+    model = shutil.copytree(small_pipeline, tmp_path / "model")
+    config, prompts = (
+        small_config(model, merged_sampling=False),
+        [replace(p, caption="a cat") for p in small_prompts(2)],
+    )
+    whole = load_policy(config.model)
+    texts = fill_cache(config.model, PromptTable(write_prompts(prompts, tmp_path)), tmp_path / "texts")
+    (model / "text_encoder" / "model.safetensors").unlink()
+    sampler = RolloutSampler(config, texts).policy
+    plan = RolloutPlan(num_inference_steps=2, eta=0.0, stochastic_steps=frozenset())
+    painted = rollout(sampler, prompts, plan, sample_indices=range(1), seed_key=(0,)).images
+    assert torch.equal(painted, rollout(whole, prompts, plan, sample_indices=range(1), seed_key=(0,)).images)
+    painting = bytes_of(whole.network, whole.family.pipeline.vae)
+    assert held(sampler) == painting + trained_bytes(sampler)
+    assert held(open_networks(config, None, texts)[0]) == bytes_of(whole.network)
+    assert held(whole) == painting + bytes_of(whole.family.pipeline.text_encoder), "so much less"
 
 
 def test_a_learner_opens_the_network_alone(small_pipeline: Path) -> None:

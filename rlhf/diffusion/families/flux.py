@@ -5,7 +5,7 @@ Two by two latent cells are packed into one token. The networks predict the velo
 
 from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,9 @@ from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
     SCHEDULERS,
-    TransformerFamily,
-    evenly_shifted,
-    pack,
-    read_flow_scheduler,
+    TokenFamily,
+    read_evenly_shifted,
     read_native_cells,
-    unpack,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.storage.images import blank_hole
@@ -50,9 +47,11 @@ LORA_TARGETS: tuple[str, ...] = (
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
 )
 """Modules that get an adapter by default: attention and feed-forward layers of both kinds of blocks."""
+TEXT_OPTIONS = {"length": 512}
+"""Most tokens of a text, if T5's tokenizer reads as many."""
 
 
-class Flux(TransformerFamily):
+class Flux(TokenFamily):
     """What FLUX.1's pipelines have in common; a `ModelFamily` but for the condition."""
 
     lora_targets = LORA_TARGETS
@@ -67,44 +66,27 @@ class Flux(TransformerFamily):
 
     @torch.no_grad()
     def embed(self, text: str) -> TextEmbedding:
-        """CLIP's pooled embedding and T5's tokens, as many as T5's tokenizer reads, at most 512."""
+        """CLIP's pooled embedding and T5's tokens."""
         embedding, pooled, _ = self.pipeline.encode_prompt(
             text,
             None,
             device=self.device,
-            max_sequence_length=min(512, self.pipeline.tokenizer_2.model_max_length),
+            max_sequence_length=min(TEXT_OPTIONS["length"], self.pipeline.tokenizer_2.model_max_length),
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
 
-    def predict(
-        self,
-        network: torch.nn.Module,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        condition: torch.Tensor,
-        text: TextEmbedding,
-        precision: str,
-    ) -> torch.Tensor:
-        """One forward pass over all tokens of `inputs`, packed and numbered as the pipeline's class does it."""
+    def arguments(self, latents: torch.Tensor, text: TextEmbedding) -> dict[str, Any]:
+        """Pooled texts, the scale that the network is told, and positions of texts and latents."""
         assert text.pooled is not None, "FLUX reads a pooled embedding"
         count, _, height, width = latents.shape
-        tokens, text = pack(self.inputs(latents, condition)), text.expand(count)
         rows, columns = height // self.patch, width // self.patch
-        positions = self.pipeline._prepare_latent_image_ids(count, rows, columns, latents.device, latents.dtype)
         is_told = self.network.config.guidance_embeds
-        guidance = torch.full((count,), self._told, device=latents.device) if is_told else None
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            output = network(
-                hidden_states=tokens,
-                timestep=timestep / 1000,
-                guidance=guidance,
-                pooled_projections=text.pooled,
-                encoder_hidden_states=text.embedding,
-                txt_ids=torch.zeros(text.embedding.shape[1], 3, device=latents.device),
-                img_ids=positions,
-                return_dict=False,
-            )[0]
-        return unpack(output.float(), (height, width))
+        return {
+            "guidance": torch.full((count,), self._told, device=latents.device) if is_told else None,
+            "pooled_projections": text.pooled,
+            "txt_ids": torch.zeros(text.embedding.shape[1], 3, device=latents.device),
+            "img_ids": self.pipeline._prepare_latent_image_ids(count, rows, columns, latents.device, latents.dtype),
+        }
 
 
 class FluxFill(MaskedImage, Flux):
@@ -144,8 +126,7 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     """The steps at the VAE's native size, from the pipeline's configuration alone."""
     read_index(place, CLASSES, PARTS)
     _reads_mask(place)
-    tokens = (read_native_cells(place) // Flux.patch) ** 2
-    return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=tokens)
+    return read_evenly_shifted(place, num_inference_steps, side=read_native_cells(place) // Flux.patch)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

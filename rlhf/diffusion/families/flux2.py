@@ -6,7 +6,7 @@ statistics of the VAE's batch norm. The network predicts the velocity of flow ma
 
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of, in_parts
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, cells_of
+from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.families.pipeline_folder import (
     INDEX,
     Part,
@@ -27,12 +27,10 @@ from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
     SCHEDULERS,
-    TransformerFamily,
+    TokenFamily,
     evenly_shifted,
-    pack,
     read_flow_scheduler,
     read_native_cells,
-    unpack,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.errors import UserError
@@ -52,16 +50,20 @@ LORA_TARGETS: tuple[str, ...] = (
     "to_qkv_mlp_proj",
 )
 """Modules that get an adapter by default: attention of both kinds of blocks."""
+TEXT_LENGTH, TEXT_LAYERS = 512, (9, 18, 27)
+"""Tokens of a text, and the hidden layers of Qwen3 that are read."""
+TEXT_OPTIONS = {"length": TEXT_LENGTH, "layers": TEXT_LAYERS}
 FOLD = 2
 """The VAE's cells on the side of a cell here."""
 
 
-class Flux2Klein(Blending, TransformerFamily):
+class Flux2Klein(Blending, TokenFamily):
     """The `ModelFamily` of Flux2KleinInpaintPipeline. A mask is fractional: resized to cells linearly."""
 
     lora_targets = LORA_TARGETS
     default_scale = 8.0
     patch = 1
+    reads_known = True
     resizing = "bilinear"
 
     @property
@@ -71,8 +73,10 @@ class Flux2Klein(Blending, TransformerFamily):
 
     @torch.no_grad()
     def embed(self, text: str) -> TextEmbedding:
-        """Three hidden layers of Qwen3 side by side, for the text as a user's message filled up to 512 tokens."""
-        embedding, _ = self.pipeline.encode_prompt(text, device=self.device)
+        """Hidden layers side by side, for the text as a user's message filled up to the full length."""
+        embedding, _ = self.pipeline.encode_prompt(
+            text, device=self.device, max_sequence_length=TEXT_LENGTH, text_encoder_out_layers=TEXT_LAYERS
+        )
         return TextEmbedding(embedding=embedding.float(), pooled=None)
 
     @torch.no_grad()
@@ -104,33 +108,17 @@ class Flux2Klein(Blending, TransformerFamily):
         """The levels of the pipeline's own scheduler, with the class's own dynamic shift."""
         return _schedule(self.pipeline.scheduler, num_inference_steps, self.count_tokens(cells))
 
-    def predict(
-        self,
-        network: torch.nn.Module,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        condition: torch.Tensor,
-        text: TextEmbedding,
-        precision: str,
-    ) -> torch.Tensor:
-        """One forward pass over the tokens of the latents, and then of the known image."""
-        cells, text, known = cells_of(latents), text.expand(len(latents)), self.known_latents(condition)[1]
-        tokens = [pack(part, self.patch) for part in (latents, known)]
+    def arguments(self, latents: torch.Tensor, text: TextEmbedding) -> dict[str, Any]:
+        """Positions of texts, latents and known image, which lies in a frame of its own; klein is told no guidance."""
         positions = (
             self.pipeline._prepare_latent_ids(latents),
-            self.pipeline._prepare_image_ids([known], len(latents)),
+            self.pipeline._prepare_image_ids([latents], len(latents)),
         )
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            output = network(
-                hidden_states=torch.cat(tokens, dim=1),
-                timestep=timestep / 1000,
-                guidance=None,
-                encoder_hidden_states=text.embedding,
-                txt_ids=self.pipeline._prepare_text_ids(text.embedding).to(latents.device),
-                img_ids=torch.cat(positions, dim=1).to(latents.device),
-                return_dict=False,
-            )[0]
-        return unpack(output[:, : tokens[0].shape[1]].float(), cells, self.patch)
+        return {
+            "guidance": None,
+            "txt_ids": self.pipeline._prepare_text_ids(text.embedding).to(latents.device),
+            "img_ids": torch.cat(positions, dim=1).to(latents.device),
+        }
 
 
 def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts: Set[Part]) -> Flux2Klein:

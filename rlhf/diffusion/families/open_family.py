@@ -38,13 +38,15 @@ MODULES = {
 }
 """Module of this folder by the pipeline's class in `model_index.json`.
 
-Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `guidance_kinds` and `LORA_TARGETS`.
+Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `guidance_kinds`, `LORA_TARGETS`, and `TEXT_OPTIONS`: how
+it has texts embedded, on which cached embeddings depend.
 """
 UNGUARDED = frozenset(Part) - {Part.SAFETY_CHECKER}
 """All parts but the safety checker: training judges images by the reward alone."""
 
 
-def _module_of(place: Path) -> Any:
+def module_of(place: Path) -> Any:
+    """The module of this folder for the pipeline at `place`; see `MODULES`."""
     return import_module(f"rlhf.diffusion.families.{MODULES[read_class(place, tuple(MODULES))]}")
 
 
@@ -55,7 +57,7 @@ def open_family(config: ModelConfig, place: Path, device: torch.device, parts: S
     without memory. Raises UserError if the pipeline is incomplete, damaged, or of a class that is not supported.
     """
     with without_collections():
-        family: ModelFamily = _module_of(place).open_pipeline(config, place, device, parts)
+        family: ModelFamily = module_of(place).open_pipeline(config, place, device, parts)
     if isinstance(family, TransformerFamily):
         family.rule = config.step_rule or "ddim"
     return family
@@ -69,7 +71,7 @@ def read_schedule(config: ModelConfig, place: Path, num_inference_steps: int) ->
     """
     with without_collections():
         check_guidance(config, place)
-        schedule: Schedule = _module_of(place).read_schedule(place, num_inference_steps)
+        schedule: Schedule = module_of(place).read_schedule(place, num_inference_steps)
     if isinstance(schedule, FlowSchedule):
         return replace(schedule, rule=config.step_rule or "ddim")
     if config.step_rule not in (None, "ddim"):
@@ -77,9 +79,15 @@ def read_schedule(config: ModelConfig, place: Path, num_inference_steps: int) ->
     return schedule
 
 
+def guidance_kinds(place: Path) -> tuple[str, ...]:
+    """Values of `model.guidance` that the pipeline at `place` takes, its default first."""
+    kinds: tuple[str, ...] = module_of(place).guidance_kinds(place)
+    return kinds
+
+
 def check_guidance(config: ModelConfig, place: Path) -> None:
     """Raises UserError if the pipeline at `place` does not take the configured guidance."""
-    kinds: tuple[str, ...] = _module_of(place).guidance_kinds(place)
+    kinds = guidance_kinds(place)
     chosen = config.guidance or kinds[0]
     if chosen not in kinds:
         raise UserError(f"model.guidance: {chosen} is not for {place}, which takes {' or '.join(kinds)}; choose one")
@@ -94,7 +102,7 @@ def network_on_meta(place: Path) -> Any:
     with without_collections():
         import diffusers
 
-        classes = _module_of(place).CLASSES
+        classes = module_of(place).CLASSES
         part = next(name for name in ("transformer", "unet") if name in classes)
         with torch.device("meta"):
             return getattr(diffusers, classes[part][0]).from_config(read_part_config(place, part, "config.json"))
@@ -102,5 +110,5 @@ def network_on_meta(place: Path) -> Any:
 
 def default_lora_targets(place: Path) -> tuple[str, ...]:
     """Names of the modules that get an adapter where `align.lora_targets` names none."""
-    targets: tuple[str, ...] = _module_of(place).LORA_TARGETS
+    targets: tuple[str, ...] = module_of(place).LORA_TARGETS
     return targets

@@ -31,6 +31,10 @@ class Part(StrEnum):
     SAFETY_CHECKER = "safety_checker"
 
 
+PAINTING = frozenset((Part.NETWORK, Part.VAE))
+"""What a process needs that paints from embeddings of texts."""
+
+
 def _part_of(name: str) -> Part:
     """The part that a component of a pipeline belongs to, by its name in the index."""
     return next((part for part in Part if name.startswith(part)), Part.NETWORK)

@@ -5,7 +5,7 @@ Two by two latent cells are packed into one token. The network predicts the velo
 
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -18,18 +18,13 @@ from rlhf.diffusion.families.transformer import (
     NETWORKS,
     PARTS,
     SCHEDULERS,
-    TransformerFamily,
-    evenly_shifted,
+    TokenFamily,
     pack,
-    read_flow_scheduler,
+    read_evenly_shifted,
     unpack,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 
 CLASSES = {
     "_class_name": ("QwenImageInpaintPipeline", "QwenImagePipeline"),
@@ -50,9 +45,11 @@ LORA_TARGETS: tuple[str, ...] = (
 """Modules that get an adapter by default: the attention layers of images and text."""
 NATIVE_CELLS = 128
 """Side in latent cells that diffusers' class paints by default."""
+TEXT_OPTIONS = {"length": 512}
+"""Most tokens of a text, as the class paints by default."""
 
 
-class QwenImage(Blending, TransformerFamily):
+class QwenImage(Blending, TokenFamily):
     """The `ModelFamily` of QwenImageInpaintPipeline."""
 
     lora_targets = LORA_TARGETS
@@ -72,7 +69,9 @@ class QwenImage(Blending, TransformerFamily):
     @torch.no_grad()
     def embed(self, text: str) -> TextEmbedding:
         """The last hidden states of Qwen2.5-VL for the text in the class's own template, without its head."""
-        embedding, mask = self.pipeline.encode_prompt(text, device=self.device)
+        embedding, mask = self.pipeline.encode_prompt(
+            text, device=self.device, max_sequence_length=TEXT_OPTIONS["length"]
+        )
         return TextEmbedding(embedding=embedding.float(), pooled=None, mask=None if mask is None else mask.bool())
 
     @torch.no_grad()
@@ -95,28 +94,10 @@ class QwenImage(Blending, TransformerFamily):
         """See `ModelFamily`."""
         return self.pipeline.vae.config.z_dim, height, width
 
-    def predict(
-        self,
-        network: torch.nn.Module,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        condition: torch.Tensor,
-        text: TextEmbedding,
-        precision: str,
-    ) -> torch.Tensor:
-        """One forward pass over all tokens; words that only fill up a shorter text are not looked at."""
-        cells, text = cells_of(latents), text.expand(len(latents))
-        frame = (1, cells[0] // self.patch, cells[1] // self.patch)
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            output = network(
-                hidden_states=pack(self.inputs(latents, condition)),
-                timestep=timestep / 1000,
-                encoder_hidden_states=text.embedding,
-                encoder_hidden_states_mask=text.mask,
-                img_shapes=[[frame]] * len(latents),
-                return_dict=False,
-            )[0]
-        return unpack(output.float(), cells)
+    def arguments(self, latents: torch.Tensor, text: TextEmbedding) -> dict[str, Any]:
+        """Sizes of the images in tokens; words that only fill up a shorter text are not looked at."""
+        frame = (1, *(side // self.patch for side in cells_of(latents)))
+        return {"encoder_hidden_states_mask": text.mask, "img_shapes": [[frame]] * len(latents)}
 
     def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
         """Each token keeps the norm of its positive prediction."""
@@ -136,8 +117,7 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     """The steps at the class's own default size, from the pipeline's configuration alone."""
     read_index(place, CLASSES, PARTS)
     _check_network(place)
-    tokens = (NATIVE_CELLS // QwenImage.patch) ** 2
-    return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=tokens)
+    return read_evenly_shifted(place, num_inference_steps, side=NATIVE_CELLS // QwenImage.patch)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ NETWORKS = ("vae", "text_encoder", "text_encoder_2", "unet")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
 LORA_TARGETS: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
 """Modules that get an adapter by default."""
+TEXT_OPTIONS: dict[str, int] = {}
+"""Nothing: the tokenizers say how many tokens a text has."""
 
 
 class StableDiffusion(MaskedImage):

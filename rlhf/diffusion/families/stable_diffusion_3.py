@@ -2,7 +2,6 @@
 
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,10 +18,6 @@ from rlhf.diffusion.families.transformer import (
     read_flow_scheduler,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
-
-if TYPE_CHECKING:
-    pass
-
 
 CLASSES = {
     "_class_name": ("StableDiffusion3InpaintPipeline", "StableDiffusion3Pipeline"),
@@ -41,6 +36,8 @@ LORA_TARGETS: tuple[str, ...] = (
     "to_add_out",
 )
 """Modules that get an adapter by default: the attention layers of diffusers' own LoRA training."""
+TEXT_OPTIONS = {"length": 256}
+"""Most tokens of T5."""
 
 
 class StableDiffusion3(TransformerFamily):
@@ -63,7 +60,12 @@ class StableDiffusion3(TransformerFamily):
     def embed(self, text: str) -> TextEmbedding:
         """The tokens of two CLIP encoders and T5 one after another, and CLIP's pooled embeddings side by side."""
         embedding, _, pooled, _ = self.pipeline.encode_prompt(
-            text, None, None, device=self.device, do_classifier_free_guidance=False
+            text,
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=TEXT_OPTIONS["length"],
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
 

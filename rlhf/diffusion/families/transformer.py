@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.diffusion.families.autoencoder import decode, encode, factor_of
-from rlhf.diffusion.families.family import device_of, guide, stack_prompts
+from rlhf.diffusion.families.family import TextEmbedding, cells_of, device_of, guide, stack_prompts
 from rlhf.diffusion.families.pipeline_folder import read_part_config
 from rlhf.diffusion.steps.flow_matching import FlowRule, FlowSchedule, make_flow_schedule
 
@@ -114,6 +114,48 @@ class TransformerFamily(ABC):
         return []
 
 
+class TokenFamily(TransformerFamily):
+    """A family whose network reads packed latents as tokens, in one sequence with those of a text."""
+
+    reads_known = False
+    """Whether the known image's tokens come after those of the latents."""
+
+    def predict(
+        self,
+        network: torch.nn.Module,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: torch.Tensor,
+        text: TextEmbedding,
+        precision: str,
+    ) -> torch.Tensor:
+        """One forward pass over all tokens, packed and numbered as the pipeline's class does it."""
+        cells, text = cells_of(latents), text.expand(len(latents))
+        tokens = pack(self.inputs(latents, condition), self.patch)
+        count = tokens.shape[1]
+        if self.reads_known:
+            known = self.known_latents(condition)
+            assert known is not None, "a network without the known image has nothing to append"
+            tokens = torch.cat([tokens, pack(known[1], self.patch)], dim=1)
+        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            output = network(
+                hidden_states=tokens,
+                timestep=timestep / 1000,
+                encoder_hidden_states=text.embedding,
+                return_dict=False,
+                **self.arguments(latents, text),
+            )[0]
+        return unpack(output[:, :count].float(), cells, self.patch)
+
+    @abstractmethod
+    def arguments(self, latents: torch.Tensor, text: TextEmbedding) -> dict[str, Any]:
+        """Further arguments of the network for latents [B, C, h, w] and B texts, such as the places of tokens."""
+
+    @abstractmethod
+    def known_latents(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """See `ModelFamily`."""
+
+
 def pack(latents: torch.Tensor, patch: int = 2) -> torch.Tensor:
     """Channels [B, K, h, w] as tokens [B, h w / patch^2, K patch^2], row by row."""
     return F.pixel_unshuffle(latents, patch).flatten(2).transpose(1, 2)
@@ -131,6 +173,11 @@ def evenly_shifted(
     """The levels 1, 1 - 1/T, ..., 1/T, shifted as `make_flow_schedule` says."""
     even = [1 - step / num_inference_steps for step in range(num_inference_steps)]
     return make_flow_schedule(scheduler, even, tokens=tokens, mu=mu)
+
+
+def read_evenly_shifted(place: Path, num_inference_steps: int, *, side: int) -> FlowSchedule:
+    """`evenly_shifted` for images of side x side tokens, from the configuration of a pipeline's scheduler alone."""
+    return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=side**2)
 
 
 def read_native_cells(place: Path) -> int:

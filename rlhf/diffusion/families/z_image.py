@@ -5,7 +5,6 @@ Its time runs from 0 (noise) to 1, and it predicts the negative of flow matching
 
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,16 +17,11 @@ from rlhf.diffusion.families.transformer import (
     PARTS,
     SCHEDULERS,
     TransformerFamily,
-    evenly_shifted,
-    read_flow_scheduler,
+    read_evenly_shifted,
     read_native_cells,
 )
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 
 CLASSES = {
     "_class_name": ("ZImageInpaintPipeline", "ZImagePipeline"),
@@ -37,6 +31,8 @@ CLASSES = {
 }
 LORA_TARGETS: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 """Modules that get an adapter by default: the attention layers of diffusers' own LoRA training."""
+TEXT_OPTIONS = {"length": 512}
+"""Most tokens of a text."""
 
 
 class ZImage(Blending, TransformerFamily):
@@ -49,7 +45,12 @@ class ZImage(Blending, TransformerFamily):
     @torch.no_grad()
     def embed(self, text: str) -> TextEmbedding:
         """The hidden states before the last of Qwen3, for the text as a user's message: as many as it has tokens."""
-        (embedding,), _ = self.pipeline.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
+        (embedding,), _ = self.pipeline.encode_prompt(
+            text,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=TEXT_OPTIONS["length"],
+        )
         return TextEmbedding(embedding=embedding.float()[None], pooled=None)
 
     def predict(
@@ -86,8 +87,7 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     """The steps at the VAE's native size, from the pipeline's configuration alone."""
     read_index(place, CLASSES, PARTS)
     _check_network(place)
-    tokens = (read_native_cells(place) // ZImage.patch) ** 2
-    return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=tokens)
+    return read_evenly_shifted(place, num_inference_steps, side=read_native_cells(place) // ZImage.patch)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

@@ -11,12 +11,13 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline
 from huggingface_hub import constants as hub
 from safetensors.torch import load_file, save_file
-from small_parts import small_config
+from small_parts import small_config, small_prompts, write_prompts
 
 from actors.align import align
 from actors.remote_sampler import remote_samplers
 from actors.rollouts_only import roll_out
 from rlhf.config.run_config import ModelConfig
+from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.policy import Policy, load_policy, plan_steps
 from rlhf.diffusion.policy_manifest import locate_policy
 from rlhf.errors import UserError
@@ -97,11 +98,12 @@ def test_a_single_file_is_refused_with_its_kind(tmp_path: Path) -> None:
 def test_every_command_that_starts_ray_refuses_a_model_before_it(folder: Path, tmp_path: Path) -> None:
     edit_json(folder / "model_index.json", _class_name="StableDiffusionControlNetInpaintPipeline")
     config, out = small_config(folder), tmp_path / "out"
+    table = PromptTable(write_prompts(small_prompts(1), tmp_path / "prompts"))
     service = ServiceSettings(models=(str(folder),))
     starts = (
         lambda: align(config, None, None, out),
         lambda: roll_out(config, tmp_path, None, out, tmp_path / "dump"),
-        lambda: remote_samplers(config, lambda ids: [], [None], out, workers=1).__enter__(),
+        lambda: remote_samplers(config, table, [None], out, workers=1).__enter__(),
         lambda: check_before_start(service, "127.0.0.1", 0),
     )
     for start in starts:

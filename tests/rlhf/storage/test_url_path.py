@@ -18,6 +18,8 @@ from rlhf.data.candidate_table import CandidateTable
 from rlhf.data.descriptions import DescriptionCache, describe
 from rlhf.data.pictures import Pictures
 from rlhf.data.prompts import PromptTable, load_prompts
+from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.text_cache import TextCache
 from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.policy_manifest import drop_policies, list_policies
 from rlhf.diffusion.policy_weights import save_policy
@@ -120,6 +122,19 @@ def test_pictures_at_a_url_are_described_as_local_ones_and_found_again(folder: P
             found.append(describe(backbone, pictures, {PLAIN: keys}, cache=cache).of(keys))
     assert all(torch.equal(found[0], other) for other in found[1:])
     assert len(list((folder / "pictures").glob("*.safetensors"))) == 1
+
+
+def test_embeddings_of_captions_at_a_url_are_those_of_a_local_cache(folder: Path, tmp_path: Path) -> None:
+    text = TextEmbedding(embedding=torch.rand(1, 3, 4), pooled=torch.rand(1, 4), mask=torch.ones(1, 3).bool())
+    for place in (folder, tmp_path):
+        cache = TextCache.open(place / "texts", "model", {"files": "some"})
+        assert cache.missing(["a cat", "a cat", ""]) == ["a cat", ""]
+        cache.write("a cat", text)
+        assert cache.missing(["a cat", ""]) == [""]
+        found = cache.read("a cat")
+        assert all(torch.equal(*parts) for parts in zip(vars(found).values(), vars(text).values(), strict=True))
+        with pytest.raises(UserError, match="no embedding of ''"):
+            cache.read("")
 
 
 def test_a_table_at_a_url_is_read_a_row_group_at_a_time(folder: Path) -> None:

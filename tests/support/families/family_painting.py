@@ -28,7 +28,8 @@ def prompt_of(width: int, height: int, seed: int, *, is_soft: bool = False) -> P
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
     share, drawn = rng.uniform(0.2, 0.8), torch.from_numpy(rng.random((1, height, width))).float()
     mask = drawn**2 if is_soft else (drawn < share).float()
-    return Prompt(prompt_id=f"p{seed}", photograph="", source="", hole="", split="", image=pixels, mask=mask)
+    facts = {"photograph": f"{seed}.png", "source": "drawn", "hole": "pixels", "split": "train"}
+    return Prompt(prompt_id=f"p{seed}", **facts, image=pixels, mask=mask)
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +10,21 @@ import torch
 from family_cases import CASES
 from family_painting import noise_for, paint, prompt_of
 from small_families import small_fill_pipeline, small_sd3_pipeline, small_sd_pipeline
+from small_parts import write_prompts
 from small_qwen import small_klein_pipeline, small_z_image_pipeline
 
 from rlhf.alignment.disk_need import count_trained
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
-from rlhf.diffusion.families.open_family import MODULES
+from rlhf.data.prompts import PromptTable
+from rlhf.diffusion.families.open_family import MODULES, guidance_kinds
+from rlhf.diffusion.families.pipeline_folder import PAINTING
 from rlhf.diffusion.policy import Policy, check_guided_captions, export_policy, load_policy, make_trainable, plan_steps
 from rlhf.diffusion.policy_weights import save_policy
+from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
+from rlhf.diffusion.text_encoding import fill_cache
 from rlhf.diffusion.trained_weights import trainable_state
+from rlhf.diffusion.trajectories import RolloutPlan, Trajectories
 from rlhf.errors import UserError
 
 
@@ -25,6 +33,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("pipeline")
     CASES[request.param].build().save_pretrained(path)
     return request.param, path
+
+
+GUIDED = {"guidance": "true", "guidance_scale": 3.0, "negative_caption": "blur"}
 
 
 def model(path: Path) -> ModelConfig:
@@ -77,6 +88,30 @@ def test_an_exported_folder_opens_in_plain_diffusers(folder: tuple[str, Path], t
 def paint_latents(policy: Policy) -> torch.Tensor:
     prompt = prompt_of(64, 64, seed=5)
     return paint(policy, prompt, noise_for(policy.family, prompt, seed=1), "a cat", steps=3)
+
+
+def test_a_policy_paints_from_the_cache_what_it_paints_with_its_text_encoder(
+    folder: tuple[str, Path], tmp_path: Path
+) -> None:
+    """The encoders' weights are gone by then, so nothing can have opened them."""
+    path = shutil.copytree(folder[1], tmp_path / "model")
+    is_guided = "true" in guidance_kinds(path)
+    config = model(path).model_copy(update=GUIDED if is_guided else {})
+    prompts = [replace(prompt_of(64, 64, seed), caption="a cat" * seed) for seed in range(3)]
+    plan = RolloutPlan(num_inference_steps=3, eta=1.0, stochastic_steps=frozenset({0, 1}), trained_steps=(0, 1))
+    expected = rollout(load_policy(config), prompts, plan, sample_indices=range(2), seed_key=(0,))
+    cache = fill_cache(config, PromptTable(write_prompts(prompts, tmp_path)), tmp_path / "texts")
+    assert len(list((tmp_path / "texts" / cache.encoder).glob("*.safetensors"))) == (4 if is_guided else 3)
+    for weights in path.glob("text_encoder*/*.safetensors"):
+        weights.unlink()
+    policy = load_policy(config, parts=PAINTING, texts=cache)
+    assert (policy.guidance is not None) is is_guided
+    found = rollout(policy, prompts, plan, sample_indices=range(2), seed_key=(0,))
+    assert torch.equal(found.images, expected.images)
+    ours, theirs = found.trajectories, expected.trajectories
+    assert isinstance(ours, Trajectories)
+    assert isinstance(theirs, Trajectories)
+    assert torch.equal(ours.old_log_prob, theirs.old_log_prob)
 
 
 def test_other_classes_and_channels_are_refused_with_those_supported(tmp_path: Path) -> None:
