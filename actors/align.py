@@ -9,6 +9,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
+from actors.colocation import gpus_of_cluster, share_gpus, without_turns
 from actors.incidents import read_incidents
 from actors.learner_loop import RunSetup, learner_loop
 from actors.placement import ROLES, cpus_of, reserve, resources_of
@@ -63,8 +64,10 @@ def align(
     folders |= {"candidates": candidates, "annotations": annotations}
     check_address(address)
     config = _prepare(config, out, resume=resume, **folders)
+    samples = replay is None and candidates is None
     with ray_session(address, num_cpus=cpus_of(config.cluster)):
-        group = reserve(config.cluster, ROLES if replay is None and candidates is None else ("learner",), wait=wait)
+        config = share_gpus(config, gpus_of_cluster()) if samples else without_turns(config)
+        group = reserve(config.cluster, ROLES if samples else ("learner",), wait=wait)
         table = None if prompts is None or replay is not None else PromptTable(prompts, split="train")
         texts = prepare_texts(config, table, out, group)
         absolute = {name: None if folder is None else folder.resolve() for name, folder in folders.items()}

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from rlhf.alignment.collectives import any_over_ranks
 from rlhf.alignment.learner import Learner, needs_base_copy
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.rollout_dump import RolloutDump
+from rlhf.alignment.sleeping import Sleeper
 from rlhf.alignment.split_network import load_split_policy
 from rlhf.config.run_config import RunConfig
 from rlhf.data.preferred_pairs import PairTable
@@ -97,8 +98,11 @@ def train(setup: RunSetup) -> None:
     rank, ranks = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.cluster.threads_per_learner)
     incidents = Incidents(out)
-    coordinator = _start_coordinator(setup, ranks, incidents) if rank == 0 else None
+    takes_turns = config.cluster.colocate is True
+    with agreed() if takes_turns else nullcontext():  # Learners open their networks when samplers and scorers sleep.
+        coordinator = _start_coordinator(setup, ranks, incidents) if rank == 0 else None
     learner, first = _start_learner(setup, ranks)
+    sleeper = Sleeper(learner)
     if rank == 0:
         repeated = len(read_metrics(out)) - first
         incidents.note_start(setup.run_id, f"{ranks} rank(s) go on from update {first}; {repeated} are repeated")
@@ -113,7 +117,8 @@ def train(setup: RunSetup) -> None:
                 probe = probe_log_prob(policy, align)
         # Rank 0 publishes, rolls out, scores and weighs; every rank receives its share.
         collect = None if coordinator is None else partial(coordinator.collect, update, weights, probe)
-        facts, share, batches = receive(rank, collect)
+        with sleeper.asleep() if takes_turns else nullcontext():
+            facts, share, batches = receive(rank, collect)
         train_started = time.perf_counter()
         metrics = learner.train(batches, is_on_policy=facts["staleness"] == 0)
         metrics |= facts | {"update": update + 1, "train_s": time.perf_counter() - train_started}

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.incidents import Incidents
 from actors.pool.dispatch import Dispatcher
-from actors.pool.worker_pool import WorkerPool
+from actors.pool.worker_pool import WorkerPool, send_to_sleep
 from actors.reward_scorer import RewardScorer
 from actors.rollout_sampler import RolloutSampler
 from rlhf.config.cluster_config import ClusterConfig
@@ -117,11 +117,22 @@ def start_dispatcher(
     *,
     keep_images: bool = False,
 ) -> Dispatcher:
-    """Starts samplers and scorers, each in its bundle of the group; without a group Ray chooses."""
+    """Starts samplers and scorers, each in its bundle of the group; without a group Ray chooses.
+
+    Colocated ones open their networks in turn too, and sleep afterwards.
+    """
+    timeout_s, takes_turns = config.cluster.task_timeout_s, config.cluster.colocate is True
+    samplers = _start_pool("sampler", RolloutSampler, config, group, incidents, config, texts)
+    if takes_turns:
+        send_to_sleep([samplers], timeout_s)
+    scorers = _start_pool("scorer", RewardScorer, config, group, incidents, config, reward)
+    if takes_turns:
+        send_to_sleep([scorers], timeout_s)
     return Dispatcher(
-        samplers=_start_pool("sampler", RolloutSampler, config, group, incidents, config, texts),
-        scorers=_start_pool("scorer", RewardScorer, config, group, incidents, config, reward),
-        timeout_s=config.cluster.task_timeout_s,
+        samplers=samplers,
+        scorers=scorers,
+        timeout_s=timeout_s,
+        takes_turns=takes_turns,
         probe_tolerance=error_bound(config.align, precision_of(config.model)),
         keep_images=keep_images,
     )

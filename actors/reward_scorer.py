@@ -6,6 +6,7 @@ import ray
 import torch
 
 from actors.messages import RolloutTask
+from rlhf.alignment.sleeping import Sleeper
 from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import decode_prompt
@@ -22,12 +23,18 @@ class RewardScorer:
         torch.set_num_threads(config.cluster.threads_per_sampler)
         device = resolve_device(config.model.device)
         self._rewards = build_rewards(config.rewards, reward, device, trust=config.align.trust)
+        self._sleeper = Sleeper(self._rewards)
+
+    def sleep(self) -> None:
+        """Frees the GPU until the next call."""
+        self._sleeper.sleep()
 
     def score(self, task: RolloutTask, images: torch.Tensor) -> dict[str, Scores]:
         """Scores a task's images, uint8 [B, 3, H, W], by every reward; Ray fetches them from the sampler's node.
 
         Raises UserError with the prompts and the reward if one fails.
         """
+        self._sleeper.wake()
         rows = ray.get(task.prompts[0])
         prompts = [decode_prompt(rows[name]) for name in task.prompt_ids]
         samples = task.samples_per_prompt

@@ -7,6 +7,7 @@ import torch
 
 from actors.messages import RolloutReceipt, RolloutTask
 from actors.weight_sync import WeightsAck, WeightsNotice
+from rlhf.alignment.sleeping import Sleeper
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import decode_prompt
 from rlhf.diffusion.families.pipeline_folder import PAINTING
@@ -37,11 +38,17 @@ class RolloutSampler:
             seed=config.seed,
             keeps_merged=keeps_merged(self.policy, align.merged_sampling),
         )
+        self._sleeper = Sleeper(self.policy)
         self._version = -1
         self._checksum = ""
 
+    def sleep(self) -> None:
+        """Frees the GPU until the next call."""
+        self._sleeper.sleep()
+
     def load_weights(self, notice: WeightsNotice) -> WeightsAck:
         """Loads the published weights and returns the proof that the network holds them."""
+        self._sleeper.wake()
         arrays = ray.get(notice.weights[0])
         load_trainable_state(self.policy.network, {name: torch.tensor(array) for name, array in arrays.items()})
         update_merged(self.policy)
@@ -65,6 +72,7 @@ class RolloutSampler:
 
     def _run(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, Rollout]:
         started = time.perf_counter()
+        self._sleeper.wake()
         if self._version != notice.version:
             self.load_weights(notice)
         rows = ray.get(task.prompts[0])

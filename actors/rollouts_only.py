@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from actors.align import check_inputs, prepare_run_folder
+from actors.colocation import gpus_of_cluster, share_gpus
 from actors.coordinator import Coordinator
 from actors.incidents import Incidents
 from actors.placement import cpus_of, reserve, start_dispatcher
@@ -44,6 +45,7 @@ def roll_out(
     rollouts.begin(config, resume=resume)
     config = check_inputs(config, prompts, reward)
     with ray_session(address, num_cpus=cpus_of(config.cluster)):
+        config = share_gpus(config, gpus_of_cluster())
         group = reserve(config.cluster, ("sampler", "scorer"), wait=wait)
         incidents, table = Incidents(out), PromptTable(prompts, split="train")
         folder = None if reward is None else reward.resolve()

@@ -5,23 +5,18 @@ Noise depends on the task alone, so a repeated task gives the same images, which
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from queue import Empty
 from typing import Any
 
 from actors.messages import RolloutReceipt, RolloutTask
 from actors.pool.queue_times import QueueTimes
 from actors.pool.task_records import FinishedTask, Job, PoisonPrompt, check_rewards
-from actors.pool.worker_pool import Outcome, Worker, WorkerPool
+from actors.pool.worker_pool import Outcome, Worker, WorkerPool, ended_calls, send_to_sleep
 from actors.weight_sync import WeightsNotice, find_fault
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 
-POLL_S = 5.0
-"""Longest time between looks at calls that do not answer."""
 MAX_DEATHS = 2
 """Number of workers that may die at a task before its prompts are tried one by one."""
 MAX_TRIALS = 3
@@ -45,6 +40,9 @@ class Dispatcher:
     """Method of a sampler's handle that takes notice and task, and returns receipt, images and trajectories."""
     keep_images: bool = False
     """Keeps images after scoring; otherwise only those of the first task are kept, for the grid."""
+    takes_turns: bool = False
+    """The pools share GPUs with each other and with the learner: one works at a time, and before and after a run all
+    sleep. Scorers begin when all tasks have been sampled."""
     repeated: int = 0
     """Number of tasks, or parts of them, that were done again in all runs."""
 
@@ -79,7 +77,7 @@ class Dispatcher:
         try:
             run.assign()
             while run.unfinished:
-                for pool, call in self._ended():
+                for pool, call in ended_calls(self.samplers.ended):
                     pool.end(call)
                     run.assign()
                 to_sample, to_score = run.waiting
@@ -90,17 +88,11 @@ class Dispatcher:
                 run.assign()
                 while run.done:
                     yield run.done.popleft()
+            if self.takes_turns:
+                send_to_sleep(self.pools, self.timeout_s)
         finally:
             run.is_over = True
             self.repeated += run.repeated
-
-    def _ended(self) -> Iterator[tuple[WorkerPool, Future]]:
-        """Waits for the end of a call; yields it and all others that have ended by then."""
-        queue = self.samplers.ended
-        with suppress(Empty):
-            yield queue.get(timeout=POLL_S)
-            for _ in range(queue.qsize()):
-                yield queue.get_nowait()
 
 
 class TaskRun:
@@ -124,9 +116,12 @@ class TaskRun:
         """Number of tasks, or parts of them, that were done again."""
         self.is_over = False
         """Results that arrive after the run are dropped."""
+        self._turn = self._samplers
+        """The pool that works, or will as soon as the other one sleeps."""
         self._prefetch()
-        for worker in [worker for worker in self._samplers.idle if worker.version != notice.version]:
-            self._load_weights(worker)
+        if self._may_work(self._samplers):
+            for worker in [worker for worker in self._samplers.idle if worker.version != notice.version]:
+                self._load_weights(worker)
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -135,8 +130,10 @@ class TaskRun:
 
     def assign(self) -> None:
         """Gives work to idle workers. Called after each settled call, so it looks at the newest idle sampler only."""
+        if self._workers.takes_turns:
+            self._pass_turn()
         idle = self._samplers.idle
-        while idle:
+        while idle and self._may_work(self._samplers):
             worker = next(reversed(idle))
             if worker.version != self._notice.version:
                 self._load_weights(worker)
@@ -144,10 +141,24 @@ class TaskRun:
                 self._sample(worker, self._to_sample.popleft())
             else:
                 break
-        while self._scorers is not None and self._scorers.idle and self._to_score:
+        while self._scorers is not None and self._scorers.idle and self._to_score and self._may_work(self._scorers):
             worker, job = next(reversed(self._scorers.idle)), self._to_score.popleft()
             call = worker.handle.score.remote(job.task, job.images)
             self._scorers.begin(worker, call, partial(self._settle_scores, job))
+
+    def _may_work(self, pool: WorkerPool) -> bool:
+        if not self._workers.takes_turns:
+            return True
+        return pool is self._turn and all(other.are_asleep for other in self._workers.pools if other is not pool)
+
+    def _pass_turn(self) -> None:
+        """Gives the other pool the turn when this one has nothing left to do; whose turn it is not goes to sleep."""
+        queues = dict(zip(self._workers.pools, (self._to_sample, self._to_score), strict=True))
+        (other,) = queues.keys() - {self._turn}
+        is_done = not queues[self._turn] and len(self._turn.idle) == len(self._turn.workers)
+        if is_done and queues[other]:
+            self._turn, other = other, self._turn
+        other.begin_sleep()
 
     def _load_weights(self, worker: Worker) -> None:
         self._samplers.begin(worker, worker.handle.load_weights.remote(self._notice), self._settle_weights)

@@ -2,10 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 import ray
@@ -14,6 +15,8 @@ import ray.exceptions
 from actors.incidents import WAITING, Incidents
 from rlhf.errors import UserError
 
+POLL_S = 5.0
+"""Longest time between looks at calls that do not answer."""
 SLOW_START_S = 60.0
 """A replacement that has not answered for this long is reported."""
 MAX_FAILED_STARTS = 3
@@ -33,6 +36,8 @@ class Worker:
     refusals: int = 0
     """Number of actors in a row in this place that could not prove their weights."""
     failed_starts: int = 0
+    is_asleep: bool = False
+    """Whether the actor's last call was to sleep; every other call wakes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,7 @@ class WorkerPool:
     def begin(self, worker: Worker, call: ray.ObjectRef, settle: Settle) -> None:
         """Notes that an idle worker runs `call`; `settle` receives the outcome."""
         del self.idle[worker]
+        worker.is_asleep = False
         future = call.future()
         self._calls[future] = _Call(worker=worker, since=time.monotonic(), settle=settle)
         future.add_done_callback(lambda done: self.ended.put((self, done)))
@@ -133,8 +139,22 @@ class WorkerPool:
         self._incidents.add(self.role, cause, detail)
         ray.kill(worker.handle)
         worker.handle = self._make(worker.place)
+        worker.is_asleep = False
         self.set_version(worker, -1)
         self._starting[worker] = None
+
+    @property
+    def are_asleep(self) -> bool:
+        """Whether every actor has confirmed that it sleeps."""
+        return all(worker.is_asleep for worker in self.workers)
+
+    def begin_sleep(self) -> None:
+        """Sends the idle actors to sleep, those included that replaced others."""
+        for worker in [worker for worker in self.idle if not worker.is_asleep]:
+            self.begin(worker, worker.handle.sleep.remote(), self._settle_sleep)
+
+    def _settle_sleep(self, outcome: Outcome) -> None:
+        outcome.worker.is_asleep = outcome.lost is None
 
     def set_version(self, worker: Worker, version: int) -> None:
         """Notes the version of the weights that a worker holds."""
@@ -167,6 +187,29 @@ class WorkerPool:
         """Ends all actors."""
         for worker in self.workers:
             ray.kill(worker.handle)
+
+
+def ended_calls(queue: SimpleQueue[tuple[WorkerPool, Future]]) -> Iterator[tuple[WorkerPool, Future]]:
+    """Waits for the end of a call, but not longer than `POLL_S`; yields it and all others that have ended by then."""
+    with suppress(Empty):
+        yield queue.get(timeout=POLL_S)
+        for _ in range(queue.qsize()):
+            yield queue.get_nowait()
+
+
+def send_to_sleep(pools: Sequence[WorkerPool], timeout_s: float) -> None:
+    """Returns when all actors of the pools sleep, which share a queue; lost ones are replaced, and these sleep too.
+
+    Calls that go on are waited for. Raises UserError if an actor cannot be started at all.
+    """
+    while not all(pool.are_asleep for pool in pools):
+        for pool in pools:
+            pool.begin_sleep()
+        for pool, call in ended_calls(pools[0].ended):
+            pool.end(call)
+        for pool in pools:
+            pool.report_slow_starts()
+            pool.expire(timeout_s)
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:

@@ -30,6 +30,10 @@ class ClusterConfig(Section):
     """Replaces `gpus_per_actor` for this role."""
     gpus_per_learner: NonNegative | None = None
     """Replaces `gpus_per_actor` for this role."""
+    colocate: Literal["auto"] | bool = "auto"
+    """Samplers, scorers and learners take turns on the GPUs that they share: whose turn it is not holds its weights and
+    optimizer in host memory. `auto` does so where the cluster has one GPU, one learner and no `align.max_staleness`;
+    actors for whom no GPU is asked then get equal shares of it."""
     role_resources: bool = False
     """Actors also ask for the resource of their role's name (`sampler`, `scorer`, `learner`), as much as of GPUs, so
     that nodes can be marked for a role."""

@@ -162,6 +162,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _turns_are_possible(self) -> "RunConfig":
+        if self.cluster.colocate is True and self.align.max_staleness:
+            raise ValueError(
+                "cluster.colocate: samplers that take turns cannot run ahead of the learner; "
+                "set align.max_staleness to 0, or colocate to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ranks_share_evenly(self) -> "RunConfig":
         chunks = self.align.prompts_per_update * self.align.samples_per_prompt // self.align.micro_batch_size
         if chunks % self.cluster.learners:

@@ -63,6 +63,18 @@ def test_one_sampler_and_two_learners_give_the_figures_of_two_and_one(
     assert first["reward"] == figures(finished)[0]["reward"], "before any update the images are the same bits"
 
 
+@pytest.mark.slow
+def test_colocated_roles_that_take_turns_give_the_figures_of_roles_that_do_not_also_when_resumed(
+    small_pipeline: Path, inputs: tuple[Path, Path], finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    align(with_cluster(small_config(small_pipeline, updates=2), colocate=True), *inputs, out)
+    (out / "config.yaml").write_text((finished / "config.yaml").read_text())
+    align(with_cluster(small_config(small_pipeline), colocate=True), *inputs, out, resume=True)
+    assert figures(out) == figures(finished)
+    assert torch.equal(policy_tensors(out, 3), policy_tensors(finished, 3))
+
+
 def test_resumed_run_equals_the_uninterrupted_one(
     small_pipeline: Path, inputs: tuple[Path, Path], finished: Path, tmp_path: Path
 ) -> None:

@@ -2,8 +2,11 @@
 
 import pytest
 
+from actors.colocation import share_gpus
 from actors.placement import bundles_of, find_shortage, resources_of
 from rlhf.config.cluster_config import ClusterConfig
+from rlhf.config.run_config import RunConfig
+from rlhf.errors import UserError
 
 GPU_NODE = {"CPU": 8.0, "GPU": 2.0}
 ACTOR = {"CPU": 1.0, "GPU": 1.0}
@@ -46,3 +49,45 @@ def test_each_role_asks_for_its_own_share_of_gpus() -> None:
     assert resources_of(marked, "scorer") == {"CPU": 1.0, "GPU": 0.25, "scorer": 0.25}
     assert find_shortage([resources_of(marked, "sampler")], [GPU_NODE], "PACK") is not None
     assert find_shortage([resources_of(marked, "sampler")], [GPU_NODE | {"sampler": 1.0}], "PACK") is None
+
+
+def run_config(cluster: dict | None = None, **sections: dict) -> RunConfig:
+    return RunConfig.model_validate({"cluster": cluster or {}} | sections)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "config", "takes_turns"),
+    [
+        (1, run_config(), True),
+        (0, run_config(), False),
+        (8, run_config(), False),
+        (1, run_config(model={"device": "cpu"}), False),
+        (1, run_config(align={"max_staleness": 1}), False),
+        (1, run_config({"learners": 2}), False),
+        (1, run_config({"gpus_per_learner": 1.0}), False),
+        (1, run_config({"colocate": False}), False),
+        (0, run_config({"colocate": True}), True),
+        (8, run_config({"colocate": True, "learners": 2}), True),
+    ],
+)
+def test_roles_take_turns_by_themselves_only_where_they_share_the_only_gpu(
+    gpus: int, config: RunConfig, takes_turns: bool
+) -> None:
+    assert share_gpus(config, gpus).cluster.colocate is takes_turns
+
+
+def test_roles_that_ask_for_no_gpu_get_shares_of_the_only_one_that_fit_into_it() -> None:
+    shared = share_gpus(run_config({"samplers": 1}), 1).cluster
+    bundles = [*bundles_of(shared), resources_of(shared, "learner")]
+    assert [bundle["GPU"] for bundle in bundles] == [0.3333] * 3
+    assert find_shortage(bundles, [{"CPU": 8.0, "GPU": 1.0}], "STRICT_PACK") is None
+    own = share_gpus(run_config({"gpus_per_actor": 0.25}), 1).cluster
+    assert own.gpus_per_actor == 0.25
+    assert not share_gpus(run_config({"colocate": False}), 1).cluster.gpus_per_actor
+
+
+def test_turns_that_cannot_be_taken_are_refused_with_the_remedy() -> None:
+    with pytest.raises(UserError, match=r"2 ranks cannot share one GPU.*colocate to false"):
+        share_gpus(run_config({"learners": 2, "colocate": True}), 1)
+    with pytest.raises(ValueError, match="set align.max_staleness to 0"):
+        run_config({"colocate": True}, align={"max_staleness": 1})

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_gpu import fake_gpu, holds_gpu_memory
 from small_learner import start
-from small_parts import small_config, small_prompts, write_prompts
+from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.learner_loop import open_networks
+from actors.reward_scorer import RewardScorer
 from actors.rollout_sampler import RolloutSampler
+from rlhf.alignment.sleeping import find_tensors
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.policy import Policy, load_policy
+from rlhf.diffusion.probe import probe_log_prob
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.text_encoding import fill_cache
 from rlhf.diffusion.trajectories import RolloutPlan
@@ -70,6 +74,23 @@ def test_a_learner_opens_the_network_alone(small_pipeline: Path) -> None:
     policy, base, _ = open_networks(small_config(small_pipeline), None)
     assert base is None
     assert held(policy) == bytes_of(whole.network)
+
+
+def test_a_sampler_and_a_scorer_that_sleep_hold_nothing_on_the_gpu(small_pipeline: Path, tmp_path: Path) -> None:
+    config = small_config(small_pipeline, merged_sampling=True)
+    sampler, scorer = RolloutSampler(config), RewardScorer(config, save_small_reward(tmp_path / "reward"))
+    before = probe_log_prob(sampler.policy, config.align)
+    for tensor in find_tensors((sampler, scorer)):
+        tensor.data = tensor.data.clone()  # Weights that are read from a file lie in its pages, and not as on a GPU.
+    held_by = {role: [t for t in find_tensors(role) if holds_gpu_memory(t)] for role in (sampler, scorer)}
+    for role, tensors in held_by.items():
+        assert sum(tensor.nbytes for tensor in tensors) > 10_000
+        with fake_gpu():
+            role.sleep()
+            assert not any(holds_gpu_memory(tensor) for tensor in tensors)
+            role._sleeper.wake()
+            assert all(holds_gpu_memory(tensor) for tensor in tensors)
+    assert probe_log_prob(sampler.policy, config.align) == before
 
 
 @pytest.mark.usefixtures("process_group")

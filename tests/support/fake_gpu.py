@@ -35,6 +35,12 @@ def is_host(tensor: object) -> bool:
     return getattr(tensor, "lies_on_host", False)
 
 
+def holds_gpu_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's memory counts as the GPU's; a GPU's memory can always be given back, a file's cannot."""
+    storage = tensor.untyped_storage()
+    return not is_host(tensor) and tensor.device.type != "meta" and storage.resizable() and storage.nbytes() > 0
+
+
 def _names_device(leaf: object) -> bool:
     return isinstance(leaf, torch.device) or (isinstance(leaf, str) and leaf.partition(":")[0] in ("cpu", "cuda"))
 
@@ -42,12 +48,16 @@ def _names_device(leaf: object) -> bool:
 class FakeGpu(TorchFunctionMode):
     """Within it, tensors made without a device lie on the host, and mix with the GPU's only where they are scalars.
 
+    A tensor whose memory counts as the GPU's says that it lies there.
+
     A device that code names counts as the GPU, since the network lies on the CPU here.
     """
 
     def __torch_function__(
         self, func: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> object:
+        if func == torch.Tensor.device.__get__:  # type: ignore[attr-defined]
+            return torch.device("cuda") if holds_gpu_memory(args[0]) else func(*args)
         leaves = tree_flatten((args, kwargs))[0]
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         devices = [leaf for leaf in leaves if _names_device(leaf)]
