@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.families.autoencoder import factor_of
+from rlhf.diffusion.families.autoencoder import factor_of, read_factor
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
 from rlhf.diffusion.families.masked_image import MaskedImage
@@ -146,6 +146,11 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     _reads_mask(place)
     tokens = (read_native_cells(place) // Flux.patch) ** 2
     return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=tokens)
+
+
+def read_step_px(place: Path) -> int:
+    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
+    return Flux.patch * read_factor(place)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

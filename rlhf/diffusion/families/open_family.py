@@ -38,7 +38,7 @@ MODULES = {
 }
 """Module of this folder by the pipeline's class in `model_index.json`.
 
-Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `guidance_kinds` and `LORA_TARGETS`.
+Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `read_step_px`, `guidance_kinds` and `LORA_TARGETS`.
 """
 UNGUARDED = frozenset(Part) - {Part.SAFETY_CHECKER}
 """All parts but the safety checker: training judges images by the reward alone."""
@@ -75,6 +75,12 @@ def read_schedule(config: ModelConfig, place: Path, num_inference_steps: int) ->
     if config.step_rule not in (None, "ddim"):
         raise UserError(f"model.step_rule: {config.step_rule} is for flow matching, which {place} is not; use ddim")
     return schedule
+
+
+def read_step_px(place: Path) -> int:
+    """Pixels that the sides of a pipeline's images are multiples of, from its configuration alone."""
+    step_px: int = _module_of(place).read_step_px(place)
+    return step_px
 
 
 def check_guidance(config: ModelConfig, place: Path) -> None:

@@ -140,6 +140,11 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     return evenly_shifted(read_flow_scheduler(place), num_inference_steps, tokens=tokens)
 
 
+def read_step_px(place: Path) -> int:
+    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
+    return QwenImage.patch * 2 ** len(read_part_config(place, "vae", "config.json")["temperal_downsample"])
+
+
 def guidance_kinds(place: Path) -> tuple[str, ...]:
     """Values of `model.guidance` that a pipeline takes, its default first."""
     return ("none", "true")
