@@ -10,7 +10,8 @@ import torch
 from rlhf.errors import UserError
 
 PictureDistance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Maps images and originals [B, 3, H, W] in [-1, 1] to distances [B, 1, H, W]."""
+"""Maps images [B, 3, H, W] in [-1, 1] to distances [B, 1, H, W] from originals [P, 3, H, W], each of which belongs to
+B / P consecutive images."""
 Features = Callable[[torch.Tensor], np.ndarray]
 """Maps images [B, 3, H, W] in [-1, 1] to features [B, d]."""
 BATCH = 64
@@ -29,7 +30,13 @@ def open_lpips(device: torch.device) -> PictureDistance:
     import lpips
 
     network = lpips.LPIPS(net="alex", spatial=True, verbose=False).to(device).eval().requires_grad_(False)
-    return lambda images, originals: network(images.to(device), originals.to(device)).cpu()
+
+    def distance(images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+        each = originals.repeat_interleave(len(images) // len(originals), dim=0)
+        found: torch.Tensor = network(images.to(device), each.to(device))
+        return found.cpu()
+
+    return distance
 
 
 def open_features(path: str | None, device: torch.device) -> Features:

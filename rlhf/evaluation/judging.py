@@ -140,11 +140,13 @@ def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) ->
     if scored.width is None:
         columns |= dict.fromkeys(("uncertainty", "lower"), torch.full_like(scored.reward, torch.nan))
     if jury.lpips is not None:
-        distances = jury.lpips(filled, originals)
+        distances = jury.lpips(filled, originals[::samples])
         for name, where in ((LPIPS, masks), (LPIPS_SEAM, seam_band(masks))):
             columns[name] = (distances * where).sum((1, 2, 3)) / where.sum((1, 2, 3))
     if jury.distance is not None:
-        columns[NETWORK_DISTANCE] = (jury.distance(filled, originals) * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))
+        columns[NETWORK_DISTANCE] = (jury.distance(filled, originals[::samples]) * masks).sum((1, 2, 3)) / masks.sum(
+            (1, 2, 3)
+        )
     columns |= measure_looks(filled, masks) | measure_fidelity(filled, originals, masks)
     return Judged(
         prompt_ids=tuple(prompt.prompt_id for prompt in prompts),

@@ -6,13 +6,13 @@ as the simulated annotators' probe was, so the two judges share their taste, but
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rlhf.data.networks.hole_features import describe_hole, enlarge
+from rlhf.data.networks.hole_features import enlarge, pool_hole
 from rlhf.data.networks.probe import Probe, load_probe
 from rlhf.data.networks.resnet50 import ResNet50Maps, open_resnet50
 from rlhf.data.networks.weights import FOLDER
@@ -30,23 +30,29 @@ class NetworkJudge:
     maps: ResNet50Maps
     probe: Probe
     device: torch.device
+    _latest: list[tuple[torch.Tensor, list[torch.Tensor]]] = field(default_factory=list, repr=False, compare=False)
+    """The batch that was seen last, with its maps: mark and distance are asked for the same pictures."""
 
     @torch.no_grad()
     def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Scores:
         """Marks images from 0 to 1; captions are not read. Shapes as in Reward."""
         parts = zip(images.split(BATCH), masks.split(BATCH), strict=True)
-        features = [describe_hole(self.maps, *(x.to(self.device) for x in part)).cpu() for part in parts]
+        features = [pool_hole(self._maps_of(x), x.to(self.device), m.to(self.device)).cpu() for x, m in parts]
         return Scores(reward=self.probe(torch.cat(features))[:, 0].double())
 
     @torch.no_grad()
     def distance(self, images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
-        """Returns the squared distance of unit-length features, mean over the depths: [B, 1, H, W]."""
+        """Returns the squared distance of unit-length features, mean over the depths: [B, 1, H, W].
+
+        Each of the originals [P, 3, H, W] belongs to B / P consecutive images.
+        """
         total = torch.zeros_like(images[:, :1])
-        for start in range(0, len(images), BATCH):
-            part = slice(start, start + BATCH)
-            pairs = zip(*(self.maps(enlarge(x[part].to(self.device))) for x in (images, originals)), strict=True)
-            for ours, theirs in pairs:
-                difference = (F.normalize(ours, dim=1) - F.normalize(theirs, dim=1)).square().sum(1, keepdim=True)
+        whose = torch.arange(len(images)) // (len(images) // len(originals))
+        for part, own in zip(torch.arange(len(images)).split(BATCH), whose.split(BATCH), strict=True):
+            seen = self.maps(enlarge(originals[own[0] : own[-1] + 1].to(self.device)))
+            for ours, theirs in zip(self._maps_of(images[part[0] : part[-1] + 1]), seen, strict=True):
+                each = F.normalize(theirs, dim=1)[own - own[0]]
+                difference = (F.normalize(ours, dim=1) - each).square().sum(1, keepdim=True)
                 total[part] += F.interpolate(difference.cpu(), size=images.shape[-2:], mode="bilinear")
         return total / len(self.maps.channels)
 
@@ -55,6 +61,16 @@ class NetworkJudge:
         """Returns the means of the last map's channels for FID and KID, float64 [B, d]."""
         parts = [self.maps(enlarge(part.to(self.device)))[-1].mean((2, 3)) for part in images.split(BATCH)]
         return torch.cat(parts).double().cpu().numpy()
+
+    def _maps_of(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Maps of a batch, kept until the next one; what keeps a batch keeps its place in memory from being reused."""
+
+        def place(batch: torch.Tensor) -> tuple[int, torch.Size, int]:
+            return batch.data_ptr(), batch.shape, batch._version
+
+        if not self._latest or place(self._latest[0][0]) != place(images):
+            self._latest[:] = [(images, self.maps(enlarge(images.to(self.device))))]
+        return self._latest[0][1]
 
 
 def open_network_judge(device: torch.device) -> NetworkJudge:

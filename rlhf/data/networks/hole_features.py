@@ -22,10 +22,14 @@ def describe_hole(maps: Maps, images: torch.Tensor, masks: torch.Tensor) -> torc
 
     `masks` [B, 1, H, W], 1 = repainted. The picture itself and its fine detail are the first maps.
     """
+    return pool_hole(maps(enlarge(images)), images, masks)
+
+
+def pool_hole(found: list[torch.Tensor], images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Returns the features of `describe_hole` from the maps that a network `found` in the enlarged images."""
     images, masks = enlarge(images), enlarge(masks)
     detail = images - F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    found = [torch.cat([images, detail], dim=1), *maps(images)]
-    return torch.cat([_pool(values, masks) for values in found], dim=1)
+    return torch.cat([_pool(values, masks) for values in (torch.cat([images, detail], dim=1), *found)], dim=1)
 
 
 def enlarge(images: torch.Tensor) -> torch.Tensor:

@@ -75,6 +75,23 @@ def test_the_distance_is_0_for_the_original_and_lies_where_pictures_differ() -> 
     assert inside > 3 * found[..., :4, :4].mean()
 
 
+def test_each_original_belongs_to_as_many_consecutive_images() -> None:
+    judge, images = random_judge(), originals(4)
+    found = judge.distance(images, images[::2])
+    assert torch.equal(found, judge.distance(images.clone(), images[::2].repeat_interleave(2, dim=0)))
+
+
+def test_mark_and_distance_of_the_same_pictures_run_the_network_once() -> None:
+    judge, images = random_judge(), originals(2)
+    seen: list[int] = []
+    judge.maps.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    alone = judge.score(images.clone(), hole(2), [""] * 2)
+    seen.clear()
+    assert torch.equal(judge.score(images, hole(2), [""] * 2).reward, alone.reward)
+    judge.distance(images, images[:1])
+    assert seen == [2, 1]
+
+
 def test_features_for_sets_have_a_row_per_picture() -> None:
     features = random_judge().describe(originals(3))
     assert features.shape == (3, ResNet50Maps.channels[-1])
