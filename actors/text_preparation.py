@@ -22,7 +22,7 @@ def prepare_texts(
     It takes the first bundle of `group`, or the resources of a learner. Returns the cache; None if no prompt has a
     caption. Raises UserError if the model cannot be opened.
     """
-    if table is None or not needs_cache(table):
+    if table is None or not needs_cache(config.model, table):
         return None
     asked = resources_of(config.cluster, "learner" if group is None else "sampler")
     options = {"num_cpus": asked.pop("CPU"), "num_gpus": asked.pop("GPU", 0), "resources": asked}

@@ -120,15 +120,18 @@ class RolloutDump:
         return self._folder / f"update-{update + 1:06d}" / "update.json"
 
 
+TEXT = "text/"
+"""Before the names of a text's tensors."""
+
+
 def _recording_of(tensors: dict[str, torch.Tensor], entry: dict[str, Any]) -> Recording:
     kind = Trajectories if "step_indices" in entry else NoisedSamples
     columns: dict[str, Any] = {name: tensors[name] for name in TENSORS[kind] if name in tensors}
     if kind is Trajectories:
         columns["step_indices"] = tuple(entry["step_indices"])
     if "text/embedding" in tensors:
-        columns["text"] = TextEmbedding(
-            embedding=tensors["text/embedding"], pooled=tensors.get("text/pooled"), mask=tensors.get("text/mask")
-        )
+        found = {name.removeprefix(TEXT): tensor for name, tensor in tensors.items() if name.startswith(TEXT)}
+        columns["text"] = TextEmbedding.from_tensors(found)
     return kind(**columns)
 
 
@@ -137,8 +140,7 @@ def _tensors(batch: DumpedBatch) -> dict[str, torch.Tensor]:
     tensors = {name: tensor for name, tensor in recorded.items() if tensor is not None}
     tensors |= {"images": batch.images, "advantages": batch.advantages, "trust_weights": batch.trust_weights}
     if (text := batch.trajectories.text) is not None:
-        parts = {f"text/{field.name}": getattr(text, field.name) for field in fields(TextEmbedding)}
-        tensors |= {name: part for name, part in parts.items() if part is not None}
+        tensors |= {TEXT + name: part for name, part in text.tensors().items()}
     for reward, scores in batch.scores.items():
         columns = {field.name: getattr(scores, field.name) for field in fields(Scores)}
         tensors |= {f"scores/{reward}/{name}": column for name, column in columns.items() if column is not None}

@@ -92,7 +92,7 @@ def open_samplers(
     from rlhf.diffusion.text_encoding import cache_folder, fill_cache, needs_cache
 
     if workers is None and address is None:
-        texts = fill_cache(config.model, table, cache_folder(config, out)) if needs_cache(table) else None
+        texts = fill_cache(config.model, table, cache_folder(config, out)) if needs_cache(config.model, table) else None
         yield lambda policy: InProcessSampler(
             load_policy(config.model, policy, parts=PAINTING, texts=texts), table.rows
         )

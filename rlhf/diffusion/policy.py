@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from rlhf.config.devices import free_bytes, resolve_device, resolve_precision
 from rlhf.config.run_config import ModelConfig
 from rlhf.data.buckets import Size
+from rlhf.data.prompts import Prompt
+from rlhf.diffusion.families.blending import known_picture
 from rlhf.diffusion.families.family import ModelFamily, TextEmbedding
 from rlhf.diffusion.families.open_family import (
     UNGUARDED,
@@ -20,7 +22,7 @@ from rlhf.diffusion.families.open_family import (
     read_step_px,
 )
 from rlhf.diffusion.families.pipeline_folder import Part
-from rlhf.diffusion.families.text_cache import TextCache
+from rlhf.diffusion.families.text_cache import TextCache, key_of
 from rlhf.diffusion.policy_weights import merge_weights
 from rlhf.diffusion.precision import hold_frozen
 from rlhf.diffusion.steps.step_rule import Schedule
@@ -42,6 +44,8 @@ class TrueGuidance:
     scale: float
     """As the family's `guide` takes it."""
     negative: TextEmbedding
+    text: str = ""
+    """The negative text itself, which some families embed for each picture."""
 
 
 @dataclass(kw_only=True)
@@ -74,20 +78,33 @@ class Policy:
         """Side of the square images that the network was made for."""
         return self.family.native_px
 
-    def embed(self, captions: Sequence[str]) -> TextEmbedding:
-        """One embedding if all captions are the same, else one for each; each distinct caption is encoded once."""
-        for caption in captions:
-            if caption not in self._texts:
-                self._texts[caption] = self._encode(caption) if caption else self.text
-        texts = [self._texts[caption] for caption in captions]
+    def embed(self, prompts: Sequence[Prompt]) -> TextEmbedding:
+        """The embeddings of captions: one if all are the same, else one for each prompt; each is computed once.
+
+        They are read from `texts`, if there are any; see `TextCache.read` for its errors.
+        """
+        pictures = [known_picture(prompt) if self.family.reads_picture else None for prompt in prompts]
+        keys = [key_of(prompt.caption, picture) for prompt, picture in zip(prompts, pictures, strict=True)]
+        for key, prompt, picture in zip(keys, prompts, pictures, strict=True):
+            if key not in self._texts:
+                self._texts[key] = self._embed(prompt.caption, picture)
+        texts = [self._texts[key] for key in keys]
         while len(self._texts) > KEPT_TEXTS:
             del self._texts[next(iter(self._texts))]
-        return texts[0] if len(set(captions)) == 1 else TextEmbedding.join(texts)
+        return texts[0] if len(set(keys)) == 1 else TextEmbedding.join(texts)
 
-    def _encode(self, caption: str) -> TextEmbedding:
-        if self.texts is not None:
-            return self.texts.read(caption).to(self.device)
-        return self.family.embed(caption)
+    def _embed(self, caption: str, picture: torch.Tensor | None) -> TextEmbedding:
+        if not caption and picture is None:
+            return self.text
+        text = self._find(caption, picture)
+        if picture is None or self.guidance is None:
+            return text
+        return replace(text, negative=self._find(self.guidance.text, picture))
+
+    def _find(self, text: str, picture: torch.Tensor | None) -> TextEmbedding:
+        if self.texts is None:
+            return self.family.embed(text, picture)
+        return self.texts.read(text, picture).to(self.device)
 
     def predict(
         self,
@@ -126,10 +143,12 @@ class Policy:
         def run(told: TextEmbedding) -> torch.Tensor:
             return self.family.predict(network, latents, timestep, condition, told, self.precision)
 
-        positive = run(self.text if text is None else text)
+        told = self.text if text is None else text
+        positive = run(told)
         if self.guidance is None:
             return positive
-        return self.family.guide(positive, run(self.guidance.negative), self.guidance.scale)
+        negative = run(self.guidance.negative if told.negative is None else told.negative)
+        return self.family.guide(positive, negative, self.guidance.scale)
 
 
 def resolve_model(path: str) -> str:
@@ -189,7 +208,8 @@ def _read_texts(config: ModelConfig, family: ModelFamily, cache: TextCache | Non
     scale = family.default_scale if config.guidance_scale is None else config.guidance_scale
     if config.guidance != "true" or scale == family.unguided_scale:
         return text, None
-    return text, TrueGuidance(scale=scale, negative=embed(config.negative_caption or ""))
+    negative = config.negative_caption or ""
+    return text, TrueGuidance(scale=scale, negative=embed(negative), text=negative)
 
 
 def load_policy(

@@ -35,7 +35,7 @@ def rollout(
     """
     samples = len(sample_indices)
     condition, latent_mask = policy.family.encode_prompts(prompts)
-    text = policy.embed([prompt.caption for prompt in prompts])
+    text = policy.embed(prompts)
     denoiser = _Denoiser(policy, plan, cells_of(condition), text)
     latents, start, first = _run_shared_prefix(denoiser, prompts, condition, sample_indices, seed_key)
     condition = condition.repeat_interleave(samples, dim=0)

@@ -39,9 +39,10 @@ class EditRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
-    """Text, used only together with `guidance_scale`: policies are aligned without text."""
+    """Text, read together with `guidance_scale` alone; without it the model paints as for the empty text."""
     guidance_scale: Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)] | None = None
-    """Classifier-free guidance towards the prompt, for base models trained with text; 1 is no guidance."""
+    """Classifier-free guidance towards the prompt; `reads` in `GET /v1/models` has the scales that the model takes, and
+    the one that only reads the prompt."""
     model: str | None = None
     """Name of the model, as in `GET /v1/models`; default: the first one there."""
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1

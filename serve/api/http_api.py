@@ -145,6 +145,7 @@ class Api:
             "canary": {"policy_version": model.canary.version, "share": model.canary_share} if model.canary else None,
             "has_reward": served.has_reward,
             "native_px": served.native_px,
+            "reads": served.reads(),
         }
 
     @api.get("/v1/files/{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
@@ -210,6 +211,12 @@ class Api:
             raise ApiError("best_of: no reward model is served, so samples cannot be ranked", param="best_of")
         if served.reads_captions and not asked.prompt.strip():
             raise ApiError("prompt: the reward that is served compares images with texts; send one", param="prompt")
+        if not served.takes(asked.guidance_scale):
+            message = (
+                f"guidance_scale: this model has no pass without the prompt; {served.unguided_scale:g} has it read the "
+                "prompt, see GET /v1/models"
+            )
+            raise ApiError(message, param="guidance_scale", code="invalid_value")
         if asked.response_format == "url" and self.store is None:
             message = "response_format: no store is configured; use b64_json, or start the service with --store"
             raise ApiError(message, param="response_format")

@@ -10,10 +10,13 @@ import numpy as np
 from ray import serve as ray_serve
 
 from rlhf.config.devices import resolve_device
+from rlhf.diffusion.families.open_family import guidance_kinds
+from rlhf.diffusion.policy import resolve_model
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.rewards.open_reward import open_reward, reads_captions
 from rlhf.rewards.scores import Reward
+from rlhf.storage.url_path import as_path
 from serve.engine.jobs import Inpainted, Partial, Served, TileJob
 from serve.engine.policy_cache import PolicyCache
 from serve.engine.running_batch import RunningJob, advance, check_steps, estimate, finish, start_jobs
@@ -180,6 +183,8 @@ class Inpainter:
             native_px=cache.base.native_px,
             has_reward=reward is not None,
             reads_captions=place is not None and reads_captions(place),
+            is_guided="true" in guidance_kinds(as_path(resolve_model(model))),
+            unguided_scale=cache.base.family.unguided_scale,
         )
         self.engine = Engine(cache, reward, settings)
 

@@ -87,3 +87,20 @@ class Served:
     """Whether answers are scored."""
     reads_captions: bool = False
     """Whether the reward compares images with prompts, so that every request needs one."""
+    is_guided: bool = True
+    """Whether the model takes a second pass with the empty text, so that `guidance_scale` is free to choose."""
+    unguided_scale: float = 1.0
+    """The scale at which it reads the prompt in one pass."""
+
+    def takes(self, guidance_scale: float | None) -> bool:
+        """Whether a request may ask for this scale."""
+        return self.is_guided or guidance_scale in (None, self.unguided_scale)
+
+    def reads(self) -> dict[str, object]:
+        """What requests may send, for clients: the prompt is read with a scale, and left away without one."""
+        return {
+            "prompt": "with guidance_scale",
+            "negative_prompt": False,
+            "guidance_scale": {"unguided": self.unguided_scale, "others": self.is_guided},
+            "sizes": f"any, painted in squares of {self.native_px} px",
+        }

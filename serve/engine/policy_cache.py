@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from rlhf.config.run_config import ModelConfig
+from rlhf.data.prompts import Prompt
 from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.families.pipeline_folder import Part
 from rlhf.diffusion.policy import load_policy
@@ -92,9 +93,10 @@ class PolicyCache:
             if dropped.adapter != NO_ADAPTER:
                 self._base_network.delete_adapters(version)
 
-    def embed(self, text: str) -> TextEmbedding:
-        """The embedding of a prompt's text; the empty text's is kept."""
-        return self.base.family.embed(text) if text else self.base.text
+    def embed(self, text: str, prompt: Prompt) -> TextEmbedding:
+        """The embedding of a text; where it depends on the image, with that of the empty text as its negative."""
+        told, empty = (self.base.embed([replace(prompt, caption=caption)]) for caption in (text, ""))
+        return replace(told, negative=empty) if self.base.family.reads_picture else told
 
     def predict(
         self,

@@ -84,7 +84,7 @@ def start_jobs(cache: PolicyCache, policies: Sequence[LoadedPolicy], jobs: Seque
             RunningJob(
                 job=job,
                 policy=policy,
-                text=cache.embed(job.prompt) if job.guidance_scale is not None else base.text,
+                text=cache.embed("" if job.guidance_scale is None else job.prompt, prompt),
                 prompt=prompt,
                 schedule=schedule,
                 condition=condition.expand(len(latents), -1, -1, -1),
@@ -150,7 +150,7 @@ def _predict(
     guided = [i for i, scale in enumerate(scales) if scale not in (None, cache.base.family.unguided_scale)]
     rows = torch.tensor([*range(len(owners)), *guided], device=latents.device)
     adapters = [owners[int(i)].policy.adapter for i in rows]
-    texts = [one.text for one in owners] + [cache.base.text] * len(guided)
+    texts = [one.text for one in owners] + [owners[i].text.negative or cache.base.text for i in guided]
     text = texts[0] if all(one is texts[0] for one in texts) else TextEmbedding.join(texts)
     output = cache.predict(group[0].policy.network, adapters, latents[rows], timesteps[rows], condition[rows], text)
     towards, away = output[: len(owners)], output[len(owners) :]

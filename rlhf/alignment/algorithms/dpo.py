@@ -51,7 +51,7 @@ def noise_pairs(
         latents=noised.cpu(),
         steps=steps,
         old_prediction=None,
-        text=policy.embed([prompt.caption for prompt in prompts]).to("cpu"),
+        text=policy.embed(prompts).to("cpu"),
     )
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 
 from rlhf.diffusion.families.family import cells_of
+from rlhf.storage.images import to_8bit
 
 if TYPE_CHECKING:
     from rlhf.data.prompts import Prompt
@@ -72,6 +73,12 @@ def extend_into_hole(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
             rows, columns = distance_transform_edt(mask, return_distances=False, return_indices=True)
             extended[i] = images[i][:, torch.from_numpy(np.ascontiguousarray(rows)), torch.from_numpy(columns)]
     return extended
+
+
+def known_picture(prompt: "Prompt") -> torch.Tensor:
+    """What is known of a prompt's image, uint8 [3, H, W], with the nearest known colours in the hole."""
+    mask = (prompt.mask >= 0.5).float()
+    return to_8bit(extend_into_hole(prompt.image[None], mask[None])[0])
 
 
 def hole_cells(masks: torch.Tensor, cells: tuple[int, int], resizing: str = "nearest") -> torch.Tensor:

@@ -1,6 +1,6 @@
 """The seam for models: everything that is true of one kind of model only lies behind `ModelFamily`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from rlhf.data.prompts import Prompt
 
 
+NEGATIVE = "negative/"
+"""Before the names of a negative text's tensors."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextEmbedding:
     """A text as a network reads it: one for all images, or one for each image."""
@@ -26,6 +30,8 @@ class TextEmbedding:
     """float32 [1 or B, width], for networks that read a pooled embedding; else None."""
     mask: torch.Tensor | None = None
     """bool [1 or B, length]: the tokens that count; None: all. Others fill up shorter texts."""
+    negative: "TextEmbedding | None" = None
+    """The text that true guidance leads away from, where it has an embedding for each picture; else None."""
 
     @classmethod
     def join(cls, texts: "Sequence[TextEmbedding]") -> "TextEmbedding":
@@ -40,7 +46,26 @@ class TextEmbedding:
             embedding=torch.cat([F.pad(t.embedding, (0, 0, 0, n)) for t, n in zip(texts, missing, strict=True)]),
             pooled=torch.cat(pooled) if pooled else None,
             mask=mask,
+            negative=cls.join(negatives) if (negatives := [t.negative for t in texts if t.negative]) else None,
         )
+
+    @classmethod
+    def from_tensors(cls, tensors: "Mapping[str, torch.Tensor]") -> "TextEmbedding":
+        """Inverts `tensors`. Raises KeyError if there is no embedding."""
+        negative = {name.removeprefix(NEGATIVE): t for name, t in tensors.items() if name.startswith(NEGATIVE)}
+        return cls(
+            embedding=tensors["embedding"],
+            pooled=tensors.get("pooled"),
+            mask=tensors.get("mask"),
+            negative=cls.from_tensors(negative) if negative else None,
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, as files hold them."""
+        parts = {"embedding": self.embedding, "pooled": self.pooled, "mask": self.mask}
+        negative = {} if self.negative is None else self.negative.tensors()
+        parts |= {NEGATIVE + name: tensor for name, tensor in negative.items()}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def counted(self) -> torch.Tensor:
         """The mask, also where all tokens count."""
@@ -49,7 +74,7 @@ class TextEmbedding:
         return torch.ones(self.embedding.shape[:2], dtype=torch.bool, device=self.embedding.device)
 
     def expand(self, count: int) -> "TextEmbedding":
-        """One for each of `count` images, of which each text has equally many, one after another."""
+        """One for each of `count` images, of which each text has equally many, one after another; no negative text."""
         parts = (self.embedding, self.pooled, self.mask)
         rows = len(self.embedding)
         if rows == 1:
@@ -64,7 +89,8 @@ class TextEmbedding:
     def to(self, device: torch.device | str) -> "TextEmbedding":
         """The same on a device."""
         pooled, mask = (None if part is None else part.to(device) for part in (self.pooled, self.mask))
-        return TextEmbedding(embedding=self.embedding.to(device), pooled=pooled, mask=mask)
+        negative = None if self.negative is None else self.negative.to(device)
+        return TextEmbedding(embedding=self.embedding.to(device), pooled=pooled, mask=mask, negative=negative)
 
 
 def guide(positive: torch.Tensor, negative: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
@@ -119,6 +145,8 @@ class ModelFamily(Protocol):
     """Scale of guidance by which the pipeline's class paints by default."""
     unguided_scale: float
     """Scale that means no guidance."""
+    reads_picture: bool
+    """Whether the text encoder looks at the image, so that a text has an embedding for each picture."""
 
     @property
     def device(self) -> torch.device:
@@ -136,8 +164,11 @@ class ModelFamily(Protocol):
     def native_cells(self) -> int:
         """The same side in latent cells."""
 
-    def embed(self, text: str) -> TextEmbedding:
-        """A text as the pipeline itself embeds a prompt; text beyond the encoder's length is cut off."""
+    def embed(self, text: str, picture: torch.Tensor | None = None) -> TextEmbedding:
+        """A text as the pipeline itself embeds a prompt; text beyond the encoder's length is cut off.
+
+        A family that `reads_picture` takes what is known of the image, uint8 [3, H, W]; without it, a grey picture.
+        """
 
     def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """The condition of P prompts, [P, K, h, w], and the hole in latent cells, [P, 1, h, w]: 1 where one touches it.

@@ -65,7 +65,7 @@ class Flux(TokenFamily):
         self._told = self.default_told if told is None else told
 
     @torch.no_grad()
-    def embed(self, text: str) -> TextEmbedding:
+    def embed(self, text: str, picture: torch.Tensor | None = None) -> TextEmbedding:
         """CLIP's pooled embedding and T5's tokens."""
         embedding, pooled, _ = self.pipeline.encode_prompt(
             text,

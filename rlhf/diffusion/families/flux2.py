@@ -72,7 +72,7 @@ class Flux2Klein(Blending, TokenFamily):
         return FOLD * factor_of(self.pipeline.vae)
 
     @torch.no_grad()
-    def embed(self, text: str) -> TextEmbedding:
+    def embed(self, text: str, picture: torch.Tensor | None = None) -> TextEmbedding:
         """Hidden layers side by side, for the text as a user's message filled up to the full length."""
         embedding, _ = self.pipeline.encode_prompt(
             text, device=self.device, max_sequence_length=TEXT_LENGTH, text_encoder_out_layers=TEXT_LAYERS

@@ -33,13 +33,16 @@ MODULES = {
     "Flux2KleinPipeline": "flux2",
     "QwenImageInpaintPipeline": "qwen_image",
     "QwenImagePipeline": "qwen_image",
+    "QwenImageEditInpaintPipeline": "qwen_edit",
+    "QwenImageEditPipeline": "qwen_edit",
     "ZImageInpaintPipeline": "z_image",
     "ZImagePipeline": "z_image",
 }
 """Module of this folder by the pipeline's class in `model_index.json`.
 
 Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `read_step_px`, `guidance_kinds`, `LORA_TARGETS`, and
-`TEXT_OPTIONS`: how it has texts embedded, on which cached embeddings depend.
+`TEXT_OPTIONS`: how it has texts embedded, on which cached embeddings depend; `picture` says that the text encoder looks
+at the image.
 """
 UNGUARDED = frozenset(Part) - {Part.SAFETY_CHECKER}
 """All parts but the safety checker: training judges images by the reward alone."""
@@ -89,6 +92,11 @@ def read_step_px(place: Path) -> int:
     """Pixels that the sides of a pipeline's images are multiples of, from its configuration alone."""
     step_px: int = module_of(place).read_step_px(place)
     return step_px
+
+
+def reads_picture(place: Path) -> bool:
+    """Whether the text encoder of the pipeline at `place` looks at the image; see `ModelFamily.reads_picture`."""
+    return bool(module_of(place).TEXT_OPTIONS.get("picture"))
 
 
 def check_guidance(config: ModelConfig, place: Path) -> None:

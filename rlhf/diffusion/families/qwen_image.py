@@ -67,7 +67,7 @@ class QwenImage(Blending, TokenFamily):
         return NATIVE_CELLS * self.factor
 
     @torch.no_grad()
-    def embed(self, text: str) -> TextEmbedding:
+    def embed(self, text: str, picture: torch.Tensor | None = None) -> TextEmbedding:
         """The last hidden states of Qwen2.5-VL for the text in the class's own template, without its head."""
         embedding, mask = self.pipeline.encode_prompt(
             text, device=self.device, max_sequence_length=TEXT_OPTIONS["length"]
@@ -109,14 +109,19 @@ class QwenImage(Blending, TokenFamily):
 def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts: Set[Part]) -> QwenImage:
     """Open a pipeline of Qwen-Image; see `open_family`. A text-to-image pipeline inpaints by blending."""
     index = read_index(place, CLASSES, PARTS)
-    _check_network(place)
+    check_network(place)
     return QwenImage(load_pipeline("QwenImageInpaintPipeline", config, place, index, NETWORKS, device, parts))
 
 
 def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     """The steps at the class's own default size, from the pipeline's configuration alone."""
     read_index(place, CLASSES, PARTS)
-    _check_network(place)
+    return schedule_at_native_size(place, num_inference_steps)
+
+
+def schedule_at_native_size(place: Path, num_inference_steps: int) -> FlowSchedule:
+    """The steps of a pipeline whose classes have been checked. Raises UserError if its network is of another kind."""
+    check_network(place)
     return read_evenly_shifted(place, num_inference_steps, side=NATIVE_CELLS // QwenImage.patch)
 
 
@@ -130,7 +135,7 @@ def guidance_kinds(place: Path) -> tuple[str, ...]:
     return ("none", "true")
 
 
-def _check_network(place: Path) -> None:
+def check_network(place: Path) -> None:
     """Raises UserError if the transformer reads anything but latents, time and text."""
     check_channels(place, {4 * int(read_part_config(place, "vae", "config.json")["z_dim"]): "latents alone"})
     network = read_part_config(place, "transformer", "config.json")

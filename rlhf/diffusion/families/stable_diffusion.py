@@ -43,6 +43,7 @@ class StableDiffusion(MaskedImage):
 
     network_name = "unet"
     unguided_scale = 1.0
+    reads_picture = False
     default_scale = 7.5
     lora_targets = LORA_TARGETS
 
@@ -96,7 +97,7 @@ class StableDiffusion(MaskedImage):
         return int(self.network.config.sample_size)
 
     @torch.no_grad()
-    def embed(self, text: str) -> TextEmbedding:
+    def embed(self, text: str, picture: torch.Tensor | None = None) -> TextEmbedding:
         """See `ModelFamily`."""
         embedding, _, *pooled = self.pipeline.encode_prompt(
             text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False

@@ -58,7 +58,7 @@ class StableDiffusion3(TransformerFamily):
         return int(self.network.config.sample_size) * self.pipeline.vae_scale_factor
 
     @torch.no_grad()
-    def embed(self, text: str) -> TextEmbedding:
+    def embed(self, text: str, picture: torch.Tensor | None = None) -> TextEmbedding:
         """The tokens of two CLIP encoders and T5 one after another, and CLIP's pooled embeddings side by side."""
         embedding, _, pooled, _ = self.pipeline.encode_prompt(
             text,

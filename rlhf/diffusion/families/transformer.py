@@ -36,6 +36,7 @@ class TransformerFamily(ABC):
     rule: FlowRule = "ddim"
     """Rule of the stochastic steps."""
     unguided_scale = 1.0
+    reads_picture = False
     default_scale: float
     lora_targets: tuple[str, ...]
     patch = 2

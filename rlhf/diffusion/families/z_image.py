@@ -44,7 +44,7 @@ class ZImage(Blending, TransformerFamily):
     unguided_scale = 0.0
 
     @torch.no_grad()
-    def embed(self, text: str) -> TextEmbedding:
+    def embed(self, text: str, picture: torch.Tensor | None = None) -> TextEmbedding:
         """The hidden states before the last of Qwen3, for the text as a user's message: as many as it has tokens."""
         (embedding,), _ = self.pipeline.encode_prompt(
             text,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from small_families import (
@@ -11,13 +12,20 @@ from small_families import (
     small_sd_pipeline,
     small_xl_pipeline,
 )
-from small_qwen import small_klein_pipeline, small_qwen_image_pipeline, small_z_image_pipeline
+from small_qwen import (
+    small_klein_pipeline,
+    small_qwen_edit_pipeline,
+    small_qwen_image_pipeline,
+    small_z_image_pipeline,
+)
 
 from rlhf.diffusion.builtin.base_denoisers import TEXT_TOKENS
 from rlhf.diffusion.families.family import ModelFamily
 from rlhf.diffusion.families.flux import FluxBlend, FluxFill
 from rlhf.diffusion.families.flux2 import Flux2Klein
+from rlhf.diffusion.families.qwen_edit import QwenImageEdit
 from rlhf.diffusion.families.qwen_image import QwenImage
+from rlhf.diffusion.families.qwen_processor import open_processor
 from rlhf.diffusion.families.stable_diffusion import StableDiffusion, StableDiffusionBlend
 from rlhf.diffusion.families.stable_diffusion_3 import StableDiffusion3Blend, StableDiffusion3Fill
 from rlhf.diffusion.families.z_image import ZImage
@@ -39,6 +47,8 @@ class FamilyCase:
     """Arguments with which the class guides by a second pass, on the scale `SCALE` and from `NEGATIVE`."""
     learning_rate: float = 1e-2
     """Of the small alignments."""
+    components: Callable[[Path], Mapping[str, object]] = lambda folder: {}
+    """Parts of a folder that plain diffusers cannot open itself with the packages that the tests have."""
     is_decoded: bool = True
     """Whether the class decodes rightly; else latents are compared."""
 
@@ -87,6 +97,13 @@ CASES = {
     ),
     "QwenImage": FamilyCase(
         build=small_qwen_image_pipeline, wrap=QwenImage, guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE}
+    ),
+    "QwenImageEdit": FamilyCase(
+        build=small_qwen_edit_pipeline,
+        wrap=QwenImageEdit,
+        call={"true_cfg_scale": 1.0},
+        guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE},
+        components=lambda folder: {"processor": open_processor(folder / "processor")},
     ),
     "ZImage": FamilyCase(
         build=small_z_image_pipeline,

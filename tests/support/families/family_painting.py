@@ -1,16 +1,19 @@
 """An image painted by a family's verbs, and the same by the pipeline's own class."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_inpaint
 from family_cases import FamilyCase
 from PIL import Image
 
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.denoising import denoise, finish_known, keep_known
-from rlhf.diffusion.families.blending import extend_into_hole
+from rlhf.diffusion.families.blending import extend_into_hole, known_picture
 from rlhf.diffusion.families.family import ModelFamily, cells_of
 from rlhf.diffusion.policy import Policy, TrueGuidance
 
@@ -38,7 +41,10 @@ def paint(policy: Policy, prompt: Prompt, noise: torch.Tensor, text: str, steps:
     family = policy.family
     condition, _ = family.encode_prompts([prompt])
     schedule, known = family.schedule(steps, cells_of(condition)), family.known_latents(condition)
-    predict, latents = partial(policy.predict, condition=condition, text=policy.embed([text])), noise
+    predict, latents = (
+        partial(policy.predict, condition=condition, text=policy.embed([replace(prompt, caption=text)])),
+        noise,
+    )
     for step in range(steps):
         index = torch.tensor([step])
         latents = keep_known(denoise(predict, latents, index, schedule).mean, known, noise, schedule, index)
@@ -74,21 +80,27 @@ def paint_by_class(
 
     Images [1, 3, H, W] from 0 to 1, or finished latents where the class decodes wrongly.
     """
-    known = prompt.image[None]
-    if case.wrap(pipeline).known_latents(torch.zeros(1, 2, 1, 1)) is not None:
+    known, family = prompt.image[None], case.wrap(pipeline)
+    if family.known_latents(torch.zeros(1, 2, 1, 1)) is not None:
         known = extend_into_hole(known, prompt.mask[None])
     height, width = prompt.mask.shape[-2:]
-    painted: torch.Tensor = pipeline(
-        text,
-        image=known / 2 + 0.5,
-        mask_image=prompt.mask[None],
-        width=width,
-        height=height,
-        num_inference_steps=steps,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="pt" if case.is_decoded else "latent",
-        **{"strength": 1.0} | case.call | further,
-    ).images
+    image = Image.fromarray(known_picture(prompt).permute(1, 2, 0).numpy()) if family.reads_picture else known / 2 + 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        # This class scales every picture to a megapixel, whatever size it is asked for.
+        patch.setattr(
+            pipeline_qwenimage_edit_inpaint, "calculate_dimensions", lambda area, ratio: (width, height, None)
+        )
+        painted: torch.Tensor = pipeline(
+            prompt=text,
+            image=image,
+            mask_image=prompt.mask[None],
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="pt" if case.is_decoded else "latent",
+            **{"strength": 1.0} | case.call | further,
+        ).images
     return painted
 
 

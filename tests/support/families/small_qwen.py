@@ -1,5 +1,8 @@
 """Random small text encoders of Qwen's kinds, with a byte-level tokenizer, and pipelines that read them."""
 
+import tempfile
+from pathlib import Path
+
 import torch
 from diffusers import (
     AutoencoderKLFlux2,
@@ -7,6 +10,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinInpaintPipeline,
     Flux2Transformer2DModel,
+    QwenImageEditInpaintPipeline,
     QwenImageInpaintPipeline,
     QwenImageTransformer2DModel,
     ZImageInpaintPipeline,
@@ -22,6 +26,9 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3Model,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from rlhf.diffusion.families.qwen_processor import open_processor
 
 WIDTH = 16
 """Width of the text embedding."""
@@ -90,6 +97,17 @@ def small_qwen_image_pipeline() -> QwenImageInpaintPipeline:
         ).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
     )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def small_qwen_edit_pipeline() -> QwenImageEditInpaintPipeline:
+    """Qwen-Image-Edit: the parts of Qwen-Image, and a processor of pictures of at least 56 by 56 pixels."""
+    parts = small_qwen_image_pipeline().components
+    with tempfile.TemporaryDirectory() as name:
+        parts["tokenizer"].save_pretrained(name)
+        Qwen2VLImageProcessorPil(min_pixels=56**2, max_pixels=112**2).save_pretrained(name)
+        pipeline = QwenImageEditInpaintPipeline(**parts, processor=open_processor(Path(name)))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

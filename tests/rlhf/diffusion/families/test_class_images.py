@@ -64,9 +64,12 @@ def test_true_guidance_paints_what_the_pipelines_own_class_paints(
     if case.guided is None:
         pytest.skip("the class has no second pass")
     family, prompt = case.wrap(pipeline), prompt_of(width, height, seed=1)
-    negative = family.embed(NEGATIVE if "negative_prompt" in case.guided else "")
+    text = NEGATIVE if "negative_prompt" in case.guided else ""
+    negative = family.embed(text)
     noise = noise_for(family, prompt, seed=1)
-    ours = paint(policy_of(family, TrueGuidance(scale=SCALE, negative=negative)), prompt, noise, "a cat", steps=3)
+    ours = paint(
+        policy_of(family, TrueGuidance(scale=SCALE, negative=negative, text=text)), prompt, noise, "a cat", steps=3
+    )
     theirs = paint_by_class(case, pipeline, prompt, "a cat", steps=3, seed=1, **case.guided)
     torch.testing.assert_close(as_compared(case, family, ours), theirs, atol=1e-4, rtol=0)
     assert float((ours - paint(policy_of(family), prompt, noise, "a cat", steps=3)).abs().max()) > 1e-3
@@ -84,7 +87,7 @@ def test_trajectories_are_replayed_and_keep_what_is_known(built: tuple[FamilyCas
     case, pipeline = built
     family = case.wrap(pipeline)
     prompts = [replace(prompt_of(64, 64, seed), caption="a cat" * seed) for seed in range(2)]
-    guidance = TrueGuidance(scale=SCALE, negative=family.embed(NEGATIVE)) if case.guided else None
+    guidance = TrueGuidance(scale=SCALE, negative=family.embed(NEGATIVE), text=NEGATIVE) if case.guided else None
     policy = policy_of(family, guidance)
     plan = RolloutPlan(num_inference_steps=4, eta=1.0, stochastic_steps=frozenset({0, 1, 2}), trained_steps=(0, 1, 2))
     rolled = rollout(policy, prompts, plan, sample_indices=range(2), seed_key=(0,))

@@ -16,7 +16,7 @@ from small_qwen import small_klein_pipeline, small_z_image_pipeline
 from rlhf.alignment.disk_need import count_trained
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
 from rlhf.data.prompts import PromptTable
-from rlhf.diffusion.families.open_family import MODULES, guidance_kinds
+from rlhf.diffusion.families.open_family import MODULES, guidance_kinds, reads_picture
 from rlhf.diffusion.families.pipeline_folder import PAINTING
 from rlhf.diffusion.policy import Policy, check_guided_captions, export_policy, load_policy, make_trainable, plan_steps
 from rlhf.diffusion.policy_weights import save_policy
@@ -65,7 +65,7 @@ def test_a_saved_lora_gives_plain_diffusers_the_policys_images(folder: tuple[str
     state = {n: t + 0.2 * torch.randn_like(t) for n, t in trainable_state(policy.network).items()}
     save_policy(policy.family, state, tmp_path / "policy", version=1, trainable="lora", base=str(path))
     latents = paint_latents(load_policy(model(path), tmp_path / "policy"))
-    plain = diffusers.DiffusionPipeline.from_pretrained(path)
+    plain = diffusers.DiffusionPipeline.from_pretrained(path, **CASES[name].components(path))
     plain.load_lora_weights(tmp_path / "policy")
     other = load_policy(model(path))
     base = paint_latents(other)
@@ -75,13 +75,13 @@ def test_a_saved_lora_gives_plain_diffusers_the_policys_images(folder: tuple[str
 
 
 def test_an_exported_folder_opens_in_plain_diffusers(folder: tuple[str, Path], tmp_path: Path) -> None:
-    path = folder[1]
+    name, path = folder
     policy = load_policy(model(path))
     make_trainable(policy, "full", rank=4, targets=None, seed=0)
     state = {n: t + 0.01 * torch.randn_like(t) for n, t in trainable_state(policy.network).items()}
     save_policy(policy.family, state, tmp_path / "policy", version=1, trainable="full", base=str(path))
     out = export_policy(model(path), tmp_path / "policy", tmp_path / "out")
-    plain = diffusers.DiffusionPipeline.from_pretrained(out)
+    plain = diffusers.DiffusionPipeline.from_pretrained(out, **CASES[name].components(out))
     assert all(torch.equal(t, state[n]) for n, t in getattr(plain, policy.family.network_name).named_parameters())
 
 
@@ -100,8 +100,10 @@ def test_a_policy_paints_from_the_cache_what_it_paints_with_its_text_encoder(
     prompts = [replace(prompt_of(64, 64, seed), caption="a cat" * seed) for seed in range(3)]
     plan = RolloutPlan(num_inference_steps=3, eta=1.0, stochastic_steps=frozenset({0, 1}), trained_steps=(0, 1))
     expected = rollout(load_policy(config), prompts, plan, sample_indices=range(2), seed_key=(0,))
-    cache = fill_cache(config, PromptTable(write_prompts(prompts, tmp_path)), tmp_path / "texts")
-    assert len(list((tmp_path / "texts" / cache.encoder).glob("*.safetensors"))) == (4 if is_guided else 3)
+    table = PromptTable(write_prompts(prompts, tmp_path / "prompts"))
+    cache = fill_cache(config, table, tmp_path / "texts")
+    texts = 8 if reads_picture(path) else 4 if is_guided else 3
+    assert len(list((tmp_path / "texts" / cache.encoder).glob("*.safetensors"))) == texts
     for weights in path.glob("text_encoder*/*.safetensors"):
         weights.unlink()
     policy = load_policy(config, parts=PAINTING, texts=cache)

@@ -12,7 +12,7 @@ from rlhf.config.run_config import ModelConfig, RunConfig
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.families.pipeline_folder import PAINTING
-from rlhf.diffusion.families.text_cache import TextCache
+from rlhf.diffusion.families.text_cache import TextCache, key_of
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.text_encoding import cache_folder, fill_cache, needs_cache
 from rlhf.errors import UserError
@@ -84,17 +84,17 @@ def test_a_missing_embedding_is_told_with_the_caption_and_the_remedy(
     cache = fill_cache(ModelConfig(path=str(small_pipeline)), table, tmp_path / "texts")
     policy = load_policy(ModelConfig(path=str(small_pipeline)), parts=PAINTING, texts=cache)
     with pytest.raises(UserError, match=r"no embedding of 'a bird' by the text encoder of .*all nodes see this folder"):
-        policy.embed(["a cat", "a bird"])
+        policy.embed([replace(small_prompts(1)[0], caption="a bird")])
 
 
 def test_readers_see_whole_files_while_others_write_them(tmp_path: Path) -> None:
     cache = TextCache.open(tmp_path, "model", {"files": "some"})
     texts = [TextEmbedding(embedding=torch.full((1, 64, 64), float(i)), pooled=None) for i in range(2)]
-    cache.write("a cat", texts[0])
+    cache.write(key_of("a cat"), texts[0])
 
     def work(number: int) -> None:
         for _ in range(20):
-            cache.write("a cat", texts[number % 2])
+            cache.write(key_of("a cat"), texts[number % 2])
             assert any(equal(cache.read("a cat"), text) for text in texts)
 
     with ThreadPoolExecutor(4) as pool:
@@ -109,5 +109,5 @@ def test_a_cache_is_kept_in_the_stages_folder_or_where_the_configuration_says(tm
 
 
 def test_prompts_without_captions_need_no_cache(table: PromptTable, tmp_path: Path) -> None:
-    assert needs_cache(table)
-    assert not needs_cache(PromptTable(write_prompts(small_prompts(2), tmp_path)))
+    assert needs_cache(ModelConfig(), table)
+    assert not needs_cache(ModelConfig(), PromptTable(write_prompts(small_prompts(2), tmp_path)))

@@ -10,7 +10,10 @@ from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.families.open_family import default_lora_targets, network_on_meta
 
 MODELS = json.loads((Path(__file__).parents[4] / "benchmarks" / "true_sizes.json").read_text())
-BIG = ("black-forest-labs/FLUX.1-dev", "Qwen/Qwen-Image", "stabilityai/stable-diffusion-3.5-large")
+BIG = (
+    *("black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-3.5-large"),
+    *("Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit"),
+)
 """They take seconds to build."""
 
 
