@@ -36,7 +36,8 @@ from benchmarks.scaling.stand_ins import Pace, StandInSampler, StandInScorer, ba
 from rlhf.config.config_files import load_config  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
 from rlhf.data.photographs import TO_LEARN_FROM  # noqa: E402
-from rlhf.data.prompts import PromptTable, make_prompts  # noqa: E402
+from rlhf.data.prompt_cutting import make_prompts  # noqa: E402
+from rlhf.data.prompts import PromptTable  # noqa: E402
 from rlhf.diffusion.families.stable_diffusion import LORA_TARGETS
 
 RUN_FILE = Path(__file__).parents[2] / "cluster" / "runs" / "one_node_8gpu.yaml"

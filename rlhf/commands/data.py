@@ -30,17 +30,24 @@ def prompts(
     out: options.Out,
     captions: Captions = None,
     split: Annotated[str | None, typer.Option(help="Split of all prompts; default: prompts.test_share.")] = None,
+    size_px: Annotated[int | None, typer.Option(min=1, help="Side of the crops; default: prompts.size_px.")] = None,
+    buckets: Annotated[bool, typer.Option("--buckets", help="Keep shapes: crops of several aspect ratios.")] = False,
     config: options.Config = None,
     overrides: options.Overrides = None,
 ) -> None:
-    """Cut square crops with holes from photographs."""
-    resolved = options.resolve_config(config, overrides)
-    from rlhf.data.prompts import make_prompts
+    """Cut crops with holes from photographs: squares, or with --buckets crops of several aspect ratios."""
+    chosen = ([f"prompts.size_px={size_px}"] if size_px else []) + (["prompts.buckets=true"] if buckets else [])
+    resolved = options.resolve_config(config, (overrides or []) + chosen)
+    from rlhf.data.buckets import format_buckets
+    from rlhf.data.prompt_cutting import make_prompts
+    from rlhf.data.prompts import PromptTable
     from rlhf.storage.url_path import local_copy
 
     options.save_config(resolved, out)
     with local_copy(images) as folder:
         count = make_prompts(folder, out, resolved.prompts, seed=resolved.seed, split=split, captions=captions)
+    if resolved.prompts.buckets:
+        print(format_buckets(PromptTable(out).sizes.values()))
     print(f"{count} prompts in {out}")
 
 
@@ -62,17 +69,18 @@ def candidates(
     resolved = options.resolve_config(config, overrides)
     from rlhf.data.prompts import PromptTable
     from rlhf.diffusion.candidates import claim_folder, describe_origin, keep_prompts, make_candidates
-    from rlhf.diffusion.policy import check_guided_captions
+    from rlhf.diffusion.policy import check_guided_captions, check_sizes
 
     table = PromptTable(prompts, split=split)
     check_guided_captions(resolved.model, table.captions)
+    check_sizes(resolved.model, table.sizes)
     origin = describe_origin(resolved, prompts, policy, split=split, first_sample=first_sample)
     claim_folder(out, origin, overwrite=overwrite)
     options.save_config(resolved, out)
     keep_prompts(prompts, out)
     settings = {"seed": resolved.seed, "first_sample": first_sample}
     with options.open_samplers(resolved, table, [policy], out, workers, address, wait) as open_policy:
-        count = make_candidates(open_policy(policy), list(table.captions), out, resolved.candidates, **settings)
+        count = make_candidates(open_policy(policy), table.sizes, out, resolved.candidates, **settings)
     print(f"{count} candidates in {out}")
 
 

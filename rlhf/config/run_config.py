@@ -66,6 +66,12 @@ class PromptsConfig(Section):
 
     size_px: Count = 64
     """Side of the square crops in pixels; the model's native size."""
+    buckets: bool = False
+    """Crops keep about the shape of their photograph: each gets the nearest aspect ratio among sizes of at most
+    `size_px` x `size_px` pixels, from 1:4 to 4:1. False cuts squares."""
+    bucket_step_px: Count | None = None
+    """Sides of the buckets are multiples of it, as `bucket_reso_steps` of LoRA trainers; it divides `size_px`. Default:
+    64 from 512 px on, below in proportion, at least 8."""
     crops_per_photograph: Count = 2
     """Prompts cut from each photograph."""
     crop_scale: Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_ascending)] = (0.4, 1.0)
@@ -74,6 +80,19 @@ class PromptsConfig(Section):
     """Hole families of rlhf/data/holes.py, taken in turn; default: all of them."""
     test_share: Share = 0.0
     """Share of the photographs whose prompts get the split `test` (all others: `train`)."""
+
+    @property
+    def step_px(self) -> int:
+        """The configured or default step of the buckets."""
+        return self.bucket_step_px or 8 * min(max(self.size_px // 64, 1), 8)
+
+    @model_validator(mode="after")
+    def _has_a_square_bucket(self) -> "PromptsConfig":
+        if self.buckets and self.size_px % self.step_px:
+            raise ValueError(f"bucket_step_px {self.step_px} does not divide size_px {self.size_px}")
+        if self.bucket_step_px is not None and not self.buckets:
+            raise ValueError("bucket_step_px: only buckets have a step; set buckets true, or remove it")
+        return self
 
 
 class CandidatesConfig(Section):

@@ -37,8 +37,7 @@ class CandidateTable(Mapping[Key, torch.Tensor]):
         """Decodes a candidate. Raises UserError with its name if it is unreadable, or not of its prompt's size."""
         label = self._label(key)
         image = image_to_tensor(decode_image(self._encoded(key), name=label))
-        prompt = self._prompts[key[0]]
-        size = prompt.size if isinstance(prompt, StoredPrompt) else tuple(prompt.mask.shape[1:])
+        size = self._prompts[key[0]].size
         if tuple(image.shape[1:]) != size:
             raise UserError(f"{label}: is {tuple(image.shape[1:])}, its prompt {size}; make them anew")
         return image

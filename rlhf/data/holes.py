@@ -1,7 +1,7 @@
 """Hole families: functions that draw the pixels of a photograph that are to be repainted.
 
 The ranges are those of PrefPaint (arXiv:2410.21966, section 4 and appendix A) for the families that it has.
-Every function takes a numpy Generator and the side in pixels, and returns bool [size, size], True = repaint.
+Every function takes a numpy Generator, height and width in pixels, and returns bool [height, width], True = repaint.
 """
 
 from collections.abc import Callable
@@ -9,68 +9,70 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-HoleFunction = Callable[[np.random.Generator, int], np.ndarray]
+HoleFunction = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
-def boundary_square(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Keeps a square of 15-25 % of the image's area, anywhere, and repaints the rest."""
-    side = round(size * np.sqrt(rng.uniform(0.15, 0.25)))
-    left, top = rng.integers(0, size - side + 1, size=2)
-    mask = np.ones((size, size), dtype=bool)
-    mask[top : top + side, left : left + side] = False
+def boundary_square(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Keeps a rectangle of the image's shape and 15-25 % of its area, anywhere, and repaints the rest."""
+    share = np.sqrt(rng.uniform(0.15, 0.25))
+    kept_height, kept_width = round(height * share), round(width * share)
+    left, top = rng.integers(0, (width - kept_width + 1, height - kept_height + 1))
+    mask = np.ones((height, width), dtype=bool)
+    mask[top : top + kept_height, left : left + kept_width] = False
     return mask
 
 
-def boundary_band(rng: np.random.Generator, size: int) -> np.ndarray:
+def boundary_band(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Keeps a full-height band of 35-40 % of the width, anywhere, and repaints the rest."""
-    width = round(size * rng.uniform(0.35, 0.40))
-    left = rng.integers(0, size - width + 1)
-    mask = np.ones((size, size), dtype=bool)
-    mask[:, left : left + width] = False
+    kept = round(width * rng.uniform(0.35, 0.40))
+    left = rng.integers(0, width - kept + 1)
+    mask = np.ones((height, width), dtype=bool)
+    mask[:, left : left + kept] = False
     return mask
 
 
-def box(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Repaints one rectangle with sides of 25-50 % of the image's side."""
-    height, width = (round(size * s) for s in rng.uniform(0.25, 0.50, size=2))
-    top, left = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
-    mask = np.zeros((size, size), dtype=bool)
-    mask[top : top + height, left : left + width] = True
+def box(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Repaints one rectangle with sides of 25-50 % of the image's sides."""
+    rows, columns = (round(side) for side in rng.uniform(0.25, 0.50, size=2) * (height, width))
+    top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
+    mask = np.zeros((height, width), dtype=bool)
+    mask[top : top + rows, left : left + columns] = True
     return mask
 
 
-def brush(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Repaints one to three curved strokes, 8-18 % of the side wide."""
-    canvas = Image.new("L", (size, size))
+def brush(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Repaints one to three curved strokes, 8-18 % of the shorter side wide."""
+    canvas = Image.new("L", (width, height))
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(1, 4)):
-        radius = size * rng.uniform(0.04, 0.09)
-        point = rng.uniform(0.15, 0.85, size=2) * size
+        radius = min(height, width) * rng.uniform(0.04, 0.09)
+        point = rng.uniform(0.15, 0.85, size=2) * (width, height)
         heading = rng.uniform(0, 2 * np.pi)
         for _ in range(rng.integers(12, 30)):
             x, y = point
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
             heading += rng.normal(0, 0.35)
-            point = np.clip(point + radius * 0.8 * np.array([np.cos(heading), np.sin(heading)]), 0, size - 1)
+            moved = point + radius * 0.8 * np.array([np.cos(heading), np.sin(heading)])
+            point = np.clip(moved, 0, (width - 1, height - 1))
     return np.asarray(canvas) > 127
 
 
-def warp(rng: np.random.Generator, size: int) -> np.ndarray:
+def warp(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Repaints the pixels that a second camera does not see, one of a 3x3 grid (yaw +-0.3, pitch +-0.15 rad).
 
     The depth is simulated as blobs in front of a slanted plane, so the original photograph
     stays the ground truth of the hole. `disocclusion` takes any depth map.
     """
     while True:
-        depth = _simulated_depth(rng, size)
+        depth = _simulated_depth(rng, height, width)
         yaw, pitch = rng.choice([-0.3, 0.0, 0.3]), rng.choice([-0.15, 0.0, 0.15])
         mask = disocclusion(depth, yaw=yaw, pitch=pitch)
         if 0.05 <= mask.mean() <= 0.6:
             return mask
 
 
-def _simulated_depth(rng: np.random.Generator, size: int) -> np.ndarray:
-    y, x = np.mgrid[0:size, 0:size] / size - 0.5
+def _simulated_depth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width] / np.reshape((height, width), (2, 1, 1)) - 0.5
     slope_x, slope_y = rng.uniform(-0.3, 0.3), rng.uniform(-0.6, 0.0)
     depth = 2.0 + slope_x * x + slope_y * y
     for _ in range(rng.integers(1, 5)):
@@ -118,9 +120,9 @@ FAMILIES: dict[str, HoleFunction] = {
 built-in model and tests take the names from this table."""
 
 
-def draw_hole(family: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draws a hole of the named family that covers at least 2 % and leaves at least 2 % known."""
+def draw_hole(family: str, rng: np.random.Generator, height: int, width: int | None = None) -> np.ndarray:
+    """Draws a hole of the named family that covers at least 2 % and leaves at least 2 % known; by default a square."""
     while True:
-        mask = FAMILIES[family](rng, size)
+        mask = FAMILIES[family](rng, height, height if width is None else width)
         if 0.02 <= mask.mean() <= 0.98:
             return mask

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import groupby
 
 import torch
 
 from rlhf.data.candidate_table import CandidateTable, Key
 from rlhf.data.prompts import AnyPrompt
-from rlhf.errors import UserError
 
 PIXELS_AT_ONCE = 2**20
 """Pixels of the pictures that are decoded and computed with at once: 256 of 64 px, 4 of 512 px."""
@@ -24,21 +24,17 @@ class Pictures:
     candidates: Mapping[Key, torch.Tensor]
 
     def show(self, keys: Sequence[Key]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns images [N, 3, H, W] and masks [N, 1, H, W].
+        """Returns images [N, 3, H, W] and masks [N, 1, H, W] of keys of one size.
 
-        Raises UserError if a picture is damaged, or sizes differ.
+        Raises UserError if a picture is damaged.
         """
         masks = {prompt_id: self.prompts[prompt_id].mask for prompt_id in dict.fromkeys(key[0] for key in keys)}
-        sizes = {tuple(mask.shape[1:]): prompt_id for prompt_id, mask in masks.items()}
-        if len(sizes) > 1:
-            examples = " and ".join(f"{w}x{h} ({name})" for (h, w), name in list(sizes.items())[:2])
-            raise UserError(f"candidates: pictures of several sizes, such as {examples}; keep one size in a folder")
         return torch.stack([self.candidates[key] for key in keys]), torch.stack([masks[key[0]] for key in keys])
 
     def stream(
         self, keys: Sequence[Key], pixels: int = PIXELS_AT_ONCE
     ) -> Iterator[tuple[list[Key], torch.Tensor, torch.Tensor]]:
-        """Yields all keys with their images and masks, in batches and in the order of the table.
+        """Yields all keys with their images and masks, in batches of one size and in the order of the table.
 
         The next batch is decoded meanwhile.
         """
@@ -52,13 +48,12 @@ class Pictures:
                 yield coming[0], *coming[1].result()
 
     def batches(self, keys: Sequence[Key], pixels: int = PIXELS_AT_ONCE) -> Iterator[list[Key]]:
-        """Splits keys into batches with at most that many pixels, or one picture."""
-        if not keys:
-            return
-        height, width = self.prompts[keys[0][0]].mask.shape[1:]
-        size = max(1, pixels // (height * width))
-        for start in range(0, len(keys), size):
-            yield list(keys[start : start + size])
+        """Splits keys, in their order, into batches of one size with at most that many pixels, or one picture."""
+        size_of = cache(lambda prompt_id: self.prompts[prompt_id].size)
+        for (height, width), run in groupby(keys, key=lambda key: size_of(key[0])):
+            same, count = list(run), max(1, pixels // (height * width))
+            for start in range(0, len(same), count):
+                yield same[start : start + count]
 
     def digests(self, keys: Iterable[Key]) -> dict[Key, bytes]:
         """Returns the SHA-256 of each picture and its mask; files are not decoded."""

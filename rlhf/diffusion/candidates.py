@@ -1,11 +1,12 @@
 """Paints candidates: samples of a policy that people or simulated annotators will score."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf.config.run_config import CandidatesConfig, RunConfig
+from rlhf.data.buckets import Size, batches_of_one_size
 from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.sampler import SampledTask, Sampler, SamplingTask
 from rlhf.diffusion.trajectories import RolloutPlan
@@ -19,7 +20,7 @@ MADE_FROM = "made_from.json"
 
 def make_candidates(
     sampler: Sampler,
-    prompt_ids: Sequence[str],
+    sizes: Mapping[str, Size],
     out: Path,
     config: CandidatesConfig,
     *,
@@ -28,17 +29,18 @@ def make_candidates(
 ) -> int:
     """Inpaint every prompt `samples_per_prompt` times into `out/part-*.parquet`; returns the number of images there.
 
+    `sizes` are those of the prompts by id, in the order of the candidates; images of one size are denoised together.
     Sample i uses entry i of `num_inference_steps`, `eta` and `strength` (modulo their lengths), so that
     annotators see good and poor samples alike. Samples are numbered from `first_sample`, and their noise depends on the
     number, so candidates of several policies have distinct keys. A part holds one finished task; a run that was killed
     goes on with the tasks that have no part.
     """
-    tasks = plan_candidates(prompt_ids, config, seed=seed, first_sample=first_sample)
+    tasks = plan_candidates(sizes, config, seed=seed, first_sample=first_sample)
     parts = {task.number: out / f"part-{task.number:05d}.parquet" for task in tasks}
     there = {path.name for path in out.glob("part-*.parquet")}
     images = sum(count_rows(path) for path in parts.values() if path.name in there)
     left = [task for task in tasks if parts[task.number].name not in there]
-    total = len(prompt_ids) * config.samples_per_prompt
+    total = len(sizes) * config.samples_per_prompt
     with progress_bar(stage="candidates", total=total, initial=images) as bar:
         for done in sampler.sample(left):
             write_table(_rows(done, sampler.version, seed), CANDIDATES, parts[done.task.number])
@@ -48,11 +50,10 @@ def make_candidates(
 
 
 def plan_candidates(
-    prompt_ids: Sequence[str], config: CandidatesConfig, *, seed: int, first_sample: int
+    sizes: Mapping[str, Size], config: CandidatesConfig, *, seed: int, first_sample: int
 ) -> list[SamplingTask]:
     """The tasks of the stage: one sample of each prompt in a micro-batch; all prompts before the next sample."""
-    size = config.micro_batch_size
-    batches = [tuple(prompt_ids[i : i + size]) for i in range(0, len(prompt_ids), size)]
+    batches = batches_of_one_size(sizes, sizes, config.micro_batch_size)
     samples = range(first_sample, first_sample + config.samples_per_prompt)
     return [
         SamplingTask(

@@ -10,8 +10,9 @@ import torch
 
 from rlhf.config.devices import free_bytes, resolve_device, resolve_precision
 from rlhf.config.run_config import ModelConfig
+from rlhf.data.buckets import Size
 from rlhf.diffusion.families.family import ModelFamily, TextEmbedding
-from rlhf.diffusion.families.open_family import UNGUARDED, check_guidance, open_family, read_schedule
+from rlhf.diffusion.families.open_family import UNGUARDED, check_guidance, open_family, read_schedule, read_step_px
 from rlhf.diffusion.families.pipeline_folder import Part
 from rlhf.diffusion.families.text_cache import TextCache
 from rlhf.diffusion.policy_weights import merge_weights
@@ -145,6 +146,17 @@ def check_guided_captions(config: ModelConfig, captions: Mapping[str, str]) -> N
             raise UserError(
                 f"model.guidance: true guidance leads towards captions, but prompt {prompt_id} has none; "
                 "cut the prompts with --captions, or choose another guidance"
+            )
+
+
+def check_sizes(config: ModelConfig, sizes: Mapping[str, Size]) -> None:
+    """Raises UserError if the model cannot paint one of the `sizes`, by prompt id; reads its configuration alone."""
+    step = read_step_px(as_path(resolve_model(config.path)))
+    for prompt_id, (height, width) in sizes.items():
+        if height % step or width % step:
+            raise UserError(
+                f"prompt {prompt_id}: is {width}x{height} px, and {config.path} paints multiples of {step} px; cut the "
+                f"prompts again with prompts.size_px, and prompts.bucket_step_px for buckets, multiples of {step}"
             )
 
 

@@ -133,7 +133,7 @@ def distance_from(base: Judged, judged: Judged) -> np.ndarray:
     Shape [P], in levels of 255.
     """
     pairs = zip(judged.images, base.images, strict=True)
-    samples = min(judged.images.shape[1], base.images.shape[1])
+    samples = min(judged.samples, base.samples)
     whole = [(ours[:samples].float() - theirs[:samples].float()).abs().mean() for ours, theirs in pairs]
     # Known pixels are equal, so the whole difference lies in the hole.
     return torch.stack(whole).double().numpy() / judged.hole_share

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from rlhf.config.run_config import EvaluateConfig
 from rlhf.data.prompts import Prompt
@@ -93,7 +92,7 @@ def describe_contestant(
     is_base = entry.name == base.name
     return ContestantFigures(
         spec=entry.spec,
-        samples_per_prompt=entry.judged.images.shape[1],
+        samples_per_prompt=entry.judged.samples,
         follows_noise=entry.follows_noise,
         known_pixels_differ=entry.judged.known_pixels_differ,
         figures={
@@ -118,8 +117,8 @@ def add_sets(
     features: Features,
 ) -> None:
     """Adds FID and KID of first samples against the originals to the figures of all families; None for single ones."""
-    originals = torch.stack([prompt.image for prompt in prompts])
-    images = {entry.name: from_8bit(entry.judged.images[:, 0]) for entry in entries}
+    originals = [prompt.image for prompt in prompts]
+    images = {entry.name: [from_8bit(samples[0]) for samples in entry.judged.images] for entry in entries}
     photographs = len({prompt.photograph for prompt in prompts})
     for name, distances in measure_sets(features, images, originals).items():
         for family, found in contestants[name].figures.items():

@@ -131,7 +131,7 @@ def measure_prompts(judged: Judged, base: Judged, *, shares_noise: bool) -> dict
             figures[f"{judge}_same_noise"] = wins(*marks).mean(1)
         figures[judge] = marks[0].mean(1)
     figures["lower"] = judged.marks["lower"].mean(1)
-    if judged.images.shape[1] > 1:
+    if judged.samples > 1:
         figures["variance"] = judged.reward.var(axis=1, ddof=1)
         figures["diversity"] = judged.diversity
     for name in [name for name in (*FIDELITY, NETWORK_DISTANCE, LPIPS, LPIPS_SEAM) if name in judged.marks]:

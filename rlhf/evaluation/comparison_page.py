@@ -110,7 +110,7 @@ def make_cards(prompts: Sequence[Prompt], judged: Mapping[str, Judged], base: st
         hole = prompt.mask[0].numpy() > 0.5
         original = tensor_to_image(prompt.image)
         pictures = {"masked": show_hole(original, hole), "original": original}
-        pictures |= {name: tensor_to_image(from_8bit(own.images[place, 0])) for name, own in judged.items()}
+        pictures |= {name: tensor_to_image(from_8bit(own.images[place][0])) for name, own in judged.items()}
         uris = {name: picture_uri(picture) for name, picture in pictures.items()}
         room -= sum(map(len, uris.values()))
         if room < 0:

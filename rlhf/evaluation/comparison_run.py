@@ -9,6 +9,7 @@ from pathlib import Path
 from rlhf.config.devices import precision_of, resolve_device
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
+from rlhf.diffusion.policy import check_sizes
 from rlhf.diffusion.policy_manifest import list_policies
 from rlhf.diffusion.sampler import Sampler
 from rlhf.errors import UserError
@@ -50,12 +51,6 @@ class ComparisonRequest:
     """Name of the contestant that the others are compared with."""
     out: Path
 
-    def read_prompts(self) -> list[Prompt]:
-        """Loads the prompts. Raises UserError if they have several sizes."""
-        prompts = load_prompts(self.prompts, split=self.split)
-        check_sizes(prompts, self.prompts)
-        return prompts
-
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonResult:
@@ -70,12 +65,14 @@ def run_comparison(request: ComparisonRequest, config: RunConfig, open_samplers:
     """Judges all contestants and writes tables and page.
 
     Contestants that `out` holds from an interrupted run with the same settings are not painted again. Raises UserError
-    if a contestant is missing, sizes differ, or too few prompts are common to all.
+    if a contestant is missing, the model cannot paint a prompt's size, or too few prompts are common to all.
     """
     policies = list_policies(request.run) if request.run is not None else []
     check_names(request, policies)
-    prompts = request.read_prompts()
+    prompts = load_prompts(request.prompts, split=request.split)
     table = PromptTable(request.prompts, split=request.split)
+    if request.run is not None or BASE == request.base not in request.specs:
+        check_sizes(config.model, {prompt.prompt_id: prompt.size for prompt in prompts})
     contestants = open_contestants(request, config, table)
     captions = {prompt.prompt_id: prompt.caption for prompt in prompts}
     reward = open_reward(request.reward, resolve_device(config.model.device), captions)
@@ -141,14 +138,6 @@ def check_names(request: ComparisonRequest, policies: Sequence[Path]) -> None:
     names = [*dict.fromkeys([*own, *request.specs])]
     if request.base not in names:
         raise UserError(f"--base {request.base}: no contestant of that name; there are {', '.join(names)}")
-
-
-def check_sizes(prompts: Sequence[Prompt], place: Path) -> None:
-    """Raises UserError if prompts have several sizes: scores of different sizes cannot be compared."""
-    sizes = {tuple(prompt.mask.shape[-2:]): prompt.prompt_id for prompt in prompts}
-    if len(sizes) > 1:
-        examples = " and ".join(f"{width}x{height} ({name})" for (height, width), name in list(sizes.items())[:2])
-        raise UserError(f"{place}: prompts of several sizes, such as {examples}; evaluate each size apart")
 
 
 def settings_of(

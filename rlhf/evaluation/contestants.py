@@ -1,6 +1,6 @@
 """Contestants of a comparison of inpaintings: policies, pipelines, classical fills, images made elsewhere."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from rlhf.config.run_config import RunConfig
+from rlhf.data.buckets import batches_of_one_size
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.policy import load_policy
 from rlhf.diffusion.policy_manifest import locate_policy, read_manifest
@@ -120,18 +121,20 @@ def judge_fill(
             filled = fill(np.where(hole[..., None], np.uint8(128), rgb), hole)
             return torch.from_numpy(filled).permute(2, 0, 1)[None]
 
-        return join_judged(_judge_each(prompts, paint, jury, name))
+        return _judge_each(prompts, paint, jury, name)
 
     return judge
 
 
-def _judge_each(
-    prompts: Sequence[Prompt], paint: Callable[[Prompt], torch.Tensor], jury: Jury, name: str
-) -> Iterator[Judged]:
+def _judge_each(prompts: Sequence[Prompt], paint: Callable[[Prompt], torch.Tensor], jury: Jury, name: str) -> Judged:
     """Judges batch by batch; `paint` returns uint8 [S, 3, H, W]."""
-    batches = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
-    for batch in progress_bar(batches, stage=f"evaluate: {name}"):
-        yield judge_images(torch.stack([paint(prompt) for prompt in batch]), batch, jury)
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    parts = []
+    batches = batches_of_one_size(by_id, {name: prompt.size for name, prompt in by_id.items()}, BATCH)
+    for names in progress_bar(batches, stage=f"evaluate: {name}"):
+        batch = [by_id[prompt_id] for prompt_id in names]
+        parts.append(judge_images(torch.stack([paint(prompt) for prompt in batch]), batch, jury))
+    return join_judged(parts).select(list(by_id))
 
 
 def judge_folder(folder: Path, prompts: Sequence[Prompt], jury: Jury, name: str) -> Judged:
@@ -161,7 +164,7 @@ def judge_folder(folder: Path, prompts: Sequence[Prompt], jury: Jury, name: str)
         return torch.stack([_to_pixels(picture) for picture in pictures])
 
     present = [prompt for prompt in prompts if prompt.prompt_id in files]
-    return join_judged(_judge_each(present, read, jury, name))
+    return _judge_each(present, read, jury, name)
 
 
 def _find_images(folder: Path, prompt_id: str) -> list[Path]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rlhf.config.run_config import EvaluateConfig
+from rlhf.data.buckets import batches_of_one_size
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.policy_manifest import read_manifest
 from rlhf.diffusion.sampler import Sampler, SamplingTask
@@ -170,9 +171,9 @@ def _write_samples(versions: list[int], path: list[Judged], prompts: list[Prompt
     points = (row for v, each in zip(versions, path, strict=True) for row in curve_rows(v, each, prompts))
     write_table(points, CURVE, out / "curve" / "samples.parquet")
     shown = np.linspace(0, len(prompts) - 1, min(COMPARED, len(prompts))).astype(int)
-    originals, masks = (torch.stack([getattr(prompts[i], name) for i in shown]) for name in ("image", "mask"))
-    filled = [from_8bit(each.images[shown, 0]) for each in (base, judged)]
-    save_comparison_grid([blank_hole(originals, masks), *filled, originals], out / "comparison.png")
+    masked = [blank_hole(prompts[i].image, prompts[i].mask) for i in shown]
+    filled = [[from_8bit(each.images[i][0]) for i in shown] for each in (base, judged)]
+    save_comparison_grid([masked, *filled, [prompts[i].image for i in shown]], out / "comparison.png")
 
 
 def judge_policy(
@@ -203,15 +204,14 @@ def judge_policy(
         pictures = torch.stack([torch.from_numpy(np.array(decode_image(image))) for image in done.images])
         pictures = pictures.permute(0, 3, 1, 2).unflatten(0, (len(painted), config.samples_per_prompt))
         parts[done.task.number] = judge_images(pictures, painted, jury)
-    return join_judged(parts[number] for number in sorted(parts))
+    return join_judged(parts[number] for number in sorted(parts)).select([prompt.prompt_id for prompt in prompts])
 
 
 def plan_evaluation(prompts: list[Prompt], config: EvaluateConfig, seed: int) -> list[SamplingTask]:
-    """Returns one task, with all samples of its prompts, for each batch that is denoised at once."""
+    """Returns one task, with all samples of its prompts of one size, for each batch that is denoised at once."""
     plan = RolloutPlan(num_inference_steps=config.num_inference_steps, eta=0.0, stochastic_steps=frozenset())
     size = max(1, config.micro_batch_size // config.samples_per_prompt)
-    names = [prompt.prompt_id for prompt in prompts]
-    batches = [tuple(names[i : i + size]) for i in range(0, len(names), size)]
+    sizes = {prompt.prompt_id: prompt.size for prompt in prompts}
     return [
         SamplingTask(
             number=number,
@@ -220,7 +220,7 @@ def plan_evaluation(prompts: list[Prompt], config: EvaluateConfig, seed: int) ->
             plan=plan,
             seed_key=(seed, "evaluate"),
         )
-        for number, batch in enumerate(batches)
+        for number, batch in enumerate(batches_of_one_size(sizes, sizes, size))
     ]
 
 

@@ -1,6 +1,6 @@
 """Distances in the features of networks: LPIPS of fill and original, FID and KID of sets. They need weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,14 +56,22 @@ def open_features(path: str | None, device: torch.device) -> Features:
 
 
 def measure_sets(
-    features: Features, sets: Mapping[str, torch.Tensor], originals: torch.Tensor
+    features: Features, sets: Mapping[str, Sequence[torch.Tensor]], originals: Sequence[torch.Tensor]
 ) -> dict[str, dict[str, float]]:
-    """Returns `fid` and `kid` of each set of images [N, 3, H, W] against the originals, by the set's name."""
-    true = features(originals)
+    """Returns `fid` and `kid` of each set of images [3, H, W] against the originals, by the set's name."""
+    true = _describe(features, originals)
     return {
         name: {"fid": frechet_distance(found, true), "kid": kernel_distance(found, true)}
-        for name, found in ((name, features(images)) for name, images in sets.items())
+        for name, found in ((name, _describe(features, images)) for name, images in sets.items())
     }
+
+
+def _describe(features: Features, images: Sequence[torch.Tensor]) -> np.ndarray:
+    """Returns the features [N, d] of images, size by size."""
+    of_size: dict[torch.Size, list[torch.Tensor]] = {}
+    for image in images:
+        of_size.setdefault(image.shape, []).append(image)
+    return np.concatenate([features(torch.stack(same)) for same in of_size.values()])
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:

@@ -99,9 +99,9 @@ class JudgedStore:
         for p, prompt_id in enumerate(judged.prompt_ids):
             prompt = self._prompts[prompt_id]
             place = {"prompt_id": prompt_id, "photograph": prompt.photograph, "hole": prompt.hole, "contestant": name}
-            for s in range(judged.images.shape[1]):
+            for s in range(judged.samples):
                 marks = {mark: _or_none(values[p, s]) for mark, values in judged.marks.items()}
-                picture = image_cell(encode_picture(judged.images[p, s]), f"{prompt_id}_{s}_{name}.png")
+                picture = image_cell(encode_picture(judged.images[p][s]), f"{prompt_id}_{s}_{name}.png")
                 others = {"sample_index": s, "image": picture, "diversity": _or_none(judged.diversity[p])}
                 yield place | others | marks
 
@@ -111,13 +111,15 @@ class JudgedStore:
         firsts = rows[::samples]
         pictures = [torch.from_numpy(np.array(decode_image(row["image"]["bytes"]))) for row in rows]
         marks = {name: [_or_nan(row[name]) for row in rows] for name in self._jury.marks}
-        masks = torch.stack([self._prompts[row["prompt_id"]].mask for row in firsts])
+        shares = torch.stack([self._prompts[row["prompt_id"]].mask.mean() for row in firsts])
         return Judged(
             prompt_ids=tuple(row["prompt_id"] for row in firsts),
-            images=torch.stack(pictures).permute(0, 3, 1, 2).unflatten(0, (-1, samples)),
+            images=[
+                torch.stack(pictures[i : i + samples]).permute(0, 3, 1, 2) for i in range(0, len(pictures), samples)
+            ],
             marks={name: np.reshape(values, (-1, samples)) for name, values in marks.items()},
             diversity=np.array([_or_nan(row["diversity"]) for row in firsts]),
-            hole_share=masks.mean((1, 2, 3)).double().numpy(),
+            hole_share=shares.double().numpy(),
             known_pixels_differ=known_pixels_differ,
         )
 

@@ -60,8 +60,8 @@ class Judged:
     """Judged samples of one contestant: rows are prompts, columns samples."""
 
     prompt_ids: tuple[str, ...]
-    images: torch.Tensor
-    """uint8 [P, S, 3, H, W]."""
+    images: Sequence[torch.Tensor]
+    """uint8 [S, 3, H, W] of each prompt."""
     marks: Mapping[str, np.ndarray]
     """float64 [P, S] by the names of `Jury.marks`; NaN stands for no value."""
     diversity: np.ndarray
@@ -70,6 +70,11 @@ class Judged:
     """[P]: share of the picture's pixels."""
     known_pixels_differ: int
     """Number of pixels outside the holes that differ from the prompt's; 0 for every model painted here."""
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of each prompt."""
+        return len(self.images[0])
 
     @property
     def reward(self) -> np.ndarray:
@@ -101,7 +106,7 @@ class Judged:
         places = [self.prompt_ids.index(name) for name in prompt_ids]
         return Judged(
             prompt_ids=tuple(prompt_ids),
-            images=self.images[places],
+            images=[self.images[place] for place in places],
             marks={name: values[places] for name, values in self.marks.items()},
             diversity=self.diversity[places],
             hole_share=self.hole_share[places],
@@ -110,7 +115,7 @@ class Judged:
 
 
 def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) -> Judged:
-    """Marks the images uint8 [P, S, 3, H, W] of P prompts.
+    """Marks the images uint8 [P, S, 3, H, W] of P prompts of one size.
 
     Raises UserError with the prompt's name if a judge gives no finite number.
     """
@@ -143,7 +148,7 @@ def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) ->
     columns |= measure_looks(filled, masks) | measure_fidelity(filled, originals, masks)
     return Judged(
         prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
-        images=images,
+        images=list(images),
         marks={name: column.reshape(-1, samples) for name, column in to_arrays(columns).items()},
         diversity=measure_diversity(filled.unflatten(0, (-1, samples)), masks[::samples]).numpy(),
         hole_share=masks[::samples].mean((1, 2, 3)).double().numpy(),
@@ -156,7 +161,7 @@ def join_judged(parts: Iterable[Judged]) -> Judged:
     found = list(parts)
     return Judged(
         prompt_ids=tuple(name for part in found for name in part.prompt_ids),
-        images=torch.cat([part.images for part in found]),
+        images=[image for part in found for image in part.images],
         marks={name: np.concatenate([part.marks[name] for part in found]) for name in found[0].marks},
         diversity=np.concatenate([part.diversity for part in found]),
         hole_share=np.concatenate([part.hole_share for part in found]),

@@ -46,7 +46,7 @@ def evaluation_rows(name: str, judged: Judged, prompts: Sequence[Prompt]) -> Ite
                 "photograph": prompt.photograph,
                 "hole": prompt.hole,
                 "policy": name,
-                "image": image_cell(encode_picture(judged.images[p, s]), path),
+                "image": image_cell(encode_picture(judged.images[p][s]), path),
                 "reward": judged.reward[p, s],
                 "uncertainty": judged.uncertainty[p, s],
                 "gold": judged.gold[p, s],

@@ -11,15 +11,14 @@ from rlhf.storage.images import encode_png, tensor_to_image
 
 
 def image_grid(rows: Sequence[Sequence[Image.Image]], *, zoom: int = 1, gap_px: int = 2) -> Image.Image:
-    """Arranges pictures of one size in rows on a white background."""
-    width, height = rows[0][0].width * zoom, rows[0][0].height * zoom
+    """Arranges pictures in rows on a white background, in cells of the widest and highest one."""
+    width, height = (zoom * max(image.size[side] for row in rows for image in row) for side in (0, 1))
     columns = max(len(row) for row in rows)
     grid = Image.new("RGB", (columns * (width + gap_px) - gap_px, len(rows) * (height + gap_px) - gap_px), "white")
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
-            grid.paste(
-                image.resize((width, height), Image.Resampling.NEAREST), (c * (width + gap_px), r * (height + gap_px))
-            )
+            size = (image.width * zoom, image.height * zoom)
+            grid.paste(image.resize(size, Image.Resampling.NEAREST), (c * (width + gap_px), r * (height + gap_px)))
     return grid
 
 
@@ -30,8 +29,8 @@ def save_rollout_grid(images: torch.Tensor, samples_per_prompt: int, path: Path)
     _save(image_grid(rows, zoom=2), path)
 
 
-def save_comparison_grid(columns: Sequence[torch.Tensor], path: Path, *, per_row: int = 2) -> None:
-    """Writes a PNG of pictures side by side, e.g. masked, base, aligned, original; each column is [N, 3, H, W].
+def save_comparison_grid(columns: Sequence[Sequence[torch.Tensor]], path: Path, *, per_row: int = 2) -> None:
+    """Writes a PNG of pictures side by side, e.g. masked, base, aligned, original; each column has N of [3, H, W].
 
     Each row of the PNG holds `per_row` sets of pictures.
     """

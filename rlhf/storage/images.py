@@ -90,9 +90,21 @@ def blank_hole(image: torch.Tensor, mask: torch.Tensor, value: float = 0.0) -> t
     return image * (mask < 0.5) if value == 0 else torch.where(mask < 0.5, image, value)
 
 
+def random_crop(
+    image: Image.Image, rng: np.random.Generator, *, size: tuple[int, int], scale: tuple[float, float]
+) -> Image.Image:
+    """Returns a random crop of the shape of `size` (height, width), resampled to it.
+
+    Its sides are a share `scale` of those of the largest crop of that shape.
+    """
+    (height, width), share = size, rng.uniform(*scale)
+    largest = min(image.width, image.height * (width / height)), min(image.height, image.width * (height / width))
+    columns, rows = (max(1, round(side * share)) for side in largest)
+    left = int(rng.integers(0, image.width - columns + 1))
+    top = int(rng.integers(0, image.height - rows + 1))
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + columns, top + rows))
+
+
 def square_crop(image: Image.Image, rng: np.random.Generator, *, size: int, scale: tuple[float, float]) -> Image.Image:
     """Returns a random square crop, its side a share `scale` of the short side, resampled to `size` px."""
-    side = max(1, round(min(image.size) * rng.uniform(*scale)))
-    left = int(rng.integers(0, image.width - side + 1))
-    top = int(rng.integers(0, image.height - side + 1))
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return random_crop(image, rng, size=(size, size), scale=scale)

@@ -51,7 +51,7 @@ def policy(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def candidates_here(config: RunConfig, table: PromptTable, policy: Path | None, out: Path) -> list[dict]:
-    make_candidates(InProcessSampler(load_policy(config.model, policy), table.rows), IDS, out, CONFIG, seed=0)
+    make_candidates(InProcessSampler(load_policy(config.model, policy), table.rows), table.sizes, out, CONFIG, seed=0)
     return read_table(out, CANDIDATES)
 
 
@@ -60,8 +60,8 @@ def test_two_samplers_make_the_candidates_of_one_process_of_base_and_policy(
     config: RunConfig, table: PromptTable, policy: Path, tmp_path: Path
 ) -> None:
     with remote_samplers(config, table, [policy], tmp_path, workers=2) as open_policy:
-        assert make_candidates(open_policy(None), IDS, tmp_path / "base", CONFIG, seed=0) == 24
-        assert make_candidates(open_policy(policy), IDS, tmp_path / "policy", CONFIG, seed=0) == 24
+        assert make_candidates(open_policy(None), table.sizes, tmp_path / "base", CONFIG, seed=0) == 24
+        assert make_candidates(open_policy(policy), table.sizes, tmp_path / "policy", CONFIG, seed=0) == 24
     assert read_table(tmp_path / "base", CANDIDATES) == candidates_here(config, table, None, tmp_path / "1")
     assert read_table(tmp_path / "policy", CANDIDATES) == candidates_here(config, table, policy, tmp_path / "2")
 
@@ -76,7 +76,7 @@ def test_a_killed_sampler_leaves_the_same_candidates(
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     with remote_samplers(config, table, [policy], tmp_path, workers=1) as open_policy:
-        make_candidates(open_policy(policy), IDS, tmp_path / "ours", CONFIG, seed=0)
+        make_candidates(open_policy(policy), table.sizes, tmp_path / "ours", CONFIG, seed=0)
     killer.join()
     assert [(line["role"], line["cause"]) for line in read_incidents(tmp_path)] == [("sampler", "died")]
     assert read_table(tmp_path / "ours", CANDIDATES) == candidates_here(config, table, policy, tmp_path / "theirs")

@@ -51,7 +51,7 @@ def test_candidates_are_made_of_the_holes_alone(small_xl_pipeline: Path, tmp_pat
     policy = load_policy(ModelConfig(path=str(small_xl_pipeline)))
     sampler = InProcessSampler(policy, lambda names: [prompt_row(by_id[name]) for name in names])
     config = CandidatesConfig(samples_per_prompt=2, num_inference_steps=(3,))
-    assert make_candidates(sampler, list(by_id), tmp_path, config, seed=0) == 6
+    assert make_candidates(sampler, dict.fromkeys(by_id, (32, 32)), tmp_path, config, seed=0) == 6
     for (prompt_id, _), image in CandidateTable(tmp_path, by_id).items():
         known = 1 - by_id[prompt_id].mask
         torch.testing.assert_close(image * known, by_id[prompt_id].image * known, atol=1 / 127, rtol=0)

@@ -1,5 +1,6 @@
 """A random small pipeline, prompts and reward for 32x32 pictures: real classes, no training."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,18 @@ def small_prompts(count: int = 8) -> list[Prompt]:
                 mask=mask_to_tensor(draw_hole(family, rng, SIZE_PX)),
             )
         )
+    return prompts
+
+
+def prompts_of_three_sizes(count: int) -> list[Prompt]:
+    """`small_prompts` of 32x32, 32x16 and 24x32 in turn, widths first."""
+    cuts = (slice(None), slice(None)), (slice(0, 16), slice(None)), (slice(None), slice(8, 32))
+    prompts = []
+    for number, prompt in enumerate(small_prompts(count)):
+        rows, columns = cuts[number % 3]
+        mask = prompt.mask[:, rows, columns].clone()
+        mask[:, :4, :4], mask[:, -4:, -4:] = 1.0, 0.0  # What is cut off may have been all of the hole.
+        prompts.append(replace(prompt, image=prompt.image[:, rows, columns], mask=mask))
     return prompts
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 
+from rlhf.data.buckets import batches_of_one_size
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.rollout import rollout
@@ -32,8 +33,10 @@ def measure_quality(policy: Policy, prompts: list[Prompt], *, num_inference_step
     """Reconstructs and fills every prompt once, by deterministic steps, and compares with the originals."""
     plan = RolloutPlan(num_inference_steps=num_inference_steps, eta=0.0, stochastic_steps=frozenset())
     vae_psnr, hole_psnr, hole_ssim = [], [], []
-    for start in progress_bar(range(0, len(prompts), BATCH), stage="quality"):
-        batch = prompts[start : start + BATCH]
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    batches = batches_of_one_size(by_id, {name: prompt.size for name, prompt in by_id.items()}, BATCH)
+    for names in progress_bar(batches, stage="quality"):
+        batch = [by_id[name] for name in names]
         originals = torch.stack([p.image for p in batch])
         filled = rollout(policy, batch, plan, sample_indices=[0], seed_key=(seed, "quality")).images
         reconstructed = policy.family.decode(policy.family.encode_images(originals)).cpu()
@@ -42,7 +45,7 @@ def measure_quality(policy: Policy, prompts: list[Prompt], *, num_inference_step
             hole = prompt.mask[0] > 0.5
             hole_psnr.append(psnr(image[:, hole], prompt.image[:, hole]))
             hole_ssim.append(_ssim(image, prompt.image, hole.numpy()))
-    photographs = [p.photograph for p in prompts]
+    photographs = [by_id[name].photograph for names in batches for name in names]
     return ModelQuality(
         vae_psnr_db=estimate_figure(np.array(vae_psnr), photographs),
         hole_psnr_db=estimate_figure(np.array(hole_psnr), photographs),

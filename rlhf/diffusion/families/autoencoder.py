@@ -1,9 +1,12 @@
 """The way between images and latents of families with diffusers' AutoencoderKL."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
+from rlhf.diffusion.families.pipeline_folder import read_part_config
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -35,3 +38,8 @@ def in_parts(run: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor,
 def factor_of(vae: "AutoencoderKL") -> int:
     """Pixels on the side of a latent cell."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def read_factor(place: Path) -> int:
+    """`factor_of` the VAE of a pipeline, from its configuration alone."""
+    return 2 ** (len(read_part_config(place, "vae", "config.json")["block_out_channels"]) - 1)

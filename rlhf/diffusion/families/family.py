@@ -125,6 +125,10 @@ class ModelFamily(Protocol):
         """Device of the parts that are loaded."""
 
     @property
+    def step_px(self) -> int:
+        """Pixels that the sides of images are multiples of."""
+
+    @property
     def native_px(self) -> int:
         """Side of the square images that the network was made for."""
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.families.autoencoder import factor_of
+from rlhf.diffusion.families.autoencoder import factor_of, read_factor
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
 from rlhf.diffusion.families.masked_image import MaskedImage
@@ -127,6 +127,11 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     read_index(place, CLASSES, PARTS)
     _reads_mask(place)
     return read_evenly_shifted(place, num_inference_steps, side=read_native_cells(place) // Flux.patch)
+
+
+def read_step_px(place: Path) -> int:
+    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
+    return Flux.patch * read_factor(place)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

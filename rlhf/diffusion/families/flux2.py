@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.families.autoencoder import factor_of, in_parts
+from rlhf.diffusion.families.autoencoder import factor_of, in_parts, read_factor
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.families.pipeline_folder import (
@@ -133,6 +133,11 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     read_index(place, CLASSES, PARTS)
     _check_network(place)
     return _schedule(read_flow_scheduler(place), num_inference_steps, (read_native_cells(place) // FOLD) ** 2)
+
+
+def read_step_px(place: Path) -> int:
+    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
+    return Flux2Klein.patch * FOLD * read_factor(place)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

@@ -38,8 +38,8 @@ MODULES = {
 }
 """Module of this folder by the pipeline's class in `model_index.json`.
 
-Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `guidance_kinds`, `LORA_TARGETS`, and `TEXT_OPTIONS`: how
-it has texts embedded, on which cached embeddings depend.
+Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `read_step_px`, `guidance_kinds`, `LORA_TARGETS`, and
+`TEXT_OPTIONS`: how it has texts embedded, on which cached embeddings depend.
 """
 UNGUARDED = frozenset(Part) - {Part.SAFETY_CHECKER}
 """All parts but the safety checker: training judges images by the reward alone."""
@@ -83,6 +83,12 @@ def guidance_kinds(place: Path) -> tuple[str, ...]:
     """Values of `model.guidance` that the pipeline at `place` takes, its default first."""
     kinds: tuple[str, ...] = module_of(place).guidance_kinds(place)
     return kinds
+
+
+def read_step_px(place: Path) -> int:
+    """Pixels that the sides of a pipeline's images are multiples of, from its configuration alone."""
+    step_px: int = module_of(place).read_step_px(place)
+    return step_px
 
 
 def check_guidance(config: ModelConfig, place: Path) -> None:

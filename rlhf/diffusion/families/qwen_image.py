@@ -120,6 +120,11 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     return read_evenly_shifted(place, num_inference_steps, side=NATIVE_CELLS // QwenImage.patch)
 
 
+def read_step_px(place: Path) -> int:
+    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
+    return QwenImage.patch * 2 ** len(read_part_config(place, "vae", "config.json")["temperal_downsample"])
+
+
 def guidance_kinds(place: Path) -> tuple[str, ...]:
     """Values of `model.guidance` that a pipeline takes, its default first."""
     return ("none", "true")

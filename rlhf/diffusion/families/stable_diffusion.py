@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.families.autoencoder import decode, encode
+from rlhf.diffusion.families.autoencoder import decode, encode, read_factor
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, device_of, guide, stack_prompts
 from rlhf.diffusion.families.masked_image import MaskedImage
@@ -86,6 +86,11 @@ class StableDiffusion(MaskedImage):
         return self.native_cells * self.pipeline.vae_scale_factor
 
     @property
+    def step_px(self) -> int:
+        """Side of a latent cell in pixels."""
+        return int(self.pipeline.vae_scale_factor)
+
+    @property
     def native_cells(self) -> int:
         """The same side in latent cells."""
         return int(self.network.config.sample_size)
@@ -100,7 +105,7 @@ class StableDiffusion(MaskedImage):
 
     def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole cells."""
-        return stack_prompts(prompts, self.pipeline.vae_scale_factor, self.device)
+        return stack_prompts(prompts, self.step_px, self.device)
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Scaled latents [B, 4, h, w]: the posterior's mode."""
@@ -209,6 +214,11 @@ def _set_attention(pipeline: "StableDiffusionInpaintPipeline", choice: str, devi
         pipeline.unet.enable_xformers_memory_efficient_attention()
     except ModuleNotFoundError as error:
         raise UserError("model.attention: xformers is not installed; pip install 'prefpaint-ray[gpu]'") from error
+
+
+def read_step_px(place: Path) -> int:
+    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
+    return read_factor(place)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from rlhf.config.run_config import ModelConfig
+from rlhf.diffusion.families.autoencoder import read_factor
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.families.masked_image import MaskedImage
@@ -120,6 +121,11 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     network = read_part_config(place, "transformer", "config.json")
     tokens = (int(network["sample_size"]) // int(network["patch_size"])) ** 2
     return make_flow_schedule(scheduler, num_inference_steps, tokens=tokens)
+
+
+def read_step_px(place: Path) -> int:
+    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
+    return int(read_part_config(place, "transformer", "config.json")["patch_size"]) * read_factor(place)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from rlhf.diffusion.families.autoencoder import decode, encode, factor_of
+from rlhf.diffusion.families.autoencoder import decode, encode, factor_of, read_factor
 from rlhf.diffusion.families.family import TextEmbedding, cells_of, device_of, guide, stack_prompts
 from rlhf.diffusion.families.pipeline_folder import read_part_config
 from rlhf.diffusion.steps.flow_matching import FlowRule, FlowSchedule, make_flow_schedule
@@ -69,13 +69,18 @@ class TransformerFamily(ABC):
         return factor_of(self.pipeline.vae)
 
     @property
+    def step_px(self) -> int:
+        """Side of a token in pixels."""
+        return self.patch * self.factor
+
+    @property
     def native_cells(self) -> int:
         """The same side in latent cells."""
         return self.native_px // self.factor
 
     def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole tokens."""
-        return stack_prompts(prompts, self.patch * self.factor, self.device)
+        return stack_prompts(prompts, self.step_px, self.device)
 
     def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
         """The noise levels of `schedule`; a dynamic shift depends on the number of tokens."""
@@ -182,8 +187,7 @@ def read_evenly_shifted(place: Path, num_inference_steps: int, *, side: int) -> 
 
 def read_native_cells(place: Path) -> int:
     """Side in latent cells of the square images that the VAE of a pipeline was made for."""
-    vae = read_part_config(place, "vae", "config.json")
-    return int(vae["sample_size"]) // 2 ** (len(vae["block_out_channels"]) - 1)
+    return int(read_part_config(place, "vae", "config.json")["sample_size"]) // read_factor(place)
 
 
 def read_flow_scheduler(place: Path) -> "FlowMatchEulerDiscreteScheduler":

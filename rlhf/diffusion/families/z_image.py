@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from rlhf.config.run_config import ModelConfig
+from rlhf.diffusion.families.autoencoder import read_factor
 from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
@@ -88,6 +89,11 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     read_index(place, CLASSES, PARTS)
     _check_network(place)
     return read_evenly_shifted(place, num_inference_steps, side=read_native_cells(place) // ZImage.patch)
+
+
+def read_step_px(place: Path) -> int:
+    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
+    return ZImage.patch * read_factor(place)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

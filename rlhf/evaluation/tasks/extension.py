@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import JsonValue
 
 from rlhf.config.run_config import RunConfig
-from rlhf.data.prompts import SkippedPhotograph
+from rlhf.data.prompt_cutting import SkippedPhotograph
 from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.policy_manifest import locate_policy, read_manifest
 from rlhf.errors import UserError

@@ -151,17 +151,19 @@ def describe_to_train(
     worker. Images that do not fit into one batch are described again for the gradient, so that memory holds one batch
     of activations (gradient caching, arXiv:2101.06983).
     """
-    own = [keys[place] for place in ranks.own(keys)]
     with ranks.agreed():
-        batches = [change.apply(*pictures.show(batch)) for batch in pictures.batches(own)]
+        own = sorted(ranks.own(keys), key=lambda place: pictures.prompts[keys[place][0]].size)
+        batches = [change.apply(*pictures.show(batch)) for batch in pictures.batches([keys[place] for place in own])]
     with torch.set_grad_enabled(len(batches) == 1):
         outputs = [run_backbone(backbone, *batch) for batch in batches]
     found = torch.cat(outputs) if outputs else torch.zeros(0, backbone.output_dim)
-    joined = ranks.join(keys, found.detach()).requires_grad_()
+    in_order = torch.empty_like(found)
+    in_order[torch.tensor(own).argsort().argsort()] = found.detach()
+    joined = ranks.join(keys, in_order).requires_grad_()
 
     def give_back(gradient: torch.Tensor | None) -> None:
         assert gradient is not None, "the loss depends on all images"
-        parts = gradient[ranks.own(keys)].split([len(output) for output in outputs])
+        parts = gradient[own].split([len(output) for output in outputs])
         for output, batch, part in zip(outputs, batches, parts, strict=True):
             (output if output.requires_grad else run_backbone(backbone, *batch)).backward(part)
         add_gradients(backbone, ranks)

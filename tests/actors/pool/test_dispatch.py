@@ -255,7 +255,8 @@ def test_a_prompt_that_kills_samplers_is_quarantined_and_the_others_are_painted(
     notice = WeightsNotice(version=1, weights=[], checksum="abc", size_bytes=0)
     sampler = RemoteSampler(dispatcher, notice, 0, lambda ids: [by_id[name] for name in ids], Quarantine(tmp_path))
     config = CandidatesConfig(samples_per_prompt=1, micro_batch_size=2)
-    done = {d.task.number: d for d in sampler.sample(plan_candidates(list(by_id), config, seed=0, first_sample=0))}
+    tasks = plan_candidates(dict.fromkeys(by_id, (32, 32)), config, seed=0, first_sample=0)
+    done = {d.task.number: d for d in sampler.sample(tasks)}
     dispatcher.samplers.dismiss()
     assert [image.decode() for n in range(4) for image in done[n].images] == [name for name in by_id if name != "p4"]
     assert done[2].task.prompt_ids == ("p5",)

@@ -6,7 +6,8 @@ from PIL import Image
 
 from rlhf.config.run_config import PromptsConfig
 from rlhf.data.captions import read_captions
-from rlhf.data.prompts import checksum_prompts, load_prompts, make_prompts
+from rlhf.data.prompt_cutting import make_prompts
+from rlhf.data.prompts import checksum_prompts, load_prompts
 from rlhf.errors import UserError
 
 

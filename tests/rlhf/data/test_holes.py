@@ -35,7 +35,7 @@ class FixedRng:
 
 
 def masks_of(family: str, size: int) -> list[np.ndarray]:
-    return [FAMILIES[family](np.random.default_rng(seed), size) for seed in SEEDS]
+    return [FAMILIES[family](np.random.default_rng(seed), size, size) for seed in SEEDS]
 
 
 def extent(pixels: np.ndarray) -> tuple[int, int]:
@@ -76,7 +76,7 @@ def test_box_repaints_one_rectangle_with_sides_of_25_to_50_percent(size: int) ->
 
 @pytest.mark.parametrize(("share", "fraction"), [(0.0, 0.08), (1.0, 0.18)])
 def test_brush_strokes_are_8_to_18_percent_wide(share: float, fraction: float) -> None:
-    mask = brush(FixedRng(share), 200)
+    mask = brush(FixedRng(share), 200, 200)
     height, width = extent(mask)
     assert abs(height - 200 * fraction) <= 2, "a stroke along the rows is as high as it is wide"
     assert width > height
@@ -85,7 +85,7 @@ def test_brush_strokes_are_8_to_18_percent_wide(share: float, fraction: float) -
 def test_brush_draws_at_most_three_strokes_none_thinner_than_stated() -> None:
     counts = set()
     for seed in SEEDS:
-        mask = brush(np.random.default_rng(seed), 128)
+        mask = brush(np.random.default_rng(seed), 128, 128)
         counts.add(label(mask).max())
         padded = np.pad(mask, 16, mode="edge")
         lost = padded & ~opening(padded, disk(4))
@@ -110,8 +110,8 @@ def test_holes_are_boolean_reproducible_and_differ_by_seed(family: str) -> None:
 
 
 def test_a_new_family_is_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(rng: np.random.Generator, size: int) -> np.ndarray:
-        return np.tri(size, dtype=bool)
+    def half(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+        return np.tri(height, width, dtype=bool)
 
     with pytest.raises(UserError, match=r"prompts\.holes\.0: Input should be 'boundary_square', .* or 'warp'"):
         load_config(None, ("prompts.holes=[half]",))

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from rlhf.config.run_config import PromptsConfig
-from rlhf.data.prompts import load_prompts, make_prompts
+from rlhf.data.prompt_cutting import make_prompts
+from rlhf.data.prompts import load_prompts
 from rlhf.errors import UserError
 from rlhf.storage.images import encode_png
 from rlhf.storage.tables import PROMPTS, image_cell, read_table, write_table

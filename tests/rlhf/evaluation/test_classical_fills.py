@@ -34,6 +34,6 @@ def test_opencv_keeps_known_pixels_and_continues_a_flat_colour(method: str) -> N
 def test_a_fill_never_sees_the_original(tmp_path: Path) -> None:
     jury = Jury(reward=load_reward(save_small_reward(tmp_path)))
     judged = judge_fill(lambda rgb, hole: rgb, "copy")(small_prompts(2), jury)
-    for prompt, picture in zip(small_prompts(2), judged.images[:, 0], strict=True):
-        assert (picture[:, prompt.mask[0] > 0.5] == 128).all()
+    for prompt, picture in zip(small_prompts(2), judged.images, strict=True):
+        assert (picture[0][:, prompt.mask[0] > 0.5] == 128).all()
     assert judged.known_pixels_differ == 0

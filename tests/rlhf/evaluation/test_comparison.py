@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from small_comparison import evaluate, make_prompts, prepare, write_images
-from small_parts import small_prompts, write_prompts
+from small_parts import prompts_of_three_sizes, small_prompts, write_prompts
 
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison_page import MAX_PROMPTS, choose_prompts, compare_marks
@@ -224,15 +225,30 @@ def test_images_of_another_size_are_refused_before_anyone_paints(
     assert not any(f"evaluate: {painted}" in done.output for painted in ("smooth", "base", "policy"))
 
 
-def test_prompts_of_two_sizes_are_refused(parts: dict[str, Path], small_pipeline: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
+def test_prompts_of_several_sizes_are_judged_as_each_size_alone(
+    parts: dict[str, Path], small_pipeline: Path, tmp_path: Path
+) -> None:
+    prompts = [replace(prompt, split="test") for prompt in prompts_of_three_sizes(6)]
+    for name, own in (("all", prompts), ("low", prompts[1::3])):
+        changed = parts | {"prompts": write_prompts(own, tmp_path / name / "prompts")}
+        done = evaluate(changed, small_pipeline, tmp_path / name / "out", "--contestant", "smooth=biharmonic")
+        assert done.exit_code == 0, done.exception
+    for contestant in ("base.parquet", "smooth.parquet"):
+        paths = [tmp_path / name / "out" / "contestants" / contestant for name in ("all", "low")]
+        everyone, low = (parquet_file(path).read().to_pylist() for path in paths)
+        assert list(dict.fromkeys(row["prompt_id"] for row in everyone)) == [prompt.prompt_id for prompt in prompts]
+        assert [row for row in everyone if row["prompt_id"] in ("p1", "p4")] == low
 
-    small, large = small_prompts(2)
-    large = replace(large, image=large.image.repeat(1, 2, 2), mask=large.mask.repeat(1, 2, 2))
-    write_prompts([replace(prompt, split="test") for prompt in (small, large)], tmp_path / "prompts")
-    changed = parts | {"prompts": tmp_path / "prompts"}
-    done = evaluate(changed, small_pipeline, tmp_path / "out", "--contestant", "smooth=biharmonic")
-    assert "prompts of several sizes, such as 32x32 (p0) and 64x64 (p1)" in str(done.exception)
+
+def test_a_size_that_the_model_cannot_paint_is_refused_before_anyone_paints(
+    parts: dict[str, Path], small_pipeline: Path, tmp_path: Path
+) -> None:
+    odd = [replace(p, split="test", image=p.image[:, 1:], mask=p.mask[:, 1:]) for p in small_prompts(2)]
+    changed = parts | {"prompts": write_prompts(odd, tmp_path / "prompts")}
+    done = evaluate(changed, small_pipeline, tmp_path / "out", "--run", str(parts["run"]))
+    assert "prompt p0: is 32x31 px, and" in str(done.exception)
+    assert "paints multiples of 4 px" in str(done.exception)
+    assert "evaluate:" not in done.output
 
 
 def test_the_same_command_goes_on_to_extension_and_views(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rlhf.config.run_config import PromptsConfig
-from rlhf.data.prompts import make_prompts
+from rlhf.data.prompt_cutting import make_prompts
 from rlhf.rewards.wire import RewardRequest, decode_request
 from rlhf.storage.bounded_decoding import CHEAP_PX, PROCESS, decode_image
 from rlhf.storage.decoding import decode_layers

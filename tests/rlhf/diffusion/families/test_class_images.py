@@ -1,6 +1,7 @@
 """Every family paints what diffusers' own class paints, and its rollouts are replayed."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,12 +9,15 @@ import torch
 from family_cases import CASES, NEGATIVE, SCALE, FamilyCase
 from family_painting import SIZES, EncodedByMode, noise_for, paint, paint_by_class, policy_of, prompt_of
 
+from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.denoising import keep_known
 from rlhf.diffusion.families.family import ModelFamily, TextEmbedding, cells_of
-from rlhf.diffusion.policy import TrueGuidance
+from rlhf.diffusion.families.open_family import read_step_px
+from rlhf.diffusion.policy import TrueGuidance, check_sizes
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.step_rule import transition_log_prob
 from rlhf.diffusion.trajectories import RolloutPlan, Trajectories
+from rlhf.errors import UserError
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -34,6 +38,22 @@ def test_deterministic_steps_paint_what_the_pipelines_own_class_paints(
     ours = paint(policy_of(family), prompt, noise_for(family, prompt, seed=1), "a cat", steps=3)
     theirs = paint_by_class(case, pipeline, prompt, "a cat", steps=3, seed=1)
     torch.testing.assert_close(as_compared(case, family, ours), theirs, atol=1e-4, rtol=0)
+
+
+def test_the_step_of_sizes_is_read_from_the_configuration_alone(built: tuple[FamilyCase, Any], tmp_path: Path) -> None:
+    case, pipeline = built
+    family = case.wrap(pipeline)
+    pipeline.save_config(tmp_path)
+    for part in ("vae", family.network_name):
+        getattr(pipeline, part).save_config(tmp_path / part)
+    step = family.step_px
+    assert read_step_px(tmp_path) == step
+    config = ModelConfig(path=str(tmp_path))
+    check_sizes(config, {"a": (step, 3 * step)})
+    with pytest.raises(UserError, match=f"prompt b: is {2 * step + 1}x{step} px, and .* paints multiples of {step} px"):
+        check_sizes(config, {"a": (step, step), "b": (step, 2 * step + 1)})
+    with pytest.raises(UserError, match=f"multiples of {step} px"):
+        family.encode_prompts([prompt_of(2 * step + 1, step, seed=0)])
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (48, 80)])

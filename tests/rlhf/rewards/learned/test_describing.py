@@ -141,6 +141,29 @@ def test_other_weights_have_other_descriptions_and_a_damaged_file_is_named(tmp_p
         describe(backbone, pictures, wanted, cache=DescriptionCache(tmp_path, backbone))
 
 
+def test_pictures_of_several_sizes_are_described_as_each_size_alone() -> None:
+    prompts, candidates = {}, {}
+    for size in (32, 48):
+        own, images, _ = make_world(2, size)
+        prompts |= {f"{size} {name}": prompt for name, prompt in own.items()}
+        candidates |= {(f"{size} {name}", sample): image for (name, sample), image in images.items()}
+    keys = sorted(candidates, key=lambda key: key[1])  # Two of a size, then two of the other.
+    pictures, backbone = ThreePerBatch(prompts, candidates), SmallBackbone()
+    assert [key for batch in pictures.batches(keys) for key in batch] == keys
+    found = describe(backbone, pictures, {PLAIN: keys}).of(keys)
+    together, one_by_one = TrainedBackbone(), TrainedBackbone()
+    trained, give_back = describe_to_train(together, pictures, keys, PLAIN, ALONE)
+    gradient = torch.randn(trained.shape, generator=torch.Generator().manual_seed(0))
+    give_back(gradient)
+    for place, key in enumerate(keys):
+        alone = pictures.show([key])
+        torch.testing.assert_close(found[place], backbone(*alone)[0])
+        described = one_by_one(*alone)[0]
+        torch.testing.assert_close(trained[place], described)
+        described.backward(gradient[place])
+    torch.testing.assert_close(together.scale.grad, one_by_one.scale.grad)
+
+
 def test_gradients_do_not_depend_on_batches_or_ranks() -> None:
     prompts, candidates, _ = make_world(3)
     keys = list(candidates)
