@@ -26,7 +26,7 @@ from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.data.preferred_pairs import PairTable
 from rlhf.data.prompts import PromptTable
-from rlhf.diffusion.policy import check_guided_captions
+from rlhf.diffusion.policy import check_guided_captions, check_sizes
 from rlhf.diffusion.policy_weights import check_start
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
@@ -112,9 +112,10 @@ def _check_pairs(config: RunConfig, prompts: Path | None, candidates: Path | Non
     """Raises UserError if a folder is not named, if a pair lacks a picture, or if there are too few pairs."""
     if prompts is None or candidates is None or annotations is None:
         raise UserError("align: dpo trains on annotated pairs; name --prompts, --candidates and --annotations")
-    pairs, wanted = len(PairTable(prompts, candidates, annotations).names), config.align.prompts_per_update
-    if pairs < wanted:
-        raise UserError(f"{annotations}: {pairs} pairs, but align.prompts_per_update is {wanted}; lower it")
+    pairs, wanted = PairTable(prompts, candidates, annotations), config.align.prompts_per_update
+    if len(pairs.names) < wanted:
+        raise UserError(f"{annotations}: {len(pairs.names)} pairs, but align.prompts_per_update is {wanted}; lower it")
+    check_sizes(config.model, PromptTable(prompts, split="train").sizes)
 
 
 def check_inputs(config: RunConfig, prompts: Path | None, reward: Path | None) -> RunConfig:
@@ -125,6 +126,7 @@ def check_inputs(config: RunConfig, prompts: Path | None, reward: Path | None) -
     if len(table.ids) < wanted:
         raise UserError(f"{prompts}: {len(table.ids)} training prompts, but align.prompts_per_update is {wanted}")
     check_guided_captions(config.model, table.captions)
+    check_sizes(config.model, table.sizes)
     return check_rewards(config, reward, table.captions)
 
 

@@ -20,6 +20,7 @@ from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.prompt_order import prompts_of_update
 from rlhf.alignment.weighing import Weighed, weigh
 from rlhf.config.run_config import RunConfig
+from rlhf.data.buckets import batches_of_one_size
 from rlhf.data.prompts import PromptTable
 from rlhf.rewards.combination import load_scales, save_scales
 
@@ -93,7 +94,7 @@ class Coordinator:
         notice = WeightsNotice.publish(weights, update if version is None else version, probe)
         finished = self._roll_out_and_score(notice, update, times)
         weighed = self._weigh(finished, update)
-        batches = to_batches(finished, weighed, self._config.align.micro_batch_size)
+        batches = to_batches(finished, weighed, self._config.align.samples_per_prompt)
         duration = time.perf_counter() - started
         sampling = SamplingMetrics(
             images_per_s=len(weighed.advantages) / duration,
@@ -114,26 +115,31 @@ class Coordinator:
 
     def _roll_out_and_score(self, notice: WeightsNotice, update: int, times: QueueTimes) -> list[FinishedTask]:
         """Repeats the update with another prompt whenever one had to be quarantined."""
-        count = self._config.align.prompts_per_update // self._groups
         while True:
+            batches = self._choose(update)
             try:
-                return self._dispatcher.run(notice, self._tasks(update), times, count=count)
+                return self._dispatcher.run(notice, self._tasks(batches, update), times, count=len(batches))
             except PoisonPrompt as poison:
                 self._quarantine.add(poison.prompt_id, "its workers died repeatedly, also when it was alone")
 
-    def _tasks(self, update: int) -> Iterator[RolloutTask]:
+    def _choose(self, update: int) -> list[tuple[str, ...]]:
+        """The prompts of an update in micro-batches of one size, each of `_groups` prompts or of fewer."""
+        align, seed = self._config.align, self._config.seed
+        chosen = prompts_of_update(self._prompts.ids, update, align.prompts_per_update, seed)
+        chosen = self._quarantine.substitute(chosen, self._prompts.ids, key=(seed, 23, update))
+        return batches_of_one_size(chosen, self._prompts.sizes, self._groups)
+
+    def _tasks(self, batches: Sequence[tuple[str, ...]], update: int) -> Iterator[RolloutTask]:
         """Prompts travel with their tasks; those of several tasks are read from disk at once."""
         align, seed = self._config.align, self._config.seed
         plan = algorithm_of(align).plan_rollout(align, update, seed)
-        chosen = prompts_of_update(self._prompts.ids, update, align.prompts_per_update, seed)
-        chosen = self._quarantine.substitute(chosen, self._prompts.ids, key=(seed, 23, update))
-        step = self._groups
-        for first in range(0, len(chosen), TASKS_READ_AT_ONCE * step):
-            read = chosen[first : first + TASKS_READ_AT_ONCE * step]
-            rows = dict(zip(read, self._prompts.rows(read), strict=True))
-            for own in (read[i : i + step] for i in range(0, len(read), step)):
+        for first in range(0, len(batches), TASKS_READ_AT_ONCE):
+            read = batches[first : first + TASKS_READ_AT_ONCE]
+            names = [name for own in read for name in own]
+            rows = dict(zip(names, self._prompts.rows(names), strict=True))
+            for own in read:
                 yield RolloutTask(
-                    prompt_ids=tuple(own),
+                    prompt_ids=own,
                     prompts=[ray.put({name: rows[name] for name in own})],
                     samples_per_prompt=align.samples_per_prompt,
                     plan=plan,
@@ -154,9 +160,10 @@ class Coordinator:
         return {p.role: p.busy_s / len(p.workers) - (since[p.role] if since else 0.0) for p in pools}
 
 
-def to_batches(finished: Sequence[FinishedTask], weighed: Weighed, size: int) -> list[BatchShare]:
-    """Returns the micro-batches of an update, one for each finished task of `size` samples."""
-    columns = zip(finished, weighed.advantages.split(size), weighed.trust_weights.split(size), strict=True)
+def to_batches(finished: Sequence[FinishedTask], weighed: Weighed, samples_per_prompt: int) -> list[BatchShare]:
+    """Returns the micro-batches of an update, one for each finished task."""
+    sizes = [len(task.prompt_ids) * samples_per_prompt for task in finished]
+    columns = zip(finished, weighed.advantages.split(sizes), weighed.trust_weights.split(sizes), strict=True)
     return [
         BatchShare(
             trajectories=[task.trajectories],
@@ -174,11 +181,12 @@ def to_batches(finished: Sequence[FinishedTask], weighed: Weighed, size: int) ->
 def share_out(batches: list[BatchShare], ranks: int) -> list[list[BatchShare]]:
     """Divides micro-batches into equally long shares, one per rank; the global batch stays as it is.
 
-    Copies of weight 0 fill up the last share. DeepSpeed takes the mean over all of them, so the others weigh more.
+    The mean of the micro-batches' means, by weight, is the mean over all samples: a micro-batch weighs as many as it
+    has. Copies of weight 0 fill up the last share.
     """
     per_rank = -(-len(batches) // ranks)
     padding = per_rank * ranks - len(batches)
-    weight = (len(batches) + padding) / len(batches)
-    weighed = [replace(batch, weight=weight) for batch in batches]
+    samples = sum(len(batch.advantages) for batch in batches)
+    weighed = [replace(batch, weight=per_rank * ranks * len(batch.advantages) / samples) for batch in batches]
     weighed += [replace(batch, weight=0.0) for batch in weighed[:1] * padding]
     return [weighed[rank * per_rank : (rank + 1) * per_rank] for rank in range(ranks)]

@@ -60,7 +60,7 @@ class BatchShare:
     scores: "dict[str, Scores]"
     """Scores by reward, before they are combined."""
     weight: float = 1.0
-    """Weight in the mean over the global batch; 0 if the micro-batch only fills up a rank's share."""
+    """Weight in the mean over the micro-batches of all ranks; 0 if the micro-batch only fills up a rank's share."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """A coordinator of pairs that people judged, for `dpo`: no samplers and no scorers."""
 
 import time
+from collections.abc import Sequence
 
 import ray
 import torch
@@ -12,6 +13,7 @@ from rlhf.alignment.algorithms.dpo import noise_pairs
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.prompt_order import prompts_of_update
 from rlhf.config.run_config import RunConfig
+from rlhf.data.buckets import batches_of_one_size
 from rlhf.data.preferred_pairs import PairTable
 from rlhf.diffusion.policy import Policy
 from rlhf.storage.images import to_8bit
@@ -31,13 +33,13 @@ class PairsCoordinator:
         started = time.perf_counter()
         align, seed = self._config.align, self._config.seed
         chosen = prompts_of_update(self._pairs.names, update, align.prompts_per_update, seed)
-        size = align.micro_batch_size // 2
-        batches = [self._batch(chosen[i : i + size], update, is_first=i == 0) for i in range(0, len(chosen), size)]
+        together = batches_of_one_size(chosen, self._pairs.sizes(chosen), align.micro_batch_size // 2)
+        batches = [self._batch(names, update, is_first=number == 0) for number, names in enumerate(together)]
         metrics = {"rollout_s": time.perf_counter() - started, "policy_version": update, "staleness": 0}
         metrics |= self._incidents.metrics()
         return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics, checksum="")
 
-    def _batch(self, names: list[str], update: int, *, is_first: bool) -> BatchShare:
+    def _batch(self, names: Sequence[str], update: int, *, is_first: bool) -> BatchShare:
         plan = algorithm_of(self._config.align).plan_rollout(self._config.align, update, self._config.seed)
         prompts, images = self._pairs.read(names)
         keys = [(self._config.seed, "align", update, name) for name in names]

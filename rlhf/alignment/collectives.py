@@ -45,6 +45,11 @@ def max_over_ranks(values: Sequence[float]) -> list[float]:
     return reduce_max(torch.tensor(values)).tolist() if dist.is_initialized() else list(values)
 
 
+def total_over_ranks(values: Sequence[int]) -> list[int]:
+    """Returns each value's sum over all ranks; every rank gives the same number of values."""
+    return sum_over_ranks(torch.tensor(values)).tolist() if dist.is_initialized() else list(values)
+
+
 def any_over_ranks(is_so: bool) -> bool:
     """Returns whether `is_so` holds on any rank; every rank calls it."""
     return max_over_ranks([float(is_so)])[0] > 0

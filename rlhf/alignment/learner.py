@@ -11,7 +11,7 @@ import torch
 
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.checkpoint_files import REMEDY, check_files, plain_types, read_split_states, record_files
-from rlhf.alignment.collectives import count_ranks, max_over_ranks, own_rank
+from rlhf.alignment.collectives import count_ranks, max_over_ranks, own_rank, total_over_ranks
 from rlhf.alignment.deepspeed_engine import make_universal, start_deepspeed, start_frozen
 from rlhf.alignment.objective import PassLoss, TrainingBatch
 from rlhf.alignment.split_network import shapes_without_memory
@@ -48,7 +48,7 @@ class Learner:
         base: torch.nn.Module | None = None,
         is_resized: bool = False,
     ) -> None:
-        """Wrap the policy's network; `micro_batches` is this rank's forward passes per optimizer step.
+        """Wrap the policy's network; `micro_batches` is this rank's forward passes per optimizer step, if all are full.
 
         Training starts from the weights in the policy folder `start`, if any; the KL stays relative to the base policy:
         the adapters switched off, or a copy of the network, or `base`, where a split network has no copy.
@@ -66,7 +66,7 @@ class Learner:
         if start is not None:
             load_trainable_state(policy.network, read_trainable_state(start, policy.family, config.trainable))
         parameters = [p for p in policy.network.parameters() if p.requires_grad]
-        self._is_resized = is_resized
+        self._is_resized, self._full_passes = is_resized, micro_batches
         self.engine = start_deepspeed(policy, parameters, config, micro_batches, is_resized=is_resized)
         self._tensors: TrainedTensors = (
             SplitTensors(self.engine) if config.zero_stage == 3 else WholeTensors(policy.network)
@@ -116,18 +116,22 @@ class Learner:
             worst = 0.0
             passes = [(b, k) for b in batches for k in range(len(b.trajectories.latents))]
             for number, (batch, k) in enumerate(passes):
-                part = self._pass(batch, k)
-                loss = batch.weight * part.loss
+                part, is_last = self._pass(batch, k), number == len(passes) - 1
+                # DeepSpeed divides by the number of passes that it was started with; sizes of prompts make it vary.
+                loss = batch.weight * (self._full_passes / len(passes)) * part.loss
+                self.engine.set_gradient_accumulation_boundary(is_last)
                 self.engine.backward(loss)
                 worst = max(worst, part.disagreement)
-                records.append({"loss": float(loss.detach())} | part.figures)
-                if number == len(passes) - 1:
+                records.append({"loss": float(part.loss.detach())} | part.figures)
+                if is_last:
                     self._check(worst if lag is None else lag, loss, is_first=is_on_policy and epoch == 0)
                 self.engine.step()
             if epoch == 0:
                 initial_error = worst if lag is None else lag
         self._average()
-        means = torch.tensor([list(record.values()) for record in records]).mean(0).tolist()
+        weights = torch.tensor([batch.weight for batch, _ in passes * self.config.epochs_per_update])
+        shares = weights / weights.mean().clamp(min=1e-9)  # A rank may have fillers alone.
+        means = (shares[:, None] * torch.tensor([list(record.values()) for record in records])).mean(0).tolist()
         figures = dict(zip(records[0], means, strict=True))
         if self._objective.disagreement is not None:
             figures[self._objective.disagreement] = initial_error
@@ -159,14 +163,13 @@ class Learner:
         return self.policy.family.schedule(self.config.num_inference_steps, cells_of(batch.trajectories.latents))
 
     def _count(self, batches: list[TrainingBatch], *, is_lagging: bool) -> dict[str, float]:
-        """Number of images through the network in one `train`, over all ranks, which hold equal numbers of batches."""
-        ranks = count_ranks()
-        images = sum(len(b.trajectories.latents) * len(b.advantages) for b in batches) * self.config.epochs_per_update
-        lag = len(batches[0].advantages) if is_lagging else 0
+        """Number of images through the network in one `train`, over all ranks."""
+        own = sum(len(b.trajectories.latents) * len(b.advantages) for b in batches) * self.config.epochs_per_update
+        images, lag = total_over_ranks([own, len(batches[0].advantages) if is_lagging else 0])
         return {
-            "learner_forward_images": ranks * (images + lag),
-            "base_forward_images": ranks * images if reads_base(self.config) else 0,
-            "backward_images": ranks * images,
+            "learner_forward_images": images + lag,
+            "base_forward_images": images if reads_base(self.config) else 0,
+            "backward_images": images,
         }
 
     @torch.no_grad()

@@ -21,7 +21,8 @@ class TrainingBatch:
     trust_weights: torch.Tensor
     """float32 [B], divided by the mean over the whole update."""
     weight: float = 1.0
-    """Weight of this micro-batch in the mean over all; 0 for a filler on a rank that has fewer."""
+    """Weight of this micro-batch's mean in the mean over those of all ranks, which is then the mean over all samples; 0
+    for a filler on a rank that has fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)

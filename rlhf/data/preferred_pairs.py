@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from rlhf.data.annotators import load_annotations
+from rlhf.data.buckets import Size
 from rlhf.data.candidate_table import CandidateTable
 from rlhf.data.prompts import Prompt, PromptTable, decode_prompt
 from rlhf.data.rows import AnnotationRow
@@ -74,8 +75,12 @@ class PairTable:
         """Names of all pairs, in a fixed order."""
         return list(self._pairs)
 
+    def sizes(self, names: Sequence[str]) -> dict[str, Size]:
+        """Height and width of pairs by name."""
+        return {name: self._prompts[self._pairs[name].prompt_id].size for name in names}
+
     def read(self, names: Sequence[str]) -> tuple[list[Prompt], torch.Tensor]:
-        """Returns the pairs' prompts [P] and pictures, float32 [2P, 3, H, W]: better, worse, better, worse and so on.
+        """Returns prompts [P] and pictures, float32 [2P, 3, H, W], of pairs of one size: better, worse and so on.
 
         Raises UserError with the candidate whose picture is unreadable or of another size than its prompt.
         """

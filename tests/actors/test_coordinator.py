@@ -18,6 +18,7 @@ from actors.session.ray_session import ray_session
 from actors.weight_sync import WeightsNotice
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import AlignConfig, RunConfig
+from rlhf.data.buckets import Size
 from rlhf.errors import UserError
 from rlhf.rewards.combination import load_scales
 from rlhf.rewards.scores import Scores
@@ -30,6 +31,7 @@ REWARDS = (RewardEntry(kind="seam"), RewardEntry(kind="model", name="mine"))
 @dataclass
 class FakePrompts:
     ids: list[str] = field(default_factory=lambda: IDS)
+    sizes: dict[str, Size] = field(default_factory=lambda: dict.fromkeys(IDS, (32, 32)))
 
     def rows(self, names: list[str]) -> list[dict]:
         return [{"id": name} for name in names]
@@ -59,15 +61,18 @@ class FakeDispatcher:
                 prompt_ids=task.prompt_ids,
                 images=None,
                 trajectories=None,
-                scores={"seam": values(number), "mine": values(10 + number)},
+                scores={
+                    name: values(start + number, len(task.prompt_ids)) for name, start in (("seam", 0), ("mine", 10))
+                },
                 forward_images=1,
             )
             for number, task in enumerate(given)
         ]
 
 
-def values(seed: int) -> Scores:
-    return Scores(reward=torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+def values(seed: int, prompts: int) -> Scores:
+    generator = torch.Generator().manual_seed(seed)
+    return Scores(reward=torch.rand(2 * prompts, generator=generator, dtype=torch.float64))
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +81,9 @@ def local_ray() -> Iterator[None]:
         yield
 
 
-def coordinator(out: Path, dispatcher: FakeDispatcher) -> Coordinator:
+def coordinator(out: Path, dispatcher: FakeDispatcher, prompts: FakePrompts | None = None) -> Coordinator:
     config = RunConfig(align=ALIGN, rewards=REWARDS)
-    return Coordinator(config, FakePrompts(), dispatcher, Incidents(out), ranks=2, out=out)
+    return Coordinator(config, prompts or FakePrompts(), dispatcher, Incidents(out), ranks=2, out=out)
 
 
 def prompts_of(work: UpdateWork) -> list[str]:
@@ -100,6 +105,28 @@ def test_a_prompt_that_kills_is_quarantined_and_the_update_is_collected_with_ano
     assert work.metrics["prompts_quarantined"] == 1
     assert work.metrics["weights_bytes"] == 12
     assert list(Quarantine(tmp_path).reasons) == [deadly]
+
+
+@pytest.mark.ray
+def test_a_micro_batch_holds_prompts_of_one_size_and_an_update_the_same_prompts_of_all_sizes(
+    local_ray: None, tmp_path: Path
+) -> None:
+    sizes = {name: (32, 32) if number % 3 else (16, 64) for number, name in enumerate(IDS)}
+    lengths = set()
+    for update in range(6):
+        plain = prompts_of(coordinator(tmp_path / "plain", FakeDispatcher()).collect(update, {}))
+        work = coordinator(tmp_path / "sizes", FakeDispatcher(), FakePrompts(sizes=sizes)).collect(update, {})
+        batches = [batch for share in work.shares for batch in share if batch.weight > 0]
+        assert sorted(name for batch in batches for name in batch.prompt_ids) == sorted(plain)
+        for batch in batches:
+            assert len({sizes[name] for name in batch.prompt_ids}) == 1
+            assert len(batch.advantages) == len(batch.trust_weights) == 2 * len(batch.prompt_ids)
+            assert float(batch.advantages.sum()) == pytest.approx(0, abs=1e-6), "a prompt's samples compare themselves"
+        slots = sum(map(len, work.shares))
+        weights = [batch.weight * 4 for batch in batches]
+        assert weights == pytest.approx([slots * len(batch.prompt_ids) for batch in batches])
+        lengths.add(len(batches))
+    assert lengths == {2, 3}
 
 
 @pytest.mark.ray
@@ -142,22 +169,24 @@ def test_too_many_quarantined_prompts_end_the_run(tmp_path: Path) -> None:
         quarantine.substitute(["p0", "p1"], ["p0", "p1"], key=(0,))
 
 
-@pytest.mark.parametrize(("batches", "ranks"), [(4, 2), (5, 2), (4, 3), (1, 2)])
-def test_any_number_of_ranks_trains_on_the_same_global_batch(batches: int, ranks: int) -> None:
+@pytest.mark.parametrize("sizes", [(2, 2, 2, 2), (2, 2, 2, 2, 2), (4, 1, 2, 4), (3,), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_any_number_of_ranks_trains_on_the_same_global_batch(sizes: tuple[int, ...], ranks: int) -> None:
     made = [
         BatchShare(
             trajectories=[],
             images=[],
-            advantages=torch.full((2,), i),
-            trust_weights=torch.ones(2),
+            advantages=torch.full((size,), i),
+            trust_weights=torch.ones(size),
             prompt_ids=(),
             scores={},
         )
-        for i in range(batches)
+        for i, size in enumerate(sizes)
     ]
     shares = share_out(made, ranks)
     assert len({len(share) for share in shares}) == 1, "all ranks make the same number of passes"
     flat = [batch for share in shares for batch in share]
-    assert [int(b.advantages[0]) for b in flat if b.weight > 0] == list(range(batches))
+    assert [int(b.advantages[0]) for b in flat if b.weight > 0] == list(range(len(sizes)))
     mean = sum(b.weight * float(b.advantages[0]) for b in flat) / len(flat)
-    assert mean == pytest.approx(sum(range(batches)) / batches), "DeepSpeed's mean over all passes"
+    expected = sum(i * size for i, size in enumerate(sizes)) / sum(sizes)
+    assert mean == pytest.approx(expected), "the mean over all passes is that over all samples"
