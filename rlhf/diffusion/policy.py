@@ -14,13 +14,7 @@ from rlhf.data.buckets import Size
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.families.blending import known_picture
 from rlhf.diffusion.families.family import ModelFamily, TextEmbedding
-from rlhf.diffusion.families.open_family import (
-    UNGUARDED,
-    check_guidance,
-    open_family,
-    read_schedule,
-    read_step_px,
-)
+from rlhf.diffusion.families.open_family import UNGUARDED, check_guidance, open_family, read_schedule, read_step_px
 from rlhf.diffusion.families.pipeline_folder import Part
 from rlhf.diffusion.families.text_cache import TextCache, key_of
 from rlhf.diffusion.policy_weights import merge_weights
