@@ -142,11 +142,9 @@ def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) ->
     if jury.lpips is not None:
         distances = jury.lpips(filled, originals[::samples])
         for name, where in ((LPIPS, masks), (LPIPS_SEAM, seam_band(masks))):
-            columns[name] = (distances * where).sum((1, 2, 3)) / where.sum((1, 2, 3))
+            columns[name] = _mean_over(where, distances)
     if jury.distance is not None:
-        columns[NETWORK_DISTANCE] = (jury.distance(filled, originals[::samples]) * masks).sum((1, 2, 3)) / masks.sum(
-            (1, 2, 3)
-        )
+        columns[NETWORK_DISTANCE] = _mean_over(masks, jury.distance(filled, originals[::samples]))
     columns |= measure_looks(filled, masks) | measure_fidelity(filled, originals, masks)
     return Judged(
         prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
@@ -156,6 +154,10 @@ def judge_images(images: torch.Tensor, prompts: Sequence[Prompt], jury: Jury) ->
         hole_share=masks[::samples].mean((1, 2, 3)).double().numpy(),
         known_pixels_differ=int(((filled != originals).any(1, keepdim=True) & (masks < 0.5)).sum()),
     )
+
+
+def _mean_over(where: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+    return (distances * where).sum((1, 2, 3)) / where.sum((1, 2, 3))
 
 
 def join_judged(parts: Iterable[Judged]) -> Judged:

@@ -21,8 +21,13 @@ from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.storage.url_path import local_copy
 
 __all__ = [
-    *("CLASSES", "LORA_TARGETS", "TEXT_OPTIONS"),
-    *("guidance_kinds", "open_pipeline", "read_schedule", "read_step_px"),
+    "CLASSES",
+    "LORA_TARGETS",
+    "TEXT_OPTIONS",
+    "guidance_kinds",
+    "open_pipeline",
+    "read_schedule",
+    "read_step_px",
 ]
 
 CLASSES = qwen_image.CLASSES | {"_class_name": ("QwenImageEditInpaintPipeline", "QwenImageEditPipeline")}
