@@ -1,4 +1,4 @@
-"""Publishes a run's metrics through Ray: Prometheus scrapes every node, and `cluster/grafana.json` shows them."""
+"""Publishes metrics of a run through Ray: Prometheus scrapes every node, and a dashboard in `cluster/monitoring` shows them."""
 
 import re
 from collections.abc import Mapping

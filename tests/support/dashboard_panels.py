@@ -1,4 +1,4 @@
-"""The panels of cluster/grafana.json and the metrics that they read."""
+"""The panels of cluster/monitoring/training_dashboard.json and the metrics that they read."""
 
 import json
 import re
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import rlhf
 
-DASHBOARD = json.loads((Path(rlhf.__file__).parents[1] / "cluster" / "grafana.json").read_text())
+MONITORING = Path(rlhf.__file__).parents[1] / "cluster" / "monitoring"
+DASHBOARD = json.loads((MONITORING / "training_dashboard.json").read_text())
 
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
