@@ -1,4 +1,4 @@
-"""Publishes metrics of a run through Ray: Prometheus scrapes every node, and a dashboard in `cluster/monitoring` shows them."""
+"""Publishes metrics of a run through Ray for Prometheus; a dashboard in `cluster/monitoring` shows them."""
 
 import re
 from collections.abc import Mapping
