@@ -1,9 +1,9 @@
 """The driver of `rlhf align`: starts Ray, reserves the actors' places and has Ray Train run the learner."""
 
 import sys
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import ray.train
 import torch
@@ -27,7 +27,7 @@ from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.data.preferred_pairs import PairTable
 from rlhf.data.prompts import PromptTable
-from rlhf.diffusion.policy import check_guided_captions, check_sizes
+from rlhf.diffusion.families.open_family import check_guided_captions, check_sizes
 from rlhf.diffusion.policy_weights import check_start
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
@@ -68,11 +68,9 @@ def align(
     with ray_session(address, num_cpus=cpus_of(config.cluster)):
         config = share_gpus(config, gpus_of_cluster()) if samples else without_turns(config)
         group = reserve(config.cluster, ROLES if samples else ("learner",), wait=wait)
-        table = None if prompts is None or replay is not None else PromptTable(prompts, split="train")
-        texts = prepare_texts(config, table, out, group)
+        texts = None if prompts is None else prepare_texts(config, PromptTable(prompts, split="train"), out, group)
         absolute = {name: None if folder is None else folder.resolve() for name, folder in folders.items()}
-        run_id = uuid.uuid4().hex
-        setup = RunSetup(config=config, run_id=run_id, out=out.resolve(), group=group, texts=texts, **absolute)
+        setup = RunSetup(config=config, run_id=uuid4().hex, out=out.resolve(), group=group, texts=texts, **absolute)
         with follow_metrics(out, config.align), track_metrics(out, config):
             _fit(make_trainer(setup, out), out)
     if (hint := find_role_to_grow(read_metrics(out))) is not None:

@@ -14,15 +14,13 @@ from rlhf.diffusion.families.text_cache import TextCache
 from rlhf.diffusion.text_encoding import cache_folder, fill_cache, needs_cache
 
 
-def prepare_texts(
-    config: RunConfig, table: PromptTable | None, out: Path, group: PlacementGroup | None
-) -> TextCache | None:
+def prepare_texts(config: RunConfig, table: PromptTable, out: Path, group: PlacementGroup | None) -> TextCache | None:
     """Computes missing embeddings of the table's captions in a process that ends with the text encoder.
 
     It takes the first bundle of `group`, or the resources of a learner. Returns the cache; None if no prompt has a
     caption. Raises UserError if the model cannot be opened.
     """
-    if table is None or not needs_cache(config.model, table):
+    if not needs_cache(config.model, table):
         return None
     asked = resources_of(config.cluster, "learner" if group is None else "sampler")
     options = {"num_cpus": asked.pop("CPU"), "num_gpus": asked.pop("GPU", 0), "resources": asked}

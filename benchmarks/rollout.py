@@ -21,7 +21,8 @@ from benchmarks.serving.usual_serving import open_usual_pipeline
 from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import AlignConfig, ModelConfig
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.policy import TINY, Policy, load_policy, make_trainable
+from rlhf.diffusion.families.open_family import TINY
+from rlhf.diffusion.policy import Policy, load_policy, make_trainable
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.storage.images import image_to_tensor

@@ -32,7 +32,7 @@ from benchmarks.serving.figure import plot  # noqa: E402
 from benchmarks.serving.load import Outcome, closed_loop, open_loop  # noqa: E402
 from benchmarks.serving.replica_processes import replica_memory, replica_pids  # noqa: E402
 from benchmarks.serving.usual_serving import UsualService, call_usual_pipeline, open_usual_pipeline  # noqa: E402
-from rlhf.diffusion.policy import TINY  # noqa: E402
+from rlhf.diffusion.families.open_family import TINY  # noqa: E402
 from rlhf.diffusion.policy_manifest import list_policies  # noqa: E402
 from rlhf.diffusion.tiles import Canvas, crop_to_native, plan_passes, surround  # noqa: E402
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402

@@ -7,8 +7,7 @@ import torch
 
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import AlignConfig, RunConfig
-from rlhf.diffusion.families.open_family import default_lora_targets, network_on_meta
-from rlhf.diffusion.policy import resolve_model
+from rlhf.diffusion.families.open_family import default_lora_targets, network_on_meta, resolve_model
 from rlhf.storage.url_path import UrlPath, as_path
 
 FLOAT_BYTES = 4

@@ -9,10 +9,11 @@ import torch
 
 from rlhf.alignment.deepspeed_engine import prepare_deepspeed
 from rlhf.config.run_config import ModelConfig
+from rlhf.diffusion.families.open_family import resolve_model
 from rlhf.diffusion.families.part_weights import TensorFiles, show_names
 from rlhf.diffusion.families.pipeline_folder import fetch
 from rlhf.diffusion.families.text_cache import TextCache
-from rlhf.diffusion.policy import Policy, load_policy, resolve_model
+from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.precision import hold_frozen
 from rlhf.errors import UserError
 from rlhf.storage.url_path import as_path, local_copy

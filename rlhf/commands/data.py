@@ -69,7 +69,7 @@ def candidates(
     resolved = options.resolve_config(config, overrides)
     from rlhf.data.prompts import PromptTable
     from rlhf.diffusion.candidates import claim_folder, describe_origin, keep_prompts, make_candidates
-    from rlhf.diffusion.policy import check_guided_captions, check_sizes
+    from rlhf.diffusion.families.open_family import check_guided_captions, check_sizes
 
     table = PromptTable(prompts, split=split)
     check_guided_captions(resolved.model, table.captions)

@@ -1,7 +1,7 @@
 """A policy: a pipeline that inpaints, whose network acts. Loading, training parts, exporting."""
 
 import copy
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,16 @@ import torch
 
 from rlhf.config.devices import free_bytes, resolve_device, resolve_precision
 from rlhf.config.run_config import ModelConfig
-from rlhf.data.buckets import Size
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.families.blending import known_picture
 from rlhf.diffusion.families.family import ModelFamily, TextEmbedding
-from rlhf.diffusion.families.open_family import UNGUARDED, check_guidance, open_family, read_schedule, read_step_px
+from rlhf.diffusion.families.open_family import (
+    UNGUARDED,
+    check_guidance,
+    open_family,
+    read_schedule,
+    resolve_model,
+)
 from rlhf.diffusion.families.pipeline_folder import Part
 from rlhf.diffusion.families.text_cache import TextCache, key_of
 from rlhf.diffusion.policy_weights import merge_weights
@@ -23,9 +28,6 @@ from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import whole_folder
 from rlhf.storage.url_path import as_path, local_copy
-
-TINY = Path(__file__).parent / "builtin" / "tiny"
-
 
 KEPT_TEXTS = 64
 """Captions whose embeddings a policy keeps in memory."""
@@ -145,38 +147,12 @@ class Policy:
         return self.family.guide(positive, negative, self.guidance.scale)
 
 
-def resolve_model(path: str) -> str:
-    """The built-in folder for `tiny`; any other path unchanged."""
-    return str(TINY) if path == "tiny" else path
-
-
 def plan_steps(config: ModelConfig, num_inference_steps: int) -> Schedule:
     """The denoising steps of a model from its configuration alone, for checks before processes start.
 
     Raises UserError if the model or its scheduler is of a class that is not supported.
     """
     return read_schedule(config, as_path(resolve_model(config.path)), num_inference_steps)
-
-
-def check_guided_captions(config: ModelConfig, captions: Mapping[str, str]) -> None:
-    """Raises UserError if guidance is true and one of the `captions`, by prompt id, is empty."""
-    for prompt_id, caption in captions.items() if config.guidance == "true" else ():
-        if not caption.strip():
-            raise UserError(
-                f"model.guidance: true guidance leads towards captions, but prompt {prompt_id} has none; "
-                "cut the prompts with --captions, or choose another guidance"
-            )
-
-
-def check_sizes(config: ModelConfig, sizes: Mapping[str, Size]) -> None:
-    """Raises UserError if the model cannot paint one of the `sizes`, by prompt id; reads its configuration alone."""
-    step = read_step_px(as_path(resolve_model(config.path)))
-    for prompt_id, (height, width) in sizes.items():
-        if height % step or width % step:
-            raise UserError(
-                f"prompt {prompt_id}: is {width}x{height} px, and {config.path} paints multiples of {step} px; cut the "
-                f"prompts again with prompts.size_px, and prompts.bucket_step_px for buckets, multiples of {step}"
-            )
 
 
 _Texts = tuple[TextEmbedding, TrueGuidance | None]

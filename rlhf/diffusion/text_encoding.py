@@ -12,10 +12,9 @@ from rlhf.config.devices import resolve_device
 from rlhf.config.run_config import ModelConfig, RunConfig
 from rlhf.data.prompts import PromptTable, decode_prompt
 from rlhf.diffusion.families.blending import known_picture
-from rlhf.diffusion.families.open_family import module_of, open_family, reads_picture
+from rlhf.diffusion.families.open_family import module_of, open_family, reads_picture, resolve_model
 from rlhf.diffusion.families.pipeline_folder import Part, fetch
 from rlhf.diffusion.families.text_cache import TextCache, key_of
-from rlhf.diffusion.policy import resolve_model
 from rlhf.progress import progress_bar
 from rlhf.storage.checksum import folder_checksum
 from rlhf.storage.url_path import as_path, local_copy

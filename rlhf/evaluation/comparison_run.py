@@ -9,7 +9,7 @@ from pathlib import Path
 from rlhf.config.devices import precision_of, resolve_device
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import Prompt, PromptTable, checksum_prompts, load_prompts
-from rlhf.diffusion.policy import check_sizes
+from rlhf.diffusion.families.open_family import check_sizes
 from rlhf.diffusion.policy_manifest import list_policies
 from rlhf.diffusion.sampler import Sampler
 from rlhf.errors import UserError

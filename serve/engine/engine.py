@@ -10,8 +10,7 @@ import numpy as np
 from ray import serve as ray_serve
 
 from rlhf.config.devices import resolve_device
-from rlhf.diffusion.families.open_family import guidance_kinds
-from rlhf.diffusion.policy import resolve_model
+from rlhf.diffusion.families.open_family import guidance_kinds, resolve_model
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import ServedPolicy
 from rlhf.rewards.open_reward import open_reward, reads_captions

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.families.open_family import open_family
-from rlhf.diffusion.policy import TINY
+from rlhf.diffusion.families.open_family import TINY, open_family
 
 
 def test_a_model_is_opened_without_collections_of_garbage_which_take_a_quarter_of_the_time() -> None:

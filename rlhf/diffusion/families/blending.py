@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
 
 from rlhf.diffusion.families.family import cells_of
 from rlhf.storage.images import to_8bit
@@ -67,6 +66,8 @@ def extend_into_hole(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     An encoder sees across the hole's border: this way the latents of known cells depend on known pixels alone, and not
     on what lay in the hole. An image without a known pixel stays as it is.
     """
+    from scipy.ndimage import distance_transform_edt  # Processes that paint masked images need not load scipy.
+
     extended = images.clone()
     for i, mask in enumerate(masks[:, 0].cpu().numpy() >= 0.5):
         if not mask.all():

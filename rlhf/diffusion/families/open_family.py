@@ -1,6 +1,6 @@
 """Which family a pipeline belongs to, by the class that its folder names."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlhf.config.run_config import ModelConfig
+from rlhf.data.buckets import Size
 from rlhf.diffusion.families.pipeline_folder import Part, read_class, read_part_config
 from rlhf.diffusion.families.transformer import TransformerFamily
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.errors import UserError
 from rlhf.imports import without_collections
+from rlhf.storage.url_path import as_path
 
 if TYPE_CHECKING:
     from rlhf.diffusion.families.family import ModelFamily
@@ -44,8 +46,14 @@ Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `read_step_px`, `gu
 `TEXT_OPTIONS`: how it has texts embedded, on which cached embeddings depend; `picture` says that the text encoder looks
 at the image.
 """
+TINY = Path(__file__).parents[1] / "builtin" / "tiny"
 UNGUARDED = frozenset(Part) - {Part.SAFETY_CHECKER}
 """All parts but the safety checker: training judges images by the reward alone."""
+
+
+def resolve_model(path: str) -> str:
+    """The built-in folder for `tiny`; any other path unchanged."""
+    return str(TINY) if path == "tiny" else path
 
 
 def module_of(place: Path) -> Any:
@@ -109,6 +117,27 @@ def check_guidance(config: ModelConfig, place: Path) -> None:
         raise UserError("model.guidance_scale: nothing reads it without guidance; set model.guidance, or remove it")
     if config.negative_caption and chosen != "true":
         raise UserError("model.negative_caption: only true guidance reads it; set model.guidance true, or remove it")
+
+
+def check_guided_captions(config: ModelConfig, captions: Mapping[str, str]) -> None:
+    """Raises UserError if guidance is true and one of the `captions`, by prompt id, is empty."""
+    for prompt_id, caption in captions.items() if config.guidance == "true" else ():
+        if not caption.strip():
+            raise UserError(
+                f"model.guidance: true guidance leads towards captions, but prompt {prompt_id} has none; "
+                "cut the prompts with --captions, or choose another guidance"
+            )
+
+
+def check_sizes(config: ModelConfig, sizes: Mapping[str, Size]) -> None:
+    """Raises UserError if the model cannot paint one of the `sizes`, by prompt id; reads its configuration alone."""
+    step = read_step_px(as_path(resolve_model(config.path)))
+    for prompt_id, (height, width) in sizes.items():
+        if height % step or width % step:
+            raise UserError(
+                f"prompt {prompt_id}: is {width}x{height} px, and {config.path} paints multiples of {step} px; cut the "
+                f"prompts again with prompts.size_px, and prompts.bucket_step_px for buckets, multiples of {step}"
+            )
 
 
 def network_on_meta(place: Path) -> Any:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.builtin.pretrain import PretrainConfig, pretrain, train_averaged
-from rlhf.diffusion.policy import TINY, load_policy
+from rlhf.diffusion.families.open_family import TINY
+from rlhf.diffusion.policy import load_policy
 
 
 def test_plain_diffusers_opens_the_built_in_model_offline() -> None:

@@ -12,8 +12,8 @@ from family_painting import SIZES, EncodedByMode, noise_for, paint, paint_by_cla
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.denoising import keep_known
 from rlhf.diffusion.families.family import ModelFamily, TextEmbedding, cells_of
-from rlhf.diffusion.families.open_family import read_step_px
-from rlhf.diffusion.policy import TrueGuidance, check_sizes
+from rlhf.diffusion.families.open_family import check_sizes, read_step_px
+from rlhf.diffusion.policy import TrueGuidance
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.step_rule import transition_log_prob
 from rlhf.diffusion.trajectories import RolloutPlan, Trajectories

@@ -16,9 +16,9 @@ from small_qwen import small_klein_pipeline, small_z_image_pipeline
 from rlhf.alignment.disk_need import count_trained
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
 from rlhf.data.prompts import PromptTable
-from rlhf.diffusion.families.open_family import MODULES, guidance_kinds, reads_picture
+from rlhf.diffusion.families.open_family import MODULES, check_guided_captions, guidance_kinds, reads_picture
 from rlhf.diffusion.families.pipeline_folder import PAINTING
-from rlhf.diffusion.policy import Policy, check_guided_captions, export_policy, load_policy, make_trainable, plan_steps
+from rlhf.diffusion.policy import Policy, export_policy, load_policy, make_trainable, plan_steps
 from rlhf.diffusion.policy_weights import save_policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
