@@ -30,7 +30,7 @@ def open_reward(place: Path, device: torch.device, captions: Mapping[str, str] |
     (by prompt id) is empty.
     """
     if _is_reward_folder(place):
-        return load_reward(place)
+        return load_reward(place, device)
     found = _read_configuration(place)
     check_captions(found.entries, captions or {})
     weights = {entry.label: entry.weight for entry in found.entries}
@@ -130,7 +130,7 @@ def build_reward(entry: RewardEntry, folder: Path | None, device: torch.device, 
         place = folder if entry.path is None else as_path(entry.path)
         if place is None:
             raise UserError(f"reward {entry.label}: no reward folder is named; add --reward, or `path` to the entry")
-        return load_reward(place, trust=trust)
+        return load_reward(place, device, trust=trust)
     return import_module(KINDS[entry.kind].module).open_entry(entry, device)
 
 

@@ -21,6 +21,7 @@ from zipfile import BadZipFile
 import torch
 
 from rlhf.data.annotated_images import AnnotatedImages
+from rlhf.data.descriptions import run_backbone
 from rlhf.errors import UserError
 from rlhf.rewards.combination import join_scores
 from rlhf.rewards.learned.backbones.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
@@ -89,7 +90,7 @@ class PrefpaintReward:
         Raises UserError if the reward or the uncertainty of a picture is not finite.
         """
         self.backbone.eval()
-        features = self.backbone(images, masks)
+        features = run_backbone(self.backbone, images, masks)
         reward, uncertainty = features.double() @ self.weight.double(), self.bound.proper(features)
         bad = torch.nonzero(~torch.isfinite(reward + uncertainty)).flatten().tolist()
         if bad:
@@ -150,7 +151,7 @@ def calibrate(folder: Path, data: AnnotatedImages, coverage: float) -> Prefpaint
     these if none of them trained the checkpoint. Raises UserError if there are too few.
     """
     record = json.loads((folder / "reward.json").read_text())
-    model = load_prefpaint_reward(folder, record)
+    model = load_prefpaint_reward(folder, record, torch.device("cpu"))
     batches = map(data.pictures.show, data.pictures.batches(data.keys))
     scores = join_scores([{"model": model.score(images, masks)} for images, masks in batches])["model"]
     assert scores.uncertainty is not None
@@ -161,14 +162,17 @@ def calibrate(folder: Path, data: AnnotatedImages, coverage: float) -> Prefpaint
     return calibration
 
 
-def load_prefpaint_reward(folder: Path, record: dict[str, Any]) -> PrefpaintReward:
-    """Opens a folder whose `reward.json` holds `record`; raises UserError if a file is missing or does not fit."""
+def load_prefpaint_reward(folder: Path, record: dict[str, Any], device: torch.device) -> PrefpaintReward:
+    """Opens a folder whose `reward.json` holds `record`, its network on `device`.
+
+    Raises UserError if a file is missing or does not fit.
+    """
     name, found = record["checkpoint"], record["calibration"]
     with local_copy(folder) as local:
         backbone, weight = load_prefpaint_network(local / name)
         bound = read_inverse(local / "V_inverse.pt", backbone.output_dim)
     return PrefpaintReward(
-        backbone=backbone,
+        backbone=backbone.to(device),
         weight=weight,
         bound=bound,
         calibration=None if found is None else PrefpaintCalibration(**found),

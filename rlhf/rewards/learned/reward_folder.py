@@ -16,16 +16,18 @@ from rlhf.storage.atomic_files import check_schema
 from rlhf.storage.checksum import checksum
 from rlhf.storage.url_path import local_copy
 
+CPU = torch.device("cpu")
 
-def load_reward(folder: Path, *, trust: str = "proper") -> RewardModel | PrefpaintReward:
-    """Opens a reward folder, whose trust weights are those of `align.trust`.
+
+def load_reward(folder: Path, device: torch.device = CPU, *, trust: str = "proper") -> RewardModel | PrefpaintReward:
+    """Opens a reward folder, whose network describes pictures on `device` and whose trust weights are of `align.trust`.
 
     Raises UserError if the folder is incomplete, of another architecture, or holds other weights than were saved.
     """
     try:
         record = json.loads((folder / "reward.json").read_text())
         if record.get("kind") == PREFPAINT_KIND:
-            return load_prefpaint_reward(folder, record)
+            return load_prefpaint_reward(folder, record, device)
         check_schema(record["schema_version"], SCHEMA_VERSION, folder / "reward.json")
         if record["schema_version"] != SCHEMA_VERSION:
             raise UserError(
@@ -46,7 +48,7 @@ def load_reward(folder: Path, *, trust: str = "proper") -> RewardModel | Prefpai
         if record.get("checksums", {}).get(file, found := checksum(state)) != found:
             raise UserError(f"{folder / file}: not the weights of its reward.json (checksum); run `rlhf reward` again")
     return RewardModel(
-        network=network.eval(),
+        network=network.to(device).eval(),
         head=ridge_head,
         calibration=calibration,
         backbone=record["backbone"],

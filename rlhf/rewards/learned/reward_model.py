@@ -64,6 +64,7 @@ class RewardModel:
     """Reward of a folder that `rlhf reward` wrote: frozen features, the ridge head with its V, and the calibration."""
 
     network: FeatureNetwork
+    """On any device; the head stays on the CPU, in float64."""
     head: RidgeHead
     calibration: Calibration
     backbone: str
@@ -80,7 +81,8 @@ class RewardModel:
         Raises UserError if the trust weight is to use PrefPaint's norm, and the folder lacks the norm's median.
         """
         self.network.eval()
-        features = self.network(images, masks)
+        device = self.network.whitening.device
+        features = self.network(images.to(device), masks.to(device)).cpu()
         uncertainty, c = self.head.uncertainty(features), self.calibration
         return Scores(
             reward=self.head.reward(features),
