@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from rlhf.config.align_config import Trust
 from rlhf.config.config_files import load_config
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.reward_kinds import KINDS
@@ -113,7 +114,7 @@ ALONE = (RewardEntry(kind="model"),)
 
 
 def build_rewards(
-    entries: Sequence[RewardEntry], folder: Path | None, device: torch.device, *, trust: str = "proper"
+    entries: Sequence[RewardEntry], folder: Path | None, device: torch.device, *, trust: Trust = "auto"
 ) -> dict[str, Reward]:
     """Opens the rewards, by label; without entries the reward folder alone.
 
@@ -124,7 +125,7 @@ def build_rewards(
     return {entry.label: build_reward(entry, folder, device, trust=trust) for entry in entries or ALONE}
 
 
-def build_reward(entry: RewardEntry, folder: Path | None, device: torch.device, *, trust: str = "proper") -> Reward:
+def build_reward(entry: RewardEntry, folder: Path | None, device: torch.device, *, trust: Trust = "auto") -> Reward:
     """Opens one reward with its weights; heavy imports happen only for the kinds that need them."""
     if entry.kind == "model":
         place = folder if entry.path is None else as_path(entry.path)

@@ -20,6 +20,7 @@ from zipfile import BadZipFile
 
 import torch
 
+from rlhf.config.align_config import Trust
 from rlhf.data.annotated_images import AnnotatedImages
 from rlhf.data.descriptions import run_backbone
 from rlhf.errors import UserError
@@ -151,7 +152,7 @@ def calibrate(folder: Path, data: AnnotatedImages, coverage: float) -> Prefpaint
     these if none of them trained the checkpoint. Raises UserError if there are too few.
     """
     record = json.loads((folder / "reward.json").read_text())
-    model = load_prefpaint_reward(folder, record, torch.device("cpu"))
+    model = load_prefpaint_reward(folder, record, torch.device("cpu"), trust="auto")
     batches = map(data.pictures.show, data.pictures.batches(data.keys))
     scores = join_scores([{"model": model.score(images, masks)} for images, masks in batches])["model"]
     assert scores.uncertainty is not None
@@ -162,11 +163,20 @@ def calibrate(folder: Path, data: AnnotatedImages, coverage: float) -> Prefpaint
     return calibration
 
 
-def load_prefpaint_reward(folder: Path, record: dict[str, Any], device: torch.device) -> PrefpaintReward:
+def load_prefpaint_reward(
+    folder: Path, record: dict[str, Any], device: torch.device, *, trust: Trust
+) -> PrefpaintReward:
     """Opens a folder whose `reward.json` holds `record`, its network on `device`.
 
-    Raises UserError if a file is missing or does not fit.
+    Raises UserError if a file is missing or does not fit, or if `trust` is `proper`: the trust weights are always those
+    of the release.
     """
+    if trust == "proper":
+        raise UserError(
+            f"{folder}: align.trust is `proper`, but PrefPaint's released reward has the trust weights of its own code "
+            "alone; leave align.trust at `auto`, or fit a reward on its features with "
+            f"reward.backbone={PREFPAINT_KIND}:FILE"
+        )
     name, found = record["checkpoint"], record["calibration"]
     with local_copy(folder) as local:
         backbone, weight = load_prefpaint_network(local / name)

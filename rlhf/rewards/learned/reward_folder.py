@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from rlhf.config.align_config import Trust
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import RidgeHead
 from rlhf.rewards.learned.feature_network import PREFPAINT_KIND, FeatureNetwork, build_backbone
@@ -19,15 +20,16 @@ from rlhf.storage.url_path import local_copy
 CPU = torch.device("cpu")
 
 
-def load_reward(folder: Path, device: torch.device = CPU, *, trust: str = "proper") -> RewardModel | PrefpaintReward:
+def load_reward(folder: Path, device: torch.device = CPU, *, trust: Trust = "auto") -> RewardModel | PrefpaintReward:
     """Opens a reward folder, whose network describes pictures on `device` and whose trust weights are of `align.trust`.
 
-    Raises UserError if the folder is incomplete, of another architecture, or holds other weights than were saved.
+    Raises UserError if the folder is incomplete, of another architecture, holds other weights than were saved, or
+    cannot give that kind of trust weight.
     """
     try:
         record = json.loads((folder / "reward.json").read_text())
         if record.get("kind") == PREFPAINT_KIND:
-            return load_prefpaint_reward(folder, record, device)
+            return load_prefpaint_reward(folder, record, device, trust=trust)
         check_schema(record["schema_version"], SCHEMA_VERSION, folder / "reward.json")
         if record["schema_version"] != SCHEMA_VERSION:
             raise UserError(
@@ -44,6 +46,11 @@ def load_reward(folder: Path, device: torch.device = CPU, *, trust: str = "prope
         raise UserError(f"{folder}: not a complete reward folder ({error}); run `rlhf reward` again") from error
     ridge_head = RidgeHead(weight=head["weight"], cholesky=head["cholesky"], ridge=calibration.ridge)
     check_finite(folder, network, ridge_head)
+    if trust == "release" and calibration.median_released_norm is None:
+        raise UserError(
+            f"{folder}: align.trust is `release`, but this older folder lacks the norm's median; run `rlhf reward` "
+            "again, or set align.trust to `proper`"
+        )
     for file, state in (("model.safetensors", network.state_dict()), ("head.safetensors", head)):
         if record.get("checksums", {}).get(file, found := checksum(state)) != found:
             raise UserError(f"{folder / file}: not the weights of its reward.json (checksum); run `rlhf reward` again")

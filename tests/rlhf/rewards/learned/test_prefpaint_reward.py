@@ -12,12 +12,15 @@ from PIL import Image
 from small_annotations import make_world
 from small_checkpoint import SMALL, release_state
 
+from actors.align import check_rewards
+from rlhf.config.config_files import load_config
 from rlhf.data.annotated_images import join_annotations
 from rlhf.errors import UserError
 from rlhf.reports.intervals import rank_correlation
 from rlhf.rewards.learned.bound import effective_rank
 from rlhf.rewards.learned.prefpaint_reward import PrefpaintReward, adopt_prefpaint, calibrate, read_inverse
 from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.open_reward import build_rewards
 from rlhf.rewards.scores import Scores
 from rlhf.storage.images import image_to_tensor
 
@@ -81,6 +84,19 @@ def test_the_folder_opens_as_any_reward_and_scores_the_same(files: Files, tmp_pa
     assert before.is_outlying is None, "no calibration says what is usual"
     for name in KNOWN:
         assert torch.equal(getattr(before, name), getattr(after, name)), name
+
+
+def test_a_trust_weight_that_the_release_does_not_have_is_refused(files: Files, tmp_path: Path) -> None:
+    adopt_prefpaint(*files, tmp_path / "reward")
+    plain = load_reward(tmp_path / "reward").score(*batch()).trust_weight
+    for trust in ("auto", "release", "constant", "none"):
+        config = load_config(None, (f"align.trust={trust}",))
+        check_rewards(config, tmp_path / "reward", {})
+        (opened,) = build_rewards((), tmp_path / "reward", torch.device("cpu"), trust=config.align.trust).values()
+        assert torch.equal(opened.score(*batch(), [""] * 5).trust_weight, plain), trust
+    check_rewards(load_config(None), tmp_path / "reward", {})
+    with pytest.raises(UserError, match="reward: align.trust is `proper`.*leave align.trust at `auto`"):
+        check_rewards(load_config(None, ("align.trust=proper",)), tmp_path / "reward", {})
 
 
 def test_nothing_is_drawn_at_random_even_in_train_mode(files: Files, tmp_path: Path) -> None:
