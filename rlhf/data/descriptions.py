@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rlhf import __version__
 from rlhf.data.augmentation import PLAIN, Augmentation
 from rlhf.data.candidate_table import Key
 from rlhf.data.pictures import Pictures
@@ -115,6 +114,8 @@ class PictureBackbone(Protocol):
     """A module that describes images [B, 3, H, W] in [-1, 1] with masks [B, 1, H, W]: [B, output_dim]."""
 
     output_dim: int
+    code_version: tuple[int, ...]
+    """Numbers of the code that the output is made by; one is raised when the code gives other numbers."""
 
     def __call__(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Describes a batch."""
@@ -137,8 +138,8 @@ class DescriptionCache:
     """Files in a folder with what a backbone said of pictures, found again by the pictures' content."""
 
     def __init__(self, folder: Path, backbone: PictureBackbone) -> None:
-        """Opens the folder for a backbone; other weights and other versions of this program have other files."""
-        identity = f"{__version__} {type(backbone).__name__} {checksum(backbone.state_dict())}"
+        """Opens the folder for a backbone; other weights and other versions of the backbone's code have other files."""
+        identity = f"{type(backbone).__name__} {backbone.code_version} {checksum(backbone.state_dict())}"
         self._folder, self._name = folder, hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def read(self, change: Augmentation, digests: Sequence[bytes], rows: torch.Tensor) -> set[int]:

@@ -14,6 +14,7 @@ from rlhf.data.pictures import Pictures
 from rlhf.errors import UserError
 from rlhf.rewards.learned.backbones.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.rewards.learned.backbones.hole_statistics import COUNT, hole_statistics
+from rlhf.rewards.learned.backbones.hole_statistics import VERSION as HOLE_STATISTICS
 from rlhf.rewards.learned.backbones.maps_backbone import FolderMaps, MapsBackbone, is_clip
 from rlhf.rewards.learned.backbones.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
 
@@ -22,6 +23,7 @@ class SmallBackbone(nn.Module):
     """Fixed statistics of the hole against its surroundings; the network on them is learned from scratch."""
 
     output_dim = COUNT
+    code_version = (HOLE_STATISTICS,)
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Describes images [B, 3, H, W] in [-1, 1] with masks [B, 1, H, W]: [B, output_dim]."""

@@ -18,6 +18,7 @@ PAPER_FROZEN_SHARE = 0.7
 class ClipBackbone(nn.Module):
     """CLIP vision tower on the inpainting and on the masked image, concatenated (PrefPaint, section 5)."""
 
+    code_version: tuple[int, ...] = (1,)
     mean: torch.Tensor
     std: torch.Tensor
 

@@ -11,7 +11,9 @@ from torch import nn
 
 from rlhf.data.networks.efficientnet_lite import EfficientNetLite0Maps
 from rlhf.data.networks.hole_features import PER_CHANNEL, PIXEL_CHANNELS, describe_hole, to_imagenet
+from rlhf.data.networks.hole_features import VERSION as HOLE_FEATURES
 from rlhf.rewards.learned.backbones.hole_statistics import COUNT, hole_statistics
+from rlhf.rewards.learned.backbones.hole_statistics import VERSION as HOLE_STATISTICS
 
 DEPTHS = 4
 """Number of maps, from fine to coarse, that are taken of a folder's network."""
@@ -46,6 +48,9 @@ class FolderMaps(nn.Module):
 
 class MapsBackbone(nn.Module):
     """A network's maps pooled inside the hole, around it and across its border, and the statistics of `small`."""
+
+    code_version: tuple[int, ...] = (1, HOLE_FEATURES, HOLE_STATISTICS)
+    """The first number is raised when the maps change."""
 
     def __init__(self, maps: EfficientNetLite0Maps | FolderMaps) -> None:
         super().__init__()

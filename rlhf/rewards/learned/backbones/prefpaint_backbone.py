@@ -81,6 +81,8 @@ class PrefpaintShape:
 class PrefpaintBackbone(nn.Module):
     """Released network up to its features z; the reward is z @ w, with the w of `load_prefpaint_network`."""
 
+    code_version: tuple[int, ...] = (1, *ClipBackbone.code_version)
+
     def __init__(self, shape: PrefpaintShape, frozen_share: float = PAPER_FROZEN_SHARE) -> None:
         """Freezes the first `frozen_share` of CLIP's layers; at 1 the whole network."""
         super().__init__()

@@ -164,6 +164,15 @@ def test_pictures_of_several_sizes_are_described_as_each_size_alone() -> None:
     torch.testing.assert_close(together.scale.grad, one_by_one.scale.grad)
 
 
+def test_another_version_of_a_backbones_code_has_other_descriptions(tmp_path: Path) -> None:
+    prompts, candidates, _ = make_world(1)
+    pictures, wanted, backbone = Pictures(prompts, candidates), {PLAIN: list(candidates)}, CountingBackbone()
+    for version, seen in (((1,), 10), ((1,), 10), ((2,), 20), ((1,), 20)):
+        backbone.code_version = version
+        describe(backbone, pictures, wanted, cache=DescriptionCache(tmp_path, backbone))
+        assert backbone.seen == seen, version
+
+
 def test_gradients_do_not_depend_on_batches_or_ranks() -> None:
     prompts, candidates, _ = make_world(3)
     keys = list(candidates)
