@@ -21,9 +21,10 @@ from rlhf.data.annotated_images import join_annotations, split_photographs
 from rlhf.data.annotators import load_annotations
 from rlhf.data.augmentation import PLAIN, Augmentation
 from rlhf.data.candidate_table import CandidateTable
-from rlhf.data.descriptions import ALONE, Descriptions, describe
+from rlhf.data.descriptions import Descriptions, describe
 from rlhf.data.pictures import Pictures
 from rlhf.data.prompts import PromptTable
+from rlhf.data.ranks import ALONE
 from rlhf.rewards.learned.backbones.clip_backbone import ClipBackbone
 from rlhf.rewards.learned.feature_network import SmallBackbone, describe_to_train
 from rlhf.rewards.learned.reward_figures import bound_figures, group_figures, score_annotations

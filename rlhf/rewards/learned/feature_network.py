@@ -8,9 +8,10 @@ from torch import nn
 
 from rlhf.data.augmentation import Augmentation
 from rlhf.data.candidate_table import Key
-from rlhf.data.descriptions import Ranks, run_backbone
+from rlhf.data.descriptions import run_backbone
 from rlhf.data.networks.efficientnet_lite import EfficientNetLite0Maps
 from rlhf.data.pictures import Pictures
+from rlhf.data.ranks import Ranks
 from rlhf.errors import UserError
 from rlhf.rewards.learned.backbones.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.rewards.learned.backbones.hole_statistics import COUNT, hole_statistics
@@ -23,7 +24,7 @@ class SmallBackbone(nn.Module):
     """Fixed statistics of the hole against its surroundings; the network on them is learned from scratch."""
 
     output_dim = COUNT
-    code_version = (HOLE_STATISTICS,)
+    code_version: tuple[int, ...] = (HOLE_STATISTICS,)
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Describes images [B, 3, H, W] in [-1, 1] with masks [B, 1, H, W]: [B, output_dim]."""

@@ -18,9 +18,9 @@ from rlhf.data.annotated_images import (
     split_photographs,
 )
 from rlhf.data.candidate_table import Key
-from rlhf.data.descriptions import ALONE, Ranks
 from rlhf.data.normalisation import Normalisation
 from rlhf.data.prompts import AnyPrompt
+from rlhf.data.ranks import ALONE, Ranks
 from rlhf.data.rows import AnnotationRow
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import (
