@@ -24,7 +24,7 @@ from rlhf.config.align_config import Trust
 from rlhf.data.annotated_images import AnnotatedImages
 from rlhf.data.descriptions import run_backbone
 from rlhf.errors import UserError
-from rlhf.rewards.combination import join_scores
+from rlhf.rewards.combination import join_batches
 from rlhf.rewards.learned.backbones.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
 from rlhf.rewards.learned.bound import conformal_multiplier
 from rlhf.rewards.learned.feature_network import PREFPAINT_KIND
@@ -35,7 +35,6 @@ from rlhf.storage.url_path import local_copy
 
 MAX_ASYMMETRY = 1e-3
 """Largest difference of V^-1 from its transpose, relative to its largest element; float32 leaves 1e-5."""
-BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +65,6 @@ class PrefpaintBound:
     def prefpaint_norm(self, features: torch.Tensor) -> torch.Tensor:
         """Returns ||z' V^-1||, the norm in PrefPaint's code: float64 [B], for features [B, d]."""
         return (features.double() @ self.inverse).norm(dim=1)
-
-    def design_features(self) -> torch.Tensor:
-        """Returns F [d, d] with F'F = Z'Z = V - lambda I, lambda being V's least eigenvalue; for its effective rank."""
-        eigenvalues, vectors = torch.linalg.eigh(self.inverse)
-        gram = (1 / eigenvalues - 1 / eigenvalues.max()).clamp(min=0)
-        return gram.sqrt()[:, None] * vectors.T
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +147,7 @@ def calibrate(folder: Path, data: AnnotatedImages, coverage: float) -> Prefpaint
     record = json.loads((folder / "reward.json").read_text())
     model = load_prefpaint_reward(folder, record, torch.device("cpu"), trust="auto")
     batches = map(data.pictures.show, data.pictures.batches(data.keys))
-    scores = join_scores([{"model": model.score(images, masks)} for images, masks in batches])["model"]
+    scores = join_batches([model.score(images, masks) for images, masks in batches])
     assert scores.uncertainty is not None
     errors = data.scores - scores.reward
     multiplier = conformal_multiplier(errors, scores.uncertainty, coverage)
