@@ -16,7 +16,7 @@ from torch import nn
 
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
-from rlhf.rewards.clip_score import clip_pixels, load_complete
+from rlhf.rewards.clip_model import clip_pixels, load_clip
 from rlhf.rewards.scores import Scores
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def open_entry(entry: RewardEntry, device: torch.device) -> Aesthetic:
     from transformers import CLIPVisionModelWithProjection
 
     path, tower, name = entry.path, entry.tower, entry.label
-    clip = load_complete(CLIPVisionModelWithProjection, tower, name, device)
+    clip = load_clip(CLIPVisionModelWithProjection, tower, f"reward {name}", device)
     head = AestheticHead(clip.config.projection_dim)
     file = _find_head(path or PUBLISHED, name)
     try:

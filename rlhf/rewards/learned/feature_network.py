@@ -10,6 +10,7 @@ from rlhf.data.augmentation import Augmentation
 from rlhf.data.candidate_table import Key
 from rlhf.data.descriptions import run_backbone
 from rlhf.data.networks.efficientnet_lite import EfficientNetLite0Maps
+from rlhf.data.networks.pretrained import load_whole
 from rlhf.data.pictures import Pictures
 from rlhf.data.ranks import Ranks
 from rlhf.errors import UserError
@@ -68,10 +69,7 @@ def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backb
 def _open_clip(name: str, frozen_share: float) -> ClipBackbone:
     from transformers import CLIPVisionModel
 
-    tower, report = CLIPVisionModel.from_pretrained(name, output_loading_info=True)
-    if lost := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-        raise ValueError(f"{len(lost)} tensors are missing, such as {lost[0]}")
-    return ClipBackbone(tower, frozen_share)
+    return ClipBackbone(load_whole(CLIPVisionModel, name), frozen_share)
 
 
 LINEAR_LENGTH = 1.5
