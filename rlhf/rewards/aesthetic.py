@@ -3,32 +3,25 @@
 github.com/christophschuhmann/improved-aesthetic-predictor, `sac+logos+ava1-l14-linearMSE`.
 """
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.clip_model import clip_pixels, load_clip
 from rlhf.rewards.scores import Scores
+from rlhf.storage.tensor_files import read_state_dict
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
 
 PUBLISHED = "trl-lib/ddpo-aesthetic-predictor"
 PUBLISHED_FILE = "aesthetic-model.pth"
-UNREADABLE = (
-    *(OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError),
-    *(SafetensorError, pickle.UnpicklingError),
-)
-"""Exceptions that reading a file raises if it holds no weights, or weights of another shape."""
 
 
 class AestheticHead(nn.Module):
@@ -75,14 +68,10 @@ def open_entry(entry: RewardEntry, device: torch.device) -> Aesthetic:
     clip = load_clip(CLIPVisionModelWithProjection, tower, f"reward {name}", device)
     head = AestheticHead(clip.config.projection_dim)
     file = _find_head(path or PUBLISHED, name)
+    weights = read_state_dict(file, f"set `path` of reward {name} to the published MLP")
     try:
-        weights = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
         head.load_state_dict(weights)
-    except UNREADABLE as error:
+    except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"reward {name}: {file} is not the aesthetic MLP that fits {tower} ({reason})") from error
     return Aesthetic(tower=clip, head=head.to(device).eval().requires_grad_(False))

@@ -14,9 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
@@ -31,6 +29,7 @@ from rlhf.rewards.learned.feature_network import PREFPAINT_KIND
 from rlhf.rewards.scores import Scores
 from rlhf.rewards.trust_weight import release_trust_weight
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
+from rlhf.storage.tensor_files import read_tensors
 from rlhf.storage.url_path import local_copy
 
 MAX_ASYMMETRY = 1e-3
@@ -102,11 +101,7 @@ class PrefpaintReward:
 
 def read_inverse(path: Path, feature_dim: int) -> PrefpaintBound:
     """Reads V^-1 from a .pt file; raises UserError if it is unreadable, of another size, or no inverse of a V."""
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable V_inverse.pt ({reason}); download it again") from error
+    record = read_tensors(path, "download V_inverse.pt again")
     if not isinstance(record, torch.Tensor) or record.shape != (feature_dim, feature_dim):
         found = tuple(record.shape) if isinstance(record, torch.Tensor) else type(record).__name__
         raise UserError(
