@@ -14,6 +14,7 @@ from torch import nn
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.clip_model import clip_pixels, load_clip
+from rlhf.rewards.opening import Opening
 from rlhf.rewards.scores import Scores
 from rlhf.storage.tensor_files import read_state_dict
 
@@ -60,12 +61,12 @@ class Aesthetic:
         return Scores(reward=self.head(embeddings).double().cpu())
 
 
-def open_entry(entry: RewardEntry, device: torch.device) -> Aesthetic:
+def open_entry(entry: RewardEntry, opening: Opening) -> Aesthetic:
     """Opens the head from a file, a folder that holds one, or the hub, and the tower from a folder or the hub."""
     from transformers import CLIPVisionModelWithProjection
 
     path, tower, name = entry.path, entry.tower, entry.label
-    clip = load_clip(CLIPVisionModelWithProjection, tower, f"reward {name}", device)
+    clip = load_clip(CLIPVisionModelWithProjection, tower, f"reward {name}", opening.device)
     head = AestheticHead(clip.config.projection_dim)
     file = _find_head(path or PUBLISHED, name)
     weights = read_state_dict(file, f"set `path` of reward {name} to the published MLP")
@@ -74,7 +75,7 @@ def open_entry(entry: RewardEntry, device: torch.device) -> Aesthetic:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"reward {name}: {file} is not the aesthetic MLP that fits {tower} ({reason})") from error
-    return Aesthetic(tower=clip, head=head.to(device).eval().requires_grad_(False))
+    return Aesthetic(tower=clip, head=head.to(opening.device).eval().requires_grad_(False))
 
 
 def _find_head(path: str, name: str) -> Path:

@@ -9,6 +9,7 @@ import torch
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.clip_model import clip_pixels, load_clip
+from rlhf.rewards.opening import Opening
 from rlhf.rewards.scores import Scores, texts_of
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def _longest(model: "CLIPModel") -> int:
     return model.config.text_config.max_position_embeddings
 
 
-def open_entry(entry: RewardEntry, device: torch.device) -> ClipScore:
+def open_entry(entry: RewardEntry, opening: Opening) -> ClipScore:
     """Opens the CLIP score in points of 100: 100 times the cosine."""
-    return load_clip_score(entry.path or PUBLISHED, entry.label, device, scale=100.0, text=entry.text)
+    return load_clip_score(entry.path or PUBLISHED, entry.label, opening.device, scale=100.0, text=entry.text)
 
 
 def load_clip_score(

@@ -16,9 +16,10 @@ from rlhf.config.reward_kinds import KINDS
 from rlhf.errors import UserError
 from rlhf.rewards.combination import SCALES, Combination, Scale, load_scales
 from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.opening import Opening
 from rlhf.rewards.scores import Reward
 from rlhf.storage.checksum import file_checksum, folder_checksum
-from rlhf.storage.url_path import as_path, local_copy
+from rlhf.storage.url_path import local_copy
 
 
 def open_reward(place: Path, device: torch.device, captions: Mapping[str, str] | None = None) -> Reward:
@@ -94,7 +95,7 @@ def _read_configuration(place: Path) -> _ConfiguredRewards:
             f"{place}: no reward.json, so not a complete reward folder, and no `rewards:` in {file.name}; name the "
             "folder that `rlhf reward` wrote"
         )
-    return _ConfiguredRewards(entries=ALONE, folder=own, scales={entry.label: Scale() for entry in ALONE})
+    return _ConfiguredRewards(entries=FOLDER_ALONE, folder=own, scales={entry.label: Scale() for entry in FOLDER_ALONE})
 
 
 def _read_scales(file: Path, entries: Sequence[RewardEntry]) -> dict[str, Scale]:
@@ -109,7 +110,7 @@ def _read_scales(file: Path, entries: Sequence[RewardEntry]) -> dict[str, Scale]
     return scales
 
 
-ALONE = (RewardEntry(kind="model"),)
+FOLDER_ALONE = (RewardEntry(kind="model"),)
 """Entries of a configuration without any: the reward folder alone."""
 
 
@@ -122,17 +123,13 @@ def build_rewards(
 
     Raises UserError if something is missing or of another architecture.
     """
-    return {entry.label: build_reward(entry, folder, device, trust=trust) for entry in entries or ALONE}
+    return {entry.label: build_reward(entry, folder, device, trust=trust) for entry in entries or FOLDER_ALONE}
 
 
 def build_reward(entry: RewardEntry, folder: Path | None, device: torch.device, *, trust: Trust = "auto") -> Reward:
     """Opens one reward with its weights; heavy imports happen only for the kinds that need them."""
-    if entry.kind == "model":
-        place = folder if entry.path is None else as_path(entry.path)
-        if place is None:
-            raise UserError(f"reward {entry.label}: no reward folder is named; add --reward, or `path` to the entry")
-        return load_reward(place, device, trust=trust)
-    return import_module(KINDS[entry.kind].module).open_entry(entry, device)
+    opening = Opening(device=device, folder=folder, trust=trust)
+    return import_module(KINDS[entry.kind].module).open_entry(entry, opening)
 
 
 def check_captions(entries: Iterable[RewardEntry], captions: Mapping[str, str]) -> None:
@@ -157,7 +154,5 @@ def _with_absolute_paths(entry: RewardEntry) -> RewardEntry:
 
 def local_places(entry: RewardEntry) -> dict[str, Path]:
     """Returns the files and folders of this machine that an entry names, by key; names on the hub are none."""
-    places = {"path": "." if entry.kind == "function" and entry.path is None else entry.path}
-    if "tower" in KINDS[entry.kind].reads:
-        places["tower"] = entry.tower
+    places = {key: getattr(entry, key) or default for key, default in KINDS[entry.kind].paths.items()}
     return {key: Path(place) for key, place in places.items() if place and Path(place).exists()}

@@ -8,14 +8,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rlhf.config.align_config import Trust
+from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import RidgeHead
 from rlhf.rewards.learned.feature_network import PREFPAINT_KIND, FeatureNetwork, build_backbone
 from rlhf.rewards.learned.prefpaint_reward import PrefpaintReward, load_prefpaint_reward
 from rlhf.rewards.learned.reward_model import SCHEMA_VERSION, Calibration, RewardModel
+from rlhf.rewards.opening import Opening
 from rlhf.storage.atomic_files import check_schema
 from rlhf.storage.checksum import checksum
-from rlhf.storage.url_path import local_copy
+from rlhf.storage.url_path import as_path, local_copy
 
 CPU = torch.device("cpu")
 
@@ -62,6 +64,17 @@ def load_reward(folder: Path, device: torch.device = CPU, *, trust: Trust = "aut
         feature_dim=record["feature_dim"],
         trust=trust,
     )
+
+
+def open_entry(entry: RewardEntry, opening: Opening) -> RewardModel | PrefpaintReward:
+    """Opens the reward folder at the entry's `path`, or the one that --reward names.
+
+    Raises UserError if neither is named, or as `load_reward` does.
+    """
+    place = opening.folder if entry.path is None else as_path(entry.path)
+    if place is None:
+        raise UserError(f"reward {entry.label}: no reward folder is named; add --reward, or `path` to the entry")
+    return load_reward(place, opening.device, trust=opening.trust)
 
 
 def check_shapes(head: dict[str, torch.Tensor], feature_dim: int) -> None:
