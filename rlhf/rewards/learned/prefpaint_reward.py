@@ -61,7 +61,7 @@ class PrefpaintBound:
         """Returns sqrt(z' V^-1 z) = ||z' L|| (PrefPaint eq. 7): float64 [B], for features [B, d]."""
         return (features.double() @ self.factor).norm(dim=1)
 
-    def prefpaint_norm(self, features: torch.Tensor) -> torch.Tensor:
+    def released_norm(self, features: torch.Tensor) -> torch.Tensor:
         """Returns ||z' V^-1||, the norm in PrefPaint's code: float64 [B], for features [B, d]."""
         return (features.double() @ self.inverse).norm(dim=1)
 
@@ -94,7 +94,7 @@ class PrefpaintReward:
         return Scores(
             reward=reward,
             uncertainty=uncertainty,
-            trust_weight=release_trust_weight(self.bound.prefpaint_norm(features)),
+            trust_weight=release_trust_weight(self.bound.released_norm(features)),
             width=width,
         )
 

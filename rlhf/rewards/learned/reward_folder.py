@@ -47,7 +47,7 @@ def load_reward(folder: Path, device: torch.device = CPU, *, trust: Trust = "aut
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a complete reward folder ({error}); run `rlhf reward` again") from error
     ridge_head = RidgeHead(weight=head["weight"], cholesky=head["cholesky"], ridge=calibration.ridge)
-    check_finite(folder, network, ridge_head)
+    check_sound(folder, network, ridge_head)
     if trust == "release" and calibration.median_released_norm is None:
         raise UserError(
             f"{folder}: align.trust is `release`, but this older folder lacks the norm's median; run `rlhf reward` "
@@ -85,7 +85,7 @@ def check_shapes(head: dict[str, torch.Tensor], feature_dim: int) -> None:
             raise ValueError(f"head.safetensors: {name} is {tuple(head[name].shape)}, not {shape}")
 
 
-def check_finite(folder: Path, network: torch.nn.Module, head: RidgeHead) -> None:
+def check_sound(folder: Path, network: torch.nn.Module, head: RidgeHead) -> None:
     """Raises UserError if a loaded reward holds NaN or infinity, or a V that is not positive definite."""
     if not all(tensor.isfinite().all() for tensor in (*network.state_dict().values(), head.weight)):
         raise UserError(f"{folder}: holds values that are not finite; run `rlhf reward` again")

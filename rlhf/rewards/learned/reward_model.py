@@ -93,7 +93,7 @@ class RewardModel:
         c, norm, median = self.calibration, uncertainty, self.calibration.median_uncertainty
         if self.trust == "release":
             assert c.median_released_norm is not None, "load_reward refuses such a folder"
-            norm, median = self.head.prefpaint_norm(features), c.median_released_norm
+            norm, median = self.head.released_norm(features), c.median_released_norm
         return trust_weight(norm, median, c.trust_k, c.trust_b)
 
     def save(self, folder: Path) -> None:

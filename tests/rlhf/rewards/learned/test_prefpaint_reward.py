@@ -63,7 +63,7 @@ def test_reward_and_both_norms_are_those_of_the_formulas(files: Files, tmp_path:
     proper = torch.stack([(row @ inverse @ row).sqrt() for row in z])
     released = (z @ inverse).square().sum(1).sqrt()
     torch.testing.assert_close(scored.uncertainty, proper, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(model.bound.prefpaint_norm(z), released, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(model.bound.released_norm(z), released, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(scored.trust_weight, torch.exp(0.7 - 0.05 * released).clamp(1.0, 2.21))
 
 
@@ -208,7 +208,7 @@ def test_the_released_norm_is_ten_times_the_proper_one_off_that_direction_and_a_
     bound = read_inverse(released_inverse, 256)
     along, *others = torch.linalg.eigh(bound.inverse).eigenvectors.T
     features = torch.stack([along, *others])
-    ratio = bound.prefpaint_norm(features) / bound.proper(features)
+    ratio = bound.released_norm(features) / bound.proper(features)
     assert float(ratio[0]) == pytest.approx(0.101, abs=1e-3)
     assert float(ratio[1:].min()) > 9.9
     assert float(ratio[1:].max()) < 10.1
@@ -216,7 +216,7 @@ def test_the_released_norm_is_ten_times_the_proper_one_off_that_direction_and_a_
     generator = torch.Generator().manual_seed(0)
     spread = torch.rand(500, 1, generator=generator) * torch.randn(500, 256, generator=generator)
     features = along + 0.05 * spread.double()
-    pair = np.stack([bound.prefpaint_norm(features).numpy(), bound.proper(features).numpy()], axis=1)
+    pair = np.stack([bound.released_norm(features).numpy(), bound.proper(features).numpy()], axis=1)
     assert rank_correlation(pair) > 0.999
 
 
