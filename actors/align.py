@@ -134,12 +134,13 @@ def check_inputs(config: RunConfig, prompts: Path | None, reward: Path | None) -
 def check_rewards(config: RunConfig, reward: Path | None, captions: Mapping[str, str]) -> RunConfig:
     """Returns the configuration with absolute paths of the rewards' folders, since actors start elsewhere.
 
-    Raises UserError if a reward does not load, or reads a caption that a prompt does not have.
+    Raises UserError if a reward does not load, cannot give the trust weights of `align.trust`, or reads a caption that
+    a prompt does not have.
     """
     config = config.model_copy(update={"rewards": with_absolute_paths(config.rewards)})
     check_captions(config.rewards, captions)
     # Only tests that they load: the scorers hold them, and this machine may have no GPU.
-    build_rewards(config.rewards, reward, torch.device("cpu"))
+    build_rewards(config.rewards, reward, torch.device("cpu"), trust=config.align.trust)
     return config
 
 

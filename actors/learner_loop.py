@@ -2,8 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from actors.ray_gauges import Telemetry
 from actors.rollout_replay import DumpingCoordinator, ReplayCoordinator
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.checkpoint_files import saved_ranks
-from rlhf.alignment.collectives import any_over_ranks
+from rlhf.alignment.collectives import any_over_ranks, process_ranks
 from rlhf.alignment.learner import Learner, needs_base_copy
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.rollout_dump import RolloutDump
@@ -99,7 +99,8 @@ def train(setup: RunSetup) -> None:
     torch.set_num_threads(config.cluster.threads_per_learner)
     incidents = Incidents(out)
     takes_turns = config.cluster.colocate is True
-    with agreed() if takes_turns else nullcontext():  # Learners open their networks when samplers and scorers sleep.
+    # Learners open their networks when samplers and scorers sleep.
+    with process_ranks().agreed() if takes_turns else nullcontext():
         coordinator = _start_coordinator(setup, ranks, incidents) if rank == 0 else None
     learner, first = _start_learner(setup, ranks)
     sleeper = Sleeper(learner)
@@ -125,7 +126,7 @@ def train(setup: RunSetup) -> None:
         metrics |= {"update_s": time.perf_counter() - started, "learners": ranks}
         is_checkpoint = (update + 1) % align.checkpoint_every == 0 or update + 1 == align.updates
         averaged = learner.averaged_weights() if is_checkpoint else {}
-        with agreed():
+        with process_ranks().agreed():
             if log is not None and telemetry is not None:
                 log.write(metrics)
                 telemetry.publish(metrics)
@@ -242,18 +243,6 @@ def _fetch(reference: ray.ObjectRef) -> tuple[list[BatchShare], list[TrainingBat
     ]
 
 
-@contextmanager
-def agreed() -> Iterator[None]:
-    """Raises a UserError of one rank in the block on all ranks, which would otherwise wait for that rank for ever."""
-    problem = None
-    try:
-        yield
-    except UserError as error:
-        problem = error
-    if any_over_ranks(problem is not None):
-        raise problem or UserError("align: a learner rank could not write; see whether its disks and --out have room")
-
-
 def _save_results(
     policy: Policy,
     averaged: dict[str, torch.Tensor],
@@ -285,8 +274,8 @@ def _report(learner: Learner, metrics: dict[str, float], update: int, out: Path 
     with tempfile.TemporaryDirectory() as folder:
         with writing(Path(folder)):
             learner.save(Path(folder), update)
-        with agreed():
+        with process_ranks().agreed():
             require_room(out, Path(folder))
         checkpoint = ray.train.Checkpoint.from_directory(folder)
-        with agreed(), writing(out), explained(out):
+        with process_ranks().agreed(), writing(out), explained(out):
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"checkpoint-{update:06d}")

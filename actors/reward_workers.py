@@ -11,8 +11,7 @@ from ray.train.torch import TorchTrainer, get_device
 from actors.session.process_group import process_group_config
 from actors.session.ray_session import check_address, ray_session
 from actors.session.trainers import fit, storage_of
-from rlhf.alignment.collectives import count_ranks, own_rank, sum_over_ranks
-from rlhf.data.descriptions import Ranks
+from rlhf.alignment.collectives import process_ranks
 from rlhf.errors import UserError
 from rlhf.reports.records import read_record
 from rlhf.rewards.learned.reward_report import RewardReport
@@ -54,7 +53,7 @@ def reward_loop(loop_config: dict[str, RewardRun]) -> str | None:
     Returns None, or the text of a UserError: after an exception Ray Train would start again.
     """
     torch.set_num_threads(1)
-    ranks = Ranks(rank=own_rank(), count=count_ranks(), add=sum_over_ranks, device=get_device())
+    ranks = process_ranks(get_device())
     run = loop_config["run"]
     try:
         with ranks.agreed():

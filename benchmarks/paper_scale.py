@@ -21,13 +21,14 @@ from rlhf.data.annotated_images import join_annotations, split_photographs
 from rlhf.data.annotators import load_annotations
 from rlhf.data.augmentation import PLAIN, Augmentation
 from rlhf.data.candidate_table import CandidateTable
-from rlhf.data.descriptions import ALONE, Descriptions, describe
+from rlhf.data.descriptions import Descriptions, describe
 from rlhf.data.pictures import Pictures
 from rlhf.data.prompts import PromptTable
+from rlhf.data.ranks import ALONE
 from rlhf.rewards.learned.backbones.clip_backbone import ClipBackbone
 from rlhf.rewards.learned.feature_network import SmallBackbone, describe_to_train
 from rlhf.rewards.learned.reward_figures import bound_figures, group_figures, score_annotations
-from rlhf.rewards.learned.reward_memory import described
+from rlhf.rewards.learned.reward_memory import with_features
 from rlhf.rewards.learned.reward_training import features_of, fit_reward
 from rlhf.storage.images import encode_png, tensor_to_image
 from rlhf.storage.tables import ANNOTATIONS, CANDIDATES, PROMPTS, image_cell, write_table
@@ -122,7 +123,7 @@ def measure_fit(folder: Path) -> None:
     a, b, c, d = (replace(data, described=found).of(part) for part in parts)
     fitted = fit_reward(a, b, c, config, 0)
     say("one epoch, heads and calibration")
-    of_d = described(features_of(fitted.model.network, d), d)
+    of_d = with_features(features_of(fitted.model.network, d), d)
     bound_figures(fitted.model.head, fitted.model.calibration, of_d)
     group_figures(fitted.model, score_annotations(fitted.model.head, of_d, pictures.prompts))
     say("figures of part D")

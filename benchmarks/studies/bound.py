@@ -122,7 +122,7 @@ def _score(models: Sequence[RewardModel], data: AnnotatedImages) -> dict[str, tu
     head = models[0].head
     return {
         "proper norm": (rewards[0], head.uncertainty(z[0])),
-        "released norm": (rewards[0], head.prefpaint_norm(z[0])),
+        "released norm": (rewards[0], head.released_norm(z[0])),
         "ensemble": (rewards.mean(0), rewards.std(0) + LEAST),
         "dropout": (rewards[0], _dropout_spread(models[0], data) + LEAST),
         "constant": (rewards[0], torch.ones_like(rewards[0])),

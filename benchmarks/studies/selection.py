@@ -30,7 +30,7 @@ from rlhf.rewards.learned.bound import update_ridge
 from rlhf.rewards.learned.feature_training import with_descriptions
 from rlhf.rewards.learned.prompt_choice import order_by_uncertainty, order_randomly, take_prompts
 from rlhf.rewards.learned.reward_figures import pair_accuracy
-from rlhf.rewards.learned.reward_memory import RewardMemory, described, no_prompts, rows_to_add
+from rlhf.rewards.learned.reward_memory import RewardMemory, no_prompts, rows_to_add, with_features
 from rlhf.rewards.learned.reward_model import RewardModel
 from rlhf.rewards.learned.reward_training import features_of, fit_reward
 from rlhf.storage.atomic_files import atomic_write_json
@@ -123,7 +123,7 @@ def learn_anew(pool: AnnotatedImages, prompts: list[str], config: RewardConfig, 
     a, b, c, d = (data.of(part) for part in split_photographs(data.photographs, config.parts, seed))
     fitted = fit_reward(a, b, c, config, seed)
     seen = no_prompts(config.feature_dim + 1).added(fitted.corrected_on)
-    report = described(features_of(fitted.model.network, d), d)
+    report = with_features(features_of(fitted.model.network, d), d)
     memory = RewardMemory(seen=seen, calibration=fitted.calibrated_on, report=report, seen_ids=frozenset())
     return TaughtReward(model=fitted.model, memory=memory, prompts=frozenset(prompts))
 
@@ -133,7 +133,7 @@ def take_in(learner: TaughtReward, pool: AnnotatedImages, prompts: list[str]) ->
     data, model = rows_of(pool, prompts), learner.model
     effects = model.calibration.prompt_effects
     assert effects is not None, "`fit_reward` measures them"
-    memory, learnt = learner.memory.adding(described(features_of(model.network, data), data), [])
+    memory, learnt = learner.memory.adding(with_features(features_of(model.network, data), data), [])
     head = update_ridge(model.head, *rows_to_add(learnt, learner.memory.seen, effects)) if learnt.keys else model.head
     return TaughtReward(model=replace(model, head=head), memory=memory, prompts=learner.prompts.union(prompts))
 

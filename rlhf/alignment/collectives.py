@@ -9,6 +9,10 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from rlhf.data.ranks import Ranks
+
+CPU = torch.device("cpu")
+
 
 def count_ranks() -> int:
     """Returns the number of ranks of the process group; 1 without one."""
@@ -18,6 +22,13 @@ def count_ranks() -> int:
 def own_rank() -> int:
     """Returns this process's rank in the process group; 0 without one."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def process_ranks(device: torch.device = CPU) -> Ranks:
+    """Returns this process among those of its group; alone without one. `device` is that of its backbone."""
+    if not dist.is_initialized():
+        return Ranks(device=device)
+    return Ranks(rank=own_rank(), count=count_ranks(), add=sum_over_ranks, device=device)
 
 
 def group_device() -> torch.device:

@@ -21,6 +21,8 @@ SETTINGS_OF_SOME = {
     **dict.fromkeys(("advantage_clip", "kl_weight", "trust", "climbs", "merged_sampling", "max_staleness"), SAMPLING),
 }
 """Settings that not every algorithm uses, with the algorithms that do."""
+Trust = Literal["auto", "proper", "release", "constant", "none"]
+"""Kinds of trust weight."""
 
 
 class AlignConfig(Section):
@@ -75,12 +77,12 @@ class AlignConfig(Section):
     kl_weight: NonNegative = 0.01
     """Weight of the KL to the base policy, in nats per latent element."""
     trust: Annotated[
-        Literal["proper", "release", "constant", "none"],
-        BeforeValidator(lambda value: ("none", "proper")[value] if isinstance(value, bool) else value),
-    ] = "proper"
+        Trust, BeforeValidator(lambda value: ("none", "auto")[value] if isinstance(value, bool) else value)
+    ] = "auto"
     """Trust weight of each sample, normalised by the mean over the update: exp(-k u + b) with u = sqrt(z' V^-1 z)
-    (`proper`) or u = ||V^-1 z||, as in PrefPaint's code (`release`). `constant` weighs all samples alike and equals
-    `none` to the last bit."""
+    (`proper`) or u = ||V^-1 z||, as in PrefPaint's code (`release`). `auto` is `proper`; PrefPaint's released reward
+    takes `release` instead, with the k, b and clip of its code, and refuses `proper`. `constant` weighs all samples
+    alike and equals `none` to the last bit."""
     climbs: Literal["reward", "lower_bound"] = "reward"
     """Source of the advantages: the reward, or the reward minus its conformal bound."""
     log_prob_over: Literal["hole", "all"] = "hole"

@@ -13,9 +13,11 @@ OF_EVERY_KIND = ("kind", "name", "weight", "mean", "std")
 class RewardEntry(Section):
     """A reward, its weight in the sum, and its source."""
 
-    kind: Annotated[str, one_of(lambda: KINDS)]
-    """`model`: what `rlhf reward` trained; `seam`: gradients across the hole's border; `function`: Python;
-    `http`: a server; `clip_score`, `pick_score`, `hpsv2`, `image_reward`, `aesthetic`: published models."""
+    kind: Annotated[
+        str,
+        one_of(lambda: KINDS),
+        Field(description="; ".join(f"`{kind}`: {row.meaning}" for kind, row in KINDS.items()) + "."),
+    ]
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
     """Name in metrics and errors; default: the kind."""
     weight: float = 1.0
@@ -57,9 +59,9 @@ class RewardEntry(Section):
         kind = KINDS[self.kind]
         # Not `model_fields_set`: saved configurations hold every key.
         changed = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
-        foreign = sorted(changed.difference(OF_EVERY_KIND, kind.reads))
+        foreign = sorted(changed.difference(OF_EVERY_KIND, kind.keys))
         if foreign:
-            known = ", ".join(sorted({*OF_EVERY_KIND, *kind.reads}))
+            known = ", ".join(sorted({*OF_EVERY_KIND, *kind.keys}))
             raise ValueError(f"{foreign[0]!r} means nothing to kind {self.kind!r}; it reads {known}")
         if kind.needs and getattr(self, kind.needs) is None:
             raise ValueError(f"kind {self.kind!r} needs {kind.needs!r}")

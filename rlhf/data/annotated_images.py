@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from rlhf.data.candidate_table import Key
-from rlhf.data.descriptions import ALONE, Descriptions, Ranks
+from rlhf.data.descriptions import Descriptions
 from rlhf.data.normalisation import Normalisation, measure_normalisation
 from rlhf.data.pictures import Pictures
 from rlhf.data.prompts import AnyPrompt, PromptFacts
+from rlhf.data.ranks import ALONE, Ranks
 from rlhf.data.rows import AnnotationRow, marks_of
 from rlhf.errors import UserError
 

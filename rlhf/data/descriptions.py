@@ -1,83 +1,23 @@
-"""Output of a fixed backbone for pictures by key and augmentation, kept on disk by the pictures' content.
-
-Each of several workers describes the pictures of its own prompts.
-"""
+"""Output of a fixed backbone for pictures by key and augmentation, kept on disk by the pictures' content."""
 
 import hashlib
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rlhf import __version__
 from rlhf.data.augmentation import PLAIN, Augmentation
 from rlhf.data.candidate_table import Key
 from rlhf.data.pictures import Pictures
+from rlhf.data.ranks import ALONE, Ranks
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write
 from rlhf.storage.checksum import checksum
 from rlhf.storage.url_path import local_copy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranks:
-    """Workers that train together: each describes the pictures of its own prompts, and sums join what they found."""
-
-    rank: int = 0
-    count: int = 1
-    add: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
-    """Returns the sum of a tensor over all ranks; every rank calls it with the same shape."""
-    device: torch.device = torch.device("cpu")
-    """Device of a trained or described backbone that has weights."""
-
-    @contextmanager
-    def agreed(self) -> Iterator[None]:
-        """Raises a UserError of one rank in the block on all of them, which would otherwise wait for that rank."""
-        text = np.zeros((self.count, LONGEST_MESSAGE), np.uint8)
-        try:
-            yield
-        except UserError as error:
-            words = str(error).encode()[:LONGEST_MESSAGE]
-            text[self.rank, : len(words)] = np.frombuffer(words, np.uint8)
-        for line in self.add(torch.from_numpy(text)).numpy():
-            if line.any():
-                raise UserError(bytes(line).rstrip(b"\0").decode(errors="replace"))
-
-    def require_equal(self, number: int, message: str) -> None:
-        """Raises UserError with the message on all ranks if they do not have the same number."""
-        numbers = torch.zeros(self.count, dtype=torch.int64)
-        numbers[self.rank] = number
-        if len(set(self.add(numbers).tolist())) > 1:
-            raise UserError(message)
-
-    def owns(self, key: Key) -> bool:
-        """Returns whether this rank describes the picture; samples of a prompt belong to one rank."""
-        return zlib.crc32(key[0].encode()) % self.count == self.rank
-
-    def own(self, keys: Sequence[Key]) -> list[int]:
-        """Returns the places of this rank's keys."""
-        return [place for place, key in enumerate(keys) if self.owns(key)]
-
-    def join(self, keys: Sequence[Key], own: torch.Tensor) -> torch.Tensor:
-        """Returns the rows [N, D] of all `keys` on every rank; `own` are those of this rank's keys, in their order."""
-        if self.count == 1:
-            return own
-        rows = own.new_zeros(len(keys), own.shape[1])
-        rows[self.own(keys)] = own
-        return self.add(rows)
-
-
-LONGEST_MESSAGE = 2000
-"""Bytes of an error that ranks tell each other."""
-ALONE = Ranks()
 
 
 class Descriptions:
@@ -115,6 +55,8 @@ class PictureBackbone(Protocol):
     """A module that describes images [B, 3, H, W] in [-1, 1] with masks [B, 1, H, W]: [B, output_dim]."""
 
     output_dim: int
+    code_version: tuple[int, ...]
+    """Numbers of the code that the output is made by; one is raised when the code gives other numbers."""
 
     def __call__(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Describes a batch."""
@@ -137,8 +79,8 @@ class DescriptionCache:
     """Files in a folder with what a backbone said of pictures, found again by the pictures' content."""
 
     def __init__(self, folder: Path, backbone: PictureBackbone) -> None:
-        """Opens the folder for a backbone; other weights and other versions of this program have other files."""
-        identity = f"{__version__} {type(backbone).__name__} {checksum(backbone.state_dict())}"
+        """Opens the folder for a backbone; other weights and other versions of the backbone's code have other files."""
+        identity = f"{type(backbone).__name__} {backbone.code_version} {checksum(backbone.state_dict())}"
         self._folder, self._name = folder, hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def read(self, change: Augmentation, digests: Sequence[bytes], rows: torch.Tensor) -> set[int]:

@@ -45,9 +45,9 @@ def open_features(path: str | None, device: torch.device) -> Features:
         raise UserError("no weights are named: set evaluate.features to a CLIP model")
     from transformers import CLIPModel
 
-    from rlhf.rewards.clip_score import clip_pixels, load_complete
+    from rlhf.rewards.clip_model import clip_pixels, load_clip
 
-    model = load_complete(CLIPModel, path, "FID, KID", device)
+    model = load_clip(CLIPModel, path, "FID, KID", device)
     size = model.config.vision_config.image_size
 
     @torch.no_grad()

@@ -3,32 +3,26 @@
 github.com/christophschuhmann/improved-aesthetic-predictor, `sac+logos+ava1-l14-linearMSE`.
 """
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
-from rlhf.rewards.clip_score import clip_pixels, load_complete
+from rlhf.rewards.clip_model import clip_pixels, load_clip
+from rlhf.rewards.opening import Opening
 from rlhf.rewards.scores import Scores
+from rlhf.storage.tensor_files import read_state_dict
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
 
 PUBLISHED = "trl-lib/ddpo-aesthetic-predictor"
 PUBLISHED_FILE = "aesthetic-model.pth"
-UNREADABLE = (
-    *(OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError),
-    *(SafetensorError, pickle.UnpicklingError),
-)
-"""Exceptions that reading a file raises if it holds no weights, or weights of another shape."""
 
 
 class AestheticHead(nn.Module):
@@ -67,25 +61,21 @@ class Aesthetic:
         return Scores(reward=self.head(embeddings).double().cpu())
 
 
-def open_entry(entry: RewardEntry, device: torch.device) -> Aesthetic:
+def open_entry(entry: RewardEntry, opening: Opening) -> Aesthetic:
     """Opens the head from a file, a folder that holds one, or the hub, and the tower from a folder or the hub."""
     from transformers import CLIPVisionModelWithProjection
 
     path, tower, name = entry.path, entry.tower, entry.label
-    clip = load_complete(CLIPVisionModelWithProjection, tower, name, device)
+    clip = load_clip(CLIPVisionModelWithProjection, tower, f"reward {name}", opening.device)
     head = AestheticHead(clip.config.projection_dim)
     file = _find_head(path or PUBLISHED, name)
+    weights = read_state_dict(file, f"set `path` of reward {name} to the published MLP")
     try:
-        weights = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
         head.load_state_dict(weights)
-    except UNREADABLE as error:
+    except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"reward {name}: {file} is not the aesthetic MLP that fits {tower} ({reason})") from error
-    return Aesthetic(tower=clip, head=head.to(device).eval().requires_grad_(False))
+    return Aesthetic(tower=clip, head=head.to(opening.device).eval().requires_grad_(False))
 
 
 def _find_head(path: str, name: str) -> Path:

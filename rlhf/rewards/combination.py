@@ -100,11 +100,12 @@ def outlying_share(scores: Mapping[str, Scores]) -> float | None:
 
 
 def join_scores(parts: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:
-    """Joins the scores of consecutive batches."""
-    return {name: _join([part[name] for part in parts]) for name in parts[0]}
+    """Joins every reward's scores of consecutive batches."""
+    return {name: join_batches([part[name] for part in parts]) for name in parts[0]}
 
 
-def _join(parts: Sequence[Scores]) -> Scores:
+def join_batches(parts: Sequence[Scores]) -> Scores:
+    """Joins one reward's scores of consecutive batches."""
     return Scores(
         reward=torch.cat([part.reward for part in parts]),
         uncertainty=_cat([part.uncertainty for part in parts]),

@@ -10,6 +10,7 @@ import torch
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.clip_score import ClipScore, load_clip_score
+from rlhf.rewards.opening import Opening
 from rlhf.rewards.packages import import_package
 from rlhf.rewards.scores import Scores, texts_of
 from rlhf.storage.images import tensor_to_image
@@ -44,10 +45,10 @@ class Hpsv2Package:
             raise UserError(f"reward {self.name}: its weights hold more than tensors; download them again") from error
 
 
-def open_entry(entry: RewardEntry, device: torch.device) -> ClipScore | Hpsv2Package:
+def open_entry(entry: RewardEntry, opening: Opening) -> ClipScore | Hpsv2Package:
     """Opens weights converted to a CLIPModel (a folder or hub repository); without `path`, the package `hpsv2`."""
     if entry.path is not None:
-        return load_clip_score(entry.path, entry.label, device, scale=1.0, text=entry.text)
+        return load_clip_score(entry.path, entry.label, opening.device, scale=1.0, text=entry.text)
     remedy = "or set `path` to the weights converted to a transformers CLIPModel"
     package = import_package("hpsv2", "hpsv2", entry.label, remedy)
     return Hpsv2Package(name=entry.label, package=package, text=entry.text)

@@ -9,6 +9,7 @@ import torch
 
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
+from rlhf.rewards.opening import Opening
 from rlhf.rewards.packages import import_package
 from rlhf.rewards.scores import Scores, texts_of
 from rlhf.storage.images import tensor_to_image
@@ -34,14 +35,14 @@ class ImageReward:
         return Scores(reward=torch.tensor(marks, dtype=torch.float64))
 
 
-def open_entry(entry: RewardEntry, device: torch.device) -> ImageReward:
+def open_entry(entry: RewardEntry, opening: Opening) -> ImageReward:
     """Opens the published weights, or the checkpoint file at the entry's `path`."""
     name, weights = entry.label, entry.path or PUBLISHED
     remedy = "or, if its old dependencies conflict, run it in an environment of its own behind kind `http`"
     package = import_package("ImageReward", "image-reward", name, remedy)
     try:
         with tensors_only():
-            model = package.load(weights, device=str(device))
+            model = package.load(weights, device=str(opening.device))
     except (OSError, RuntimeError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"reward {name}: {weights}: could not be loaded ({reason})") from error

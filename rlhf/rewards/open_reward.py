@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 
+from rlhf.config.align_config import Trust
 from rlhf.config.config_files import load_config
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.reward_kinds import KINDS
 from rlhf.errors import UserError
 from rlhf.rewards.combination import SCALES, Combination, Scale, load_scales
 from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.opening import Opening
 from rlhf.rewards.scores import Reward
 from rlhf.storage.checksum import file_checksum, folder_checksum
-from rlhf.storage.url_path import as_path, local_copy
+from rlhf.storage.url_path import local_copy
 
 
 def open_reward(place: Path, device: torch.device, captions: Mapping[str, str] | None = None) -> Reward:
@@ -30,7 +32,7 @@ def open_reward(place: Path, device: torch.device, captions: Mapping[str, str] |
     (by prompt id) is empty.
     """
     if _is_reward_folder(place):
-        return load_reward(place)
+        return load_reward(place, device)
     found = _read_configuration(place)
     check_captions(found.entries, captions or {})
     weights = {entry.label: entry.weight for entry in found.entries}
@@ -93,7 +95,7 @@ def _read_configuration(place: Path) -> _ConfiguredRewards:
             f"{place}: no reward.json, so not a complete reward folder, and no `rewards:` in {file.name}; name the "
             "folder that `rlhf reward` wrote"
         )
-    return _ConfiguredRewards(entries=ALONE, folder=own, scales={entry.label: Scale() for entry in ALONE})
+    return _ConfiguredRewards(entries=FOLDER_ALONE, folder=own, scales={entry.label: Scale() for entry in FOLDER_ALONE})
 
 
 def _read_scales(file: Path, entries: Sequence[RewardEntry]) -> dict[str, Scale]:
@@ -108,12 +110,12 @@ def _read_scales(file: Path, entries: Sequence[RewardEntry]) -> dict[str, Scale]
     return scales
 
 
-ALONE = (RewardEntry(kind="model"),)
+FOLDER_ALONE = (RewardEntry(kind="model"),)
 """Entries of a configuration without any: the reward folder alone."""
 
 
 def build_rewards(
-    entries: Sequence[RewardEntry], folder: Path | None, device: torch.device, *, trust: str = "proper"
+    entries: Sequence[RewardEntry], folder: Path | None, device: torch.device, *, trust: Trust = "auto"
 ) -> dict[str, Reward]:
     """Opens the rewards, by label; without entries the reward folder alone.
 
@@ -121,17 +123,13 @@ def build_rewards(
 
     Raises UserError if something is missing or of another architecture.
     """
-    return {entry.label: build_reward(entry, folder, device, trust=trust) for entry in entries or ALONE}
+    return {entry.label: build_reward(entry, folder, device, trust=trust) for entry in entries or FOLDER_ALONE}
 
 
-def build_reward(entry: RewardEntry, folder: Path | None, device: torch.device, *, trust: str = "proper") -> Reward:
+def build_reward(entry: RewardEntry, folder: Path | None, device: torch.device, *, trust: Trust = "auto") -> Reward:
     """Opens one reward with its weights; heavy imports happen only for the kinds that need them."""
-    if entry.kind == "model":
-        place = folder if entry.path is None else as_path(entry.path)
-        if place is None:
-            raise UserError(f"reward {entry.label}: no reward folder is named; add --reward, or `path` to the entry")
-        return load_reward(place, trust=trust)
-    return import_module(KINDS[entry.kind].module).open_entry(entry, device)
+    opening = Opening(device=device, folder=folder, trust=trust)
+    return import_module(KINDS[entry.kind].module).open_entry(entry, opening)
 
 
 def check_captions(entries: Iterable[RewardEntry], captions: Mapping[str, str]) -> None:
@@ -156,7 +154,5 @@ def _with_absolute_paths(entry: RewardEntry) -> RewardEntry:
 
 def local_places(entry: RewardEntry) -> dict[str, Path]:
     """Returns the files and folders of this machine that an entry names, by key; names on the hub are none."""
-    places = {"path": "." if entry.kind == "function" and entry.path is None else entry.path}
-    if "tower" in KINDS[entry.kind].reads:
-        places["tower"] = entry.tower
+    places = {key: getattr(entry, key) or default for key, default in KINDS[entry.kind].paths.items()}
     return {key: Path(place) for key, place in places.items() if place and Path(place).exists()}

@@ -13,6 +13,7 @@ import torch
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.deadline import LateError, call_within
+from rlhf.rewards.opening import Opening
 from rlhf.rewards.scores import Scores
 
 
@@ -73,7 +74,7 @@ class PythonFunction:
         return reward
 
 
-def open_entry(entry: RewardEntry, device: torch.device) -> PythonFunction:
+def open_entry(entry: RewardEntry, opening: Opening) -> PythonFunction:
     """Imports `module:name`; the folder `path` is searched after the installed packages.
 
     Raises UserError if the module does not import or has no such function.

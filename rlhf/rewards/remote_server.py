@@ -14,6 +14,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError
 from rlhf.rewards.deadline import LateError, call_within
+from rlhf.rewards.opening import Opening
 from rlhf.rewards.scores import Scores
 from rlhf.rewards.wire import RewardReply, encode_request, images_at_once
 
@@ -149,7 +150,7 @@ def is_loopback(url: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def open_entry(entry: RewardEntry, device: torch.device) -> RemoteServer:
+def open_entry(entry: RewardEntry, opening: Opening) -> RemoteServer:
     """Returns the client of the server at the entry's `url`; nothing is sent yet."""
     assert entry.url is not None
     return RemoteServer(

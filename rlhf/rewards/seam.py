@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.config.reward_entry import RewardEntry
+from rlhf.rewards.opening import Opening
 from rlhf.rewards.scores import Scores
 
 DIRECTIONS = ((-1, False), (-1, True), (-2, False), (-2, True))
@@ -31,7 +32,7 @@ class Seam:
         return Scores(reward=-(total / count).double())
 
 
-def open_entry(entry: RewardEntry, device: torch.device) -> Seam:
+def open_entry(entry: RewardEntry, opening: Opening) -> Seam:
     """Returns the seam reward, which needs no weights."""
     return Seam()
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rlhf.data.networks.pretrained import load_whole
 from rlhf.errors import UserError
 from rlhf.views.depth import Kind, check_depth
 from rlhf.views.surfaces import sharpen_edges
@@ -54,18 +55,13 @@ def _open_estimator(name: str) -> tuple[Any, Any]:
 
     try:
         processor = AutoImageProcessor.from_pretrained(name)
-        model, found = AutoModelForDepthEstimation.from_pretrained(name, output_loading_info=True)
+        model = load_whole(AutoModelForDepthEstimation, name)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{name}: not a depth estimator with its weights ({reason}); name a folder or hub name that "
             "AutoModelForDepthEstimation opens, or give a depth map with --depth"
         ) from error
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])
-        raise UserError(
-            f"{name}: has no weights for {len(missing)} of its tensors, such as {missing[0]}; fetch it again"
-        )
     return processor, model
 
 

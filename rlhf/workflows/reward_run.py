@@ -7,8 +7,8 @@ from rlhf import __version__
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotators import load_annotations
 from rlhf.data.candidate_table import CandidateTable
-from rlhf.data.descriptions import ALONE, Ranks
 from rlhf.data.prompts import PromptTable
+from rlhf.data.ranks import ALONE, Ranks
 from rlhf.data.rows import AnnotationRow
 from rlhf.errors import UserError
 from rlhf.rewards.learned.reward_report import RewardReport

@@ -7,7 +7,8 @@ import torch.multiprocessing as mp
 from fake_gpu import fake_gpu, on_host, start_on_fake_gpu
 from small_learner import align_config, batches, sampler_policy
 
-from rlhf.alignment.collectives import any_over_ranks, max_over_ranks
+from rlhf.alignment.collectives import any_over_ranks, max_over_ranks, process_ranks
+from rlhf.errors import UserError
 
 
 @pytest.mark.ray
@@ -27,4 +28,12 @@ def _train_a_rank(rank: int, pipeline: str, folder: str) -> None:
         learner.train([on_host(batch) for batch in share])
         assert any_over_ranks(rank == 1)
         assert max_over_ranks([float(rank), -float(rank)]) == [1.0, 0.0]
+        with pytest.raises(UserError, match="disk: rank 1 has no room"):
+            _fail_together(rank)
     torch.save(learner.weights(), Path(folder) / f"rank-{rank}.pt")
+
+
+def _fail_together(rank: int) -> None:
+    with process_ranks().agreed():
+        if rank == 1:
+            raise UserError("disk: rank 1 has no room")

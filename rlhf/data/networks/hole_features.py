@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+VERSION = 1
+"""Raised when the numbers change: stored descriptions of pictures are found by it."""
 SIDE = 128
 """Short side, in pixels, of the pictures that networks see; smaller ones are enlarged. Finer detail is not seen."""
 PER_CHANNEL = 7

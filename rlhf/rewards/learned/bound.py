@@ -32,7 +32,7 @@ class RidgeHead:
         solved = torch.linalg.solve_triangular(self.cholesky, features.double().T, upper=False)
         return solved.square().sum(0).sqrt()
 
-    def prefpaint_norm(self, features: torch.Tensor) -> torch.Tensor:
+    def released_norm(self, features: torch.Tensor) -> torch.Tensor:
         """Returns ||V^-1 z||, which PrefPaint's code uses as uncertainty: float64 [B], for features [B, d]."""
         return torch.cholesky_solve(features.double().T, self.cholesky).norm(dim=0)
 

@@ -8,12 +8,15 @@ from torch import nn
 
 from rlhf.data.augmentation import Augmentation
 from rlhf.data.candidate_table import Key
-from rlhf.data.descriptions import Ranks, run_backbone
+from rlhf.data.descriptions import run_backbone
 from rlhf.data.networks.efficientnet_lite import EfficientNetLite0Maps
+from rlhf.data.networks.pretrained import load_whole
 from rlhf.data.pictures import Pictures
+from rlhf.data.ranks import Ranks
 from rlhf.errors import UserError
 from rlhf.rewards.learned.backbones.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
 from rlhf.rewards.learned.backbones.hole_statistics import COUNT, hole_statistics
+from rlhf.rewards.learned.backbones.hole_statistics import VERSION as HOLE_STATISTICS
 from rlhf.rewards.learned.backbones.maps_backbone import FolderMaps, MapsBackbone, is_clip
 from rlhf.rewards.learned.backbones.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
 
@@ -22,6 +25,7 @@ class SmallBackbone(nn.Module):
     """Fixed statistics of the hole against its surroundings; the network on them is learned from scratch."""
 
     output_dim = COUNT
+    code_version: tuple[int, ...] = (HOLE_STATISTICS,)
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Describes images [B, 3, H, W] in [-1, 1] with masks [B, 1, H, W]: [B, output_dim]."""
@@ -65,10 +69,7 @@ def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backb
 def _open_clip(name: str, frozen_share: float) -> ClipBackbone:
     from transformers import CLIPVisionModel
 
-    tower, report = CLIPVisionModel.from_pretrained(name, output_loading_info=True)
-    if lost := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-        raise ValueError(f"{len(lost)} tensors are missing, such as {lost[0]}")
-    return ClipBackbone(tower, frozen_share)
+    return ClipBackbone(load_whole(CLIPVisionModel, name), frozen_share)
 
 
 LINEAR_LENGTH = 1.5

@@ -14,26 +14,26 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
+from rlhf.config.align_config import Trust
 from rlhf.data.annotated_images import AnnotatedImages
+from rlhf.data.descriptions import run_backbone
 from rlhf.errors import UserError
-from rlhf.rewards.combination import join_scores
+from rlhf.rewards.combination import join_batches
 from rlhf.rewards.learned.backbones.prefpaint_backbone import PrefpaintBackbone, load_prefpaint_network
 from rlhf.rewards.learned.bound import conformal_multiplier
 from rlhf.rewards.learned.feature_network import PREFPAINT_KIND
 from rlhf.rewards.scores import Scores
 from rlhf.rewards.trust_weight import release_trust_weight
 from rlhf.storage.atomic_files import atomic_write, atomic_write_json
+from rlhf.storage.tensor_files import read_tensors
 from rlhf.storage.url_path import local_copy
 
 MAX_ASYMMETRY = 1e-3
 """Largest difference of V^-1 from its transpose, relative to its largest element; float32 leaves 1e-5."""
-BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +61,9 @@ class PrefpaintBound:
         """Returns sqrt(z' V^-1 z) = ||z' L|| (PrefPaint eq. 7): float64 [B], for features [B, d]."""
         return (features.double() @ self.factor).norm(dim=1)
 
-    def prefpaint_norm(self, features: torch.Tensor) -> torch.Tensor:
+    def released_norm(self, features: torch.Tensor) -> torch.Tensor:
         """Returns ||z' V^-1||, the norm in PrefPaint's code: float64 [B], for features [B, d]."""
         return (features.double() @ self.inverse).norm(dim=1)
-
-    def design_features(self) -> torch.Tensor:
-        """Returns F [d, d] with F'F = Z'Z = V - lambda I, lambda being V's least eigenvalue; for its effective rank."""
-        eigenvalues, vectors = torch.linalg.eigh(self.inverse)
-        gram = (1 / eigenvalues - 1 / eigenvalues.max()).clamp(min=0)
-        return gram.sqrt()[:, None] * vectors.T
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +83,7 @@ class PrefpaintReward:
         Raises UserError if the reward or the uncertainty of a picture is not finite.
         """
         self.backbone.eval()
-        features = self.backbone(images, masks)
+        features = run_backbone(self.backbone, images, masks)
         reward, uncertainty = features.double() @ self.weight.double(), self.bound.proper(features)
         bad = torch.nonzero(~torch.isfinite(reward + uncertainty)).flatten().tolist()
         if bad:
@@ -100,18 +94,14 @@ class PrefpaintReward:
         return Scores(
             reward=reward,
             uncertainty=uncertainty,
-            trust_weight=release_trust_weight(self.bound.prefpaint_norm(features)),
+            trust_weight=release_trust_weight(self.bound.released_norm(features)),
             width=width,
         )
 
 
 def read_inverse(path: Path, feature_dim: int) -> PrefpaintBound:
     """Reads V^-1 from a .pt file; raises UserError if it is unreadable, of another size, or no inverse of a V."""
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable V_inverse.pt ({reason}); download it again") from error
+    record = read_tensors(path, "download V_inverse.pt again")
     if not isinstance(record, torch.Tensor) or record.shape != (feature_dim, feature_dim):
         found = tuple(record.shape) if isinstance(record, torch.Tensor) else type(record).__name__
         raise UserError(
@@ -150,9 +140,9 @@ def calibrate(folder: Path, data: AnnotatedImages, coverage: float) -> Prefpaint
     these if none of them trained the checkpoint. Raises UserError if there are too few.
     """
     record = json.loads((folder / "reward.json").read_text())
-    model = load_prefpaint_reward(folder, record)
+    model = load_prefpaint_reward(folder, record, torch.device("cpu"), trust="auto")
     batches = map(data.pictures.show, data.pictures.batches(data.keys))
-    scores = join_scores([{"model": model.score(images, masks)} for images, masks in batches])["model"]
+    scores = join_batches([model.score(images, masks) for images, masks in batches])
     assert scores.uncertainty is not None
     errors = data.scores - scores.reward
     multiplier = conformal_multiplier(errors, scores.uncertainty, coverage)
@@ -161,14 +151,26 @@ def calibrate(folder: Path, data: AnnotatedImages, coverage: float) -> Prefpaint
     return calibration
 
 
-def load_prefpaint_reward(folder: Path, record: dict[str, Any]) -> PrefpaintReward:
-    """Opens a folder whose `reward.json` holds `record`; raises UserError if a file is missing or does not fit."""
+def load_prefpaint_reward(
+    folder: Path, record: dict[str, Any], device: torch.device, *, trust: Trust
+) -> PrefpaintReward:
+    """Opens a folder whose `reward.json` holds `record`, its network on `device`.
+
+    Raises UserError if a file is missing or does not fit, or if `trust` is `proper`: the trust weights are always those
+    of the release.
+    """
+    if trust == "proper":
+        raise UserError(
+            f"{folder}: align.trust is `proper`, but PrefPaint's released reward has the trust weights of its own code "
+            "alone; leave align.trust at `auto`, or fit a reward on its features with "
+            f"reward.backbone={PREFPAINT_KIND}:FILE"
+        )
     name, found = record["checkpoint"], record["calibration"]
     with local_copy(folder) as local:
         backbone, weight = load_prefpaint_network(local / name)
         bound = read_inverse(local / "V_inverse.pt", backbone.output_dim)
     return PrefpaintReward(
-        backbone=backbone,
+        backbone=backbone.to(device),
         weight=weight,
         bound=bound,
         calibration=None if found is None else PrefpaintCalibration(**found),

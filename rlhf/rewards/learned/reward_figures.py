@@ -9,7 +9,7 @@ import numpy as np
 from rlhf.data.prompts import AnyPrompt
 from rlhf.reports.intervals import Estimate, estimate_figure, estimate_share, rank_correlation
 from rlhf.rewards.learned.bound import RidgeHead
-from rlhf.rewards.learned.reward_memory import DescribedAnnotations
+from rlhf.rewards.learned.reward_memory import AnnotatedFeatures
 from rlhf.rewards.learned.reward_model import Calibration, RewardModel
 from rlhf.rewards.learned.reward_report import (
     BoundFigures,
@@ -55,9 +55,7 @@ class HeldOutAnnotations:
         return np.abs(self.scores - self.reward)
 
 
-def score_annotations(
-    head: RidgeHead, data: DescribedAnnotations, prompts: Mapping[str, AnyPrompt]
-) -> HeldOutAnnotations:
+def score_annotations(head: RidgeHead, data: AnnotatedFeatures, prompts: Mapping[str, AnyPrompt]) -> HeldOutAnnotations:
     """Scores the images of annotations by the head, and looks up their prompts."""
     of = [prompts[prompt_id] for prompt_id, _ in data.keys]
     hole_shares = {name: float(prompts[name].mask.mean()) for name in {prompt_id for prompt_id, _ in data.keys}}
@@ -85,7 +83,7 @@ def group_figures(model: RewardModel, data: HeldOutAnnotations) -> GroupFigures:
     )
 
 
-def bound_figures(head: RidgeHead, calibration: Calibration, data: DescribedAnnotations) -> BoundFigures:
+def bound_figures(head: RidgeHead, calibration: Calibration, data: AnnotatedFeatures) -> BoundFigures:
     """Measures coverage, width, correlations and errors; intervals are over photographs."""
     reward, uncertainty = head.reward(data.features).numpy(), head.uncertainty(data.features).numpy()
     scores, photographs = data.scores.numpy(), data.photographs

@@ -19,8 +19,8 @@ from rlhf.storage.url_path import local_copy
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescribedAnnotations:
-    """N annotations as the ridge head sees them."""
+class AnnotatedFeatures:
+    """N annotations as the ridge head sees them: features in place of the pictures of `AnnotatedImages`."""
 
     features: torch.Tensor
     """[N, d]: z of the annotated images."""
@@ -31,26 +31,26 @@ class DescribedAnnotations:
     photographs: list[str]
     """[N]: names of the photographs."""
 
-    def joined(self, other: "DescribedAnnotations") -> "DescribedAnnotations":
+    def joined(self, other: "AnnotatedFeatures") -> "AnnotatedFeatures":
         """Returns these annotations followed by the others."""
-        return DescribedAnnotations(
+        return AnnotatedFeatures(
             features=torch.cat([self.features, other.features]),
             scores=torch.cat([self.scores, other.scores]),
             keys=[*self.keys, *other.keys],
             photographs=[*self.photographs, *other.photographs],
         )
 
-    def of(self, photographs: set[str]) -> "DescribedAnnotations":
+    def of(self, photographs: set[str]) -> "AnnotatedFeatures":
         """Returns the rows of `photographs`."""
         return self.rows([i for i, name in enumerate(self.photographs) if name in photographs])
 
-    def without(self, photographs: set[str]) -> "DescribedAnnotations":
+    def without(self, photographs: set[str]) -> "AnnotatedFeatures":
         """Returns the rows of all photographs but these."""
         return self.rows([i for i, name in enumerate(self.photographs) if name not in photographs])
 
-    def rows(self, rows: list[int]) -> "DescribedAnnotations":
+    def rows(self, rows: list[int]) -> "AnnotatedFeatures":
         """Returns the rows with these numbers."""
-        return DescribedAnnotations(
+        return AnnotatedFeatures(
             features=self.features[rows],
             scores=self.scores[rows],
             keys=[self.keys[i] for i in rows],
@@ -58,9 +58,9 @@ class DescribedAnnotations:
         )
 
 
-def described(features: torch.Tensor, data: AnnotatedImages) -> DescribedAnnotations:
+def with_features(features: torch.Tensor, data: AnnotatedImages) -> AnnotatedFeatures:
     """Returns annotations with the features [N, d] of their images."""
-    return DescribedAnnotations(
+    return AnnotatedFeatures(
         features=features, scores=data.scores, keys=list(data.keys), photographs=list(data.photographs)
     )
 
@@ -77,7 +77,7 @@ class PromptSums:
     scores: torch.Tensor
     """float64 [P]: sums of the scores."""
 
-    def added(self, data: DescribedAnnotations) -> "PromptSums":
+    def added(self, data: AnnotatedFeatures) -> "PromptSums":
         """Returns the sums with `data` added."""
         numbers = {name: number for number, name in enumerate(self.prompt_ids)}
         places = torch.tensor([numbers.setdefault(prompt_id, len(numbers)) for prompt_id, _ in data.keys])
@@ -101,9 +101,7 @@ def no_prompts(dim: int) -> PromptSums:
     return PromptSums(prompt_ids=(), counts=empty, features=empty.new_zeros(0, dim), scores=empty)
 
 
-def rows_to_add(
-    data: DescribedAnnotations, seen: PromptSums, effects: PromptEffects
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rows_to_add(data: AnnotatedFeatures, seen: PromptSums, effects: PromptEffects) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns features [N, d] and scores [N] that update a head which has `seen` other annotations.
 
     The rows are innovations: the part of a prompt's effect that the earlier annotations told is subtracted, and the
@@ -140,14 +138,14 @@ class RewardMemory:
 
     seen: PromptSums
     """Sums of the prompts that the head was corrected on."""
-    calibration: DescribedAnnotations
+    calibration: AnnotatedFeatures
     """Annotations of part C's photographs."""
-    report: DescribedAnnotations
+    report: AnnotatedFeatures
     """Annotations of part D's photographs."""
     seen_ids: frozenset[str]
     """`annotation_id` of every annotation that the reward has seen, part A's included."""
 
-    def adding(self, data: DescribedAnnotations, ids: Iterable[str]) -> tuple["RewardMemory", DescribedAnnotations]:
+    def adding(self, data: AnnotatedFeatures, ids: Iterable[str]) -> tuple["RewardMemory", AnnotatedFeatures]:
         """Returns the memory with `data` added, and the annotations of `data` that the head may learn from."""
         for_calibration, for_report = set(self.calibration.photographs), set(self.report.photographs)
         learned = data.without(for_calibration | for_report)
@@ -178,7 +176,7 @@ def load_memory(folder: Path) -> RewardMemory:
         with local_copy(folder / "memory.safetensors") as local:
             tensors = load_file(local)
         calibration, report = (
-            DescribedAnnotations(
+            AnnotatedFeatures(
                 features=tensors[f"{name}_features"],
                 scores=tensors[f"{name}_scores"],
                 keys=[(prompt_id, sample) for prompt_id, sample in record[name]["keys"]],

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from rlhf.errors import UserError
+from rlhf.config.align_config import Trust
 from rlhf.rewards.learned.bound import PromptEffects, RidgeHead
 from rlhf.rewards.learned.feature_network import FeatureNetwork
 from rlhf.rewards.scores import Scores
@@ -64,23 +64,22 @@ class RewardModel:
     """Reward of a folder that `rlhf reward` wrote: frozen features, the ridge head with its V, and the calibration."""
 
     network: FeatureNetwork
+    """On any device; the head stays on the CPU, in float64."""
     head: RidgeHead
     calibration: Calibration
     backbone: str
     """Name of the backbone, as in `reward.backbone`."""
     feature_dim: int
     """Length of the features, without the constant."""
-    trust: str = "proper"
-    """Norm that the trust weight is made of: `release` is PrefPaint's ||V^-1 z||, anything else sqrt(z' V^-1 z)."""
+    trust: Trust = "auto"
+    """`release` makes the trust weight of PrefPaint's ||V^-1 z||, every other kind of sqrt(z' V^-1 z)."""
 
     @torch.no_grad()
     def score(self, images: torch.Tensor, masks: torch.Tensor, captions: Sequence[str] = ()) -> Scores:
-        """Scores images with bounds and trust weights; captions are not read. Shapes as in Reward.
-
-        Raises UserError if the trust weight is to use PrefPaint's norm, and the folder lacks the norm's median.
-        """
+        """Scores images with bounds and trust weights; captions are not read. Shapes as in Reward."""
         self.network.eval()
-        features = self.network(images, masks)
+        device = self.network.whitening.device
+        features = self.network(images.to(device), masks.to(device)).cpu()
         uncertainty, c = self.head.uncertainty(features), self.calibration
         return Scores(
             reward=self.head.reward(features),
@@ -93,11 +92,8 @@ class RewardModel:
     def _trust_weight(self, features: torch.Tensor, uncertainty: torch.Tensor) -> torch.Tensor:
         c, norm, median = self.calibration, uncertainty, self.calibration.median_uncertainty
         if self.trust == "release":
-            if c.median_released_norm is None:
-                raise UserError(
-                    "align.trust is `release`, whose median this reward folder lacks; run `rlhf reward` again"
-                )
-            norm, median = self.head.prefpaint_norm(features), c.median_released_norm
+            assert c.median_released_norm is not None, "load_reward refuses such a folder"
+            norm, median = self.head.released_norm(features), c.median_released_norm
         return trust_weight(norm, median, c.trust_k, c.trust_b)
 
     def save(self, folder: Path) -> None:

@@ -18,9 +18,9 @@ from rlhf.data.annotated_images import (
     split_photographs,
 )
 from rlhf.data.candidate_table import Key
-from rlhf.data.descriptions import ALONE, Ranks
 from rlhf.data.normalisation import Normalisation
 from rlhf.data.prompts import AnyPrompt
+from rlhf.data.ranks import ALONE, Ranks
 from rlhf.data.rows import AnnotationRow
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import (
@@ -36,7 +36,7 @@ from rlhf.rewards.learned.feature_network import FeatureNetwork
 from rlhf.rewards.learned.feature_training import describe_rows, train_features, with_descriptions
 from rlhf.rewards.learned.reward_figures import bound_figures, group_figures, rank_by_trust, score_annotations
 from rlhf.rewards.learned.reward_head import choose_ridge, correct_head, fit_first_head
-from rlhf.rewards.learned.reward_memory import DescribedAnnotations, RewardMemory, annotation_id, described, no_prompts
+from rlhf.rewards.learned.reward_memory import AnnotatedFeatures, RewardMemory, annotation_id, no_prompts, with_features
 from rlhf.rewards.learned.reward_model import Calibration, RewardModel
 from rlhf.rewards.learned.reward_page import write_reward_page
 from rlhf.rewards.learned.reward_report import AnnotationCounts, EpochFigures, RewardReport, UpdatedReport
@@ -60,9 +60,9 @@ class FittedReward:
     """Effective rank of Z'Z on part B."""
     spectrum: torch.Tensor
     """float64 [d]: eigenvalues of Z'Z on part B over their sum, largest first."""
-    corrected_on: DescribedAnnotations
+    corrected_on: AnnotatedFeatures
     """Annotations of part B."""
-    calibrated_on: DescribedAnnotations
+    calibrated_on: AnnotatedFeatures
     """Annotations of part C."""
     is_noise_measured: bool
     """Whether the noise B comes from images annotated repeatedly; otherwise from the residuals of A's head."""
@@ -92,7 +92,7 @@ def train_reward(
     data = replace(join_annotations(prompts, candidates, annotations, normalisation), ranks=ranks)
     a, b, c, d = _prepare(data, config, seed, out)
     fitted = fit_reward(a, b, c, config, seed, out)
-    of_d = described(features_of(fitted.model.network, d), d)
+    of_d = with_features(features_of(fitted.model.network, d), d)
     report = measure_reward(
         fitted,
         of_d,
@@ -110,7 +110,7 @@ def train_reward(
     return report
 
 
-def _remember(fitted: FittedReward, report: DescribedAnnotations, annotations: list[AnnotationRow]) -> RewardMemory:
+def _remember(fitted: FittedReward, report: AnnotatedFeatures, annotations: list[AnnotationRow]) -> RewardMemory:
     return RewardMemory(
         seen=no_prompts(fitted.model.feature_dim + 1).added(fitted.corrected_on),
         calibration=fitted.calibrated_on,
@@ -131,7 +131,7 @@ def _prepare(data: AnnotatedImages, config: RewardConfig, seed: int, out: Path) 
 
 def measure_reward(
     fitted: FittedReward,
-    data: DescribedAnnotations,
+    data: AnnotatedFeatures,
     prompts: Mapping[str, AnyPrompt],
     counts: AnnotationCounts,
     *,
@@ -223,7 +223,7 @@ def fit_reward(
     head = correct_head(first, effects, of_b, b, ridge)
     measured_noise = measure_noise(a)
     noise = float((a.scores - first.reward(of_a)).std()) if measured_noise is None else measured_noise
-    calibrated_on = described(of_c, c)
+    calibrated_on = with_features(of_c, c)
     calibration = fit_calibration(head, calibrated_on, config, noise=noise, effects=effects)
     model = RewardModel(
         network=network, head=head, calibration=calibration, backbone=config.backbone, feature_dim=config.feature_dim
@@ -232,7 +232,7 @@ def fit_reward(
         model=model,
         effective_rank=rank,
         spectrum=spectrum(of_b),
-        corrected_on=described(of_b, b),
+        corrected_on=with_features(of_b, b),
         calibrated_on=calibrated_on,
         is_noise_measured=measured_noise is not None,
     )
@@ -251,7 +251,7 @@ def _require_rank(features: torch.Tensor, photographs: int) -> float:
 
 def fit_calibration(
     head: RidgeHead,
-    part: DescribedAnnotations,
+    part: AnnotatedFeatures,
     settings: RewardConfig | Calibration,
     *,
     noise: float,
@@ -274,7 +274,7 @@ def fit_calibration(
         uncertainty_quantile=float(uncertainty.quantile(OUTLYING)),
         within=effects.within,
         between=effects.between,
-        median_released_norm=float(head.prefpaint_norm(part.features).median()),
+        median_released_norm=float(head.released_norm(part.features).median()),
     )
 
 

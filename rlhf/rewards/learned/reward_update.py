@@ -16,7 +16,7 @@ from rlhf.reports.records import read_record
 from rlhf.rewards.learned.bound import PromptEffects, update_ridge
 from rlhf.rewards.learned.reward_figures import bound_figures
 from rlhf.rewards.learned.reward_folder import load_reward
-from rlhf.rewards.learned.reward_memory import RewardMemory, annotation_id, described, load_memory, rows_to_add
+from rlhf.rewards.learned.reward_memory import RewardMemory, annotation_id, load_memory, rows_to_add, with_features
 from rlhf.rewards.learned.reward_model import RewardModel
 from rlhf.rewards.learned.reward_report import UpdatedReport
 from rlhf.rewards.learned.reward_training import features_of, fit_calibration, save_reward
@@ -51,7 +51,7 @@ def update_reward(
     if not new:
         raise UserError(f"{folder}: has had all of these annotations; give others")
     data = join_annotations(prompts, candidates, new, normalisation)
-    memory, learned = before.adding(described(features_of(model.network, data), data), map(annotation_id, new))
+    memory, learned = before.adding(with_features(features_of(model.network, data), data), map(annotation_id, new))
     head = update_ridge(model.head, *rows_to_add(learned, before.seen, effects)) if learned.keys else model.head
     calibration = fit_calibration(
         head, memory.calibration, model.calibration, noise=model.calibration.noise, effects=effects

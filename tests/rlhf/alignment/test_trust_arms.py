@@ -30,7 +30,7 @@ def test_the_released_norm_is_that_of_v_inverse_z() -> None:
     z = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)).double()
     head = fit_ridge(z, z[:, 0], 2.0)
     v = z.T @ z + 2.0 * torch.eye(5).double()
-    torch.testing.assert_close(head.prefpaint_norm(z), (z @ torch.linalg.inv(v)).norm(dim=1))
+    torch.testing.assert_close(head.released_norm(z), (z @ torch.linalg.inv(v)).norm(dim=1))
 
 
 def test_a_reward_folder_weighs_by_either_norm_and_both_give_the_median_the_papers_weight(tmp_path: Path) -> None:
@@ -40,20 +40,19 @@ def test_a_reward_folder_weighs_by_either_norm_and_both_give_the_median_the_pape
     (proper,) = build_rewards((), folder, CPU).values()
     (release,) = build_rewards((), folder, CPU, trust="release").values()
     scored, ours = model.score(images, masks), release.score(images, masks, captions)
-    norm = model.head.prefpaint_norm(model.network(images, masks).detach())
+    norm = model.head.released_norm(model.network(images, masks).detach())
     torch.testing.assert_close(ours.trust_weight, torch.exp(-0.05 * norm * 7.3 / 0.3 + 0.7))
     assert torch.equal(proper.score(images, masks, captions).trust_weight, scored.trust_weight)
     assert torch.equal(ours.lower, scored.lower)
 
 
 def test_a_folder_that_does_not_know_the_released_norms_median_is_refused(tmp_path: Path) -> None:
-    (release,) = build_rewards((), save_small_reward(tmp_path / "reward"), CPU, trust="release").values()
-    with pytest.raises(UserError, match="run `rlhf reward` again"):
-        release.score(*batch())
+    with pytest.raises(UserError, match="align.trust is `release`.*run `rlhf reward` again"):
+        build_rewards((), save_small_reward(tmp_path / "reward"), CPU, trust="release")
 
 
 def test_older_files_that_switch_trust_on_or_off_are_still_read() -> None:
-    assert load_config(None, ("align.trust=true",)).align.trust == "proper"
+    assert load_config(None, ("align.trust=true",)).align.trust == "auto"
     assert load_config(None, ("align.trust=false",)).align.trust == "none"
     with pytest.raises(UserError, match=r"align\.trust"):
         load_config(None, ("align.trust=sometimes",))

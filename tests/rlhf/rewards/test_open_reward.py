@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.judging import Jury, judge_images
 from rlhf.rewards.combination import Scale, combine, save_scales
 from rlhf.rewards.learned.reward_folder import load_reward
-from rlhf.rewards.open_reward import build_reward, checksum_reward, open_reward, reads_captions
+from rlhf.rewards.open_reward import build_reward, checksum_reward, open_reward, reads_captions, with_absolute_paths
 from rlhf.storage.images import from_8bit, to_8bit
 
 CPU = torch.device("cpu")
@@ -122,14 +122,24 @@ def test_a_new_kind_of_reward_is_one_module_and_one_line_of_the_table(
         "from rlhf.rewards.scores import Scores\n"
         "class Dark:\n"
         "    def score(self, images, masks, captions): return Scores(reward=-images.double().mean((1, 2, 3)))\n"
-        "def open_entry(entry, device): return Dark()\n"
+        "def open_entry(entry, opening): return Dark()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match="Input should be 'model', .* or 'http'"):
+    with pytest.raises(ValueError, match="Input should be 'model', "):
         RewardEntry(kind="dark")
-    monkeypatch.setitem(KINDS, "dark", RewardKind(module="dark_reward_of_a_test", reads=("text",)))
+    row = RewardKind(module="dark_reward_of_a_test", meaning="dark", reads=("text",), paths={"tower": None})
+    monkeypatch.setitem(KINDS, "dark", row)
     images, masks, captions = batch()
     scores = build_reward(RewardEntry(kind="dark", text="x"), None, CPU).score(images, masks, captions)
     assert torch.equal(scores.reward, -images.double().mean((1, 2, 3)))
     with pytest.raises(ValueError, match="'url' means nothing to kind 'dark'"):
         RewardEntry(kind="dark", url="http://x")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lamp").mkdir()
+    (moved,) = with_absolute_paths([RewardEntry(kind="dark", tower="lamp")])
+    assert moved.tower == str(tmp_path / "lamp"), "processes start elsewhere"
+
+
+def test_the_documents_say_what_every_kind_is() -> None:
+    said = RewardEntry.model_fields["kind"].description or ""
+    assert [kind for kind, row in KINDS.items() if f"`{kind}`: {row.meaning}" not in said] == []

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from rlhf.rewards.clip_model import MEAN, STD, squeeze
 from rlhf.storage.images import blank_hole
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ PAPER_FROZEN_SHARE = 0.7
 class ClipBackbone(nn.Module):
     """CLIP vision tower on the inpainting and on the masked image, concatenated (PrefPaint, section 5)."""
 
+    code_version: tuple[int, ...] = (1,)
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -42,8 +43,8 @@ class ClipBackbone(nn.Module):
         _freeze(tower, frozen_share)
         has_projection = hasattr(tower, "visual_projection")
         self.output_dim = 2 * (tower.config.projection_dim if has_projection else tower.config.hidden_size)
-        self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Embeds images [B, 3, H, W] in [-1, 1] with masks [B, 1, H, W]: [B, output_dim]."""
@@ -51,15 +52,8 @@ class ClipBackbone(nn.Module):
         return torch.cat(both, dim=1)
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """Resizes images to CLIP's input [B, 3, S, S] (bicubic, antialiased, as PIL does) and normalises them.
-
-        CLIP itself crops images that are not square. Here they are squeezed, since the hole may lie at the border.
-        """
-        size = self.tower.config.image_size
-        resized = F.interpolate(
-            (images + 1) / 2, size=(size, size), mode="bicubic", antialias=True, align_corners=False
-        )
-        return (resized.clamp(0, 1) - self.mean) / self.std
+        """Returns images as CLIP's input [B, 3, S, S], normalised by the constants that are saved with the weights."""
+        return (squeeze(images, self.tower.config.image_size) - self.mean) / self.std
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         output = self.tower(pixel_values=self.pixels(images))

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+VERSION = 1
+"""Raised when the numbers change: stored descriptions of pictures are found by it."""
 OCTAVES = 4
 CELL = 4
 """Side, in pixels, of the cells in which texture is measured."""

@@ -11,7 +11,10 @@ from torch import nn
 
 from rlhf.data.networks.efficientnet_lite import EfficientNetLite0Maps
 from rlhf.data.networks.hole_features import PER_CHANNEL, PIXEL_CHANNELS, describe_hole, to_imagenet
+from rlhf.data.networks.hole_features import VERSION as HOLE_FEATURES
+from rlhf.data.networks.pretrained import load_whole
 from rlhf.rewards.learned.backbones.hole_statistics import COUNT, hole_statistics
+from rlhf.rewards.learned.backbones.hole_statistics import VERSION as HOLE_STATISTICS
 
 DEPTHS = 4
 """Number of maps, from fine to coarse, that are taken of a folder's network."""
@@ -32,10 +35,7 @@ class FolderMaps(nn.Module):
         last = len(config.stage_names) - 1
         config.out_indices = sorted({round(index) for index in torch.linspace(1, last, DEPTHS).tolist()})
         # Not AutoBackbone.from_pretrained, which asks the hub whether a folder is one of its repositories.
-        opened = MODEL_FOR_BACKBONE_MAPPING[type(config)]
-        model, report = opened.from_pretrained(name, config=config, output_loading_info=True)
-        if lost := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-            raise ValueError(f"{len(lost)} tensors are missing, such as {lost[0]}")
+        model = load_whole(MODEL_FOR_BACKBONE_MAPPING[type(config)], name, config=config)
         self.model = model.eval().requires_grad_(False)
         self.channels = tuple(model.channels)
 
@@ -46,6 +46,9 @@ class FolderMaps(nn.Module):
 
 class MapsBackbone(nn.Module):
     """A network's maps pooled inside the hole, around it and across its border, and the statistics of `small`."""
+
+    code_version: tuple[int, ...] = (1, HOLE_FEATURES, HOLE_STATISTICS)
+    """The first number is raised when the maps change."""
 
     def __init__(self, maps: EfficientNetLite0Maps | FolderMaps) -> None:
         super().__init__()

@@ -17,17 +17,14 @@ the training images (the release's RL loop fills them with black).
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from rlhf.errors import UserError
 from rlhf.rewards.learned.backbones.clip_backbone import PAPER_FROZEN_SHARE, ClipBackbone
+from rlhf.storage.tensor_files import read_state_dict
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
@@ -81,6 +78,8 @@ class PrefpaintShape:
 class PrefpaintBackbone(nn.Module):
     """Released network up to its features z; the reward is z @ w, with the w of `load_prefpaint_network`."""
 
+    code_version: tuple[int, ...] = (1, *ClipBackbone.code_version)
+
     def __init__(self, shape: PrefpaintShape, frozen_share: float = PAPER_FROZEN_SHARE) -> None:
         """Freezes the first `frozen_share` of CLIP's layers; at 1 the whole network."""
         super().__init__()
@@ -126,7 +125,7 @@ def load_prefpaint_network(
 
     Raises UserError if the file is unreadable, a key is unknown or missing, or a weight is not finite.
     """
-    weights = read_weights(path)
+    weights = _read_checkpoint(path)
     shape = _measure(weights, path)
     backbone = PrefpaintBackbone(shape, frozen_share)
     renamed, w = _rename(weights, path)
@@ -139,21 +138,12 @@ def load_prefpaint_network(
     return backbone.eval(), w
 
 
-def read_weights(path: Path) -> Weights:
+def _read_checkpoint(path: Path) -> Weights:
     """Reads the tensors of a checkpoint as float32, by name without a leading `module.`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; name PrefPaint's reward checkpoint (.pt, .pth or .safetensors)")
-    try:
-        if path.suffix == ".safetensors":
-            record = load_file(path)
-        else:
-            record = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, BadZipFile, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason}); download it again") from error
-    if not isinstance(record, dict) or not all(isinstance(value, torch.Tensor) for value in record.values()):
-        raise UserError(f"{path}: holds no state dict; {REMEDY}")
-    weights = {name.removeprefix("module."): value.float() for name, value in record.items()}
+    found = read_state_dict(path, "download PrefPaint's reward checkpoint again")
+    weights = {name.removeprefix("module."): value.float() for name, value in found.items()}
     broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
         raise UserError(f"{path}: weights are not finite ({', '.join(broken[:3])}); download it again")
@@ -224,4 +214,4 @@ def _last_layer(weights: Weights, path: Path) -> torch.Tensor:
     wanted = (1, weights["mlp.layers.2.weight"].shape[0])
     if not found or found[0].shape != wanted or not torch.equal(found[0], found[-1]):
         raise UserError(f"{path}: mlp.last_layer.weight is missing, ambiguous or not {wanted}; {REMEDY}")
-    return found[0][0]
+    return found[0][0].clone()

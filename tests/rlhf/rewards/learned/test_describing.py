@@ -1,12 +1,11 @@
 """Descriptions of pictures: each once, kept by content, and the same in whatever batches and by however many ranks."""
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from ranks_in_turns import InTurns
 from small_annotations import make_world, write_world
 from torch import nn
 
@@ -14,9 +13,10 @@ from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotators import load_annotations
 from rlhf.data.augmentation import PLAIN, Augmentation
 from rlhf.data.candidate_table import CandidateTable, Key
-from rlhf.data.descriptions import ALONE, DescriptionCache, Ranks, describe
+from rlhf.data.descriptions import DescriptionCache, describe
 from rlhf.data.pictures import Pictures
 from rlhf.data.prompts import PromptTable, load_prompts
+from rlhf.data.ranks import ALONE, Ranks
 from rlhf.errors import UserError
 from rlhf.reports.records import read_record
 from rlhf.rewards.learned.feature_network import SmallBackbone, describe_to_train
@@ -51,47 +51,6 @@ class TrainedBackbone(SmallBackbone):
 class ThreePerBatch(Pictures):
     def batches(self, keys: Sequence[Key], pixels: int = 0) -> Iterator[list[Key]]:
         return super().batches(keys, 3 * 32 * 32)
-
-
-class InTurns:
-    """Ranks as threads of this process: one runs at a time, with its own random numbers, until it exchanges numbers."""
-
-    def __init__(self, count: int) -> None:
-        self._turn, self._count, self._changed = 0, count, threading.Condition()
-        self._given: list[list[torch.Tensor]] = [[] for _ in range(count)]
-
-    def run(self, work: Callable[[Ranks], Any]) -> list[Any]:
-        results: list[Any] = [None] * self._count
-
-        def begin(rank: int) -> None:
-            with self._changed:
-                self._changed.wait_for(lambda: self._turn == rank)
-            try:
-                results[rank] = work(Ranks(rank=rank, count=self._count, add=lambda own: self._add(rank, own)))
-            finally:
-                self._pass_on()
-
-        threads = [threading.Thread(target=begin, args=(rank,), daemon=True) for rank in range(self._count)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        return results
-
-    def _add(self, rank: int, own: torch.Tensor) -> torch.Tensor:
-        state = torch.get_rng_state()
-        self._given[rank].append(own)
-        number = len(self._given[rank]) - 1
-        self._pass_on()
-        with self._changed:
-            assert self._changed.wait_for(lambda: self._turn == rank, timeout=60)
-        torch.set_rng_state(state)
-        return torch.stack([given[number] for given in self._given]).sum(0)
-
-    def _pass_on(self) -> None:
-        with self._changed:
-            self._turn = (self._turn + 1) % self._count
-            self._changed.notify_all()
 
 
 def test_a_picture_is_described_once_whatever_the_run_and_the_folder(tmp_path: Path) -> None:
@@ -162,6 +121,15 @@ def test_pictures_of_several_sizes_are_described_as_each_size_alone() -> None:
         torch.testing.assert_close(trained[place], described)
         described.backward(gradient[place])
     torch.testing.assert_close(together.scale.grad, one_by_one.scale.grad)
+
+
+def test_another_version_of_a_backbones_code_has_other_descriptions(tmp_path: Path) -> None:
+    prompts, candidates, _ = make_world(1)
+    pictures, wanted, backbone = Pictures(prompts, candidates), {PLAIN: list(candidates)}, CountingBackbone()
+    for version, seen in (((1,), 10), ((1,), 10), ((2,), 20), ((1,), 20)):
+        backbone.code_version = version
+        describe(backbone, pictures, wanted, cache=DescriptionCache(tmp_path, backbone))
+        assert backbone.seen == seen, version
 
 
 def test_gradients_do_not_depend_on_batches_or_ranks() -> None:

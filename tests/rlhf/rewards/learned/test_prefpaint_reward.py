@@ -12,12 +12,15 @@ from PIL import Image
 from small_annotations import make_world
 from small_checkpoint import SMALL, release_state
 
+from actors.align import check_rewards
+from rlhf.config.config_files import load_config
 from rlhf.data.annotated_images import join_annotations
 from rlhf.errors import UserError
 from rlhf.reports.intervals import rank_correlation
 from rlhf.rewards.learned.bound import effective_rank
 from rlhf.rewards.learned.prefpaint_reward import PrefpaintReward, adopt_prefpaint, calibrate, read_inverse
 from rlhf.rewards.learned.reward_folder import load_reward
+from rlhf.rewards.open_reward import build_rewards
 from rlhf.rewards.scores import Scores
 from rlhf.storage.images import image_to_tensor
 
@@ -60,7 +63,7 @@ def test_reward_and_both_norms_are_those_of_the_formulas(files: Files, tmp_path:
     proper = torch.stack([(row @ inverse @ row).sqrt() for row in z])
     released = (z @ inverse).square().sum(1).sqrt()
     torch.testing.assert_close(scored.uncertainty, proper, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(model.bound.prefpaint_norm(z), released, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(model.bound.released_norm(z), released, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(scored.trust_weight, torch.exp(0.7 - 0.05 * released).clamp(1.0, 2.21))
 
 
@@ -81,6 +84,19 @@ def test_the_folder_opens_as_any_reward_and_scores_the_same(files: Files, tmp_pa
     assert before.is_outlying is None, "no calibration says what is usual"
     for name in KNOWN:
         assert torch.equal(getattr(before, name), getattr(after, name)), name
+
+
+def test_a_trust_weight_that_the_release_does_not_have_is_refused(files: Files, tmp_path: Path) -> None:
+    adopt_prefpaint(*files, tmp_path / "reward")
+    plain = load_reward(tmp_path / "reward").score(*batch()).trust_weight
+    for trust in ("auto", "release", "constant", "none"):
+        config = load_config(None, (f"align.trust={trust}",))
+        check_rewards(config, tmp_path / "reward", {})
+        (opened,) = build_rewards((), tmp_path / "reward", torch.device("cpu"), trust=config.align.trust).values()
+        assert torch.equal(opened.score(*batch(), [""] * 5).trust_weight, plain), trust
+    check_rewards(load_config(None), tmp_path / "reward", {})
+    with pytest.raises(UserError, match="reward: align.trust is `proper`.*leave align.trust at `auto`"):
+        check_rewards(load_config(None, ("align.trust=proper",)), tmp_path / "reward", {})
 
 
 def test_nothing_is_drawn_at_random_even_in_train_mode(files: Files, tmp_path: Path) -> None:
@@ -176,11 +192,12 @@ def test_the_command_makes_the_folder(files: Files, tmp_path: Path) -> None:
 
 def test_the_released_v_is_one_direction_and_lambda(released_inverse: Path) -> None:
     bound = read_inverse(released_inverse, 256)
-    eigenvalues = torch.linalg.eigvalsh(bound.inverse)
+    eigenvalues, vectors = torch.linalg.eigh(bound.inverse)
     assert int(((eigenvalues > 99.6) & (eigenvalues < 100.4)).sum()) == 254
     assert float(eigenvalues[0]) == pytest.approx(0.0102, abs=5e-5)
     assert float(eigenvalues[1]) == pytest.approx(98.26, abs=5e-3)
-    assert effective_rank(bound.design_features()) < 1.01
+    gram = (1 / eigenvalues - 1 / eigenvalues.max()).clamp(min=0)
+    assert effective_rank(gram.sqrt()[:, None] * vectors.T) < 1.01, "Z'Z = V - lambda I"
     torch.testing.assert_close(bound.factor @ bound.factor.T, bound.inverse)
 
 
@@ -191,7 +208,7 @@ def test_the_released_norm_is_ten_times_the_proper_one_off_that_direction_and_a_
     bound = read_inverse(released_inverse, 256)
     along, *others = torch.linalg.eigh(bound.inverse).eigenvectors.T
     features = torch.stack([along, *others])
-    ratio = bound.prefpaint_norm(features) / bound.proper(features)
+    ratio = bound.released_norm(features) / bound.proper(features)
     assert float(ratio[0]) == pytest.approx(0.101, abs=1e-3)
     assert float(ratio[1:].min()) > 9.9
     assert float(ratio[1:].max()) < 10.1
@@ -199,7 +216,7 @@ def test_the_released_norm_is_ten_times_the_proper_one_off_that_direction_and_a_
     generator = torch.Generator().manual_seed(0)
     spread = torch.rand(500, 1, generator=generator) * torch.randn(500, 256, generator=generator)
     features = along + 0.05 * spread.double()
-    pair = np.stack([bound.prefpaint_norm(features).numpy(), bound.proper(features).numpy()], axis=1)
+    pair = np.stack([bound.released_norm(features).numpy(), bound.proper(features).numpy()], axis=1)
     assert rank_correlation(pair) > 0.999
 
 

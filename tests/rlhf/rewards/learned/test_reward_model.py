@@ -1,4 +1,4 @@
-"""The reward model's networks, what it says of an image, and its folder."""
+"""The reward model's network, what it says of an image, and its folder."""
 
 import json
 from dataclasses import fields
@@ -7,63 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionConfig, CLIPVisionModel, ResNetBackbone, ResNetConfig
+from small_backbones import CALIBRATION, batch, make_model
 
-from rlhf.data.networks.package_weights import EFFICIENTNET_LITE0
 from rlhf.errors import UserError
-from rlhf.rewards.learned.backbones.clip_backbone import ClipBackbone
-from rlhf.rewards.learned.bound import effective_rank, fit_ridge
+from rlhf.rewards.learned.bound import effective_rank
 from rlhf.rewards.learned.feature_network import LINEAR_LENGTH, FeatureNetwork, SmallBackbone, build_backbone, whiten
 from rlhf.rewards.learned.reward_folder import load_reward
-from rlhf.rewards.learned.reward_model import Calibration, RewardModel
 from rlhf.rewards.scores import Scores
-
-CALIBRATION = Calibration(
-    coverage=0.9,
-    conformal=2.0,
-    theorem=5.0,
-    noise=0.4,
-    delta=0.05,
-    ridge=1.0,
-    parameter_norm=3.0,
-    median_uncertainty=0.2,
-    trust_k=0.05,
-    trust_b=0.7,
-    uncertainty_quantile=4.0,
-    median_released_norm=0.1,
-)
-
-
-def batch(count: int = 6, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    masks = torch.zeros(count, 1, size, size)
-    masks[:, :, 8:20, 6:24] = 1
-    return images, masks
-
-
-def make_model(backbone: str = "small") -> RewardModel:
-    torch.manual_seed(0)
-    network = FeatureNetwork(build_backbone(backbone), 8)
-    network.train()
-    network(*batch(16))
-    network.eval()
-    with torch.no_grad():
-        features = network(*batch(16))
-    head = fit_ridge(features, features[:, 0] + 0.1, CALIBRATION.ridge)
-    return RewardModel(network=network, head=head, calibration=CALIBRATION, backbone=backbone, feature_dim=8)
-
-
-def tiny_tower(layers: int = 10) -> CLIPVisionModel:
-    config = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=16,
-    )
-    torch.manual_seed(0)
-    return CLIPVisionModel(config)
 
 
 def test_features_end_with_a_constant_and_grow_only_logarithmically_beyond_a_length() -> None:
@@ -205,101 +155,9 @@ def test_gradients_reach_every_layer_of_the_small_network() -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("layers", [4, 10])
-def test_clip_trains_only_the_last_30_percent_of_its_layers(layers: int) -> None:
-    backbone = ClipBackbone(tiny_tower(layers))
-    embedding = backbone(*batch(size=24))
-    assert embedding.shape == (6, backbone.output_dim) == (6, 32)
-    embedding.square().mean().backward()
-    trained = [
-        number
-        for number in range(layers)
-        if any(f"layers.{number}." in name and p.grad is not None for name, p in backbone.named_parameters())
-    ]
-    assert trained == list(range(round(0.7 * layers), layers))
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_frozen_share_counts_layers_from_the_first_and_takes_what_is_below_them(share: float) -> None:
-    trained = {name for name, p in ClipBackbone(tiny_tower(10), share).named_parameters() if p.requires_grad}
-    layers = {n for n in range(10) if any(f"layers.{n}." in name for name in trained)}
-    assert layers == set(range(round(10 * share), 10))
-    assert any("embeddings" in name or "pre_layrnorm" in name for name in trained) == (share == 0)
-    assert any("post_layernorm" in name for name in trained) == (share < 1)
-
-
-def test_clip_embeds_the_inpainting_and_the_masked_image() -> None:
-    backbone, (images, masks) = ClipBackbone(tiny_tower()).eval(), batch()
-    with torch.no_grad():
-        base, other = backbone(images, masks), backbone(torch.where(masks > 0, -images, images), masks)
-    assert torch.equal(base[:, 16:], other[:, 16:]), "the masked image does not hold the hole"
-    assert not torch.allclose(base[:, :16], other[:, :16])
-
-
-def test_a_clip_reward_is_saved_and_opened_again(tmp_path: Path) -> None:
-    tiny_tower().save_pretrained(tmp_path / "clip")
-    model = make_model(str(tmp_path / "clip"))
-    model.save(tmp_path / "reward")
-    assert torch.equal(load_reward(tmp_path / "reward").score(*batch()).reward, model.score(*batch()).reward)
-
-
-def save_backbone(folder: Path) -> None:
-    config = ResNetConfig(embedding_size=4, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic")
-    ResNetBackbone(config).save_pretrained(folder)
-
-
-def test_a_backbone_of_a_folder_describes_the_hole_and_is_saved_with_the_reward(tmp_path: Path) -> None:
-    save_backbone(tmp_path / "resnet")
-    model = make_model(str(tmp_path / "resnet"))
-    assert not any(parameter.requires_grad for parameter in model.network.backbone.parameters())
-    model.save(tmp_path / "reward")
-    assert torch.equal(load_reward(tmp_path / "reward").score(*batch()).reward, model.score(*batch()).reward)
-
-
-def test_a_backbone_that_lacks_a_tensor_is_not_filled_with_random_numbers(tmp_path: Path) -> None:
-    save_backbone(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    del tensors["encoder.stages.1.layers.0.layer.0.convolution.weight"]
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="1 tensors are missing, such as "):
-        build_backbone(str(tmp_path))
-
-
-def test_training_leaves_a_pretrained_backbone_as_it_is(tmp_path: Path) -> None:
-    save_backbone(tmp_path)
-    network = FeatureNetwork(build_backbone(str(tmp_path)), 8)
-    before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
-    network.train()
-    network(*batch())
-    assert not network.backbone.maps.training
-    assert all(torch.equal(before[name], tensor) for name, tensor in network.backbone.state_dict().items())
-
-
-@pytest.mark.skipif(not EFFICIENTNET_LITE0.is_installed, reason="the extra `networks` is not installed")
-def test_an_efficientnet_reward_is_saved_and_opened_again(tmp_path: Path) -> None:
-    model = make_model("efficientnet-lite0")
-    model.save(tmp_path / "reward")
-    opened = load_reward(tmp_path / "reward")
-    assert torch.equal(opened.score(*batch()).reward, model.score(*batch()).reward)
-
-
-def test_without_its_package_efficientnet_is_refused_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf.data.networks.package_weights.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"prefpaint-ray\[networks\]"):
-        build_backbone("efficientnet-lite0")
-
-
 def test_an_unknown_backbone_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="reward.backbone: '.*no-clip' is neither"):
         build_backbone(str(tmp_path / "no-clip"))
-
-
-def test_a_clip_tower_that_lacks_a_tensor_is_not_filled_with_random_numbers(tmp_path: Path) -> None:
-    tiny_tower().save_pretrained(tmp_path / "clip")
-    file = tmp_path / "clip" / "model.safetensors"
-    save_file(dict(list(load_file(file).items())[:-1]), file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="1 tensors are missing, such as "):
-        build_backbone(str(tmp_path / "clip"))
 
 
 def test_whitening_leaves_the_features_uncorrelated_and_rank_full() -> None:

@@ -14,7 +14,7 @@ from rlhf.data.normalisation import load_normalisation, measure_normalisation
 from rlhf.errors import UserError
 from rlhf.rewards.learned.bound import PromptEffects, discount_prompt_effects, fit_ridge, update_ridge
 from rlhf.rewards.learned.reward_folder import load_reward
-from rlhf.rewards.learned.reward_memory import DescribedAnnotations, load_memory, no_prompts, rows_to_add
+from rlhf.rewards.learned.reward_memory import AnnotatedFeatures, load_memory, no_prompts, rows_to_add
 from rlhf.rewards.learned.reward_training import train_reward
 from rlhf.rewards.learned.reward_update import update_reward
 
@@ -36,11 +36,11 @@ def trained(world, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: A
     return out
 
 
-def random_annotations() -> DescribedAnnotations:
+def random_annotations() -> AnnotatedFeatures:
     """Annotations of few prompts in a jumbled order, so that every portion has some of each."""
     generator = torch.Generator().manual_seed(0)
     keys = [(f"p{i * 7 % PROMPTS}", i) for i in range(COUNT)]
-    return DescribedAnnotations(
+    return AnnotatedFeatures(
         features=torch.randn(COUNT, DIM, generator=generator),
         scores=torch.randn(COUNT, generator=generator),
         keys=keys,
