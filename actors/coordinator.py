@@ -34,7 +34,7 @@ class Collector(Protocol):
     def collect(self, update: int, weights: dict[str, torch.Tensor], probe: float | None = None) -> UpdateWork:
         """Returns one rollout, scored, weighed and divided among the learner ranks.
 
-        `weights` [on the CPU, in float32] are those to sample with; `probe` is the learner's log-prob of the probe,
+        `weights` [on the CPU] are those to sample with; `probe` is the learner's log-prob of the probe,
         or None if samplers need not compute theirs. Raises UserError if there can be no rollout.
         """
 

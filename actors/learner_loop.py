@@ -112,7 +112,7 @@ def train(setup: RunSetup) -> None:
 
     for update in range(first, align.updates):
         started = time.perf_counter()
-        weights, probe = learner.acting_weights(), None
+        weights, probe = learner.acting_weights(may_round=config.cluster.weights_in == "auto"), None
         if (update - first) % config.cluster.probe_every == 0:
             with learner.acting() as policy:
                 probe = probe_log_prob(policy, align)

@@ -13,7 +13,7 @@ import torch
 
 from actors.incidents import Incidents
 from actors.messages import RolloutTask
-from actors.placement import cpus_of, reserve, start_samplers
+from actors.placement import cpus_of, reserve, resources_of, start_samplers
 from actors.pool.dispatch import Dispatcher
 from actors.pool.quarantine import Quarantine
 from actors.pool.task_records import PoisonPrompt
@@ -70,9 +70,13 @@ def remote_samplers(
 
 def read_weights(config: RunConfig, policy: Path | None, texts: TextCache | None) -> dict[str, torch.Tensor]:
     """Returns the trained tensors of a policy folder, or of the base model, whose fresh adapters add nothing."""
-    align = config.align
+    align, model = config.align, config.model
     # Samplers have the GPUs; this process may have none.
-    base = load_policy(config.model.model_copy(update={"device": "cpu"}), parts={Part.NETWORK}, texts=texts)
+    if model.precision == "auto" and model.device != "cpu" and "GPU" in resources_of(config.cluster, "sampler"):
+        model = model.model_copy(update={"precision": "bf16"})
+    holds_float = config.cluster.weights_in == "fp32"
+    model = model.model_copy(update={"device": "cpu"})
+    base = load_policy(model, parts={Part.NETWORK}, is_trained_whole=holds_float, texts=texts)
     make_trainable(base, align.trainable, rank=align.lora_rank, targets=align.lora_targets, seed=config.seed)
     if policy is None:
         return trainable_state(base.network)

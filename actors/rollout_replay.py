@@ -13,8 +13,9 @@ from actors.coordinator import Collector, SamplingMetrics, share_out
 from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateWork
 from rlhf.alignment.rollout_dump import DumpedBatch, RolloutDump
+from rlhf.diffusion.trained_weights import as_array
 from rlhf.errors import UserError
-from rlhf.storage.checksum import checksum
+from rlhf.storage.checksum import checksum, quick_checksum
 
 
 class DumpingCoordinator:
@@ -42,7 +43,7 @@ class ReplayCoordinator:
         """
         started = time.perf_counter()
         dumped, about = self._dump.read(update)
-        if update == 0 and about["checksum"] != checksum(weights):
+        if update == 0 and not _is_checksum_of(weights, about["checksum"]):
             raise UserError("align: the dumped rollouts begin with other weights; give the --policy that they had")
         batches = [
             BatchShare(
@@ -59,6 +60,12 @@ class ReplayCoordinator:
         kept = {n: v for n, v in about["metrics"].items() if n not in left_out and "restarts" not in n}
         metrics = kept | self._incidents.metrics() | {"rollout_s": time.perf_counter() - started}
         return UpdateWork(shares=share_out(batches, self._ranks), metrics=metrics, checksum=about["checksum"])
+
+
+def _is_checksum_of(weights: dict[str, torch.Tensor], noted: str) -> bool:
+    if len(noted) == 64:  # Dumps of earlier releases note a SHA-256 of float32.
+        return noted == checksum({name: tensor.float() for name, tensor in weights.items()})
+    return noted == quick_checksum(weights, as_array)
 
 
 def collect_into(dump: RolloutDump, update: int, collect: Callable[[], UpdateWork]) -> UpdateWork:

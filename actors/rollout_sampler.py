@@ -12,13 +12,12 @@ from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import decode_prompt
 from rlhf.diffusion.families.pipeline_folder import PAINTING
 from rlhf.diffusion.families.text_cache import TextCache
-from rlhf.diffusion.policy import keeps_merged, load_policy, make_trainable, update_merged
+from rlhf.diffusion.policy import Policy, keeps_merged, load_policy, make_trainable, update_merged
 from rlhf.diffusion.probe import probe_log_prob
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.sampler import to_png
-from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state
+from rlhf.diffusion.trained_weights import checksum_trained, load_arrays
 from rlhf.diffusion.trajectories import Recording, Rollout
-from rlhf.storage.checksum import checksum
 from rlhf.storage.images import to_8bit
 
 
@@ -28,19 +27,27 @@ class RolloutSampler:
     def __init__(self, config: RunConfig, texts: TextCache | None = None) -> None:
         """Opens the policy; prompts with captions need the cache `texts`."""
         torch.set_num_threads(config.cluster.threads_per_sampler)
-        align = self._align = config.align
-        self.policy = load_policy(config.model, parts=PAINTING, is_trained_whole=align.trainable == "full", texts=texts)
+        self._align = config.align
+        self.policy = self.open_policy(config, texts)
+        self._sleeper = Sleeper(self.policy)
+        self._version = -1
+        self._checksum = ""
+
+    @staticmethod
+    def open_policy(config: RunConfig, texts: TextCache | None) -> Policy:
+        """Returns the policy with weights that others will replace."""
+        align = config.align
+        holds_float = align.trainable == "full" and config.cluster.weights_in == "fp32"
+        policy = load_policy(config.model, parts=PAINTING, is_trained_whole=holds_float, texts=texts)
         make_trainable(
-            self.policy,
+            policy,
             align.trainable,
             rank=align.lora_rank,
             targets=align.lora_targets,
             seed=config.seed,
-            keeps_merged=keeps_merged(self.policy, align.merged_sampling),
+            keeps_merged=keeps_merged(policy, align.merged_sampling),
         )
-        self._sleeper = Sleeper(self.policy)
-        self._version = -1
-        self._checksum = ""
+        return policy
 
     def sleep(self) -> None:
         """Frees the GPU until the next call."""
@@ -49,11 +56,11 @@ class RolloutSampler:
     def load_weights(self, notice: WeightsNotice) -> WeightsAck:
         """Loads the published weights and returns the proof that the network holds them."""
         self._sleeper.wake()
-        arrays = ray.get(notice.weights[0])
-        load_trainable_state(self.policy.network, {name: torch.tensor(array) for name, array in arrays.items()})
+        for chunk in notice.weights:  # Each leaves this process before the next one comes.
+            load_arrays(self.policy.network, ray.get(chunk), self.policy.precision)
         update_merged(self.policy)
         self._version = notice.version
-        self._checksum = checksum(trainable_state(self.policy.network))
+        self._checksum = checksum_trained(self.policy.network)
         probe = None if notice.probe is None else probe_log_prob(self.policy, self._align)
         return WeightsAck(version=self._version, checksum=self._checksum, probe=probe)
 

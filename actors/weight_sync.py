@@ -1,15 +1,20 @@
 """How new weights travel to samplers, and the proof that they arrived; importing this imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import ray
 
-from rlhf.storage.checksum import checksum
+from rlhf.storage.checksum import quick_checksum
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+CHUNK_BYTES = 2**28
+"""Size of the objects in which weights travel; a larger tensor is one by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +23,8 @@ class WeightsNotice:
 
     version: int
     weights: list[ray.ObjectRef]
-    """One reference to the trained tensors by name, as NumPy arrays in shared memory for all samplers of a node."""
+    """References to chunks of the trained tensors by name, as NumPy arrays in shared memory for all samplers of a node;
+    bfloat16 as its bits in uint16."""
     checksum: str
     size_bytes: int
     """Size of the arrays as they travel."""
@@ -27,12 +33,27 @@ class WeightsNotice:
 
     @classmethod
     def publish(cls, weights: "Mapping[str, torch.Tensor]", version: int, probe: float | None = None) -> Self:
-        """Puts weights [on the CPU, in float32] into the object store once; samplers fetch from one another."""
-        arrays = {name: tensor.numpy() for name, tensor in weights.items()}
+        """Puts weights [on the CPU] into the object store once, and hashes them; samplers fetch from one another."""
+        from rlhf.diffusion.trained_weights import as_array
+
+        arrays = {name: as_array(tensor) for name, tensor in weights.items()}
+        with ThreadPoolExecutor(1) as thread:
+            hashing = thread.submit(quick_checksum, arrays, lambda array: array)
+            references = [ray.put(chunk) for chunk in in_chunks(arrays)]
         size_bytes = sum(array.nbytes for array in arrays.values())
-        return cls(
-            version=version, weights=[ray.put(arrays)], checksum=checksum(arrays), size_bytes=size_bytes, probe=probe
-        )
+        return cls(version=version, weights=references, checksum=hashing.result(), size_bytes=size_bytes, probe=probe)
+
+
+def in_chunks(arrays: "Mapping[str, np.ndarray]") -> "Iterator[dict[str, np.ndarray]]":
+    """Yields all arrays in their order, as many together as fit into `CHUNK_BYTES`; none if there are none."""
+    chunk: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if chunk and sum(other.nbytes for other in chunk.values()) + array.nbytes > CHUNK_BYTES:
+            yield chunk
+            chunk = {}
+        chunk[name] = array
+    if chunk:
+        yield chunk
 
 
 @dataclass(frozen=True, kw_only=True)

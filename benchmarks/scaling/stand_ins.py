@@ -17,7 +17,7 @@ import ray
 from actors.messages import RolloutReceipt, RolloutTask
 from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.diffusion.trajectories import Trajectories
-from rlhf.storage.checksum import checksum
+from rlhf.storage.checksum import quick_checksum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,10 @@ class StandInSampler:
         """Copies the weights like a sampler, and computes the checksum of the copy."""
         with self._loading:
             if self._version != notice.version:
-                for name, array in ray.get(notice.weights[0]).items():
-                    np.copyto(self._state.setdefault(name, np.empty_like(array)), array)
-                self._version, self._checksum = notice.version, checksum(self._state)
+                for chunk in notice.weights:
+                    for name, array in ray.get(chunk).items():
+                        np.copyto(self._state.setdefault(name, np.empty_like(array)), array)
+                self._version, self._checksum = notice.version, quick_checksum(self._state, np.asarray)
         return WeightsAck(version=self._version, checksum=self._checksum, probe=notice.probe)
 
     def rollout(self, notice: WeightsNotice, task: RolloutTask) -> tuple[RolloutReceipt, np.ndarray, Trajectories]:

@@ -20,7 +20,7 @@ from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.families.family import cells_of
 from rlhf.diffusion.policy import Policy, add_adapters, make_trainable
 from rlhf.diffusion.policy_weights import read_trainable_state
-from rlhf.diffusion.precision import error_bound, hold_frozen
+from rlhf.diffusion.precision import error_bound, hold_frozen, rounded_parameters
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.diffusion.trained_weights import load_trainable_state, without_adapters
 from rlhf.errors import UserError
@@ -87,10 +87,15 @@ class Learner:
         """The current trained tensors; under ZeRO-3 rank 0 alone gets them, and the others nothing."""
         return self._tensors.whole()
 
-    def acting_weights(self) -> dict[str, torch.Tensor]:
-        """The weights for samplers: the trained ones, or those of the old policy, which follows them slowly."""
+    def acting_weights(self, *, may_round: bool = False) -> dict[str, torch.Tensor]:
+        """The weights for samplers: the trained ones, or those of the old policy, which follows them slowly.
+
+        With `may_round`, a whole network in bf16 gives in bfloat16 the weights that autocast rounds anyway.
+        """
+        is_rounded = may_round and self.policy.precision == "bf16" and self.config.trainable == "full"
+        names = {name for name, _ in rounded_parameters(self.policy.network)} if is_rounded else set()
         with self.acting():
-            return self._tensors.whole()
+            return self._tensors.whole(names)
 
     def averaged_weights(self) -> dict[str, torch.Tensor]:
         """The weights for users, averaged over the updates; as `weights`."""

@@ -1,13 +1,13 @@
 """The trained tensors of a learner's network: whole on every rank, or split over the ranks by ZeRO stage 3."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 
 from rlhf.alignment.collectives import count_ranks, own_rank
-from rlhf.diffusion.trained_weights import load_trainable_state, trainable_state
+from rlhf.diffusion.trained_weights import host_copy, load_trainable_state, trainable_state
 
 State = dict[str, torch.Tensor]
 """Tensors by the names of the network's parameters, on the CPU."""
@@ -19,8 +19,11 @@ class TrainedTensors(Protocol):
     def own(self) -> State:
         """Copies of what this rank holds of them."""
 
-    def whole(self) -> State:
-        """Copies of them; all ranks call it, and where they are split, only rank 0 gets them."""
+    def whole(self, rounded: Collection[str] = ()) -> State:
+        """Copies of them, those of the names `rounded` in bfloat16.
+
+        All ranks call it; where the tensors are split, only rank 0 gets them.
+        """
 
     @contextmanager
     def holding(self, own: Mapping[str, torch.Tensor]) -> Iterator[None]:
@@ -37,7 +40,9 @@ class WholeTensors:
         """All of them."""
         return trainable_state(self._network)
 
-    whole = own
+    def whole(self, rounded: Collection[str] = ()) -> State:
+        """See `TrainedTensors`."""
+        return trainable_state(self._network, rounded)
 
     @contextmanager
     def holding(self, own: Mapping[str, torch.Tensor]) -> Iterator[None]:
@@ -61,7 +66,7 @@ class SplitTensors:
         """This rank's slices."""
         return {name: p.ds_tensor.detach().cpu().clone() for name, p in self._parameters.items()}
 
-    def whole(self) -> State:
+    def whole(self, rounded: Collection[str] = ()) -> State:
         """Gathers them one by one, so that no more than one is whole on a device."""
         import deepspeed
 
@@ -70,7 +75,7 @@ class SplitTensors:
         for name, parameter in self._parameters.items():
             with deepspeed.zero.GatheredParameters([parameter]):
                 if own_rank() == 0:
-                    state[name] = parameter.detach().cpu().clone()
+                    state[name] = host_copy(parameter, is_rounded=name in rounded)
         return state
 
     @contextmanager

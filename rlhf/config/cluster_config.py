@@ -34,6 +34,10 @@ class ClusterConfig(Section):
     """Samplers, scorers and learners take turns on the GPUs that they share: whose turn it is not holds its weights and
     optimizer in host memory. `auto` does so where the cluster has one GPU, one learner and no `align.max_staleness`;
     actors for whom no GPU is asked then get equal shares of it."""
+    weights_in: Literal["auto", "fp32"] = "auto"
+    """How a network that is trained whole travels to samplers: `auto` sends and holds in bfloat16 what
+    `model.precision: bf16` rounds anyway, so that half the bytes give the same numbers to the bit; `fp32` sends all in
+    float32."""
     role_resources: bool = False
     """Actors also ask for the resource of their role's name (`sampler`, `scorer`, `learner`), as much as of GPUs, so
     that nodes can be marked for a role."""

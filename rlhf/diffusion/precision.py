@@ -4,6 +4,8 @@ In bf16, autocast rounds the weights of matrix products and convolutions in ever
 rounded give the same numbers to the bit in half the memory. Norms, tables and everything trained stay in float32.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -22,11 +24,16 @@ def hold_frozen(network: nn.Module, precision: str) -> None:
     """In bf16, holds the frozen weights that autocast rounds in bfloat16."""
     if precision != "bf16":
         return
-    for module in network.modules():
+    for _, parameter in rounded_parameters(network):
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def rounded_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that autocast rounds, with their names."""
+    for name, module in network.named_modules():
         if isinstance(module, ROUNDED):
-            for parameter in module.parameters(recurse=False):
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(torch.bfloat16)
+            yield from module.named_parameters(name, recurse=False)
 
 
 def error_bound(config: AlignConfig, precision: str, error: str = "ratio_error") -> float:

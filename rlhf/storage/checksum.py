@@ -1,14 +1,20 @@
 """Checksums of weights and folders; imports no torch, since processes that only pass weights on do not either."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from xxhash import xxh3_128_hexdigest
 
 if TYPE_CHECKING:
     import torch
+
+Tensor = TypeVar("Tensor")
+HASHING_THREADS = 4
+"""Threads of `quick_checksum`: more do not read memory faster."""
 
 
 def checksum(state: "Mapping[str, torch.Tensor] | Mapping[str, np.ndarray]") -> str:
@@ -18,6 +24,19 @@ def checksum(state: "Mapping[str, torch.Tensor] | Mapping[str, np.ndarray]") -> 
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(state[name]).data)
     return digest.hexdigest()
+
+
+def quick_checksum(tensors: Mapping[str, Tensor], as_array: Callable[[Tensor], np.ndarray]) -> str:
+    """Returns the XXH3 (128 bits) of names and bytes: much faster than `checksum`, against accidents and not forgery.
+
+    `as_array` gives a tensor's bytes; few are there at once.
+    """
+
+    def digest(name: str) -> str:
+        return f"{name}:{xxh3_128_hexdigest(as_array(tensors[name]).data)};"
+
+    with ThreadPoolExecutor(HASHING_THREADS) as threads:
+        return xxh3_128_hexdigest("".join(threads.map(digest, sorted(tensors))).encode())
 
 
 def file_checksum(path: Path) -> str:
