@@ -72,7 +72,8 @@ def read_weights(config: RunConfig, policy: Path | None, texts: TextCache | None
     """Returns the trained tensors of a policy folder, or of the base model, whose fresh adapters add nothing."""
     align = config.align
     # Samplers have the GPUs; this process may have none.
-    base = load_policy(config.model.model_copy(update={"device": "cpu"}), parts={Part.NETWORK}, texts=texts)
+    model, is_whole = config.model.model_copy(update={"device": "cpu"}), align.trainable == "full"
+    base = load_policy(model, parts={Part.NETWORK}, is_trained_whole=is_whole, texts=texts)
     make_trainable(base, align.trainable, rank=align.lora_rank, targets=align.lora_targets, seed=config.seed)
     if policy is None:
         return trainable_state(base.network)
