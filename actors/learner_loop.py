@@ -120,6 +120,7 @@ def train(setup: RunSetup) -> None:
         collect = None if coordinator is None else partial(coordinator.collect, update, weights, probe)
         with sleeper.asleep() if takes_turns else nullcontext():
             facts, share, batches = receive(rank, collect)
+        del weights, collect  # They are published; a copy of a whole network would stay in memory beside the training.
         train_started = time.perf_counter()
         metrics = learner.train(batches, is_on_policy=facts["staleness"] == 0)
         metrics |= facts | {"update": update + 1, "train_s": time.perf_counter() - train_started}

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks.gpu.full_size_models import CLIP_VISION, build_vision_tower
 from rlhf.config.run_config import RewardConfig
 from rlhf.data.annotated_images import join_annotations, split_photographs
 from rlhf.data.annotators import load_annotations
@@ -146,10 +147,7 @@ def measure_backbone(folder: Path, part: str, count: int) -> None:
 
 
 def _random_clip(frozen_share: float) -> ClipBackbone:
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    return ClipBackbone(CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=224, patch_size=14)), frozen_share).eval()
+    return ClipBackbone(build_vision_tower(CLIP_VISION), frozen_share).eval()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """Builds policies of published architectures with random weights, without a download.
 
 The architectures are runwayml/stable-diffusion-inpainting, diffusers/stable-diffusion-xl-1.0-inpainting-0.1, and a tiny
-one of each kind. There are no text encoders: a policy holds the embedding of one text, which is random here.
+one of each kind. Policies have no text encoders: they hold the embedding of one text, which is random here. Folders
+that are written for the commands have one, and a tokenizer without merges.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
+from rlhf.diffusion.builtin.tiny_model import build_tokenizer
 from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.families.stable_diffusion import StableDiffusion
 from rlhf.diffusion.policy import Policy
@@ -103,6 +107,62 @@ TINY_XL = Architecture(
     vae={**XL.vae, **TINY_VAE},
     pooled_width=32,
 )
+
+
+CLIP_TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": WORDS,
+}
+"""Text encoder of CLIP ViT-L/14, which Stable Diffusion reads."""
+CLIP_VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+}
+"""Vision tower of CLIP ViT-L/14."""
+TINY_TEXT = {**CLIP_TEXT, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def save_pipeline(architecture: Architecture, text: Mapping[str, int], folder: Path) -> None:
+    """Writes a StableDiffusionInpaintPipeline with random weights; `text` configures its encoder."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(text["max_position_embeddings"])
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    encoder = CLIPTextConfig(**text, bos_token_id=start, eos_token_id=end, pad_token_id=end)
+    StableDiffusionInpaintPipeline(
+        vae=AutoencoderKL.from_config(dict(architecture.vae)),
+        text_encoder=CLIPTextModel(encoder),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel.from_config(dict(architecture.unet)),
+        scheduler=DDIMScheduler.from_config(SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def build_vision_tower(sizes: Mapping[str, int]) -> CLIPVisionModel:
+    """Builds CLIP's vision model with random weights, ten times as large as usual.
+
+    What usual ones say of pictures hardly differs, and a reward refuses such features.
+    """
+    torch.manual_seed(0)
+    return CLIPVisionModel(CLIPVisionConfig(**sizes, initializer_factor=10.0))
 
 
 def build_unet(architecture: Architecture, device: torch.device) -> UNet2DConditionModel:

@@ -71,7 +71,8 @@ class Learner:
         self._tensors: TrainedTensors = (
             SplitTensors(self.engine) if config.zero_stage == 3 else WholeTensors(policy.network)
         )
-        self.averaged = self._tensors.own()
+        self.averaged = self._tensors.own() if config.average_decay else {}
+        """EMA of what this rank holds of the trained tensors; empty if the last weights are saved instead."""
         self.updates = 0
         is_lagging = self._objective.old_policy_decay(config, 0) is not None
         self._old = self._tensors.own() if is_lagging else None
@@ -99,6 +100,8 @@ class Learner:
 
     def averaged_weights(self) -> dict[str, torch.Tensor]:
         """The weights for users, averaged over the updates; as `weights`."""
+        if not self.averaged:
+            return self._tensors.whole()
         with self._tensors.holding(self.averaged):
             return self._tensors.whole()
 
@@ -205,8 +208,11 @@ class Learner:
     def _average(self) -> None:
         self.updates += 1
         decay = self._objective.old_policy_decay(self.config, self.updates)
+        if not self.averaged and self._old is None:
+            return
         for name, tensor in self._tensors.own().items():
-            self.averaged[name].lerp_(tensor, 1 - self.config.average_decay)
+            if self.averaged:
+                self.averaged[name].lerp_(tensor, 1 - self.config.average_decay)
             if self._old is not None and decay is not None:
                 self._old[name].lerp_(tensor, 1 - decay)
 
@@ -234,7 +240,8 @@ class Learner:
         self.averaged, self._old, self.updates = state["averaged"], state.get("old"), int(state["update"])
         if self._is_resized and isinstance(self._tensors, SplitTensors):
             of_ranks = read_split_states(folder)
-            self.averaged = self._tensors.cut_again([state["averaged"] for state in of_ranks])
+            if self.averaged:
+                self.averaged = self._tensors.cut_again([state["averaged"] for state in of_ranks])
             if self._old is not None:
                 self._old = self._tensors.cut_again([state["old"] for state in of_ranks])
         return self.updates

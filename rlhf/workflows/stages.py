@@ -95,13 +95,18 @@ def _run_stage(out: Path, stage: Stage, resting: list[Path], program: str) -> No
     atomic_write_json(out / "stages.json", {name: asdict(done) for name, done in kept.items()})
 
 
+_LIBC = ctypes.CDLL(None)
+
+
+def die_with_parent() -> None:
+    """Called in a process before it becomes a program: the kernel then kills it when its parent ends."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def run_command(words: Sequence[str], environment: dict[str, str]) -> int:
     """Runs a program to its end; returns its exit code.
 
     The program dies with this process. Otherwise it would continue unseen, and a second run of the same stages would
     write into the same folders.
     """
-    libc = ctypes.CDLL(None)
-    return subprocess.run(
-        words, env=environment, check=False, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    ).returncode
+    return subprocess.run(words, env=environment, check=False, preexec_fn=die_with_parent).returncode

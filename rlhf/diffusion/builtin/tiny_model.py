@@ -51,11 +51,11 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """Builds a byte-level tokenizer without merges, for which any text is a sequence of bytes."""
+def build_tokenizer(length: int = 16) -> CLIPTokenizer:
+    """Builds a byte-level tokenizer without merges, for which any text is a sequence of up to `length` bytes."""
     symbols = sorted(ByteLevel.alphabet())
     tokens = symbols + [s + "</w>" for s in symbols] + ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=16)
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=length)
 
 
 def build_text_encoder() -> CLIPTextModel:

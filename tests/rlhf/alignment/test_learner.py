@@ -130,6 +130,21 @@ def test_the_saved_weights_are_the_stated_average(small_pipeline: Path) -> None:
         torch.testing.assert_close(tensor, expected[name], atol=1e-7, rtol=1e-6)
 
 
+def test_without_an_average_no_copy_of_the_weights_is_held_and_the_last_ones_are_saved(
+    small_pipeline: Path, tmp_path: Path
+) -> None:
+    config = align_config(small_pipeline, average_decay=0.0)
+    learner = start(small_pipeline, config)
+    learner.train(batches(sampler_policy(small_pipeline, config, learner.weights()), config))
+    assert learner.averaged == {}
+    last = learner.averaged_weights()
+    assert all(torch.equal(tensor, last[name]) for name, tensor in learner.weights().items())
+    learner.save(tmp_path, 1)
+    resumed = start(small_pipeline, config)
+    assert resumed.load(tmp_path) == 1
+    assert all(torch.equal(tensor, last[name]) for name, tensor in resumed.averaged_weights().items())
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(small_pipeline: Path) -> None:
     config = align_config(small_pipeline)
     learner = start(small_pipeline, config)

@@ -1,0 +1,1 @@
+"""The whole method at full size, on a CPU."""
