@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """Variables by which PyTorch overrides `weights_only` of every `torch.load`; both at once are an error."""
 
-UNREADABLE = (
+DAMAGE_ERRORS = (
     *(OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError),
     *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile, SafetensorError),
 )
@@ -63,7 +63,7 @@ def read_tensors(path: Path, remedy: str, allowed: Sequence[Any] = ()) -> Any:
                 raise UserError(f"{path}: damaged ({damaged} has a wrong checksum); {remedy}")
         with tensors_only(allowed):
             return torch.load(path, map_location="cpu", mmap=is_zip)
-    except UNREADABLE as error:
+    except DAMAGE_ERRORS as error:
         reason = str(error).replace("\n", " ").rpartition("WeightsUnpickler error: ")[2].strip()[:200]
         raise UserError(
             f"{path}: holds more than tensors, or is damaged ({reason}); nothing in it ran; {remedy}"
