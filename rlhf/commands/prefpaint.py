@@ -19,7 +19,7 @@ def import_prefpaint(
     score_range: Annotated[tuple[float, float], typer.Option(help="Lowest and highest score.")] = (0.0, 7.0),
 ) -> None:
     """Turn PrefPaint's released data into prompts, candidates and annotations."""
-    from rlhf.data.prefpaint_import import ReleaseImport, describe, import_release
+    from rlhf.data.prefpaint.import_tables import ReleaseImport, describe, import_release
     from rlhf.storage.url_path import local_copy
 
     options = ReleaseImport(ids=ids, labels=labels, split=split, size_px=size_px, score_range=score_range)

@@ -89,7 +89,9 @@ class PromptsConfig(Section):
     @model_validator(mode="after")
     def _has_a_square_bucket(self) -> "PromptsConfig":
         if self.buckets and self.size_px % self.step_px:
-            raise ValueError(f"bucket_step_px {self.step_px} does not divide size_px {self.size_px}")
+            raise ValueError(
+                f"bucket_step_px {self.step_px} does not divide size_px {self.size_px}; choose one that does"
+            )
         if self.bucket_step_px is not None and not self.buckets:
             raise ValueError("bucket_step_px: only buckets have a step; set buckets true, or remove it")
         return self

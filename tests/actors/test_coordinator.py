@@ -6,19 +6,27 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
+from small_annotations import annotation, write_world
+from small_learner import open_copy
+from small_parts import prompts_of_three_sizes
 
 from actors.coordinator import Coordinator, share_out
 from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork
+from actors.pairs_coordinator import PairsCoordinator
 from actors.pool.quarantine import Quarantine
 from actors.pool.queue_times import QueueTimes
 from actors.pool.task_records import FinishedTask, PoisonPrompt
 from actors.session.ray_session import ray_session
 from actors.weight_sync import WeightsNotice
+from rlhf.alignment.algorithms import nft
+from rlhf.alignment.algorithms.dpo import noise_pairs
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.data.buckets import Size
+from rlhf.data.preferred_pairs import PairTable
 from rlhf.errors import UserError
 from rlhf.rewards.combination import load_scales
 from rlhf.rewards.scores import Scores
@@ -127,6 +135,28 @@ def test_a_micro_batch_holds_prompts_of_one_size_and_an_update_the_same_prompts_
         assert weights == pytest.approx([slots * len(batch.prompt_ids) for batch in batches])
         lengths.add(len(batches))
     assert lengths == {2, 3}
+
+
+@pytest.mark.ray
+def test_pairs_of_several_sizes_are_noised_as_each_alone(local_ray: None, small_pipeline: Path, tmp_path: Path) -> None:
+    prompts = {prompt.prompt_id: prompt for prompt in prompts_of_three_sizes(6)}
+    candidates = {(name, s): (1 - 2 * s) * prompt.image for name, prompt in prompts.items() for s in range(2)}
+    marks = [annotation(name, sample, "anna", 2.0 + sample) for name, sample in candidates]
+    pairs = PairTable(*map(Path, write_world(tmp_path, prompts, candidates, marks)))
+    align = AlignConfig(algorithm="dpo", prompts_per_update=6, micro_batch_size=4)
+    config, policy = RunConfig(align=align), open_copy(small_pipeline)
+    work = PairsCoordinator(config, pairs, policy, Incidents(tmp_path), ranks=2).collect(0, {})
+    batches = [batch for share in work.shares for batch in share]
+    assert [batch.weight for batch in batches] == pytest.approx([4 * 2 / 6] * 3 + [0.0])
+    assert sorted(name for batch in batches[:3] for name in batch.prompt_ids) == sorted(prompts)
+    plan = nft.plan_rollout(align, 0, 0)
+    for batch in batches[:3]:
+        found = ray.get(batch.trajectories[0])
+        for place, name in enumerate(batch.prompt_ids):
+            own, images = pairs.read([f"{name} 1>0 anna"])
+            alone = noise_pairs(policy, own, images, plan, [(0, "align", 0, f"{name} 1>0 anna")])
+            assert torch.equal(found.steps[:, 2 * place : 2 * place + 2], alone.steps)
+            torch.testing.assert_close(found.latents[:, 2 * place : 2 * place + 2], alone.latents)
 
 
 @pytest.mark.ray

@@ -1,7 +1,9 @@
 """Opens reward folders and checks that they are complete."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -53,9 +55,7 @@ def load_reward(folder: Path, device: torch.device = CPU, *, trust: Trust = "aut
             f"{folder}: align.trust is `release`, but this older folder lacks the norm's median; run `rlhf reward` "
             "again, or set align.trust to `proper`"
         )
-    for file, state in (("model.safetensors", network.state_dict()), ("head.safetensors", head)):
-        if record.get("checksums", {}).get(file, found := checksum(state)) != found:
-            raise UserError(f"{folder / file}: not the weights of its reward.json (checksum); run `rlhf reward` again")
+    _check_checksums(folder, record, {"model.safetensors": network.state_dict(), "head.safetensors": head})
     return RewardModel(
         network=network.to(device).eval(),
         head=ridge_head,
@@ -64,6 +64,12 @@ def load_reward(folder: Path, device: torch.device = CPU, *, trust: Trust = "aut
         feature_dim=record["feature_dim"],
         trust=trust,
     )
+
+
+def _check_checksums(folder: Path, record: dict[str, Any], states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    for file, state in states.items():
+        if record.get("checksums", {}).get(file, found := checksum(state)) != found:
+            raise UserError(f"{folder / file}: not the weights of its reward.json (checksum); run `rlhf reward` again")
 
 
 def open_entry(entry: RewardEntry, opening: Opening) -> RewardModel | PrefpaintReward:

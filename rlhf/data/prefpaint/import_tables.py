@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rlhf.data.prefpaint_layout import (
+from rlhf.data.prefpaint.layout import (
     MASK_THRESHOLD,
     LeftOut,
     LeftOutItems,

@@ -14,7 +14,7 @@ from small_prefpaint import PICTURES, SIZE_PX, disc, labels_of, write_labels, wr
 from rlhf.data.annotated_images import join_annotations
 from rlhf.data.annotators import load_annotations
 from rlhf.data.candidate_table import CandidateTable
-from rlhf.data.prefpaint_import import (
+from rlhf.data.prefpaint.import_tables import (
     ImportSummary,
     ReleaseImport,
     hole_family,

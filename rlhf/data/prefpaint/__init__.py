@@ -1,0 +1,1 @@
+"""PrefPaint's released data: their layout, and how they become our tables."""
