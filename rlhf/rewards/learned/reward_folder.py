@@ -50,11 +50,7 @@ def load_reward(folder: Path, device: torch.device = CPU, *, trust: Trust = "aut
         raise UserError(f"{folder}: not a complete reward folder ({error}); run `rlhf reward` again") from error
     ridge_head = RidgeHead(weight=head["weight"], cholesky=head["cholesky"], ridge=calibration.ridge)
     check_sound(folder, network, ridge_head)
-    if trust == "release" and calibration.median_released_norm is None:
-        raise UserError(
-            f"{folder}: align.trust is `release`, but this older folder lacks the norm's median; run `rlhf reward` "
-            "again, or set align.trust to `proper`"
-        )
+    _check_trust(folder, calibration, trust)
     _check_checksums(folder, record, {"model.safetensors": network.state_dict(), "head.safetensors": head})
     return RewardModel(
         network=network.to(device).eval(),
@@ -70,6 +66,14 @@ def _check_checksums(folder: Path, record: dict[str, Any], states: Mapping[str, 
     for file, state in states.items():
         if record.get("checksums", {}).get(file, found := checksum(state)) != found:
             raise UserError(f"{folder / file}: not the weights of its reward.json (checksum); run `rlhf reward` again")
+
+
+def _check_trust(folder: Path, calibration: Calibration, trust: Trust) -> None:
+    if trust == "release" and calibration.median_released_norm is None:
+        raise UserError(
+            f"{folder}: align.trust is `release`, but this older folder lacks the norm's median; run `rlhf reward` "
+            "again, or set align.trust to `proper`"
+        )
 
 
 def open_entry(entry: RewardEntry, opening: Opening) -> RewardModel | PrefpaintReward:
