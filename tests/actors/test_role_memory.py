@@ -111,8 +111,17 @@ def test_the_kl_needs_a_second_network_only_where_the_whole_one_is_trained(
     assert old == (trained_bytes(learner.policy) if algorithm == "nft" else 0), "nft's old policy is a second adapter"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_whole_network_that_rollouts_start_from_is_in_float32(small_pipeline: Path, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "weights_in"), [("fp32", "auto"), ("bf16", "auto"), ("bf16", "fp32")])
+def test_rollouts_start_from_a_whole_network_in_the_types_that_samplers_hold(
+    small_pipeline: Path, precision: str, weights_in: str
+) -> None:
     config = small_config(small_pipeline, trainable="full")
-    config = config.model_copy(update={"model": config.model.model_copy(update={"precision": precision})})
-    assert {tensor.dtype for tensor in read_weights(config, None, None).values()} == {torch.float32}
+    model = config.model.model_copy(update={"precision": precision})
+    cluster = config.cluster.model_copy(update={"weights_in": weights_in})
+    config = config.model_copy(update={"model": model, "cluster": cluster})
+    held = dict(RolloutSampler.open_policy(config, None).network.named_parameters())
+    sent = read_weights(config, None, None)
+    assert {name: tensor.dtype for name, tensor in sent.items()} == {name: p.dtype for name, p in held.items()}
+    assert (torch.bfloat16 in {tensor.dtype for tensor in sent.values()}) == (
+        (precision, weights_in) == ("bf16", "auto")
+    )
