@@ -11,7 +11,6 @@ from small_learner import start
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.learner_loop import open_networks
-from actors.remote_sampler import read_weights
 from actors.reward_scorer import RewardScorer
 from actors.rollout_sampler import RolloutSampler
 from rlhf.alignment.sleeping import find_tensors
@@ -109,10 +108,3 @@ def test_the_kl_needs_a_second_network_only_where_the_whole_one_is_trained(
     assert bytes_of(learner._base) == copies * network
     old = sum(tensor.nbytes for tensor in (learner._old or {}).values())
     assert old == (trained_bytes(learner.policy) if algorithm == "nft" else 0), "nft's old policy is a second adapter"
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_whole_network_that_rollouts_start_from_is_in_float32(small_pipeline: Path, precision: str) -> None:
-    config = small_config(small_pipeline, trainable="full")
-    config = config.model_copy(update={"model": config.model.model_copy(update={"precision": precision})})
-    assert {tensor.dtype for tensor in read_weights(config, None, None).values()} == {torch.float32}
