@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import ray
 import torch
+from align_runs import with_cluster
 from small_learner import batches
 from small_parts import small_config
 
 from actors import weight_sync
+from actors.remote_sampler import read_weights
 from actors.rollout_sampler import RolloutSampler
 from actors.weight_sync import WeightsNotice, find_fault
 from rlhf.alignment.learner import Learner
@@ -77,6 +79,21 @@ def test_what_rounding_would_change_travels_in_float32(small_pipeline: Path, pre
     config = config_of(small_pipeline, precision, trainable=trainable, kl_weight=0.0, lora_targets=("to_q",))
     weights = open_learner(config).acting_weights(may_round=True)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize(
+    ("precision", "weights_in", "is_rounded"),
+    [("fp32", "auto", False), ("bf16", "auto", True), ("bf16", "fp32", False)],
+)
+def test_rollouts_alone_start_from_the_whole_network_that_a_learner_would_publish(
+    small_pipeline: Path, precision: str, weights_in: str, is_rounded: bool
+) -> None:
+    config = with_cluster(config_of(small_pipeline, precision, trainable="full", kl_weight=0.0), weights_in=weights_in)
+    ours = open_learner(config).acting_weights(may_round=weights_in == "auto")
+    theirs = read_weights(config, None, None)
+    assert WeightsNotice.publish(theirs, 0).checksum == WeightsNotice.publish(ours, 0).checksum
+    assert {tensor.dtype for tensor in theirs.values()} == {torch.float32} | ({torch.bfloat16} if is_rounded else set())
 
 
 def test_chunks_hold_each_tensor_once_and_stay_small(small_pipeline: Path) -> None:
