@@ -1,5 +1,6 @@
 """The driver of `rlhf align`: starts Ray, reserves the actors' places and has Ray Train run the learner."""
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from actors.session.trainers import fit, storage_of
 from actors.text_preparation import prepare_texts
 from rlhf.alignment.checkpoint_files import check_list
 from rlhf.alignment.disk_need import describe_disk_need
+from rlhf.alignment.planning.verdict import check_room
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.alignment.run_folder import LEARNER_FOLDER, is_begun
 from rlhf.alignment.trained_steps import check_trained_steps
@@ -63,7 +65,7 @@ def align(
     folders = {"prompts": prompts, "reward": reward, "start": start, "dump": dump, "replay": replay}
     folders |= {"candidates": candidates, "annotations": annotations}
     check_address(address)
-    config = _prepare(config, out, resume=resume, **folders)
+    config = _prepare(config, out, resume=resume, is_here=address is None, **folders)
     samples = replay is None and candidates is None
     with ray_session(address, num_cpus=cpus_of(config.cluster)):
         config = share_gpus(config, gpus_of_cluster()) if samples else without_turns(config)
@@ -83,6 +85,7 @@ def _prepare(
     out: Path,
     *,
     resume: bool,
+    is_here: bool,
     prompts: Path | None,
     reward: Path | None,
     start: Path | None,
@@ -105,6 +108,10 @@ def _prepare(
         _check_pairs(config, prompts, candidates, annotations)
     else:
         config = check_inputs(config, prompts, reward)
+    sizes = {} if replay is not None or prompts is None else PromptTable(prompts, split="train").sizes
+    size = max(sizes.values(), key=math.prod, default=None)
+    is_sampling = replay is None and config.align.algorithm != "dpo"
+    print(f"align: {check_room(config, size, is_here=is_here, is_sampling=is_sampling)}", file=sys.stderr)
     print(describe_disk_need(config, out), file=sys.stderr)
     return config
 

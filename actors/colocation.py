@@ -7,6 +7,7 @@ from typing import Any
 import ray
 
 from actors.placement import ROLES, resources_of
+from rlhf.alignment.planning.process_needs import takes_turns
 from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
 
@@ -26,7 +27,7 @@ def share_gpus(config: RunConfig, gpus: float) -> RunConfig:
     on_gpu = [role for role in ROLES if "GPU" in resources_of(cluster, role)]
     is_single = gpus == 1 and config.model.device != "cpu"
     if colocate == "auto":
-        colocate = is_single and len(on_gpu) != 1 and cluster.learners == 1 and config.align.max_staleness == 0
+        colocate = takes_turns(config, gpus)
     if colocate and is_single and cluster.learners > 1:
         raise UserError(
             f"cluster.learners: {cluster.learners} ranks cannot share one GPU (NCCL refuses); set it to 1, "

@@ -8,7 +8,6 @@ task does not depend on either.
 """
 
 import argparse
-import heapq
 import json
 import os
 import pickle
@@ -33,6 +32,7 @@ from actors.pool.dispatch import Dispatcher  # noqa: E402
 from actors.pool.worker_pool import WorkerPool  # noqa: E402
 from actors.session.ray_session import ray_session  # noqa: E402
 from benchmarks.scaling.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
+from rlhf.alignment.planning.idle_shares import best_seconds  # noqa: E402
 from rlhf.config.config_files import load_config  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
 from rlhf.data.photographs import TO_LEARN_FROM  # noqa: E402
@@ -163,14 +163,6 @@ def cpu_seconds() -> Counter[str]:
             times = process.cpu_times()
             spent["ray"] += times.user + times.system
     return spent
-
-
-def best_seconds(seconds: list[float], samplers: int) -> float:
-    """Returns the shortest duration of an update: idle samplers take the next micro-batch at once, scoring is free."""
-    free_at = [0.0] * samplers
-    for duration in seconds:
-        heapq.heappush(free_at, heapq.heappop(free_at) + duration)
-    return max(free_at)
 
 
 def describe(

@@ -4,7 +4,6 @@ Their data has real types and sizes. This module does not import torch, so a sma
 """
 
 import pickle
-import random
 import threading
 import time
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import ray
 
 from actors.messages import RolloutReceipt, RolloutTask
 from actors.weight_sync import WeightsAck, WeightsNotice
+from rlhf.alignment.planning.idle_shares import jitter
 from rlhf.diffusion.trajectories import Trajectories
 from rlhf.storage.checksum import quick_checksum
 
@@ -35,8 +35,7 @@ class Pace:
 
 def batch_seconds(pace: Pace, update: object, prompt_ids: tuple[str, ...]) -> float:
     """Returns the time that a stand-in takes to sample a micro-batch, in seconds."""
-    share = random.Random(f"{update} {prompt_ids}").uniform(-1, 1)
-    return pace.batch_s * (1 + pace.jitter * share)
+    return pace.batch_s * jitter(pace.jitter, update, prompt_ids)
 
 
 class StandInSampler:

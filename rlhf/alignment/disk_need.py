@@ -21,10 +21,8 @@ def describe_disk_need(config: RunConfig, out: Path) -> str:
     """
     align = config.align
     trained = count_trained(config.model.path, align)
-    written = -(-align.updates // align.checkpoint_every)
-    checkpoints, policies = min(align.keep_last + 1, written), min(align.keep_policies or written, written)
-    size = checkpoint_bytes(align)
-    need = trained * (size * checkpoints + FLOAT_BYTES * policies)
+    checkpoints, policies = kept_folders(align)
+    size, need = checkpoint_bytes(align), disk_bytes(align, trained)
     line = (
         f"align: about {show_bytes(need)} in {out}: {checkpoints} checkpoints of "
         f"{show_bytes(size * trained)} (one is being written) and {policies} policies of "
@@ -35,6 +33,18 @@ def describe_disk_need(config: RunConfig, out: Path) -> str:
     free = shutil.disk_usage(out).free
     warning = "; warning: that is less, see align.keep_last and align.keep_policies" if free < need else ""
     return f"{line}; {show_bytes(free)} are free{warning}"
+
+
+def kept_folders(align: AlignConfig) -> tuple[int, int]:
+    """Number of checkpoints, one of them being written, and of policies that a run folder holds at most."""
+    written = -(-align.updates // align.checkpoint_every)
+    return min(align.keep_last + 1, written), min(align.keep_policies or written, written)
+
+
+def disk_bytes(align: AlignConfig, trained: int) -> int:
+    """The most that a run folder will hold, for this many trained numbers."""
+    checkpoints, policies = kept_folders(align)
+    return trained * (checkpoint_bytes(align) * checkpoints + FLOAT_BYTES * policies)
 
 
 def checkpoint_bytes(align: AlignConfig) -> int:

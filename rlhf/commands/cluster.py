@@ -53,6 +53,10 @@ def doctor(
     resolved = None if config is None else load_config(config)
     if storage is not None:
         storage = str(as_path(storage).resolve())
+    if resolved is not None:
+        from rlhf.alignment.planning.verdict import check_room
+
+        print(check_room(resolved, None, is_here=address is None))
     from actors.doctor.examination import examine
     from actors.doctor.findings import render
     from actors.placement import cpus_of

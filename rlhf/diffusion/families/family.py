@@ -93,6 +93,14 @@ class TextEmbedding:
         return TextEmbedding(embedding=self.embedding.to(device), pooled=pooled, mask=mask, negative=negative)
 
 
+def zero_text(length: int, width: int, pooled: int | None, device: torch.device) -> TextEmbedding:
+    """A text of `length` tokens and no meaning; `pooled` is the width of its pooled embedding, if it has one."""
+    return TextEmbedding(
+        embedding=torch.zeros(1, length, width, device=device),
+        pooled=None if pooled is None else torch.zeros(1, pooled, device=device),
+    )
+
+
 def guide(positive: torch.Tensor, negative: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance (arXiv:2207.12598, eq. 6) of predictions [B, C, h, w] with two texts; 1 is none."""
     return negative + scale * (positive - negative)
@@ -105,9 +113,9 @@ def cells_of(latents: torch.Tensor) -> tuple[int, int]:
 
 
 def device_of(*modules: Any) -> torch.device:
-    """Device of the first of a pipeline's modules that is loaded; others are None or lie on the meta device."""
+    """Device of the first of a pipeline's modules that is loaded; the others are None or lie on the meta device."""
     devices = [module.device for module in modules if module is not None]
-    found: torch.device = next(device for device in devices if device.type != "meta")
+    found: torch.device = next((device for device in devices if device.type != "meta"), torch.device("meta"))
     return found
 
 
@@ -169,6 +177,9 @@ class ModelFamily(Protocol):
 
         A family that `reads_picture` takes what is known of the image, uint8 [3, H, W]; without it, a grey picture.
         """
+
+    def longest_text(self) -> TextEmbedding:
+        """An embedding of as many tokens as a caption can have, of zeros on `device`: for planning by shapes."""
 
     def encode_prompts(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """The condition of P prompts, [P, K, h, w], and the hole in latent cells, [P, 1, h, w]: 1 where one touches it.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of, read_factor
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, cells_of
+from rlhf.diffusion.families.family import TextEmbedding, cells_of, zero_text
 from rlhf.diffusion.families.masked_image import MaskedImage
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
@@ -74,6 +74,11 @@ class Flux(TokenFamily):
             max_sequence_length=min(TEXT_OPTIONS["length"], self.pipeline.tokenizer_2.model_max_length),
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
+
+    def longest_text(self) -> TextEmbedding:
+        """T5's 512 tokens."""
+        config = self.network.config
+        return zero_text(TEXT_OPTIONS["length"], config.joint_attention_dim, config.pooled_projection_dim, self.device)
 
     def arguments(self, latents: torch.Tensor, text: TextEmbedding) -> dict[str, Any]:
         """Pooled texts, the scale that the network is told, and positions of texts and latents."""

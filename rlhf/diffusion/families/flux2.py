@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of, in_parts, read_factor
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.family import TextEmbedding, zero_text
 from rlhf.diffusion.families.pipeline_folder import (
     INDEX,
     Part,
@@ -78,6 +78,10 @@ class Flux2Klein(Blending, TokenFamily):
             text, device=self.device, max_sequence_length=TEXT_LENGTH, text_encoder_out_layers=TEXT_LAYERS
         )
         return TextEmbedding(embedding=embedding.float(), pooled=None)
+
+    def longest_text(self) -> TextEmbedding:
+        """Every text has this length."""
+        return zero_text(TEXT_LENGTH, self.network.config.joint_attention_dim, None, self.device)
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Pipelines on disk or the hub: which class a folder holds, which of its files are read, and whether they are whole."""
 
+import inspect
 import json
 import warnings
 from collections.abc import Mapping, Set
@@ -175,7 +176,7 @@ def load_networks(
             networks[name] = load_part(cls, folder / name, variant)
         else:
             with torch.device("meta"):
-                networks[name] = cls.from_config(read_part_config(folder / name, "config.json"))
+                networks[name] = cls.from_config(read_part_config(folder, name, "config.json"))
     return networks
 
 
@@ -193,7 +194,7 @@ def load_pipeline(
 
     They lie on `device`, but for the network that predicts: it stays in host memory, where its weights are merged and
     rounded before they move. `index` is the pipeline's index, `names` are its networks; `given` are further arguments
-    of the class. Raises UserError if it is incomplete or damaged.
+    of the class. Without `parts`, no weights are fetched. Raises UserError if it is incomplete or damaged.
     """
     import diffusers
     from diffusers.utils import logging as diffusers_logging
@@ -201,6 +202,8 @@ def load_pipeline(
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    if not parts:
+        return _pipeline_of_shapes(getattr(diffusers, kind), place, index, names, given)
     with local_copy(place) as local:
         folder = fetch(local, config.variant)
         networks = load_networks(folder, index, names, config.variant, parts)
@@ -216,4 +219,22 @@ def load_pipeline(
             network.requires_grad_(False).eval()
             if _part_of(name) in parts - {Part.NETWORK}:
                 network.to(device)
+    return pipeline
+
+
+def _pipeline_of_shapes(
+    cls: Any, place: Path, index: Mapping[str, Any], names: tuple[str, ...], given: Mapping[str, Any]
+) -> Any:
+    """A pipeline of the class `cls` whose networks lie on the meta device, without text encoders and tokenizers."""
+    import diffusers
+
+    signature = inspect.signature(cls).parameters
+    parts: dict[str, Any] = {name: None for name, part in signature.items() if part.default in (None, part.empty)}
+    parts |= load_networks(place, index, names, None, frozenset())
+    scheduler = getattr(diffusers, index["scheduler"][-1])
+    parts["scheduler"] = scheduler.from_config(read_part_config(place, "scheduler", "scheduler_config.json"))
+    pipeline = cls(**(parts | dict(given)))
+    for network in pipeline.components.values():
+        if isinstance(network, torch.nn.Module):
+            network.requires_grad_(False).eval()
     return pipeline

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families import qwen_image
-from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.family import TextEmbedding, zero_text
 from rlhf.diffusion.families.pipeline_folder import Part, fetch, load_pipeline, read_index
 from rlhf.diffusion.families.qwen_image import LORA_TARGETS, QwenImage, guidance_kinds, read_step_px
 from rlhf.diffusion.families.transformer import NETWORKS, PARTS
@@ -50,6 +50,11 @@ class QwenImageEdit(QwenImage):
         embedding, mask = self.pipeline.encode_prompt(text, image=shown, device=self.device)
         return TextEmbedding(embedding=embedding.float(), pooled=None, mask=None if mask is None else mask.bool())
 
+    def longest_text(self) -> TextEmbedding:
+        """The tokens of a picture of a megapixel, cells of 28 px, and as many as those of Qwen-Image's captions."""
+        length = 37**2 + qwen_image.TEXT_OPTIONS["length"]
+        return zero_text(length, self.network.config.joint_attention_dim, None, self.device)
+
     def arguments(self, latents: torch.Tensor, text: TextEmbedding) -> dict[str, Any]:
         """As those of Qwen-Image; the known image is a second frame of the same size."""
         told = super().arguments(latents, text)
@@ -61,7 +66,7 @@ def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts:
     index = read_index(place, CLASSES, (*PARTS, "processor"))
     qwen_image.check_network(place)
     with local_copy(place) as local:
-        folder, processor = fetch(local, config.variant), None
+        folder, processor = fetch(local, config.variant) if parts else local, None
         if Part.TEXT in parts:
             from rlhf.diffusion.families.qwen_processor import open_processor
 

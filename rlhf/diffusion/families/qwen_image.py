@@ -12,7 +12,7 @@ import torch
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import in_parts
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, cells_of, guide
+from rlhf.diffusion.families.family import TextEmbedding, cells_of, guide, zero_text
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
@@ -73,6 +73,10 @@ class QwenImage(Blending, TokenFamily):
             text, device=self.device, max_sequence_length=TEXT_OPTIONS["length"]
         )
         return TextEmbedding(embedding=embedding.float(), pooled=None, mask=None if mask is None else mask.bool())
+
+    def longest_text(self) -> TextEmbedding:
+        """As many tokens as a caption is cut to."""
+        return zero_text(TEXT_OPTIONS["length"], self.network.config.joint_attention_dim, None, self.device)
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:

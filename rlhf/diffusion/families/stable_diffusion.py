@@ -10,9 +10,10 @@ import torch
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import decode, encode, read_factor
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, device_of, guide, stack_prompts
+from rlhf.diffusion.families.family import TextEmbedding, device_of, guide, stack_prompts, zero_text
 from rlhf.diffusion.families.masked_image import MaskedImage
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
+from rlhf.diffusion.precision import in_precision
 from rlhf.diffusion.steps.ddim import DDIMSchedule, make_schedule
 from rlhf.errors import UserError
 
@@ -46,6 +47,8 @@ class StableDiffusion(MaskedImage):
     reads_picture = False
     default_scale = 7.5
     lora_targets = LORA_TARGETS
+    words = 77
+    """Length of CLIP's texts in tokens."""
 
     def __init__(self, pipeline: "StableDiffusionInpaintPipeline", scheduler: "DDIMScheduler") -> None:
         """Wrap a pipeline; its own scheduler is replaced by DDIM of the same noise levels."""
@@ -65,7 +68,11 @@ class StableDiffusion(MaskedImage):
         pipeline.unet.to(memory_format=torch.channels_last)
         _set_attention(pipeline, config.attention, device)
         kind_of = cls if _reads_mask(place) else StableDiffusionBlend
-        return kind_of(pipeline, scheduler)
+        opened = kind_of(pipeline, scheduler)
+        if not parts:
+            encoder = read_part_config(place, "text_encoder", "config.json")
+            opened.words = int(encoder["max_position_embeddings"])
+        return opened
 
     @property
     def network(self) -> "UNet2DConditionModel":
@@ -104,6 +111,14 @@ class StableDiffusion(MaskedImage):
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled[0].float() if pooled else None)
 
+    def longest_text(self) -> TextEmbedding:
+        """As many tokens as CLIP reads."""
+        config = self.network.config
+        times = 6 * (config.addition_time_embed_dim or 0)
+        pooled = config.projection_class_embeddings_input_dim
+        width = None if config.addition_embed_type is None else pooled - times
+        return zero_text(self.words, config.cross_attention_dim, width, self.device)
+
     def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole cells."""
         return stack_prompts(prompts, self.step_px, self.device)
@@ -135,7 +150,7 @@ class StableDiffusion(MaskedImage):
     ) -> torch.Tensor:
         """One forward pass of the UNet."""
         inputs = self.inputs(latents, condition)
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with in_precision(latents.device, precision):
             return network(inputs, timestep, **self.text_inputs(text, latents), return_dict=False)[0].float()
 
     def text_inputs(self, text: TextEmbedding, latents: torch.Tensor) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import read_factor
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.family import TextEmbedding, zero_text
 from rlhf.diffusion.families.masked_image import MaskedImage
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
@@ -18,6 +18,7 @@ from rlhf.diffusion.families.transformer import (
     TransformerFamily,
     read_flow_scheduler,
 )
+from rlhf.diffusion.precision import in_precision
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
 
 CLASSES = {
@@ -70,6 +71,11 @@ class StableDiffusion3(TransformerFamily):
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
 
+    def longest_text(self) -> TextEmbedding:
+        """CLIP's 77 tokens and T5's 256."""
+        config = self.network.config
+        return zero_text(77 + 256, config.joint_attention_dim, config.pooled_projection_dim, self.device)
+
     def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
         """The levels that the pipeline's own scheduler spaces and shifts."""
         return make_flow_schedule(self.pipeline.scheduler, num_inference_steps, tokens=self.count_tokens(cells))
@@ -85,7 +91,7 @@ class StableDiffusion3(TransformerFamily):
     ) -> torch.Tensor:
         """One forward pass: latents [B, C, h, w] and the condition side by side, or the latents alone."""
         text = text.expand(len(latents))
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with in_precision(latents.device, precision):
             return network(
                 hidden_states=self.inputs(latents, condition),
                 timestep=timestep,

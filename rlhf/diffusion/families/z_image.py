@@ -11,7 +11,7 @@ import torch
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import read_factor
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.family import TextEmbedding, zero_text
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
@@ -21,6 +21,7 @@ from rlhf.diffusion.families.transformer import (
     read_evenly_shifted,
     read_native_cells,
 )
+from rlhf.diffusion.precision import in_precision
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.errors import UserError
 
@@ -54,6 +55,10 @@ class ZImage(Blending, TransformerFamily):
         )
         return TextEmbedding(embedding=embedding.float()[None], pooled=None)
 
+    def longest_text(self) -> TextEmbedding:
+        """As many tokens as a caption is cut to."""
+        return zero_text(TEXT_OPTIONS["length"], self.network.config.cap_feat_dim, None, self.device)
+
     def predict(
         self,
         network: torch.nn.Module,
@@ -66,7 +71,7 @@ class ZImage(Blending, TransformerFamily):
         """One forward pass; the network reads lists of images and of texts, each of its own length."""
         text = text.expand(len(latents))
         texts = [tokens[counted] for tokens, counted in zip(text.embedding, text.counted(), strict=True)]
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with in_precision(latents.device, precision):
             output = network(
                 list(self.inputs(latents, condition)[:, :, None]), (1000 - timestep) / 1000, texts, return_dict=False
             )[0]

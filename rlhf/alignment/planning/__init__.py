@@ -1,0 +1,1 @@
+"""What a run of `rlhf align` will take, before it starts."""
