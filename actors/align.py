@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from uuid import uuid4
 
 import ray.train
 import torch
@@ -50,6 +49,7 @@ def align(
     replay: Path | None = None,
     candidates: Path | None = None,
     annotations: Path | None = None,
+    profile_update: int | None = None,
 ) -> Path:
     """Aligns the model to the reward; returns the last policy folder.
 
@@ -58,19 +58,21 @@ def align(
     the folder `dump`, if any; with `replay` they are read from that folder, and no samplers, scorers, prompts or
     reward are needed. `dpo` trains on the pairs of `candidates` that `annotations` order, without samplers, scorers or
     reward. Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints
-    below `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
+    below `out`. In the update `profile_update`, counted from 1, learners and samplers write traces into
+    `profile/`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
     """
     folders = {"prompts": prompts, "reward": reward, "start": start, "dump": dump, "replay": replay}
     folders |= {"candidates": candidates, "annotations": annotations}
     check_address(address)
-    config = _prepare(config, out, resume=resume, **folders)
+    config = _prepare(config, out, resume=resume, profile_update=profile_update, **folders)
     samples = replay is None and candidates is None
     with ray_session(address, num_cpus=cpus_of(config.cluster)):
         config = share_gpus(config, gpus_of_cluster()) if samples else without_turns(config)
         group = reserve(config.cluster, ROLES if samples else ("learner",), wait=wait)
         texts = None if prompts is None else prepare_texts(config, PromptTable(prompts, split="train"), out, group)
         absolute = {name: None if folder is None else folder.resolve() for name, folder in folders.items()}
-        setup = RunSetup(config=config, run_id=uuid4().hex, out=out.resolve(), group=group, texts=texts, **absolute)
+        at, asked = out.resolve(), profile_update
+        setup = RunSetup(config=config, out=at, group=group, texts=texts, profile_update=asked, **absolute)
         with follow_metrics(out, config.align), track_metrics(out, config):
             _fit(make_trainer(setup, out), out)
     if (hint := find_role_to_grow(read_metrics(out))) is not None:
@@ -83,6 +85,7 @@ def _prepare(
     out: Path,
     *,
     resume: bool,
+    profile_update: int | None,
     prompts: Path | None,
     reward: Path | None,
     start: Path | None,
@@ -94,6 +97,8 @@ def _prepare(
     """Checks all input and prepares the run folder; returns the configuration for the actors."""
     if start is not None:
         check_start(start, config.align.trainable, config.model.path)
+    if profile_update is not None and profile_update > config.align.updates:
+        raise UserError(f"--profile-update: the run has {config.align.updates} updates; name one of them")
     check_packages(config.logging)
     check_trained_steps(config)
     prepare_run_folder(out, config, resume=resume, start=start)

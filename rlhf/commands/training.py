@@ -46,6 +46,10 @@ Replay = Annotated[
 RolloutsOnly = Annotated[
     bool, typer.Option("--rollouts-only", help="Roll out and score into --dump-rollouts; do not train.")
 ]
+ProfileUpdate = Annotated[
+    int | None,
+    typer.Option("--profile-update", min=1, help="Update in which learners and samplers write traces to OUT/profile."),
+]
 StartPolicy = Annotated[
     Path | None, typer.Option("--policy", help="Policy folder to start from; the KL is still to the base model.")
 ]
@@ -147,6 +151,7 @@ def align(
     candidates: JudgedCandidates = None,
     annotations: Annotations = None,
     rollouts_only: RolloutsOnly = False,
+    profile_update: ProfileUpdate = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -165,8 +170,11 @@ def align(
             from actors.align import align as run
 
         options |= {"dump": dump, "replay": replay, "candidates": candidates, "annotations": annotations}
+        options |= {"profile_update": profile_update}
         print(f"aligned policy in {run(resolved, prompts, reward, out, **options)}")
         return
+    if profile_update is not None:
+        raise UserError("align: --profile-update is for training; leave it or --rollouts-only out")
     if dump is None or prompts is None:
         raise UserError("align: --rollouts-only needs --prompts, and --dump-rollouts to write to")
     from actors.rollouts_only import roll_out

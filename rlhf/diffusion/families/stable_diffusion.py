@@ -13,6 +13,7 @@ from rlhf.diffusion.families.blending import Blending
 from rlhf.diffusion.families.family import TextEmbedding, device_of, guide, stack_prompts
 from rlhf.diffusion.families.masked_image import MaskedImage
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
+from rlhf.diffusion.precision import in_precision
 from rlhf.diffusion.steps.ddim import DDIMSchedule, make_schedule
 from rlhf.errors import UserError
 
@@ -135,7 +136,7 @@ class StableDiffusion(MaskedImage):
     ) -> torch.Tensor:
         """One forward pass of the UNet."""
         inputs = self.inputs(latents, condition)
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with in_precision(latents.device, precision):
             return network(inputs, timestep, **self.text_inputs(text, latents), return_dict=False)[0].float()
 
     def text_inputs(self, text: TextEmbedding, latents: torch.Tensor) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rlhf.diffusion.families.transformer import (
     TransformerFamily,
     read_flow_scheduler,
 )
+from rlhf.diffusion.precision import in_precision
 from rlhf.diffusion.steps.flow_matching import FlowSchedule, make_flow_schedule
 
 CLASSES = {
@@ -85,7 +86,7 @@ class StableDiffusion3(TransformerFamily):
     ) -> torch.Tensor:
         """One forward pass: latents [B, C, h, w] and the condition side by side, or the latents alone."""
         text = text.expand(len(latents))
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with in_precision(latents.device, precision):
             return network(
                 hidden_states=self.inputs(latents, condition),
                 timestep=timestep,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from rlhf.diffusion.families.autoencoder import decode, encode, factor_of, read_factor
 from rlhf.diffusion.families.family import TextEmbedding, cells_of, device_of, guide, stack_prompts
 from rlhf.diffusion.families.pipeline_folder import read_part_config
+from rlhf.diffusion.precision import in_precision
 from rlhf.diffusion.steps.flow_matching import FlowRule, FlowSchedule, make_flow_schedule
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class TokenFamily(TransformerFamily):
             known = self.known_latents(condition)
             assert known is not None, "a network without the known image has nothing to append"
             tokens = torch.cat([tokens, pack(known[1], self.patch)], dim=1)
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with in_precision(latents.device, precision):
             output = network(
                 hidden_states=tokens,
                 timestep=timestep / 1000,

@@ -21,6 +21,7 @@ from rlhf.diffusion.families.transformer import (
     read_evenly_shifted,
     read_native_cells,
 )
+from rlhf.diffusion.precision import in_precision
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.errors import UserError
 
@@ -66,7 +67,7 @@ class ZImage(Blending, TransformerFamily):
         """One forward pass; the network reads lists of images and of texts, each of its own length."""
         text = text.expand(len(latents))
         texts = [tokens[counted] for tokens, counted in zip(text.embedding, text.counted(), strict=True)]
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with in_precision(latents.device, precision):
             output = network(
                 list(self.inputs(latents, condition)[:, :, None]), (1000 - timestep) / 1000, texts, return_dict=False
             )[0]
