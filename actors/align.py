@@ -3,8 +3,9 @@
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from uuid import uuid4
+from typing import Self
 
 import ray.train
 import torch
@@ -52,66 +53,89 @@ def align(
     replay: Path | None = None,
     candidates: Path | None = None,
     annotations: Path | None = None,
+    profile_update: int | None = None,
 ) -> Path:
     """Aligns the model to the reward; returns the last policy folder.
 
     `reward` is the reward folder; None if `config.rewards` names everything needed. Training begins with the policy
     folder `start`, or else with the base model. With `wait` it waits for missing resources. Rollouts are written to
-    the folder `dump`, if any; with `replay` they are read from that folder, and no samplers, scorers, prompts or
-    reward are needed. `dpo` trains on the pairs of `candidates` that `annotations` order, without samplers, scorers or
-    reward. Writes `policy-*/`, `metrics.jsonl`, `tensorboard/`, `grids/` and the learner's checkpoints
-    below `out`. Raises UserError for bad input before a process starts, and for a run that cannot go on.
+    the folder `dump`, if any; with `replay` they are read from that folder, without samplers, scorers, prompts and
+    reward. `dpo` trains on the pairs of `candidates` that `annotations` order, likewise. In the update
+    `profile_update`, counted from 1, learners and samplers write traces. All results are below `out`. Raises UserError
+    for bad input before a process starts, and for a run that cannot go on.
     """
-    folders = {"prompts": prompts, "reward": reward, "start": start, "dump": dump, "replay": replay}
-    folders |= {"candidates": candidates, "annotations": annotations}
+    read = {"prompts": prompts, "reward": reward, "start": start, "candidates": candidates, "annotations": annotations}
+    folders = RunFolders(**read, dump=dump, replay=replay)
     check_address(address)
-    config = _prepare(config, out, resume=resume, is_here=address is None, **folders)
-    samples = replay is None and candidates is None
+    config = _prepare(config, out, folders, resume=resume, is_here=address is None, profile_update=profile_update)
     with ray_session(address, num_cpus=cpus_of(config.cluster)):
-        config = share_gpus(config, gpus_of_cluster()) if samples else without_turns(config)
-        group = reserve(config.cluster, ROLES if samples else ("learner",), wait=wait)
-        texts = None if prompts is None else prepare_texts(config, PromptTable(prompts, split="train"), out, group)
-        absolute = {name: None if folder is None else folder.resolve() for name, folder in folders.items()}
-        setup = RunSetup(config=config, run_id=uuid4().hex, out=out.resolve(), group=group, texts=texts, **absolute)
-        with follow_metrics(out, config.align), track_metrics(out, config):
-            _fit(make_trainer(setup, out), out)
+        _run(config, out, folders, wait=wait, profile_update=profile_update)
     if (hint := find_role_to_grow(read_metrics(out))) is not None:
         print(f"align: {hint}", file=sys.stderr)
     return out / f"policy-{config.align.updates:06d}"
 
 
+def _run(config: RunConfig, out: Path, folders: "RunFolders", *, wait: bool, profile_update: int | None) -> None:
+    config = share_gpus(config, gpus_of_cluster()) if folders.are_sampled else without_turns(config)
+    group = reserve(config.cluster, ROLES if folders.are_sampled else ("learner",), wait=wait)
+    prompts = None if folders.prompts is None else PromptTable(folders.prompts, split="train")
+    setup = RunSetup(
+        **vars(folders.absolute()),
+        config=config,
+        out=out.resolve(),
+        group=group,
+        texts=None if prompts is None else prepare_texts(config, prompts, out, group),
+        profile_update=profile_update,
+    )
+    with follow_metrics(out, config.align), track_metrics(out, config):
+        _fit(make_trainer(setup, out), out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolders:
+    """The folders that a run reads, and the one that it dumps rollouts into; see `align`."""
+
+    prompts: Path | None
+    reward: Path | None
+    start: Path | None
+    dump: Path | None
+    replay: Path | None
+    candidates: Path | None
+    annotations: Path | None
+
+    @property
+    def are_sampled(self) -> bool:
+        """Whether samplers make the pictures of the run, not a replay or annotators' candidates."""
+        return self.replay is None and self.candidates is None
+
+    def absolute(self) -> Self:
+        """The same folders for processes with other working directories."""
+        return replace(self, **{name: folder and folder.resolve() for name, folder in vars(self).items()})
+
+
 def _prepare(
-    config: RunConfig,
-    out: Path,
-    *,
-    resume: bool,
-    is_here: bool,
-    prompts: Path | None,
-    reward: Path | None,
-    start: Path | None,
-    dump: Path | None,
-    replay: Path | None,
-    candidates: Path | None,
-    annotations: Path | None,
+    config: RunConfig, out: Path, folders: RunFolders, *, resume: bool, is_here: bool, profile_update: int | None
 ) -> RunConfig:
     """Checks all input and prepares the run folder; returns the configuration for the actors."""
-    if start is not None:
-        check_start(start, config.align.trainable, config.model.path)
+    if folders.start is not None:
+        check_start(folders.start, config.align.trainable, config.model.path)
+    if profile_update is not None and profile_update > config.align.updates:
+        raise UserError(f"--profile-update: the run has {config.align.updates} updates; name one of them")
     check_packages(config.logging)
     check_trained_steps(config)
-    prepare_run_folder(out, config, resume=resume, start=start)
-    if dump is not None:
-        RolloutDump(dump).begin(config, resume=resume)
-    if replay is not None:
-        RolloutDump(replay).check_whole(config)
+    prepare_run_folder(out, config, resume=resume, start=folders.start)
+    if folders.dump is not None:
+        RolloutDump(folders.dump).begin(config, resume=resume)
+    if folders.replay is not None:
+        RolloutDump(folders.replay).check_whole(config)
     elif config.align.algorithm == "dpo":
-        _check_pairs(config, prompts, candidates, annotations)
+        _check_pairs(config, folders.prompts, folders.candidates, folders.annotations)
     else:
-        config = check_inputs(config, prompts, reward)
-    sizes = {} if replay is not None or prompts is None else PromptTable(prompts, split="train").sizes
-    size = max(sizes.values(), key=math.prod, default=None)
-    is_sampling = replay is None and config.align.algorithm != "dpo"
-    print(f"align: {check_room(config, size, is_here=is_here, is_sampling=is_sampling)}", file=sys.stderr)
+        config = check_inputs(config, folders.prompts, folders.reward)
+    read = None if folders.replay is not None else folders.prompts
+    sizes = [] if read is None else PromptTable(read, split="train").sizes.values()
+    size = max(sizes, key=math.prod, default=None)
+    print(f"align: {check_room(config, size, is_here=is_here, is_sampling=folders.are_sampled)}", file=sys.stderr)
     print(describe_disk_need(config, out), file=sys.stderr)
     return config
 

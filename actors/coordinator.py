@@ -58,6 +58,12 @@ class SamplingMetrics:
     weights_bytes: float
     """Size of the weights that were published."""
     prompts_quarantined: float
+    pixels_per_s: float
+    """Pixels of the finished images over the time of the rollout."""
+    sampler_memory_bytes: float
+    """Most that one sampler has held so far: on its GPU, or resident where it has none."""
+    sampler_device_flops: float
+    """FLOP/s of matrix products on a sampler's device, measured when it started; the slowest sampler's."""
 
 
 class Coordinator:
@@ -77,6 +83,8 @@ class Coordinator:
         ranks: int,
         out: Path,
     ) -> None:
+        self.profile_update: int | None = None
+        """Number of the update, from 1, in which samplers write traces."""
         self._config, self._prompts, self._dispatcher, self._ranks = config, prompts, dispatcher, ranks
         self._incidents, self._out, self._quarantine = incidents, out, Quarantine(out)
         self._groups = config.align.micro_batch_size // config.align.samples_per_prompt
@@ -96,12 +104,16 @@ class Coordinator:
         weighed = self._weigh(finished, update)
         batches = to_batches(finished, weighed, self._config.align.samples_per_prompt)
         duration = time.perf_counter() - started
+        receipts = [task.receipt for task in finished if task.receipt is not None]
         sampling = SamplingMetrics(
             images_per_s=len(weighed.advantages) / duration,
             tasks_repeated=self._dispatcher.repeated - repeated,
             sampler_forward_images=sum(task.forward_images for task in finished),
             weights_bytes=notice.size_bytes,
             prompts_quarantined=len(self._quarantine.reasons),
+            pixels_per_s=self._count_pixels(finished) / duration,
+            sampler_memory_bytes=max((r.memory_bytes for r in receipts), default=0),
+            sampler_device_flops=min((r.device_flops for r in receipts), default=0.0),
             **{f"{role}_idle_share": 1 - s / duration for role, s in self._busy(since=busy).items()},
             **times.metrics(),
         )
@@ -137,8 +149,9 @@ class Coordinator:
             read = batches[first : first + TASKS_READ_AT_ONCE]
             names = [name for own in read for name in own]
             rows = dict(zip(names, self._prompts.rows(names), strict=True))
-            for own in read:
+            for number, own in enumerate(read, first):
                 yield RolloutTask(
+                    trace=self._trace_of(update, number),
                     prompt_ids=own,
                     prompts=[ray.put({name: rows[name] for name in own})],
                     samples_per_prompt=align.samples_per_prompt,
@@ -153,6 +166,16 @@ class Coordinator:
         if self._config.rewards and update == 0:
             save_scales(weighed.scales, self._out)
         return weighed
+
+    def _count_pixels(self, finished: Sequence[FinishedTask]) -> int:
+        sizes = [self._prompts.sizes[name] for task in finished for name in task.prompt_ids]
+        return self._config.align.samples_per_prompt * sum(height * width for height, width in sizes)
+
+    def _trace_of(self, update: int, task: int) -> tuple[Path, int, str] | None:
+        """Where a task's trace goes; those of the profiled update that first occupy the samplers have one."""
+        if update + 1 != self.profile_update or task >= self._config.cluster.samplers:
+            return None
+        return self._out, update + 1, f"sampler-{task}"
 
     def _busy(self, since: Mapping[str, float] | None = None) -> dict[str, float]:
         """Returns seconds in calls per worker, by role."""

@@ -2,9 +2,10 @@
 
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +29,11 @@ from rlhf.alignment.checkpoint_files import saved_ranks
 from rlhf.alignment.collectives import any_over_ranks, process_ranks
 from rlhf.alignment.learner import Learner, needs_base_copy
 from rlhf.alignment.objective import TrainingBatch
+from rlhf.alignment.profiling import profiled
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.alignment.sleeping import Sleeper
 from rlhf.alignment.split_network import load_split_policy
+from rlhf.alignment.utilisation import Usage
 from rlhf.config.run_config import RunConfig
 from rlhf.data.preferred_pairs import PairTable
 from rlhf.data.prompts import PromptTable
@@ -53,8 +56,6 @@ class RunSetup:
     """Everything that the driver passes to the learner ranks; folders are absolute or at URLs."""
 
     config: RunConfig
-    run_id: str
-    """Identifier of the driver."""
     out: Path
     group: PlacementGroup | None
     """Reservation of samplers and scorers; None for a replay."""
@@ -70,6 +71,10 @@ class RunSetup:
     """Folder that rollouts are written to."""
     replay: Path | None
     """Folder that rollouts are read from; neither samplers nor scorers start then."""
+    profile_update: int | None
+    """Number of the update, from 1, in which learners and samplers write traces."""
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
+    """Identifier of the driver."""
     texts: TextCache | None
     """The captions' embeddings; None for prompts without captions."""
 
@@ -109,7 +114,7 @@ def train(setup: RunSetup) -> None:
         incidents.note_start(setup.run_id, f"{ranks} rank(s) go on from update {first}; {repeated} are repeated")
     log = MetricsLog(out, first_update=first) if rank == 0 else None
     telemetry = Telemetry(out) if rank == 0 else None
-
+    usage = Usage(learner.policy, config, ranks) if rank == 0 else None
     for update in range(first, align.updates):
         started = time.perf_counter()
         weights, probe = learner.acting_weights(may_round=config.cluster.weights_in == "auto"), None
@@ -122,9 +127,11 @@ def train(setup: RunSetup) -> None:
             facts, share, batches = receive(rank, collect)
         del weights, collect  # They are published; a copy of a whole network would stay in memory beside the training.
         train_started = time.perf_counter()
-        metrics = learner.train(batches, is_on_policy=facts["staleness"] == 0)
+        with profiled(out, update + 1, f"learner-{rank}") if update + 1 == setup.profile_update else nullcontext():
+            metrics = learner.train(batches, is_on_policy=facts["staleness"] == 0)
         metrics |= facts | {"update": update + 1, "train_s": time.perf_counter() - train_started}
         metrics |= {"update_s": time.perf_counter() - started, "learners": ranks}
+        metrics |= usage.of_update(metrics, batches[0].trajectories) if usage is not None else {}
         is_checkpoint = (update + 1) % align.checkpoint_every == 0 or update + 1 == align.updates
         averaged = learner.averaged_weights() if is_checkpoint else {}
         with process_ranks().agreed():
@@ -156,6 +163,7 @@ def _start_sampling(setup: RunSetup, incidents: Incidents, ranks: int) -> Collec
     dispatcher = start_dispatcher(config, setup.reward, setup.group, incidents, setup.texts, keep_images=keep_images)
     prompts = PromptTable(setup.prompts, split="train")
     coordinator = Coordinator(config, prompts, dispatcher, incidents, ranks=ranks, out=setup.out)
+    coordinator.profile_update = setup.profile_update
     if align.max_staleness == 0:
         return coordinator
     return OverlappedCoordinator(coordinator, max_staleness=align.max_staleness, updates=align.updates)
@@ -165,12 +173,11 @@ def _start_learner(setup: RunSetup, ranks: int) -> tuple[Learner, int]:
     """Returns the learner and the number of updates that it has made."""
     config, align = setup.config, setup.config.align
     micro_batches = -(-align.prompts_per_update * align.samples_per_prompt // align.micro_batch_size // ranks)
-    passes = algorithm_of(align).passes_per_batch(align)
+    batches = micro_batches * algorithm_of(align).passes_per_batch(align)
     policy, base, start = open_networks(config, setup.start, setup.texts)
     checkpoint = ray.train.get_checkpoint()
 
     def make(*, is_resized: bool) -> Learner:
-        batches = micro_batches * passes
         return Learner(
             policy, align, micro_batches=batches, seed=config.seed, start=start, base=base, is_resized=is_resized
         )

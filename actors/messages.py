@@ -4,6 +4,7 @@ References lie in lists: Ray would resolve a bare reference on its way.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
@@ -28,6 +29,8 @@ class RolloutTask:
     seed_key: tuple[object, ...]
     first_sample: int = 0
     """Number of each prompt's first sample, on which their noise depends."""
+    trace: tuple[Path, int, str] | None = None
+    """Run folder, number of the update and name of the process for a trace of this task; None for no trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,10 @@ class RolloutReceipt:
     duration_s: float
     forward_images: int
     """Number of images that went through the network, over all steps."""
+    memory_bytes: int = 0
+    """Most that the sampler has held so far: on its GPU, or resident where it has none."""
+    device_flops: float = 0.0
+    """FLOP/s of matrix products on the sampler's device, measured when it started; 0 if they are not."""
 
 
 @dataclass(frozen=True, kw_only=True)

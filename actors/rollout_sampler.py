@@ -1,13 +1,16 @@
 """The actor that samples: it runs diffusion trajectories."""
 
 import time
+from contextlib import nullcontext
 
 import ray
 import torch
 
 from actors.messages import RolloutReceipt, RolloutTask
 from actors.weight_sync import WeightsAck, WeightsNotice
+from rlhf.alignment.profiling import profiled
 from rlhf.alignment.sleeping import Sleeper
+from rlhf.alignment.utilisation import measure_rate, peak_memory
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import decode_prompt
 from rlhf.diffusion.families.pipeline_folder import PAINTING
@@ -29,6 +32,7 @@ class RolloutSampler:
         torch.set_num_threads(config.cluster.threads_per_sampler)
         self._align = config.align
         self.policy = self.open_policy(config, texts)
+        self._device_flops = measure_rate(self.policy.device, self.policy.precision)
         self._sleeper = Sleeper(self.policy)
         self._version = -1
         self._checksum = ""
@@ -83,18 +87,21 @@ class RolloutSampler:
         if self._version != notice.version:
             self.load_weights(notice)
         rows = ray.get(task.prompts[0])
-        done = rollout(
-            self.policy,
-            [decode_prompt(rows[name]) for name in task.prompt_ids],
-            task.plan,
-            sample_indices=range(task.first_sample, task.first_sample + task.samples_per_prompt),
-            seed_key=task.seed_key,
-        )
+        with nullcontext() if task.trace is None else profiled(*task.trace):
+            done = rollout(
+                self.policy,
+                [decode_prompt(rows[name]) for name in task.prompt_ids],
+                task.plan,
+                sample_indices=range(task.first_sample, task.first_sample + task.samples_per_prompt),
+                seed_key=task.seed_key,
+            )
         receipt = RolloutReceipt(
             prompt_ids=task.prompt_ids,
             version=self._version,
             checksum=self._checksum,
             duration_s=time.perf_counter() - started,
             forward_images=done.forward_images,
+            memory_bytes=peak_memory(self.policy.device),
+            device_flops=self._device_flops,
         )
         return receipt, done

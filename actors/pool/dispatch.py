@@ -199,7 +199,7 @@ class TaskRun:
         if self._is_lost(job, outcome):
             return
         receipt: RolloutReceipt = outcome.result
-        job.forward_images = receipt.forward_images
+        job.forward_images, job.receipt = receipt.forward_images, receipt
         if (receipt.version, receipt.checksum) != (self._notice.version, self._notice.checksum):
             self._samplers.replace(outcome.worker, "weights", f"sampled with version {receipt.version}")
             self._to_sample.appendleft(job)
@@ -226,6 +226,7 @@ class TaskRun:
                 trajectories=job.trajectories,
                 scores=scores,
                 forward_images=job.forward_images,
+                receipt=job.receipt,
             )
         )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from actors.messages import RolloutTask
+from actors.messages import RolloutReceipt, RolloutTask
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Scores
 
@@ -32,6 +32,8 @@ class FinishedTask:
     """Scores by reward; empty without scorers."""
     forward_images: int
     """Number of images that went through the network."""
+    receipt: RolloutReceipt | None = None
+    """Receipt of the sampler; None if there was none."""
 
 
 @dataclass(kw_only=True)
@@ -48,6 +50,7 @@ class Job:
     images: ray.ObjectRef | None = None
     trajectories: ray.ObjectRef | None = None
     forward_images: int = 0
+    receipt: RolloutReceipt | None = None
 
 
 def check_rewards(scores: dict[str, Scores], task: RolloutTask) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,14 +56,19 @@ def checkpoint_bytes(align: AlignConfig) -> int:
 
 def count_trained(model: str, align: AlignConfig) -> int:
     """Number of trained numbers, by the network's configuration alone."""
+    return sum(p.numel() for p in trained_network_on_meta(model, align).parameters() if p.requires_grad)
+
+
+def trained_network_on_meta(model: str, align: AlignConfig) -> Any:
+    """The network with its adapters, if any, without memory for its weights; only trained ones require gradients."""
     from peft import LoraConfig
 
     place = as_path(resolve_model(model))
     network, targets = network_on_meta(place), align.lora_targets or default_lora_targets(place)
     if align.trainable == "lora":
         with torch.device("meta"):
-            network.add_adapter(LoraConfig(r=align.lora_rank, target_modules=list(targets)))
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+            network.requires_grad_(False).add_adapter(LoraConfig(r=align.lora_rank, target_modules=list(targets)))
+    return network
 
 
 def show_bytes(count: float) -> str:

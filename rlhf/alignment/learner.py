@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.checkpoint_files import REMEDY, check_files, plain_types, read_split_states, record_files
@@ -124,16 +125,20 @@ class Learner:
             worst = 0.0
             passes = [(b, k) for b in batches for k in range(len(b.trajectories.latents))]
             for number, (batch, k) in enumerate(passes):
-                part, is_last = self._pass(batch, k), number == len(passes) - 1
+                is_last = number == len(passes) - 1
+                with record_function("forward"):
+                    part = self._pass(batch, k)
                 # DeepSpeed divides by the number of passes that it was started with; sizes of prompts make it vary.
                 loss = batch.weight * (self._full_passes / len(passes)) * part.loss
                 self.engine.set_gradient_accumulation_boundary(is_last)
-                self.engine.backward(loss)
+                with record_function("backward"):
+                    self.engine.backward(loss)
                 worst = max(worst, part.disagreement)
                 records.append({"loss": float(part.loss.detach())} | part.figures)
                 if is_last:
                     self._check(worst if lag is None else lag, loss, is_first=is_on_policy and epoch == 0)
-                self.engine.step()
+                with record_function("optimizer"):
+                    self.engine.step()
             if epoch == 0:
                 initial_error = worst if lag is None else lag
         self._average()

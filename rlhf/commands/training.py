@@ -21,6 +21,7 @@ from rlhf.errors import UserError
 from rlhf.imports import without_collections
 
 if TYPE_CHECKING:
+    from rlhf.config.run_config import RunConfig
     from rlhf.rewards.learned.reward_report import RewardReport, UpdatedReport
     from rlhf.workflows.reward_run import RewardRun, Tables
 
@@ -45,6 +46,10 @@ Replay = Annotated[
 ]
 RolloutsOnly = Annotated[
     bool, typer.Option("--rollouts-only", help="Roll out and score into --dump-rollouts; do not train.")
+]
+ProfileUpdate = Annotated[
+    int | None,
+    typer.Option("--profile-update", min=1, help="Update in which learners and samplers write traces to OUT/profile."),
 ]
 StartPolicy = Annotated[
     Path | None, typer.Option("--policy", help="Policy folder to start from; the KL is still to the base model.")
@@ -147,6 +152,7 @@ def align(
     candidates: JudgedCandidates = None,
     annotations: Annotations = None,
     rollouts_only: RolloutsOnly = False,
+    profile_update: ProfileUpdate = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -154,24 +160,45 @@ def align(
     if replay is not None and (dump is not None or rollouts_only):
         raise UserError("align: --replay makes no rollouts; leave --dump-rollouts and --rollouts-only out")
     resolved = resolve_config(config, overrides)
-    if resolved.align.algorithm == "dpo":
-        if reward is not None or dump is not None or replay is not None or rollouts_only:
-            raise UserError(DPO_ALONE)
-    elif candidates is not None or annotations is not None:
-        raise UserError("align: only dpo trains on --candidates and --annotations; set align.algorithm=dpo")
+    _check_pairs_alone(
+        resolved.align.algorithm,
+        needs_rollouts=rollouts_only or any(given is not None for given in (reward, dump, replay)),
+        has_pairs=candidates is not None or annotations is not None,
+    )
     options: dict[str, Any] = {"start": policy, "resume": resume, "address": address, "wait": wait}
     if not rollouts_only:
         with without_collections():
             from actors.align import align as run
 
-        options |= {"dump": dump, "replay": replay, "candidates": candidates, "annotations": annotations}
+        options |= {"dump": dump, "replay": replay, "profile_update": profile_update}
+        options |= {"candidates": candidates, "annotations": annotations}
         print(f"aligned policy in {run(resolved, prompts, reward, out, **options)}")
         return
+    if profile_update is not None:
+        raise UserError("align: --profile-update is for training; leave it or --rollouts-only out")
+    _roll_out_alone(resolved, prompts, reward, out, dump, options)
+
+
+def _roll_out_alone(
+    config: "RunConfig",
+    prompts: Path | None,
+    reward: Path | None,
+    out: Path,
+    dump: Path | None,
+    options: dict[str, Any],
+) -> None:
     if dump is None or prompts is None:
         raise UserError("align: --rollouts-only needs --prompts, and --dump-rollouts to write to")
     from actors.rollouts_only import roll_out
 
-    print(f"rollouts of {roll_out(resolved, prompts, reward, out, dump, **options)} updates in {dump}")
+    print(f"rollouts of {roll_out(config, prompts, reward, out, dump, **options)} updates in {dump}")
+
+
+def _check_pairs_alone(algorithm: str, *, needs_rollouts: bool, has_pairs: bool) -> None:
+    if algorithm == "dpo" and needs_rollouts:
+        raise UserError(DPO_ALONE)
+    if algorithm != "dpo" and has_pairs:
+        raise UserError("align: only dpo trains on --candidates and --annotations; set align.algorithm=dpo")
 
 
 @holds_out

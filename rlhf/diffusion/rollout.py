@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch.profiler import record_function
 
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite
@@ -45,7 +46,8 @@ def rollout(
     kept: list[_Kept] = []
     for step in [step for step in plan.steps if step >= first]:
         is_random = step in plan.stochastic_steps and plan.eta > 0
-        transition = denoiser.step(latents, step, condition, plan.eta if is_random else 0.0)
+        with record_function(f"denoise, step {step}"):
+            transition = denoiser.step(latents, step, condition, plan.eta if is_random else 0.0)
         next_latents = transition.mean
         if is_random:
             noise = torch.stack([noise_like(latents.shape[1:], *key, step) for key in keys])
@@ -65,7 +67,8 @@ def _decode(
     policy: Policy, prompts: Sequence[Prompt], latents: torch.Tensor, keys: list[tuple[object, ...]]
 ) -> torch.Tensor:
     """The finished images [B, 3, H, W] of all prompts' samples, with the prompts' known pixels."""
-    decoded, is_finite = decode_latents(policy.family, latents)
+    with record_function("decode"):
+        decoded, is_finite = decode_latents(policy.family, latents)
     if not all(is_finite):
         bad = dict.fromkeys(key[-2] for key, good in zip(keys, is_finite, strict=True) if not good)
         raise not_finite(policy.name, f"prompt {', '.join(map(str, bad))}" if any(bad) else "this photograph")

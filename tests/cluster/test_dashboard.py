@@ -1,5 +1,6 @@
 """The Grafana dashboard and the metrics of an update that it shows: queue times, and the role that needs more."""
 
+import json
 import re
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import get_args
 import pytest
 import ray
 from dashboard_panels import DASHBOARD, EXPRESSIONS, missing_from
-from small_parts import save_small_reward, small_config, small_prompts, write_prompts
+from small_parts import SIZE_PX, save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.align import align
 from actors.incidents import Incidents
@@ -80,7 +81,8 @@ def test_a_run_publishes_every_metric_of_the_dashboard_but_those_of_nft(
     out.mkdir(parents=True)
     Incidents(out).add("sampler", "died")
     config = small_config(small_pipeline, updates=15, checkpoint_every=15, max_ratio_error=1e-3)
-    run = threading.Thread(target=align, args=(config, prompts, reward, out), daemon=True)
+    arguments, asked = (config, prompts, reward, out), {"profile_update": 2}
+    run = threading.Thread(target=align, args=arguments, kwargs=asked, daemon=True)
     run.start()
     while not read_metrics(out):
         assert run.is_alive()
@@ -93,3 +95,10 @@ def test_a_run_publishes_every_metric_of_the_dashboard_but_those_of_nft(
     published = set(re.findall(r"^(\w+)\{[^}]*run=\"runs/first\"", text, re.MULTILINE))
     assert {f"ray_{gauge_name(name)}" for name in read_metrics(out)[0]} <= published
     assert missing_from(published) == NFT_ALONE
+    line = read_metrics(out)[1]
+    assert 0 < line["sampler_utilisation"] < 1
+    assert 0 < line["learner_utilisation"] < 1
+    assert line["pixels_per_s"] == pytest.approx(line["images_per_s"] * SIZE_PX**2)
+    for process, ranges in {"learner-0": {"forward", "backward", "optimizer"}, "sampler-1": {"decode"}}.items():
+        trace = json.loads((out / "profile" / f"update-000002-{process}.json").read_text())
+        assert ranges <= {event["name"] for event in trace["traceEvents"]}

@@ -21,6 +21,8 @@ TIMINGS = {
     "weights_sync_s",
     "queue_to_sample",
     "queue_to_score",
+    *("learner_utilisation", "sampler_utilisation", "pixels_per_s"),
+    *("learner_memory_bytes", "sampler_memory_bytes", "learner_device_flops", "sampler_device_flops"),
 }
 
 

@@ -87,16 +87,14 @@ def make_plan(
     price_per_gpu_hour: float | None = None,
     roles: tuple[str, ...] = ROLES,
 ) -> Plan:
-    """Plans a run of `rlhf align` for pictures of `size_px`, height and width; default: `prompts.size_px`.
+    """Plans `rlhf align` for pictures of `size_px` (height, width; default `prompts.size_px`) on so many `gpus`.
 
-    With `gpus`, those that there are, `cluster.colocate` decides; default: those that are asked for. Raises
-    UserError if the model's configuration cannot be read, or the settings contradict it.
+    Raises UserError if the model's configuration cannot be read, or the settings contradict it.
     """
     check_splits(config)
-    size, precision = size_px or (config.prompts.size_px, config.prompts.size_px), planned_precision(config)
+    size, precision = size_px or (config.prompts.size_px,) * 2, planned_precision(config)
     costs = count_model(config.model, config.align, size, precision)
-    active = tuple(role for role in roles if role == "learner" or config.align.algorithm != "dpo")
-    processes = tuple(needs_of(config, costs, precision, active))
+    processes = tuple(needs_of(config, costs, precision, roles if config.align.algorithm != "dpo" else ("learner",)))
     room = _fill(config, processes, gpus)
     nodes, traffic = max(1, math.ceil(room.gpus / GPUS_PER_NODE)), _count_traffic(config, costs, size)
     store = (1 + config.align.max_staleness) * (traffic.weights + traffic.images + traffic.trajectories)
