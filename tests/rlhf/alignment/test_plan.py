@@ -120,6 +120,12 @@ def test_a_setting_is_named_that_makes_a_run_fit_and_it_does() -> None:
     assert make_plan(mended).largest_gpu_bytes <= plan.largest_gpu_bytes - 1
     with pytest.raises(UserError, match="would make it fit"):
         refuse(judge(config, plan, machine))
+
+
+@pytest.mark.slow
+def test_what_no_setting_mends_is_told() -> None:
+    config = configured(*ON_GPUS)
+    plan = make_plan(config)
     (hopeless,) = judge(config, plan, Machine(gpu_bytes=1000)).problems
     assert "a larger GPU, or a smaller model" in hopeless
     (crowded,) = judge(config, plan, Machine(host_bytes=1000)).problems
