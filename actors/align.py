@@ -12,13 +12,13 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from actors.colocation import gpus_of_cluster, share_gpus, without_turns
-from actors.incidents import read_incidents
 from actors.learner_loop import RunSetup, learner_loop
 from actors.placement import ROLES, cpus_of, reserve, resources_of
-from actors.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from actors.session.process_group import process_group_config
 from actors.session.ray_session import check_address, ray_session
 from actors.session.trainers import fit, storage_of
+from actors.telemetry.incidents import read_incidents
+from actors.telemetry.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from actors.text_preparation import prepare_texts
 from rlhf.alignment.checkpoint_files import check_list
 from rlhf.alignment.disk_need import describe_disk_need

@@ -9,12 +9,12 @@ from typing import Protocol
 import ray
 import torch
 
-from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork
 from actors.pool.dispatch import Dispatcher
 from actors.pool.quarantine import Quarantine
 from actors.pool.queue_times import QueueTimes
 from actors.pool.task_records import FinishedTask, PoisonPrompt
+from actors.telemetry.incidents import Incidents
 from actors.weight_sync import WeightsNotice
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.prompt_order import prompts_of_update

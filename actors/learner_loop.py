@@ -17,13 +17,13 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.util.placement_group import PlacementGroup
 
 from actors.coordinator import Collector, Coordinator
-from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateNotice, UpdateWork
 from actors.overlapped_coordinator import OverlappedCoordinator
 from actors.pairs_coordinator import PairsCoordinator
 from actors.placement import start_dispatcher
-from actors.ray_gauges import Telemetry
 from actors.rollout_replay import DumpingCoordinator, ReplayCoordinator
+from actors.telemetry.incidents import Incidents
+from actors.telemetry.ray_gauges import Telemetry
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.checkpoint_files import saved_ranks
 from rlhf.alignment.collectives import any_over_ranks, process_ranks

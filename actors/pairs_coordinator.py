@@ -7,8 +7,8 @@ import ray
 import torch
 
 from actors.coordinator import share_out
-from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateWork
+from actors.telemetry.incidents import Incidents
 from rlhf.alignment.algorithms.dpo import noise_pairs
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.prompt_order import prompts_of_update

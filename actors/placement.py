@@ -12,11 +12,11 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.incidents import Incidents
 from actors.pool.dispatch import Dispatcher
 from actors.pool.worker_pool import WorkerPool, send_to_sleep
 from actors.reward_scorer import RewardScorer
 from actors.rollout_sampler import RolloutSampler
+from actors.telemetry.incidents import Incidents
 from rlhf.config.cluster_config import ClusterConfig
 from rlhf.config.devices import precision_of
 from rlhf.config.run_config import RunConfig

@@ -11,13 +11,13 @@ import ray
 import ray.exceptions
 import torch
 
-from actors.incidents import Incidents
 from actors.messages import RolloutTask
 from actors.placement import cpus_of, reserve, resources_of, start_samplers
 from actors.pool.dispatch import Dispatcher
 from actors.pool.quarantine import Quarantine
 from actors.pool.task_records import PoisonPrompt
 from actors.session.ray_session import ray_session
+from actors.telemetry.incidents import Incidents
 from actors.text_preparation import prepare_texts
 from actors.weight_sync import WeightsNotice
 from rlhf.config.run_config import RunConfig

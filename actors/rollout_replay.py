@@ -10,8 +10,8 @@ import ray.exceptions
 import torch
 
 from actors.coordinator import Collector, SamplingMetrics, share_out
-from actors.incidents import Incidents
 from actors.messages import BatchShare, UpdateWork
+from actors.telemetry.incidents import Incidents
 from rlhf.alignment.rollout_dump import DumpedBatch, RolloutDump
 from rlhf.diffusion.trained_weights import as_array
 from rlhf.errors import UserError

@@ -6,11 +6,11 @@ from pathlib import Path
 from actors.align import check_inputs, prepare_run_folder
 from actors.colocation import gpus_of_cluster, share_gpus
 from actors.coordinator import Coordinator
-from actors.incidents import Incidents
 from actors.placement import cpus_of, reserve, start_dispatcher
 from actors.remote_sampler import read_weights
 from actors.rollout_replay import collect_into
 from actors.session.ray_session import ray_session
+from actors.telemetry.incidents import Incidents
 from actors.text_preparation import prepare_texts
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.alignment.trained_steps import check_trained_steps

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import ray
 import ray.exceptions
 
-from actors.incidents import WAITING, Incidents
+from actors.telemetry.incidents import WAITING, Incidents
 from rlhf.errors import UserError
 
 POLL_S = 5.0

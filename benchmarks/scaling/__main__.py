@@ -26,11 +26,11 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 
 from actors.coordinator import Coordinator  # noqa: E402
-from actors.incidents import Incidents  # noqa: E402
 from actors.messages import UpdateWork  # noqa: E402
 from actors.pool.dispatch import Dispatcher  # noqa: E402
 from actors.pool.worker_pool import WorkerPool  # noqa: E402
 from actors.session.ray_session import ray_session  # noqa: E402
+from actors.telemetry.incidents import Incidents  # noqa: E402
 from benchmarks.scaling.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
 from rlhf.alignment.planning.idle_shares import best_seconds  # noqa: E402
 from rlhf.config.config_files import load_config  # noqa: E402

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.align import align, prepare_run_folder
-from actors.incidents import Incidents
-from actors.ray_gauges import gauge_name
+from actors.telemetry.incidents import Incidents
+from actors.telemetry.ray_gauges import gauge_name
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
 

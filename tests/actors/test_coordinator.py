@@ -13,13 +13,13 @@ from small_learner import open_copy
 from small_parts import prompts_of_three_sizes
 
 from actors.coordinator import Coordinator, share_out
-from actors.incidents import Incidents
 from actors.messages import BatchShare, RolloutTask, UpdateWork
 from actors.pairs_coordinator import PairsCoordinator
 from actors.pool.quarantine import Quarantine
 from actors.pool.queue_times import QueueTimes
 from actors.pool.task_records import FinishedTask, PoisonPrompt
 from actors.session.ray_session import ray_session
+from actors.telemetry.incidents import Incidents
 from actors.weight_sync import WeightsNotice
 from rlhf.alignment.algorithms import nft
 from rlhf.alignment.algorithms.dpo import noise_pairs

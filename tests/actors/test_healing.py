@@ -15,7 +15,7 @@ from processes import find_process, wait_for
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.align import align
-from actors.incidents import read_incidents
+from actors.telemetry.incidents import read_incidents
 from rlhf.config.config_files import dump_config
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.config.run_config import RunConfig

@@ -15,7 +15,7 @@ from align_runs import lasting_figures, with_cluster
 from processes import wait_for
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
-from actors.incidents import read_incidents
+from actors.telemetry.incidents import read_incidents
 from rlhf.config.config_files import dump_config
 from rlhf.reports.metrics_log import read_metrics
 

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.align import align
-from actors.incidents import read_incidents
+from actors.telemetry.incidents import read_incidents
 from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

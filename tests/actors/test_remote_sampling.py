@@ -10,8 +10,8 @@ import torch
 from processes import find_process, wait_for
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
-from actors.incidents import read_incidents
 from actors.remote_sampler import remote_samplers
+from actors.telemetry.incidents import read_incidents
 from rlhf.config.run_config import CandidatesConfig, EvaluateConfig, RunConfig
 from rlhf.data.prompts import PromptTable, decode_prompt
 from rlhf.diffusion.candidates import make_candidates

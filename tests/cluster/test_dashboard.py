@@ -14,9 +14,9 @@ from dashboard_panels import DASHBOARD, EXPRESSIONS, missing_from
 from small_parts import SIZE_PX, save_small_reward, small_config, small_prompts, write_prompts
 
 from actors.align import align
-from actors.incidents import Incidents
 from actors.pool.queue_times import QueueTimes
-from actors.ray_gauges import gauge_name
+from actors.telemetry.incidents import Incidents
+from actors.telemetry.ray_gauges import gauge_name
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import AlignConfig
 from rlhf.reports.metrics_log import read_metrics

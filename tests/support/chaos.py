@@ -23,7 +23,7 @@ import psutil  # noqa: E402
 from small_parts import save_small_pipeline, save_small_reward, small_config, small_prompts, write_prompts  # noqa: E402
 
 from actors.align import align  # noqa: E402
-from actors.incidents import read_incidents  # noqa: E402
+from actors.telemetry.incidents import read_incidents  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
 from rlhf.reports.metrics_log import read_metrics  # noqa: E402
 

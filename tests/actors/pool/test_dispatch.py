@@ -12,7 +12,6 @@ import ray
 import torch
 from small_parts import small_prompts
 
-from actors.incidents import Incidents, read_incidents
 from actors.messages import RolloutReceipt, RolloutTask
 from actors.pool.dispatch import Dispatcher
 from actors.pool.quarantine import Quarantine
@@ -20,6 +19,7 @@ from actors.pool.task_records import PoisonPrompt
 from actors.pool.worker_pool import Outcome, WorkerPool
 from actors.remote_sampler import RemoteSampler
 from actors.session.ray_session import ray_session
+from actors.telemetry.incidents import Incidents, read_incidents
 from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.config.run_config import CandidatesConfig
 from rlhf.diffusion.candidates import plan_candidates

@@ -9,11 +9,11 @@ import pytest
 import ray.exceptions
 import torch
 
-from actors.incidents import Incidents
 from actors.messages import RolloutReceipt, RolloutTask
 from actors.pool import worker_pool
 from actors.pool.dispatch import Dispatcher
 from actors.pool.worker_pool import WorkerPool, send_to_sleep
+from actors.telemetry.incidents import Incidents
 from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.rewards.scores import Scores

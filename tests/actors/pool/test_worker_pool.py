@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from actors.incidents import Incidents
 from actors.messages import RolloutReceipt, RolloutTask
 from actors.pool.dispatch import Dispatcher
 from actors.pool.worker_pool import Outcome, WorkerPool
+from actors.telemetry.incidents import Incidents
 from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.rewards.scores import Scores

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from actors.run_progress import ood_warnings
+from actors.telemetry.run_progress import ood_warnings
 from rlhf.alignment.weighing import reward_metrics
 from rlhf.config.reward_entry import RewardEntry
 from rlhf.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.incidents import Incidents, read_incidents
+from actors.telemetry.incidents import Incidents, read_incidents
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.diffusion.policy_manifest import read_manifest

@@ -1,6 +1,6 @@
 """The advice of the driver after a run: the role that needs more workers."""
 
-from actors.run_progress import describe_incident, find_role_to_grow
+from actors.telemetry.run_progress import describe_incident, find_role_to_grow
 
 
 def lines(*, rollout_s: float, train_s: float, sampler: float, scorer: float) -> list[dict[str, float]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from actors.incidents import read_incidents
+from actors.telemetry.incidents import read_incidents
 from rlhf.config.run_config import AlignConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.progress import progress_bar
