@@ -20,12 +20,12 @@ from actors.session.trainers import fit, storage_of
 from actors.telemetry.incidents import read_incidents
 from actors.telemetry.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from actors.text_preparation import prepare_texts
-from rlhf.alignment.checkpoint_files import check_list
 from rlhf.alignment.disk_need import describe_disk_need
 from rlhf.alignment.planning.verdict import check_room
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.alignment.run_folder import LEARNER_FOLDER, is_begun
 from rlhf.alignment.trained_steps import check_trained_steps
+from rlhf.alignment.training_checkpoint import check_list
 from rlhf.config.config_files import dump_config, load_config
 from rlhf.config.run_config import RunConfig
 from rlhf.data.preferred_pairs import PairTable

@@ -25,7 +25,6 @@ from actors.rollout_replay import DumpingCoordinator, ReplayCoordinator
 from actors.telemetry.incidents import Incidents
 from actors.telemetry.ray_gauges import Telemetry
 from rlhf.alignment.algorithms.table import algorithm_of
-from rlhf.alignment.checkpoint_files import saved_ranks
 from rlhf.alignment.collectives import any_over_ranks, process_ranks
 from rlhf.alignment.learner import Learner, needs_base_copy
 from rlhf.alignment.objective import TrainingBatch
@@ -33,6 +32,7 @@ from rlhf.alignment.profiling import profiled
 from rlhf.alignment.rollout_dump import RolloutDump
 from rlhf.alignment.sleeping import Sleeper
 from rlhf.alignment.split_network import load_split_policy
+from rlhf.alignment.training_checkpoint import saved_ranks
 from rlhf.alignment.utilisation import Usage
 from rlhf.config.run_config import RunConfig
 from rlhf.data.preferred_pairs import PairTable

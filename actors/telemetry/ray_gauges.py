@@ -6,6 +6,8 @@ from pathlib import Path
 
 from ray.util.metrics import Gauge
 
+from actors.telemetry.update_metrics import meaning_of
+
 
 class Telemetry:
     """Holds a gauge `ray_rlhf_NAME` for each metric, tagged with the names of the run folder and its parent."""
@@ -18,8 +20,7 @@ class Telemetry:
         """Sets the gauges to an update's metrics."""
         for name, value in metrics.items():
             if name not in self._gauges:
-                description = f"{name} of the last update"
-                self._gauges[name] = Gauge(gauge_name(name), description=description, tag_keys=("run",))
+                self._gauges[name] = Gauge(gauge_name(name), description=meaning_of(name) or name, tag_keys=("run",))
             self._gauges[name].set(float(value), tags={"run": self._run})
 
 

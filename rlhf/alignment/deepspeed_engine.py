@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rlhf.alignment.training_checkpoint import TAG
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import Policy
 
@@ -98,7 +99,7 @@ def make_universal(checkpoint: Path, out: Path) -> Path:
     from deepspeed.checkpoint.ds_to_universal import main
 
     arguments = Namespace(
-        input_folder=str(checkpoint / "learner"),
+        input_folder=str(checkpoint / TAG),
         output_folder=str(out / "universal"),
         num_extract_workers=1,
         num_merge_workers=1,

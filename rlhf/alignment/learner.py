@@ -11,12 +11,20 @@ import torch
 from torch.profiler import record_function
 
 from rlhf.alignment.algorithms.table import algorithm_of
-from rlhf.alignment.checkpoint_files import REMEDY, check_files, plain_types, read_split_states, record_files
 from rlhf.alignment.collectives import count_ranks, max_over_ranks, own_rank, total_over_ranks
 from rlhf.alignment.deepspeed_engine import make_universal, start_deepspeed, start_frozen
 from rlhf.alignment.objective import PassLoss, TrainingBatch
 from rlhf.alignment.split_network import shapes_without_memory
 from rlhf.alignment.trained_tensors import SplitTensors, TrainedTensors, WholeTensors
+from rlhf.alignment.training_checkpoint import (
+    REMEDY,
+    TAG,
+    RankState,
+    check_files,
+    plain_types,
+    read_split_states,
+    record_files,
+)
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.families.family import cells_of
 from rlhf.diffusion.policy import Policy, add_adapters, make_trainable
@@ -26,9 +34,6 @@ from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.diffusion.trained_weights import load_trainable_state, without_adapters
 from rlhf.errors import UserError
 from rlhf.storage.tensor_files import tensors_only
-
-TAG = "learner"
-"""DeepSpeed's name of the checkpoint inside a checkpoint folder."""
 
 
 class RatioError(UserError):
@@ -223,7 +228,7 @@ class Learner:
 
     def save(self, folder: Path, update: int) -> None:
         """Write this rank's part of a DeepSpeed checkpoint and the record of its files; all ranks call it."""
-        state = {"update": update, "averaged": self.averaged, "old": self._old}
+        state = RankState(update=update, averaged=self.averaged, old=self._old)
         self.engine.save_checkpoint(
             str(folder), tag=TAG, client_state=state, exclude_frozen_parameters=self.config.trainable == "lora"
         )
@@ -248,7 +253,7 @@ class Learner:
             if self.averaged:
                 self.averaged = self._tensors.cut_again([state["averaged"] for state in of_ranks])
             if self._old is not None:
-                self._old = self._tensors.cut_again([state["old"] for state in of_ranks])
+                self._old = self._tensors.cut_again([state["old"] or {} for state in of_ranks])
         return self.updates
 
 

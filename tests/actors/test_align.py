@@ -13,6 +13,7 @@ from small_parts import save_small_reward, small_config, small_prompts, write_pr
 from actors.align import align, prepare_run_folder
 from actors.telemetry.incidents import Incidents
 from actors.telemetry.ray_gauges import gauge_name
+from actors.telemetry.update_metrics import meaning_of
 from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
 
@@ -46,6 +47,7 @@ def test_every_metric_of_the_dashboard_is_a_figure_of_a_run_but_those_of_nft(fin
     line = read_metrics(finished)[-1] | incidents.metrics()
     missing = missing_from({f"ray_{gauge_name(name)}" for name in line})
     assert missing == ["ray_rlhf_kl_to_old", "ray_rlhf_prediction_error"]
+    assert all(meaning_of(name) for name in line)
     assert 0 < line["weights_sync_s"] <= line["rollout_s"] <= line["update_s"]
 
 

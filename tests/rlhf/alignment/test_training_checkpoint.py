@@ -12,8 +12,15 @@ from pickled_commands import Command
 from small_learner import align_config, batches, sampler_policy, start
 from small_parts import small_config
 
-from rlhf.alignment.checkpoint_files import RAYS_LIST, check_files, check_list, plain_types, record_files, saved_ranks
 from rlhf.alignment.learner import Learner
+from rlhf.alignment.training_checkpoint import (
+    RAYS_LIST,
+    check_files,
+    check_list,
+    plain_types,
+    record_files,
+    saved_ranks,
+)
 from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import load_policy
 from rlhf.errors import UserError

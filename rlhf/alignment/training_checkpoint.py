@@ -1,11 +1,13 @@
-"""The files of a training checkpoint: recorded with checksums, and read as tensors, so that none of them runs code.
+"""A training checkpoint: what a rank keeps in it, and its files, which are recorded with checksums and run no code.
 
-DeepSpeed's files are pickles, which it loads with `weights_only=False`. Each rank records its files beside them.
+DeepSpeed writes weights and optimizer, and `RankState` beside them. Its files are pickles, which it loads with
+`weights_only=False`. Each rank records its files beside them.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlhf.alignment.run_folder import LEARNER_FOLDER
@@ -15,9 +17,23 @@ from rlhf.storage.checksum import file_checksum
 from rlhf.storage.tensor_files import read_tensors
 
 SCHEMA_VERSION = 1
+"""Version of what each rank records, and of `RankState`: raise it when that changes."""
+TAG = "learner"
+"""Name of DeepSpeed's folder in a checkpoint."""
 RAYS_LIST = "checkpoint_manager_snapshot.json"
 """File in which Ray Train lists a run's checkpoints."""
 REMEDY = "restore it, or start another run, with --policy from the last policy of this one"
+
+
+class RankState(TypedDict):
+    """What a rank keeps beside the weights and the optimizer that DeepSpeed writes."""
+
+    update: int
+    """Number of updates that were made."""
+    averaged: dict[str, torch.Tensor]
+    """EMA of the trained tensors; empty without one."""
+    old: dict[str, torch.Tensor] | None
+    """nft's old policy; None for other algorithms."""
 
 
 class CheckpointRecord(BaseModel):
@@ -43,10 +59,11 @@ def saved_ranks(folder: Path) -> int:
     return _read_record(_record_path(folder, 0)).ranks
 
 
-def read_split_states(folder: Path) -> list[dict[str, Any]]:
+def read_split_states(folder: Path) -> list[RankState]:
     """Returns what each rank saved in a checkpoint of ZeRO stage 3, rank by rank; the files have been checked."""
     files = (f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(saved_ranks(folder)))
-    return [read_tensors(folder / "learner" / file, REMEDY, plain_types()) for file in files]
+    found = [read_tensors(folder / TAG / file, REMEDY, plain_types()) for file in files]
+    return cast(list[RankState], found)
 
 
 def check_list(run: Path) -> None:
