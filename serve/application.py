@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -72,8 +73,8 @@ def _bind(settings: ServiceSettings, num_cpus: float) -> ray_serve.Application:
         }
     inpainter: Any = Inpainter
     handles = {
-        base: inpainter.options(name=f"Inpainter-{base_name(base)}", **options).bind(base, settings.engine())
-        for base in bases
+        base: inpainter.options(name=name, **options).bind(base, settings.engine())
+        for base, name in deployment_names(bases).items()
     }
     ingress: Any = Api
     # Replicas on other nodes do not inherit this process's environment.
@@ -84,6 +85,15 @@ def _bind(settings: ServiceSettings, num_cpus: float) -> ray_serve.Application:
         graceful_shutdown_timeout_s=settings.request_timeout_s,
         health_check_period_s=HEALTH_CHECK_S,
     ).bind(handles, fixed, settings)
+
+
+def deployment_names(bases: Iterable[str]) -> dict[str, str]:
+    """Returns the name of each base model's deployment; those of equal last folders are numbered."""
+    names: dict[str, str] = {}
+    for base in bases:
+        alike = sum(base_name(other) == base_name(base) for other in names)
+        names[base] = f"Inpainter-{base_name(base)}" + (f"-{alike + 1}" if alike else "")
+    return names
 
 
 def start(settings: ServiceSettings, host: str, port: int) -> str:

@@ -96,7 +96,7 @@ class ServiceSettings(EngineSettings):
 
 
 def name_models(settings: ServiceSettings) -> Catalogue:
-    """Returns what is served from the start: the given models, and every base model under its own name.
+    """Returns what is served from the start: the given models, and every base model under its own name, if it is free.
 
     Raises UserError if a model does not exist, or two have the same name.
     """
@@ -109,9 +109,7 @@ def name_models(settings: ServiceSettings) -> Catalogue:
             raise UserError(f"serve: two models are called {name}; give them names as NAME={place}")
     promoted = read_catalogue(settings.catalogue).models if settings.catalogue is not None else {}
     for base in dict.fromkeys(served.base for served in (*named.values(), *promoted.values())):
-        alone = ServedName(base=base)
-        if named.setdefault(base_name(base), alone).base != base:
-            raise UserError(f"serve: two models are called {base_name(base)}; give them names as NAME={base}")
+        named.setdefault(base_name(base), ServedName(base=base))
     try:
         return Catalogue(models=named)
     except ValidationError as error:

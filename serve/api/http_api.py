@@ -135,12 +135,14 @@ class Api:
     async def _card(self, name: str, model: ServedName) -> dict[str, Any]:
         served = await self.replicas[model.base].served()
         base = base_name(model.base)
+        alone = self.names.names.get(base)
+        is_served = alone is not None and alone.base == model.base
         return {
             "id": name,
             "object": "model",
             "created": self.created,
             "owned_by": "prefpaint-ray",
-            "base": base if model.current.folder is not None and base in self.names.names else None,
+            "base": base if model.current.folder is not None and is_served else None,
             "policy_version": model.current.version,
             "canary": {"policy_version": model.canary.version, "share": model.canary_share} if model.canary else None,
             "has_reward": served.has_reward,
