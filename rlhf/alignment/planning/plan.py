@@ -11,6 +11,7 @@ from rlhf.alignment.planning.machine import GPUS_PER_NODE, Rates
 from rlhf.alignment.planning.model_costs import ModelCosts, count_model, planned_place
 from rlhf.alignment.planning.process_needs import CONTEXT_BYTES, ProcessNeed, gpus_of, needs_of, takes_turns
 from rlhf.config.run_config import RunConfig
+from rlhf.diffusion.families.open_family import network_part
 from rlhf.errors import UserError
 
 ROLES = ("sampler", "scorer", "learner")
@@ -132,12 +133,12 @@ def check_splits(config: RunConfig) -> None:
     place = planned_place(config.model.path)
     if config.align.zero_stage < 3 or not isinstance(place, Path) or not place.is_dir():
         return
-    for part in (place / "unet", place / "transformer"):
-        if any(part.glob("*.bin")) and not any(part.glob("*.safetensors")):
-            raise UserError(
-                f"{part}: align.zero_stage 3 splits safetensors files layer by layer, and there are none; "
-                "save the pipeline again with save_pretrained, or set a lower stage"
-            )
+    part = place / network_part(place)
+    if any(part.glob("*.bin")) and not any(part.glob("*.safetensors")):
+        raise UserError(
+            f"{part}: align.zero_stage 3 splits safetensors files layer by layer, and there are none; "
+            "save the pipeline again with save_pretrained, or set a lower stage"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

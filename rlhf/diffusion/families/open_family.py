@@ -140,15 +140,21 @@ def check_sizes(config: ModelConfig, sizes: Mapping[str, Size]) -> None:
             )
 
 
+def network_part(place: Path) -> str:
+    """The name of the network's folder in the pipeline at `place`."""
+    return next(name for name in ("transformer", "unet") if name in module_of(place).CLASSES)
+
+
 def network_on_meta(place: Path) -> Any:
     """The network of a pipeline without memory for its weights; raises UserError if there is none."""
     with without_collections():
         import diffusers
 
-        classes = module_of(place).CLASSES
-        part = next(name for name in ("transformer", "unet") if name in classes)
+        part = network_part(place)
         with torch.device("meta"):
-            return getattr(diffusers, classes[part][0]).from_config(read_part_config(place, part, "config.json"))
+            return getattr(diffusers, module_of(place).CLASSES[part][0]).from_config(
+                read_part_config(place, part, "config.json")
+            )
 
 
 def default_lora_targets(place: Path) -> tuple[str, ...]:

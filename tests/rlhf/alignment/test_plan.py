@@ -133,6 +133,7 @@ def test_what_no_setting_mends_is_told() -> None:
 
 
 def test_zero_3_refuses_weights_that_it_cannot_split(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionInpaintPipeline"}')
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").touch()
     config = configured("align.zero_stage=3", f"model.path={tmp_path}")

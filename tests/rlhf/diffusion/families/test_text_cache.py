@@ -95,7 +95,8 @@ def test_readers_see_whole_files_while_others_write_them(tmp_path: Path) -> None
     def work(number: int) -> None:
         for _ in range(20):
             cache.write(key_of("a cat"), texts[number % 2])
-            assert any(equal(cache.read("a cat"), text) for text in texts)
+            found = cache.read("a cat")
+            assert any(equal(found, text) for text in texts)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
