@@ -8,7 +8,7 @@ from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.steps.step_rule import transition_log_prob
 
-EDGE = 16
+EDGE = 8
 """Edge of the probe's latents in cells, unless the model's own is smaller: such a pass costs next to nothing."""
 
 
