@@ -15,7 +15,7 @@ from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.planning.machine import Machine, Rates, read_rates
 from rlhf.alignment.planning.plan import Plan, check_splits, make_plan
 from rlhf.alignment.planning.process_needs import ProcessNeed
-from rlhf.alignment.planning.verdict import judge, refuse
+from rlhf.alignment.planning.verdict import check_room, judge, refuse
 from rlhf.config.config_files import load_config
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
 from rlhf.diffusion.families.pipeline_folder import Part
@@ -130,6 +130,16 @@ def test_what_no_setting_mends_is_told() -> None:
     assert "a larger GPU, or a smaller model" in hopeless
     (crowded,) = judge(config, plan, Machine(host_bytes=1000)).problems
     assert "host memory" in crowded
+
+
+def test_a_run_that_cannot_fit_this_machine_is_refused_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configured("prompts.size_px=64")
+    assert "fit anywhere" in check_room(config, None, is_here=True)
+    monkeypatch.setattr("rlhf.alignment.planning.verdict.COUNTED_FROM", 0)
+    monkeypatch.setattr(Machine, "here", lambda: Machine(gpus=0, host_bytes=1000))
+    with pytest.raises(UserError, match=r"^tiny: .*host memory"):
+        check_room(config, None, is_here=True)
+    assert "not compared with the cluster's memory" in check_room(config, None, is_here=False)
 
 
 def test_zero_3_refuses_weights_that_it_cannot_split(tmp_path: Path) -> None:
