@@ -61,6 +61,14 @@ def total_over_ranks(values: Sequence[int]) -> list[int]:
     return sum_over_ranks(torch.tensor(values)).tolist() if dist.is_initialized() else list(values)
 
 
+def mean_over_ranks(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    """Returns the weighted mean of the rows of all ranks, which have one length; a rank may have weights of 0 alone."""
+    weight = torch.tensor(weights, dtype=torch.float64)
+    sums = torch.cat([weight @ torch.tensor(rows, dtype=torch.float64), weight.sum()[None]])
+    sums = sum_over_ranks(sums) if dist.is_initialized() else sums
+    return (sums[:-1] / sums[-1]).tolist()
+
+
 def any_over_ranks(is_so: bool) -> bool:
     """Returns whether `is_so` holds on any rank; every rank calls it."""
     return max_over_ranks([float(is_so)])[0] > 0

@@ -11,7 +11,7 @@ import torch
 from torch.profiler import record_function
 
 from rlhf.alignment.algorithms.table import algorithm_of
-from rlhf.alignment.collectives import count_ranks, max_over_ranks, own_rank, total_over_ranks
+from rlhf.alignment.collectives import count_ranks, max_over_ranks, mean_over_ranks, own_rank, total_over_ranks
 from rlhf.alignment.deepspeed_engine import make_universal, start_deepspeed, start_frozen
 from rlhf.alignment.objective import PassLoss, TrainingBatch
 from rlhf.alignment.split_network import shapes_without_memory
@@ -118,7 +118,7 @@ class Learner:
             yield self.policy
 
     def train(self, batches: list[TrainingBatch], *, is_on_policy: bool = True) -> dict[str, float]:
-        """Take `epochs_per_update` optimizer steps over this rank's share of a rollout; returns metrics.
+        """Take `epochs_per_update` optimizer steps over this rank's share of a rollout; returns metrics of all ranks.
 
         Raises RatioError, before any weight has changed, if the rollout `is_on_policy` but another policy than the
         learner's sampled it. Raises UserError if the loss is not finite.
@@ -147,9 +147,8 @@ class Learner:
             if epoch == 0:
                 initial_error = worst if lag is None else lag
         self._average()
-        weights = torch.tensor([batch.weight for batch, _ in passes * self.config.epochs_per_update])
-        shares = weights / weights.mean().clamp(min=1e-9)  # A rank may have fillers alone.
-        means = (shares[:, None] * torch.tensor([list(record.values()) for record in records])).mean(0).tolist()
+        weights = [batch.weight for batch, _ in passes * self.config.epochs_per_update]
+        means = mean_over_ranks([list(record.values()) for record in records], weights)
         figures = dict(zip(records[0], means, strict=True))
         if self._objective.disagreement is not None:
             figures[self._objective.disagreement] = initial_error

@@ -47,6 +47,8 @@ class FamilyCase:
     """Arguments with which the class guides by a second pass, on the scale `SCALE` and from `NEGATIVE`."""
     learning_rate: float = 1e-2
     """Of the small alignments."""
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    """Exceptions from it, by algorithm: where it is so large that the small network loses what it has learned."""
     components: Callable[[Path], Mapping[str, object]] = lambda folder: {}
     """Parts of a folder that plain diffusers cannot open itself with the packages that the tests have."""
     is_decoded: bool = True
@@ -89,6 +91,7 @@ CASES = {
         build=lambda: small_sd3_pipeline(in_channels=16),
         wrap=StableDiffusion3Blend,
         call={"guidance_scale": 1.0},
+        learning_rates={"prefpaint": 3e-3},
         guided={"guidance_scale": SCALE, "negative_prompt": NEGATIVE},
         is_decoded=False,
     ),

@@ -75,7 +75,8 @@ class Reversed(FluxFill):
 )
 def test_a_reward_that_only_moves_can_reach_rises(family: str, algorithm: str) -> None:
     case = CASES[family]
-    mean, error = gain(case.wrap(case.build()), algorithm, learning_rate=case.learning_rate)
+    rate = case.learning_rates.get(algorithm, case.learning_rate)
+    mean, error = gain(case.wrap(case.build()), algorithm, learning_rate=rate)
     assert mean > 5 * error
 
 
