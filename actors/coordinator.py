@@ -172,7 +172,7 @@ class Coordinator:
         return self._config.align.samples_per_prompt * sum(height * width for height, width in sizes)
 
     def _trace_of(self, update: int, task: int) -> tuple[Path, int, str] | None:
-        """Where a task's trace goes; those of the profiled update that first occupy the samplers have one."""
+        """Returns where a task writes its trace: in the profiled update the tasks that first occupy the samplers do."""
         if update + 1 != self.profile_update or task >= self._config.cluster.samplers:
             return None
         return self._out, update + 1, f"sampler-{task}"

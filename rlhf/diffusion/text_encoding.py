@@ -24,7 +24,7 @@ READS_TEXT = ("text_encoder", "tokenizer", "processor")
 
 
 def cache_folder(config: RunConfig, out: Path) -> Path:
-    """Where a stage that writes into `out` keeps the embeddings of its captions; absolute, or at a URL."""
+    """Returns the folder of the captions' embeddings for a stage that writes into `out`; absolute, or at a URL."""
     chosen = config.cluster.text_cache
     return (out / "texts" if chosen is None else as_path(chosen)).resolve()
 

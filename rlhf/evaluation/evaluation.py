@@ -260,10 +260,11 @@ def compare(base: Judged, aligned: Judged, prompts: list[Prompt]) -> Gain:
 
 
 def _curve_point(version: int, base: Judged, judged: Judged, prompts: list[Prompt]) -> CurvePoint:
+    photographs = [prompt.photograph for prompt in prompts]
     return CurvePoint(
         policy_version=version,
         gold=float(judged.gold.mean()),
         reward=float(judged.reward.mean()),
-        win_rate=compare(base, judged, prompts).win_rate,
-        monitors=estimate_ranged(base, judged, [p.photograph for p in prompts]),
+        win_rate=estimate_share(wins(judged.gold, base.gold).mean(1), photographs),
+        monitors=estimate_ranged(base, judged, photographs),
     )

@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -62,6 +62,8 @@ def write_report(run: Path) -> Path:
     reward = read_reward(run)
     rows = cast(list[EvaluationRow], read_table(run / "evaluation" / "samples.parquet", EVALUATION))
     pairs = pair_samples(rows)
+    held_out = cast(list[PromptRow], read_table(run / "held_out_prompts", PROMPTS))
+    prompts = {row["prompt_id"]: row for row in held_out}
     return write_page(
         "report.html",
         run / "report.html",
@@ -70,8 +72,8 @@ def write_report(run: Path) -> Path:
         reward=reward,
         pair_count=len(pairs),
         has_comparison=(run / "evaluation" / "comparison.html").is_file(),
-        sliders=_show_pairs(run, pairs, sorted({0, len(pairs) // 2, len(pairs) - 1})),
-        gallery=_show_pairs(run, pairs, choose_spread(pairs, GALLERY_PROMPTS)),
+        sliders=_show_pairs(run, prompts, pairs, sorted({0, len(pairs) // 2, len(pairs) - 1})),
+        gallery=_show_pairs(run, prompts, pairs, choose_spread(pairs, GALLERY_PROMPTS)),
         marks=read_marks(run),
         charts=_training_charts(read_metrics(run / "align"), summary.curve) | _judged_charts(summary, reward, pairs),
         grids={path.stem: data_uri(path.read_bytes(), "png") for path in sorted(run.glob("align/grids/*.png"))[-4:]},
@@ -180,9 +182,9 @@ class ShownPair:
     """Mean absolute difference of the two fills inside the hole, in levels of 255."""
 
 
-def _show_pairs(run: Path, pairs: list[Pair], places: Sequence[int]) -> Iterator[ShownPair]:
-    rows = cast(list[PromptRow], read_table(run / "held_out_prompts", PROMPTS))
-    prompts = {row["prompt_id"]: row for row in rows}
+def _show_pairs(
+    run: Path, prompts: Mapping[str, PromptRow], pairs: list[Pair], places: Sequence[int]
+) -> Iterator[ShownPair]:
     for place in places:
         pair = pairs[place]
         prompt = prompts.get(pair.base["prompt_id"])
