@@ -1,6 +1,7 @@
 """Settings before any import, and the folder of real photographs."""
 
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +13,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path  # noqa: E402
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers_every_time() -> None:
+    """A test that draws without a seed draws the same in every run and in every order of the tests."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
