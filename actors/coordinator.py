@@ -62,8 +62,10 @@ class SamplingMetrics:
     """Pixels of the finished images over the time of the rollout."""
     sampler_memory_bytes: float
     """Most that one sampler has held so far: on its GPU, or resident where it has none."""
+    scorer_memory_bytes: float
+    """Most that one scorer has held so far, likewise."""
     sampler_device_flops: float
-    """FLOP/s of matrix products on a sampler's device, measured when it started; the slowest sampler's."""
+    """FLOP/s that a sampler's device can reach; the slowest sampler's."""
 
 
 class Coordinator:
@@ -113,6 +115,7 @@ class Coordinator:
             prompts_quarantined=len(self._quarantine.reasons),
             pixels_per_s=self._count_pixels(finished) / duration,
             sampler_memory_bytes=max((r.memory_bytes for r in receipts), default=0),
+            scorer_memory_bytes=max(task.scorer_memory_bytes for task in finished),
             sampler_device_flops=min((r.device_flops for r in receipts), default=0.0),
             **{f"{role}_idle_share": 1 - s / duration for role, s in self._busy(since=busy).items()},
             **times.metrics(),

@@ -48,7 +48,17 @@ class RolloutReceipt:
     memory_bytes: int = 0
     """Most that the sampler has held so far: on its GPU, or resident where it has none."""
     device_flops: float = 0.0
-    """FLOP/s of matrix products on the sampler's device, measured when it started; 0 if they are not."""
+    """FLOP/s that the sampler's device can reach; 0 if that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreReceipt:
+    """A scorer's answer for a task."""
+
+    scores: "dict[str, Scores]"
+    """Scores by reward."""
+    memory_bytes: int = 0
+    """Most that the scorer has held so far: on its GPU, or resident where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)

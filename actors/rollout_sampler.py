@@ -10,7 +10,7 @@ from actors.messages import RolloutReceipt, RolloutTask
 from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.alignment.profiling import profiled
 from rlhf.alignment.sleeping import Sleeper
-from rlhf.alignment.utilisation import measure_rate, peak_memory
+from rlhf.alignment.utilisation import device_rate, peak_memory
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import decode_prompt
 from rlhf.diffusion.families.pipeline_folder import PAINTING
@@ -32,7 +32,7 @@ class RolloutSampler:
         torch.set_num_threads(config.cluster.threads_per_sampler)
         self._align = config.align
         self.policy = self.open_policy(config, texts)
-        self._device_flops = measure_rate(self.policy.device, self.policy.precision)
+        self._device_flops = device_rate(config.cluster, self.policy)
         self._sleeper = Sleeper(self.policy)
         self._version = -1
         self._checksum = ""

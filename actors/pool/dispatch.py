@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from actors.messages import RolloutReceipt, RolloutTask
+from actors.messages import RolloutReceipt, RolloutTask, ScoreReceipt
 from actors.pool.queue_times import QueueTimes
 from actors.pool.task_records import FinishedTask, Job, PoisonPrompt, check_rewards
 from actors.pool.worker_pool import Outcome, Worker, WorkerPool, ended_calls, send_to_sleep
 from actors.weight_sync import WeightsNotice, find_fault
 from rlhf.errors import UserError
-from rlhf.rewards.scores import Scores
 
 MAX_DEATHS = 2
 """Number of workers that may die at a task before its prompts are tried one by one."""
@@ -206,15 +205,16 @@ class TaskRun:
         elif self._scorers is not None:
             self._to_score.append(job)
         elif not job.is_trial:
-            self._finish(job, {})
+            self._finish(job, ScoreReceipt(scores={}))
 
     def _settle_scores(self, job: Job, outcome: Outcome) -> None:
         if self._is_lost(job, outcome) or job.is_trial:
             return
-        check_rewards(outcome.result, job.task)
-        self._finish(job, outcome.result)
+        scored: ScoreReceipt = outcome.result
+        check_rewards(scored.scores, job.task)
+        self._finish(job, scored)
 
-    def _finish(self, job: Job, scores: dict[str, Scores]) -> None:
+    def _finish(self, job: Job, scored: ScoreReceipt) -> None:
         assert job.trajectories is not None
         self.unfinished -= 1
         is_kept = self._scorers is None or self._workers.keep_images or job.number == 0
@@ -224,7 +224,8 @@ class TaskRun:
                 prompt_ids=job.task.prompt_ids,
                 images=job.images if is_kept else None,
                 trajectories=job.trajectories,
-                scores=scores,
+                scores=scored.scores,
+                scorer_memory_bytes=scored.memory_bytes,
                 forward_images=job.forward_images,
                 receipt=job.receipt,
             )

@@ -34,6 +34,8 @@ class FinishedTask:
     """Number of images that went through the network."""
     receipt: RolloutReceipt | None = None
     """Receipt of the sampler; None if there was none."""
+    scorer_memory_bytes: int = 0
+    """Most that the scorer had held; 0 without scorers."""
 
 
 @dataclass(kw_only=True)

@@ -45,11 +45,12 @@ MEANINGS = {
     "learner_forward_images": "images that went through the trained network, over all ranks and steps",
     "base_forward_images": "images that went through the base network for the KL, over all ranks and steps",
     "backward_images": "images that went through the backward pass, over all ranks and steps",
-    "sampler_utilisation": "share of the samplers' measured FLOP/s that the rollout reaches",
-    "learner_utilisation": "share of the learners' measured FLOP/s that training reaches",
-    "sampler_device_flops": "FLOP/s of matrix products on the slowest sampler's device",
-    "learner_device_flops": "FLOP/s of matrix products on rank 0's device",
+    "sampler_utilisation": "share of the FLOP/s of the samplers' devices that the rollout reaches",
+    "learner_utilisation": "share of the FLOP/s of the learners' devices that training reaches",
+    "sampler_device_flops": "FLOP/s of matrix products on the slowest sampler's device, or cluster.peak_tflops",
+    "learner_device_flops": "FLOP/s of matrix products on rank 0's device, or cluster.peak_tflops",
     "sampler_memory_bytes": "most bytes that one sampler has held: on its GPU, or resident",
+    "scorer_memory_bytes": "most bytes that one scorer has held: on its GPU, or resident",
     "learner_memory_bytes": "most bytes that rank 0 has held: on its GPU, or resident",
 }
 """Meaning of each metric, with its unit."""

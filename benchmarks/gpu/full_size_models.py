@@ -17,7 +17,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from rlhf.diffusion.builtin.tiny_model import build_tokenizer
 from rlhf.diffusion.families.family import TextEmbedding
+from rlhf.diffusion.families.pipeline_folder import read_part_config
 from rlhf.diffusion.families.stable_diffusion import StableDiffusion
+from rlhf.diffusion.families.written_down import WRITTEN
 from rlhf.diffusion.policy import Policy
 
 
@@ -33,64 +35,15 @@ class Architecture:
 
 WORDS = 77
 """Length of CLIP's texts in tokens."""
-SCHEDULE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "prediction_type": "epsilon",
-}
-VAE = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "sample_size": 512,
-    "scaling_factor": 0.18215,
-}
-SD = Architecture(
-    unet={
-        "sample_size": 64,
-        "in_channels": 9,
-        "out_channels": 4,
-        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        "block_out_channels": (320, 640, 1280, 1280),
-        "layers_per_block": 2,
-        "attention_head_dim": 8,
-        "cross_attention_dim": 768,
-        "norm_num_groups": 32,
-    },
-    vae=VAE,
-)
-XL = Architecture(
-    unet={
-        "sample_size": 128,
-        "in_channels": 9,
-        "out_channels": 4,
-        "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
-        "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
-        "block_out_channels": (320, 640, 1280),
-        "layers_per_block": 2,
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "norm_num_groups": 32,
-        "transformer_layers_per_block": (1, 2, 10),
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-    vae=VAE | {"sample_size": 1024, "scaling_factor": 0.13025},
-    pooled_width=1280,
-)
+
+
+def _read(model: str, part: str) -> dict[str, Any]:
+    return read_part_config(WRITTEN / model, part, "scheduler_config.json" if part == "scheduler" else "config.json")
+
+
+SCHEDULE = _read("stable-diffusion-v1-5", "scheduler")
+SD = Architecture(unet=_read("stable-diffusion-v1-5", "unet"), vae=_read("stable-diffusion-v1-5", "vae"))
+XL = Architecture(unet=_read("sdxl", "unet"), vae=_read("sdxl", "vae"), pooled_width=1280)
 TINY_VAE = {"block_out_channels": (16,) * 4, "layers_per_block": 1, "norm_num_groups": 8}
 TINY_UNET = {"layers_per_block": 1, "norm_num_groups": 8, "cross_attention_dim": 32, "sample_size": 8}
 TINY_SD = replace(SD, unet={**SD.unet, **TINY_UNET, "block_out_channels": (32, 32, 64, 64)}, vae={**SD.vae, **TINY_VAE})
@@ -107,16 +60,7 @@ TINY_XL = Architecture(
     vae={**XL.vae, **TINY_VAE},
     pooled_width=32,
 )
-
-
-CLIP_TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": WORDS,
-}
+CLIP_TEXT = _read("stable-diffusion-v1-5", "text_encoder")
 """Text encoder of CLIP ViT-L/14, which Stable Diffusion reads."""
 CLIP_VISION = {
     "hidden_size": 1024,

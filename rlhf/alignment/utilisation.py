@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch.fx.experimental import _config
-from torch.utils.flop_counter import FlopCounterMode
 
 from rlhf.alignment.disk_need import trained_network_on_meta
+from rlhf.alignment.planning.pass_cost import count_flops
+from rlhf.config.cluster_config import ClusterConfig
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
 from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.policy import Policy
@@ -47,6 +47,12 @@ def measure_rate(device: torch.device, precision: str) -> float:
     return 2 * side**3 / best
 
 
+def device_rate(cluster: ClusterConfig, policy: Policy) -> float:
+    """Returns the FLOP/s that utilisation is a share of: `cluster.peak_tflops`, or what the policy's device reaches."""
+    given = cluster.peak_tflops
+    return measure_rate(policy.device, policy.precision) if given is None else given * 1e12
+
+
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -70,13 +76,13 @@ def count_passes(policy: Policy, model: ModelConfig, align: AlignConfig, rolled_
     passes = 1 if policy.guidance is None else 2
 
     def count(*, backward: bool) -> int:
-        # Z-Image picks the tokens of its text by their mask; without values there are none to leave out.
-        counts_all = _config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
-        with counts_all, torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
+        def run() -> None:
             output = policy.family.predict(network, *inputs, policy.precision)
             if backward:
                 output.sum().backward()
-        return passes * int(counter.get_total_flops())
+
+        with torch.set_grad_enabled(backward):
+            return passes * count_flops(run)
 
     forward = count(backward=False)
     both = count(backward=True)
@@ -96,9 +102,9 @@ class Usage:
     """What an update of a run reaches of its devices, as rank 0 sees it."""
 
     def __init__(self, policy: Policy, config: RunConfig, learners: int) -> None:
-        """Measure the rate of this rank's device, which stands for those of the others."""
+        """Find the rate of this rank's device, which stands for those of the others."""
         self._policy, self._config, self._learners = policy, config, learners
-        self._rate = measure_rate(policy.device, policy.precision)
+        self._rate = device_rate(config.cluster, policy)
         self._flops: PassFlops | None = None
 
     def of_update(self, metrics: Mapping[str, float], rolled_out: Recording) -> dict[str, float]:

@@ -47,6 +47,9 @@ class ClusterConfig(Section):
     """Least number of learner ranks to continue with if no more are available; None always waits for `learners`."""
     learner_failures: Annotated[int, Field(ge=-1)] = 8
     """Losses of learner ranks, each of which costs the updates since the last checkpoint; -1 is any number."""
+    peak_tflops: Positive | None = None
+    """Rate that utilisation is a share of, in 10^12 FLOP/s of one device, such as the maker's figure for dense bf16;
+    None measures matrix products on the device when a role starts."""
     text_cache: str | None = None
     """Folder that all nodes see, or a URL, of the captions' embeddings, which several stages may share; default:
     `texts/` in the stage's own folder. An embedding takes some megabytes; it is computed once for each text encoder."""

@@ -18,9 +18,6 @@ from rlhf.data.networks.mobilenet_v2 import MobileNetV2Maps
 from rlhf.data.networks.probe import Probe, load_probe
 from rlhf.data.networks.weights import FOLDER
 
-BATCH = 64
-"""Number of images that the network sees at once."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Utility:
@@ -40,9 +37,7 @@ def gold_utility(images: torch.Tensor, masks: torch.Tensor) -> Utility:
     Gradients flow to images that require them, so that the judge can be attacked.
     """
     network, probe = _open()
-    parts = zip(images.float().split(BATCH), masks.float().split(BATCH), strict=True)
-    marks = torch.cat([probe(describe_hole(network, *part)) for part in parts])
-    structure, texture, overall = marks.unbind(1)
+    structure, texture, overall = probe(describe_hole(network, images.float(), masks.float())).unbind(1)
     return Utility(structure=structure, texture=texture, overall=overall)
 
 

@@ -73,6 +73,7 @@ class FakeDispatcher:
                     name: values(start + number, len(task.prompt_ids)) for name, start in (("seam", 0), ("mine", 10))
                 },
                 forward_images=1,
+                scorer_memory_bytes=7 + number,
             )
             for number, task in enumerate(given)
         ]
@@ -108,6 +109,7 @@ def test_a_prompt_that_kills_is_quarantined_and_the_update_is_collected_with_ano
     work = coordinator(tmp_path, dispatcher).collect(0, {"w": torch.ones(3)})
     assert dispatcher.runs[0] == tuple(chosen)
     assert prompts_of(work) == list(dispatcher.runs[1])
+    assert work.metrics["scorer_memory_bytes"] == 7 + len([b for share in work.shares for b in share]) - 1
     assert deadly not in prompts_of(work)
     assert [name for name in prompts_of(work) if name in chosen] == [name for name in chosen if name != deadly]
     assert work.metrics["prompts_quarantined"] == 1

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,14 @@ def count_cost(run: Callable[[], object]) -> PassCost:
 
     Allocators round up and keep freed blocks, and kernels take workspaces: a device needs some percent more.
     """
+    live = _LiveBytes()
+    _run_in(live, run)
+    # Apart, since the counter of FLOPs keeps what checkpointing would free.
+    return PassCost(peak_bytes=live.peak, flops=count_flops(run))
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """Returns `PassCost.flops` of `run()`, whose tensors may lie on the meta device."""
     flops = FlopCounterMode(
         display=False,
         custom_mapping={
@@ -91,14 +100,15 @@ def count_cost(run: Callable[[], object]) -> PassCost:
             FLASH_BACKWARD: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
         },
     )
-    live = _LiveBytes()
-    # Apart, since the counter of FLOPs keeps what checkpointing would free.
-    for mode in (live, flops):
-        # A selection by a mask, whose size no shape tells, counts as the whole.
-        known: Any = _config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
-        with known, mode, _FlashAttention():
-            run()
-    return PassCost(peak_bytes=live.peak, flops=int(flops.get_total_flops()))
+    _run_in(flops, run)
+    return int(flops.get_total_flops())
+
+
+def _run_in(mode: AbstractContextManager[object], run: Callable[[], object]) -> None:
+    # A selection by a mask, whose size no shape tells, counts as the whole.
+    known: Any = _config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
+    with known, mode, _FlashAttention():
+        run()
 
 
 def run_backward(output: torch.Tensor) -> None:

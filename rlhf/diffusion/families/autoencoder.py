@@ -11,14 +11,16 @@ from rlhf.diffusion.families.pipeline_folder import read_part_config
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-DECODED_PIXELS = 2**22
-"""Pixels decoded at once, 16 images of 512 px: with twice as many, a tensor inside SD's VAE has 2^31 elements."""
+PIXELS_AT_ONCE = {"cuda": 2**22, "cpu": 2**16}
+"""Pixels that a VAE takes at once, by device. On a GPU 16 images of 512 px: with twice as many, a tensor in SD's VAE
+has 2^31 elements. On a CPU 16 images of 64 px: with more, what a layer makes does not stay in the cache."""
 
 
 @torch.no_grad()
 def encode(vae: "AutoencoderKL", images: torch.Tensor) -> torch.Tensor:
     """Latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1], shifted and scaled: the posterior's mode."""
-    latents = vae.encode(images.to(vae.device)).latent_dist.mode()
+    parts = images.to(vae.device).split(count_at_once(images.shape[-2] * images.shape[-1], vae.device))
+    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in parts])
     return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
@@ -31,8 +33,13 @@ def decode(vae: "AutoencoderKL", latents: torch.Tensor) -> torch.Tensor:
 
 def in_parts(run: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, factor: int) -> torch.Tensor:
     """The float32 images that `run`, a VAE's decoder of this factor, makes of latents [B, ..., h, w]."""
-    pixels = latents.shape[-2] * latents.shape[-1] * factor**2
-    return torch.cat([run(part).float() for part in latents.split(max(1, DECODED_PIXELS // pixels))])
+    count = count_at_once(latents.shape[-2] * latents.shape[-1] * factor**2, latents.device)
+    return torch.cat([run(part).float() for part in latents.split(count)])
+
+
+def count_at_once(pixels: int, device: torch.device) -> int:
+    """Number of images of so many pixels that a VAE takes at once."""
+    return max(1, PIXELS_AT_ONCE.get(device.type, PIXELS_AT_ONCE["cuda"]) // pixels)
 
 
 def factor_of(vae: "AutoencoderKL") -> int:

@@ -12,7 +12,7 @@ import ray
 import torch
 from small_parts import small_prompts
 
-from actors.messages import RolloutReceipt, RolloutTask
+from actors.messages import RolloutReceipt, RolloutTask, ScoreReceipt
 from actors.pool.dispatch import Dispatcher
 from actors.pool.quarantine import Quarantine
 from actors.pool.task_records import PoisonPrompt
@@ -83,13 +83,15 @@ class StandInScorer:
     def __init__(self, fault: Fault) -> None:
         self._fault = fault
 
-    def score(self, task: RolloutTask, images: str) -> dict[str, Scores]:
+    def score(self, task: RolloutTask, images: str) -> ScoreReceipt:
         if self._fault.strikes("scorer dies"):
             os._exit(1)
         if self._fault.strikes("scorer refuses"):
             raise UserError("the reward is broken; mend it")
         assert images == "+".join(task.prompt_ids)
-        return {"model": scores([float(ord(name)) for name in task.prompt_ids])}
+        return ScoreReceipt(
+            scores={"model": scores([float(ord(name)) for name in task.prompt_ids])}, memory_bytes=len(images)
+        )
 
 
 def scores(values: list[float]) -> Scores:

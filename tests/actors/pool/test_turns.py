@@ -9,7 +9,7 @@ import pytest
 import ray.exceptions
 import torch
 
-from actors.messages import RolloutReceipt, RolloutTask
+from actors.messages import RolloutReceipt, RolloutTask, ScoreReceipt
 from actors.pool import worker_pool
 from actors.pool.dispatch import Dispatcher
 from actors.pool.worker_pool import WorkerPool, send_to_sleep
@@ -24,7 +24,7 @@ TASKS = [RolloutTask(prompt_ids=(n,), prompts=[], samples_per_prompt=1, plan=PLA
 RESULTS = {
     "load_weights": WeightsAck(version=3, checksum="abc", probe=None),
     "rollout": RolloutReceipt(prompt_ids=(), version=3, checksum="abc", duration_s=0.0, forward_images=1),
-    "score": {"model": Scores(reward=torch.ones(1, dtype=torch.float64))},
+    "score": ScoreReceipt(scores={"model": Scores(reward=torch.ones(1, dtype=torch.float64))}),
     "sleep": None,
 }
 

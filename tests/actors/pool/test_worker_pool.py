@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors.messages import RolloutReceipt, RolloutTask
+from actors.messages import RolloutReceipt, RolloutTask, ScoreReceipt
 from actors.pool.dispatch import Dispatcher
 from actors.pool.worker_pool import Outcome, WorkerPool
 from actors.telemetry.incidents import Incidents
@@ -52,7 +52,8 @@ class Sampler:
 class Scorer:
     def __init__(self) -> None:
         one = torch.ones(1, dtype=torch.float64)
-        self.score = SimpleNamespace(remote=lambda task, images: Call({"model": Scores(reward=one)}))
+        receipt = ScoreReceipt(scores={"model": Scores(reward=one)})
+        self.score = SimpleNamespace(remote=lambda task, images: Call(receipt))
 
 
 def tasks(count: int) -> Iterator[RolloutTask]:

@@ -11,7 +11,7 @@ from torch.profiler import record_function
 
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.alignment.profiling import profiled
-from rlhf.alignment.utilisation import PassFlops, count_passes, measure_rate, peak_memory, utilisation
+from rlhf.alignment.utilisation import PassFlops, count_passes, device_rate, measure_rate, peak_memory, utilisation
 from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import Recording
@@ -66,6 +66,13 @@ def test_adapters_cost_more_forward_and_frozen_weights_less_backward(small_pipel
     whole = count_passes(policy, config.model, small_config(small_pipeline, trainable="full").align, recording)
     assert lora.base == whole.forward < lora.forward
     assert lora.backward < 2 * lora.forward
+
+
+def test_a_rate_that_is_given_is_not_measured(small_pipeline: Path) -> None:
+    config = small_config(small_pipeline)
+    policy = load_policy(config.model)
+    assert device_rate(config.cluster.model_copy(update={"peak_tflops": 989.0}), policy) == 989e12
+    assert 1e8 < device_rate(config.cluster, policy) < 1e14
 
 
 def test_utilisation_is_the_share_of_the_measured_rate_over_all_processes_of_a_role() -> None:
