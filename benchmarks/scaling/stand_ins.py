@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.messages import RolloutReceipt, RolloutTask
+from actors.messages import RolloutReceipt, RolloutTask, ScoreReceipt
 from actors.weight_sync import WeightsAck, WeightsNotice
 from rlhf.alignment.planning.idle_shares import jitter
 from rlhf.diffusion.trajectories import Trajectories
@@ -92,7 +92,7 @@ class StandInScorer:
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
 
-    def score(self, task: RolloutTask, images: np.ndarray) -> dict:
+    def score(self, task: RolloutTask, images: np.ndarray) -> ScoreReceipt:
         """Returns rewards with a bound, drawn by prompt."""
         import torch
 
@@ -104,4 +104,5 @@ class StandInScorer:
         time.sleep(self._pace.score_s)
         reward = torch.randn(len(images), generator=torch.Generator().manual_seed(len(pickle.dumps(task.prompt_ids))))
         trust = torch.ones(len(images)).double()
-        return {"model": Scores(reward=reward.double(), uncertainty=trust, trust_weight=trust, is_outlying=trust > 1)}
+        scores = Scores(reward=reward.double(), uncertainty=trust, trust_weight=trust, is_outlying=trust > 1)
+        return ScoreReceipt(scores={"model": scores})
