@@ -119,15 +119,34 @@ def device_of(*modules: Any) -> torch.device:
     return found
 
 
-def stack_prompts(prompts: "Sequence[Prompt]", side_px: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Which sides images of a pipeline may have, in pixels."""
+
+    step_px: int
+    """They are multiples of it."""
+    longest_px: int | None = None
+    """The longest that the network has places for; None: any."""
+
+    def take(self, height: int, width: int) -> bool:
+        """Whether the pipeline paints images of this size."""
+        is_whole = height % self.step_px == width % self.step_px == 0
+        return is_whole and (self.longest_px is None or max(height, width) <= self.longest_px)
+
+    def __str__(self) -> str:
+        """What follows "paints" in a message."""
+        return f"multiples of {self.step_px} px" + ("" if self.longest_px is None else f" up to {self.longest_px} px")
+
+
+def stack_prompts(prompts: "Sequence[Prompt]", sides: Sides, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [P, 3, H, W] and binary masks [P, 1, H, W] on `device`, split at 0.5 as diffusers' classes do it.
 
-    Raises UserError unless `side_px` divides H and W.
+    Raises UserError unless H and W are among `sides`.
     """
     height, width = prompts[0].mask.shape[-2:]
-    if height % side_px or width % side_px:
+    if not sides.take(height, width):
         raise UserError(
-            f"prompts of {width}x{height} px: this model paints multiples of {side_px} px; "
+            f"prompts of {width}x{height} px: this model paints {sides}; "
             "cut others with --set prompts.size_px, or name another model"
         )
     images, masks = (torch.stack([getattr(p, part) for p in prompts]).to(device) for part in ("image", "mask"))
@@ -161,8 +180,8 @@ class ModelFamily(Protocol):
         """Device of the parts that are loaded."""
 
     @property
-    def step_px(self) -> int:
-        """Pixels that the sides of images are multiples of."""
+    def sides(self) -> Sides:
+        """Which sides images may have."""
 
     @property
     def native_px(self) -> int:
