@@ -1,5 +1,6 @@
 """The seam for models: everything that is true of one kind of model only lies behind `ModelFamily`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from rlhf.config.run_config import PromptsConfig
+from rlhf.data.buckets import Size, list_buckets
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.errors import UserError
 
@@ -184,6 +187,10 @@ class ModelFamily(Protocol):
         """Which sides images may have."""
 
     @property
+    def saw_squares_alone(self) -> bool:
+        """Whether networks of this kind were trained on square images alone."""
+
+    @property
     def native_px(self) -> int:
         """Side of the square images that the network was made for."""
 
@@ -249,3 +256,15 @@ class ModelFamily(Protocol):
 
     def find_unsafe(self, pixels: "np.ndarray") -> list[bool]:
         """Verdicts of the pipeline's own safety checker on images, uint8 [B, H, W, 3]; empty if it has none."""
+
+
+def tile_sizes(family: ModelFamily) -> list[Size]:
+    """Sizes, height and width, at which pictures of any size are painted, of at most the native number of pixels.
+
+    They are those that `rlhf prompts --buckets` cuts at the native size; a network that saw squares alone has one.
+    """
+    native, sides = family.native_px, family.sides
+    if family.saw_squares_alone:
+        return [(native, native)]
+    step_px = math.lcm(PromptsConfig(size_px=native).step_px, sides.step_px)
+    return [size for size in list_buckets(native, step_px) if sides.take(*size)]

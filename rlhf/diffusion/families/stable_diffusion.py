@@ -94,6 +94,11 @@ class StableDiffusion(MaskedImage):
         return self.native_cells * self.pipeline.vae_scale_factor
 
     @property
+    def saw_squares_alone(self) -> bool:
+        """Not SDXL, which saw shapes of one area (arXiv:2307.01952, section 2.3)."""
+        return self.network.config.addition_embed_type is None
+
+    @property
     def sides(self) -> Sides:
         """Whole latent cells."""
         return Sides(step_px=int(self.pipeline.vae_scale_factor))

@@ -38,6 +38,7 @@ class TransformerFamily(ABC):
     """Rule of the stochastic steps."""
     unguided_scale = 1.0
     reads_picture = False
+    saw_squares_alone = False
     default_scale: float
     lora_targets: tuple[str, ...]
     patch = 2

@@ -1,5 +1,6 @@
 """Every family paints what diffusers' own class paints, and its rollouts are replayed."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from family_painting import SIZES, EncodedByMode, noise_for, paint, paint_by_cla
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.denoising import keep_known
-from rlhf.diffusion.families.family import ModelFamily, TextEmbedding, cells_of
+from rlhf.diffusion.families.family import ModelFamily, TextEmbedding, cells_of, tile_sizes
 from rlhf.diffusion.families.open_family import check_sizes, read_sides
+from rlhf.diffusion.families.stable_diffusion import StableDiffusion
 from rlhf.diffusion.policy import TrueGuidance
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.step_rule import transition_log_prob
@@ -127,6 +129,18 @@ def test_images_of_a_batch_have_texts_and_times_of_their_own(built: tuple[Family
     for i in range(2):
         alone = family.predict(family.network, noise[[i]], times[[i]], condition[[i]], texts[i], "fp32")
         torch.testing.assert_close(joined[[i]], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_pictures_are_painted_at_sizes_that_the_family_takes_and_of_many_shapes_unless_it_saw_squares_alone(
+    built: tuple[FamilyCase, Any],
+) -> None:
+    case, pipeline = built
+    family = case.wrap(pipeline)
+    sizes, native = tile_sizes(family), family.native_px
+    assert (native, native) in sizes
+    assert all(family.sides.take(*size) and math.prod(size) <= native**2 for size in sizes)
+    is_first = isinstance(family, StableDiffusion) and not hasattr(pipeline, "text_encoder_2")
+    assert (len(sizes) == 1) is is_first
 
 
 def test_gradient_checkpointing_changes_no_prediction(built: tuple[FamilyCase, Any]) -> None:
