@@ -34,7 +34,7 @@ from benchmarks.serving.replica_processes import replica_memory, replica_pids  #
 from benchmarks.serving.usual_serving import UsualService, call_usual_pipeline, open_usual_pipeline  # noqa: E402
 from rlhf.diffusion.families.open_family import TINY  # noqa: E402
 from rlhf.diffusion.policy_manifest import list_policies  # noqa: E402
-from rlhf.diffusion.tiles import Canvas, crop_to_native, plan_passes, surround  # noqa: E402
+from rlhf.diffusion.tiles import Canvas, crop_to_size, plan_passes, surround  # noqa: E402
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
 from rlhf.storage.atomic_files import atomic_write_json  # noqa: E402
 from rlhf.storage.images import encode_png  # noqa: E402
@@ -109,7 +109,7 @@ def measure_overhead(args: argparse.Namespace) -> Figures:
     settings = to_settings({}).engine()
     engine = Engine(PolicyCache(str(TINY), settings), None, settings)
     upload = asyncio.run(_decode_files())
-    box = surround([b for boxes in plan_passes(upload.hole, SIDE) for b in boxes])
+    box = surround([b for boxes in plan_passes(upload.hole, (SIDE, SIDE)) for b in boxes])
     ours = deploy("ours")
     for _ in range(3):
         _bare_seconds(engine, upload, box)
@@ -141,7 +141,7 @@ def _served_seconds(url: str) -> tuple[float, float]:
 
 
 def _bare_seconds(engine: Any, upload: Any, box: Any) -> float:
-    image, hole = crop_to_native(upload, box, SIDE)
+    image, hole = crop_to_size(upload, box, (SIDE, SIDE))
     job = TileJob(image=image, hole=hole, sample_indices=(0,), seed=0, num_inference_steps=STEPS)
     started = time.perf_counter()
     cache = engine._cache

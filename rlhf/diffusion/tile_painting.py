@@ -1,11 +1,13 @@
-"""Paints a hole of any size square by square; serving takes the same turns, with squares on several replicas."""
+"""Paints a hole of any size tile by tile; serving takes the same turns, with tiles on several replicas."""
 
 import numpy as np
 
+from rlhf.data.buckets import nearest_bucket
 from rlhf.data.prompts import Prompt
+from rlhf.diffusion.families.family import tile_sizes
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.rollout import rollout
-from rlhf.diffusion.tile_turns import REFINE_STRENGTH, Square, go_on, take_turns
+from rlhf.diffusion.tile_turns import REFINE_STRENGTH, Tile, go_on, take_turns
 from rlhf.diffusion.tiles import Canvas, plan_passes, surround
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.storage.images import image_to_tensor, mask_to_tensor, to_8bit
@@ -20,12 +22,13 @@ def paint(
     seed_key: tuple[object, ...],
 ) -> list[Canvas]:
     """Fill a hole of any size; returns the whole photograph once per sample, with its known pixels unchanged."""
-    passes = plan_passes(canvas.hole, policy.native_px)
-    turns = take_turns(canvas, passes, sample_indices, policy.native_px)
+    size = nearest_bucket(canvas.size, tile_sizes(policy.family))
+    passes = plan_passes(canvas.hole, size)
+    turns = take_turns(canvas, passes, sample_indices, size)
     turn, samples = go_on(turns, None)
     while turn is not None:
         key = (*seed_key, turn.number)
-        painted = [_paint_square(policy, square, num_inference_steps, key) for square in turn.squares]
+        painted = [_paint_tile(policy, tile, num_inference_steps, key) for tile in turn.tiles]
         turn, samples = go_on(turns, list(np.concatenate(painted)))
     left, top, right, bottom = surround([box for boxes in passes for box in boxes])
     return [_put(canvas, slice(top, bottom), slice(left, right), done) for done in samples]
@@ -37,9 +40,9 @@ def _put(canvas: Canvas, rows: slice, columns: slice, done: Canvas) -> Canvas:
     return Canvas(rgb=rgb, rgba=rgba, hole=np.zeros_like(canvas.hole))
 
 
-def _paint_square(policy: Policy, square: Square, steps: int, seed_key: tuple[object, ...]) -> np.ndarray:
-    """Images of one square, uint8 [n, native, native, 3]."""
-    first = 0 if square.start is None else steps - max(1, round(REFINE_STRENGTH * steps))
+def _paint_tile(policy: Policy, tile: Tile, steps: int, seed_key: tuple[object, ...]) -> np.ndarray:
+    """Images of one tile, uint8 [n, h, w, 3]."""
+    first = 0 if tile.start is None else steps - max(1, round(REFINE_STRENGTH * steps))
     plan = RolloutPlan(num_inference_steps=steps, eta=0.0, stochastic_steps=frozenset(), first_step=first)
     prompt = Prompt(
         prompt_id="",
@@ -47,10 +50,10 @@ def _paint_square(policy: Policy, square: Square, steps: int, seed_key: tuple[ob
         source="",
         hole="",
         split="",
-        image=image_to_tensor(square.image if square.start is None else square.start[0]),
-        mask=mask_to_tensor(square.hole),
+        image=image_to_tensor(tile.image if tile.start is None else tile.start[0]),
+        mask=mask_to_tensor(tile.hole),
     )
-    images = rollout(policy, [prompt], plan, sample_indices=square.sample_indices, seed_key=seed_key).images
+    images = rollout(policy, [prompt], plan, sample_indices=tile.sample_indices, seed_key=seed_key).images
     return to_8bit(images).permute(0, 2, 3, 1).contiguous().numpy()
 
 

@@ -64,7 +64,7 @@ class ExtensionRecord:
     """Policy folder; None for the base model itself."""
     policy_version: int
     native_px: int
-    """Side of the tiles."""
+    """Side of the square images that the model was made for."""
     num_inference_steps: int
     seed: int
     pictures: list[str]

@@ -196,7 +196,7 @@ class Api:
         upload = await open_upload(parts, self.decoder)
         held.enter_context(self.admission.memory(upload.pixels_in_work))
         canvas = await upload.decode(self.decoder)
-        return await asyncio.to_thread(plan_edit, parts.asked, canvas, chosen, served.native_px)
+        return await asyncio.to_thread(plan_edit, parts.asked, canvas, chosen, served.sizes)
 
     @asynccontextmanager
     async def _until(self, deadline: float) -> AsyncIterator[None]:

@@ -5,7 +5,8 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from rlhf.diffusion.tile_turns import REFINE_STRENGTH, Square, Turn, go_on, take_turns
+from rlhf.data.buckets import Size, nearest_bucket
+from rlhf.diffusion.tile_turns import REFINE_STRENGTH, Tile, Turn, go_on, take_turns
 from rlhf.diffusion.tiles import Box, Canvas, plan_passes, surround
 from rlhf.promotion.catalogue import ServedPolicy
 from serve.api.api_errors import ApiError
@@ -29,8 +30,8 @@ class Edit:
     base: str
     """Base model of the policy."""
     policy: ServedPolicy
-    native_px: int
-    """Side of the square images that the model was made for."""
+    size: Size
+    """Height and width of the tiles when they are painted."""
     seed: int
     passes: list[list[Box]]
     """Tiles in pixels of the canvas, pass by pass."""
@@ -84,17 +85,18 @@ class PaintedEdit:
     """The answers of the replicas, for measurements."""
 
 
-def plan_edit(asked: EditRequest, canvas: Canvas, chosen: Chosen, native_px: int) -> Edit:
-    """Plans the tiles of a decoded request."""
+def plan_edit(asked: EditRequest, canvas: Canvas, chosen: Chosen, sizes: Sequence[Size]) -> Edit:
+    """Plans the tiles of a decoded request, in the shape among `sizes` that is nearest to the photograph's."""
+    size = nearest_bucket(canvas.size, sizes)
     return Edit(
         asked=asked,
         canvas=canvas,
         model=chosen.name,
         base=chosen.served.base,
         policy=chosen.policy,
-        native_px=native_px,
+        size=size,
         seed=random.randrange(2**31) if asked.seed is None else asked.seed,
-        passes=plan_passes(canvas.hole, native_px),
+        passes=plan_passes(canvas.hole, size),
     )
 
 
@@ -105,12 +107,12 @@ async def paint(edit: Edit, send: Send) -> AsyncIterator[EditProgress | PaintedE
     """
     job, count = edit.job(), edit.tiles
     previewed = _spread(job.partial_images, count) if count > 1 else []
-    turns = take_turns(edit.canvas, edit.passes, job.sample_indices, edit.native_px)
+    turns = take_turns(edit.canvas, edit.passes, job.sample_indices, edit.size)
     done: list[list[Inpainted]] = []
     last_pass: list[list[Inpainted]] = []
     turn, samples = await asyncio.to_thread(go_on, turns, None)
     while turn is not None:
-        jobs = [_to_job(job, turn, square, job.partial_images if count == 1 else 0) for square in turn.squares]
+        jobs = [_to_job(job, turn, tile, job.partial_images if count == 1 else 0) for tile in turn.tiles]
         if count == 1:
             async for event in send(jobs[0]):
                 if isinstance(event, Partial):
@@ -137,15 +139,15 @@ def _spread(previews: int, tiles: int) -> list[int]:
     return sorted({(i + 1) * tiles // (previews + 1) - 1 for i in range(previews)} - {-1, tiles - 1})
 
 
-def _to_job(job: TileJob, turn: Turn, square: Square, previews: int) -> TileJob:
+def _to_job(job: TileJob, turn: Turn, tile: Tile, previews: int) -> TileJob:
     return replace(
         job,
-        image=square.image,
-        hole=square.hole,
+        image=tile.image,
+        hole=tile.hole,
         tile=turn.number,
-        sample_indices=square.sample_indices,
-        start=square.start,
-        strength=1.0 if square.start is None else REFINE_STRENGTH,
+        sample_indices=tile.sample_indices,
+        start=tile.start,
+        strength=1.0 if tile.start is None else REFINE_STRENGTH,
         partial_images=previews,
     )
 

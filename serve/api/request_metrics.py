@@ -44,7 +44,7 @@ def record_edit(edit: Edit, painted: PaintedEdit, client: str, seconds: float) -
         "policy_version": edit.policy.version,
         "seed": edit.seed,
         "size": f"{width}x{height}",
-        "squares": edit.tiles,
+        "tiles": edit.tiles,
         "samples": len(painted.samples),
         "steps": edit.asked.num_inference_steps,
         "seconds": round(seconds, 4),

@@ -10,6 +10,7 @@ import numpy as np
 from ray import serve as ray_serve
 
 from rlhf.config.devices import resolve_device
+from rlhf.diffusion.families.family import tile_sizes
 from rlhf.diffusion.families.open_family import guidance_kinds, resolve_model
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import ServedPolicy
@@ -180,6 +181,7 @@ class Inpainter:
             warm_up(cache, reward, settings, lambda size: _blank_job(cache.base.native_px, size))
         self.served = Served(
             native_px=cache.base.native_px,
+            sizes=tuple(tile_sizes(cache.base.family)),
             has_reward=reward is not None,
             reads_captions=place is not None and reads_captions(place),
             is_guided="true" in guidance_kinds(as_path(resolve_model(model))),

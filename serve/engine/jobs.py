@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlhf.data.buckets import Size
 from rlhf.promotion.catalogue import ServedPolicy
 
 MAX_IMAGES = 8
@@ -13,14 +14,14 @@ MAX_IMAGES = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TileJob:
-    """Samples of one tile, cut to the model's native size."""
+    """Samples of one tile, at one of the sizes that the model paints."""
 
     policy: ServedPolicy = field(default_factory=ServedPolicy)
     """The policy that paints."""
     image: np.ndarray
-    """uint8 [native, native, 3]."""
+    """uint8 [h, w, 3]."""
     hole: np.ndarray
-    """bool [native, native], True = repaint."""
+    """bool [h, w], True = repaint."""
     sample_indices: tuple[int, ...]
     """Indices of the samples, at most MAX_IMAGES; a sample does not depend on the others."""
     seed: int
@@ -30,7 +31,7 @@ class TileJob:
     num_inference_steps: int
     """Number of deterministic denoising steps."""
     start: np.ndarray | None = None
-    """uint8 [n, native, native, 3], images to refine, which are noised first; None starts from pure noise."""
+    """uint8 [n, h, w, 3], images to refine, which are noised first; None starts from pure noise."""
     strength: float = 1.0
     """Share of the steps that are run if there is a `start`."""
     prompt: str = ""
@@ -46,7 +47,7 @@ class Partial:
     """A preview: the finished images as predicted after some of the steps."""
 
     images: np.ndarray
-    """uint8 [n, native, native, 3]."""
+    """uint8 [n, h, w, 3]."""
     index: int
     """0 for the first preview."""
 
@@ -64,9 +65,9 @@ class Inpainted:
     """The answer to a TileJob."""
 
     images: np.ndarray
-    """uint8 [n, native, native, 3]."""
+    """uint8 [n, h, w, 3]."""
     scores: tuple[SampleScore, ...]
-    """Score of each image's native crop; empty without a reward."""
+    """Score of each image as it was painted; empty without a reward."""
     unsafe: tuple[bool, ...]
     """Per image, whether the pipeline's safety checker flags it; empty without a checker."""
     queued_s: float
@@ -83,6 +84,8 @@ class Served:
 
     native_px: int
     """Side of the square images that the model was made for."""
+    sizes: tuple[Size, ...]
+    """Sizes, height and width, of the tiles that it paints; see `tile_sizes`."""
     has_reward: bool
     """Whether answers are scored."""
     reads_captions: bool = False
@@ -98,9 +101,10 @@ class Served:
 
     def reads(self) -> dict[str, object]:
         """What requests may send, for clients: the prompt is read with a scale, and left away without one."""
+        painted = ", ".join(f"{width}x{height}" for height, width in self.sizes)
         return {
             "prompt": "with guidance_scale",
             "negative_prompt": False,
             "guidance_scale": {"unguided": self.unguided_scale, "others": self.is_guided},
-            "sizes": f"any, painted in squares of {self.native_px} px",
+            "sizes": f"any, painted in the nearest shape, width x height, of {painted} px",
         }

@@ -5,13 +5,15 @@ The step is `rlhf.diffusion.denoising.denoise`, as in training rollouts; a job a
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from rlhf.data.buckets import Size
 from rlhf.data.prompts import Prompt
 from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
@@ -23,6 +25,9 @@ from rlhf.rewards.scores import Reward
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit
 from serve.engine.jobs import Inpainted, Partial, SampleScore, TileJob
 from serve.engine.policy_cache import LoadedPolicy, PolicyCache
+
+Entry = TypeVar("Entry")
+Result = TypeVar("Result")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -49,6 +54,11 @@ class RunningJob:
     """Number of images denoised together, for each step that was run."""
 
     @property
+    def size(self) -> Size:
+        """Height and width of its tile in pixels."""
+        return self.prompt.size
+
+    @property
     def is_done(self) -> bool:
         """Whether all steps are done."""
         return self.step == self.job.num_inference_steps
@@ -69,13 +79,31 @@ def check_steps(cache: PolicyCache, job: TileJob) -> None:
 
 @torch.no_grad()
 def start_jobs(cache: PolicyCache, policies: Sequence[LoadedPolicy], jobs: Sequence[TileJob]) -> list[RunningJob]:
-    """Draw the noise of jobs and encode their squares; noise depends on seed, tile and sample index alone."""
+    """Draw the noise of jobs and encode their tiles; noise depends on seed, tile and sample index alone."""
+    entries = [(policy, job, _to_prompt(job)) for policy, job in zip(policies, jobs, strict=True)]
+    return _each_size(partial(_start_alike, cache), entries, lambda entry: entry[2].size)
+
+
+def _each_size(
+    run: Callable[[list[Entry]], Iterable[Result]], entries: Sequence[Entry], size_of: Callable[[Entry], Size]
+) -> list[Result]:
+    """What `run` gives for the entries of each size, in the order of all entries."""
+    alike: dict[Size, list[int]] = defaultdict(list)
+    for place, entry in enumerate(entries):
+        alike[size_of(entry)].append(place)
+    results: dict[int, Result] = {}
+    for places in alike.values():
+        results |= zip(places, run([entries[place] for place in places]), strict=True)
+    return [results[place] for place in range(len(entries))]
+
+
+def _start_alike(cache: PolicyCache, entries: Sequence[tuple[LoadedPolicy, TileJob, Prompt]]) -> list[RunningJob]:
+    """Jobs whose tiles have one size."""
     base = cache.base
-    prompts = [_to_prompt(job) for job in jobs]
-    conditions, _ = base.family.encode_prompts(prompts)
+    conditions, _ = base.family.encode_prompts([prompt for _, _, prompt in entries])
     shape = base.family.latent_shape(*conditions.shape[-2:])
     started = []
-    for policy, job, prompt, condition in zip(policies, jobs, prompts, conditions, strict=True):
+    for (policy, job, prompt), condition in zip(entries, conditions, strict=True):
         schedule = base.family.schedule(job.num_inference_steps, cells_of(conditions))
         draws = [noise_like(shape, "serve", prompt.prompt_id, i, "start") for i in job.sample_indices]
         noise = torch.stack(draws).to(base.device)
@@ -122,10 +150,10 @@ def _to_prompt(job: TileJob) -> Prompt:
 
 @torch.no_grad()
 def advance(cache: PolicyCache, running: Sequence[RunningJob]) -> None:
-    """Take one denoising step of every job; jobs of one network share a forward pass."""
-    alike: dict[int, list[RunningJob]] = defaultdict(list)
+    """Take one denoising step of every job; jobs of one network and one size share a forward pass."""
+    alike: dict[tuple[int, Size], list[RunningJob]] = defaultdict(list)
     for one in running:
-        alike[id(one.policy.network)].append(one)
+        alike[id(one.policy.network), one.size].append(one)
     for group in alike.values():
         latents = torch.cat([one.latents for one in group])
         rows = [(one.schedule, one.step) for one in group for _ in one.job.sample_indices]
@@ -164,6 +192,10 @@ def _predict(
 @torch.no_grad()
 def estimate(cache: PolicyCache, running: Sequence[RunningJob]) -> list[Partial | UserError]:
     """The images that each job would end with, as its steps so far predict them; an error if they are not finite."""
+    return _each_size(partial(_estimate_alike, cache), running, lambda one: one.size)
+
+
+def _estimate_alike(cache: PolicyCache, running: Sequence[RunningJob]) -> list[Partial | UserError]:
     images, _, errors = _decode(cache, running, [one.clean for one in running])
     sizes = np.cumsum([len(one.latents) for one in running])[:-1]
     parts = np.split(_to_pixels(images), sizes)
@@ -179,6 +211,10 @@ def finish(cache: PolicyCache, reward: Reward | None, done: Sequence[RunningJob]
 
     A job whose images are not finite gets an error, and no other job of the batch does.
     """
+    return _each_size(partial(_finish_alike, cache, reward), done, lambda one: one.size)
+
+
+def _finish_alike(cache: PolicyCache, reward: Reward | None, done: Sequence[RunningJob]) -> list[Inpainted | UserError]:
     known_latents = cache.base.family.known_latents
     finished = [finish_known(one.latents, known_latents(one.condition)) for one in done]
     images, masks, errors = _decode(cache, done, finished)
@@ -207,9 +243,9 @@ def finish(cache: PolicyCache, reward: Reward | None, done: Sequence[RunningJob]
 def _decode(
     cache: PolicyCache, running: Sequence[RunningJob], latents: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, list[UserError | None]]:
-    """Finished squares [B, 3, H, W] in [-1, 1], with the known pixels of the input, and masks [B, 1, H, W].
+    """Finished tiles [B, 3, H, W] in [-1, 1], with the known pixels of the input, and masks [B, 1, H, W].
 
-    Last the error of each job, if one of its squares is not finite; such a square is grey.
+    Last the error of each job, if one of its tiles is not finite; such a tile is grey.
     """
     images = torch.cat([one.prompt.image.expand(len(one.latents), -1, -1, -1) for one in running])
     masks = torch.cat([one.prompt.mask.expand(len(one.latents), -1, -1, -1) for one in running])

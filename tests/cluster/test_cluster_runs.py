@@ -30,9 +30,11 @@ SUMS = {
     "klein_1gpu": (32, 8, 8, 8, 0.66),
     "flux_fill_8gpu": (192, 48, 12, 12, 8),
     "klein_8gpu": (192, 48, 12, 12, 8),
+    "qwen_image_1gpu": (32, 8, 8, 8, 0.66),
+    "qwen_image_8gpu": (192, 48, 12, 12, 8),
 }
 GPU_RUNS = ("one_node_8gpu", "multi_node_64gpu", "spot", "prefpaint_paper")
-PLANNED_RUNS = tuple(name for name in SUMS if name.startswith(("flux_fill", "klein")))
+PLANNED_RUNS = tuple(name for name in SUMS if name.startswith(("flux_fill", "klein", "qwen_image")))
 
 
 def stated_costs(config: RunConfig) -> ImageCosts:

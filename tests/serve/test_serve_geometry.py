@@ -10,7 +10,7 @@ from rlhf.diffusion.tiles import (
     MAX_SHRINK,
     MAX_TILES,
     Canvas,
-    crop_to_native,
+    crop_to_size,
     cut,
     fill,
     plan_passes,
@@ -19,6 +19,8 @@ from rlhf.diffusion.tiles import (
 )
 
 NATIVE = 64
+SQUARE = (NATIVE, NATIVE)
+SHAPES = [SQUARE, (32, 128), (96, 40)]
 
 
 def _upload(hole: np.ndarray, seed: int = 0) -> Canvas:
@@ -26,32 +28,34 @@ def _upload(hole: np.ndarray, seed: int = 0) -> Canvas:
     return Canvas(rgb=rgb, rgba=np.dstack([rgb, np.full(hole.shape, 255, np.uint8)]), hole=hole)
 
 
-def test_squares_lie_within_the_photograph_and_every_pass_paints_the_whole_hole():
+@pytest.mark.parametrize("size", SHAPES)
+def test_tiles_lie_within_the_photograph_and_every_pass_paints_the_whole_hole(size: tuple[int, int]):
     rng = np.random.default_rng(1)
-    for _ in range(300):
+    for _ in range(200):
         height, width = rng.integers(2, 300, 2)
         top, left = rng.integers(0, height), rng.integers(0, width)
         hole = hole_in(height, width, top, left, rng.integers(top + 1, height + 1), rng.integers(left + 1, width + 1))
-        passes = plan_passes(hole, NATIVE)
+        passes = plan_passes(hole, size)
         sides = []
         for boxes in passes:
             painted = hole.copy()
             for x0, y0, x1, y1 in boxes:
                 assert 0 <= x0 < x1 <= width
                 assert 0 <= y0 < y1 <= height
-                assert x1 - x0 == y1 - y0 or boxes == [(0, 0, width, height)]
+                stretch = (y1 - y0) / size[0] - (x1 - x0) / size[1]
+                assert abs(stretch) <= 2 / min(size) or boxes == [(0, 0, width, height)]
                 assert painted[y0:y1, x0:x1].any(), "no tile is painted for nothing"
                 painted[y0:y1, x0:x1] = False
             assert not painted.any()
-            sides.append(boxes[0][2] - boxes[0][0])
+            sides.append(boxes[0][3] - boxes[0][1])
         assert sides == sorted(sides, reverse=True)
-        assert sides[0] >= min(NATIVE, height, width)
-        assert sides[-1] <= max(MAX_SHRINK * NATIVE, 1) or passes == [[(0, 0, width, height)]]
+        assert sides[0] >= min(size[0], height, int(width * size[0] / size[1]))
+        assert sides[-1] <= MAX_SHRINK * size[0] or passes == [[(0, 0, width, height)]]
 
 
 def test_tiles_are_painted_from_the_known_pixels_outwards():
     hole = hole_in(64, 640, 0, 64, 64, 640)
-    (boxes,) = plan_passes(hole, NATIVE)
+    (boxes,) = plan_passes(hole, SQUARE)
     assert [box[0] for box in boxes] == list(range(32, 577, 32))
     known = ~hole
     for left, top, right, bottom in boxes:
@@ -60,28 +64,28 @@ def test_tiles_are_painted_from_the_known_pixels_outwards():
 
 
 @pytest.mark.parametrize("shape", [(1, 3000), (2, 20_000)])
-def test_a_photograph_as_thin_as_a_thread_takes_one_square(shape: tuple[int, int]):
+def test_a_photograph_as_thin_as_a_thread_takes_one_tile(shape: tuple[int, int]):
     hole = np.zeros(shape, bool)
     hole[0, 1:] = True
-    assert plan_passes(hole, NATIVE) == [[(0, 0, shape[1], shape[0])]]
+    assert plan_passes(hole, SQUARE) == [[(0, 0, shape[1], shape[0])]]
 
 
 def test_a_hole_without_known_pixels_near_is_painted_nevertheless():
     hole = np.ones((200, 200), bool)
     hole[0, 0] = False
-    assert sum(len(boxes) for boxes in plan_passes(hole, NATIVE)) > 1
+    assert sum(len(boxes) for boxes in plan_passes(hole, SQUARE)) > 1
 
 
 def test_a_finer_pass_of_too_many_tiles_is_left_out():
-    passes = plan_passes(hole_in(3000, 3000, 0, 0, 3000, 2999), NATIVE)
+    passes = plan_passes(hole_in(3000, 3000, 0, 0, 3000, 2999), SQUARE)
     assert all(len(boxes) <= 2 * MAX_TILES for boxes in passes)
 
 
-def test_small_hole_is_shown_at_native_size_unscaled():
+def test_a_small_hole_is_shown_at_the_painted_size_unscaled():
     upload = _upload(hole_in(130, 200, 60, 90, 70, 100))
-    ((box,),) = plan_passes(upload.hole, NATIVE)
+    ((box,),) = plan_passes(upload.hole, SQUARE)
     assert (box[2] - box[0], box[3] - box[1]) == (NATIVE, NATIVE)
-    image, hole = crop_to_native(upload, box, NATIVE)
+    image, hole = crop_to_size(upload, box, SQUARE)
     assert np.array_equal(image, upload.rgb[box[1] : box[3], box[0] : box[2]])
     assert hole.sum() == 100
 
@@ -96,8 +100,8 @@ def test_known_pixels_survive_exactly(shape: tuple[int, int]):
 
 
 def _painted(upload: Canvas, level: int) -> Image.Image:
-    """All squares filled with one colour."""
-    boxes = plan_passes(upload.hole, NATIVE)[0]
+    """All tiles filled with one colour."""
+    boxes = plan_passes(upload.hole, SQUARE)[0]
     region = surround(boxes)
     part = cut(upload, region)
     for left, top, right, bottom in boxes:
@@ -116,17 +120,33 @@ def test_transparency_of_known_pixels_survives_and_the_hole_is_opaque():
     assert (pasted[hole] == [0, 0, 0, 255]).all()
 
 
+def test_a_photograph_in_the_painted_shape_takes_one_tile_where_squares_would_take_several():
+    """A hole of nearly the whole photograph, lying and standing."""
+    for shape, size in (((400, 600), (64, 96)), ((600, 400), (96, 64))):
+        hole = hole_in(*shape, 10, 10, shape[0] - 10, shape[1] - 10)
+        assert plan_passes(hole, size)[0] == [(0, 0, shape[1], shape[0])]
+        assert len(plan_passes(hole, SQUARE)[0]) > 1
+
+
+def test_a_tile_is_scaled_to_the_painted_size_without_turning_it():
+    upload = _upload(hole_in(120, 200, 40, 80, 60, 120))
+    image, hole = crop_to_size(upload, (0, 0, 200, 80), (32, 80))
+    assert (image.shape, hole.shape) == ((32, 80, 3), (32, 80))
+    assert hole[16:24, 32:48].all()
+    assert hole.sum() == 8 * 16
+
+
 def test_what_the_hole_hides_does_not_tint_known_pixels():
     for side in (40, 200):
         hole = hole_in(side, side, side // 3, side // 3, side // 2, side // 2)
         rgb = np.full((side, side, 3), 100, np.uint8)
         rgb[hole] = 255
         upload = Canvas(rgb=rgb, rgba=np.dstack([rgb, np.full((side, side), 255, np.uint8)]), hole=hole)
-        image, native_hole = crop_to_native(upload, (0, 0, side, side), NATIVE)
+        image, native_hole = crop_to_size(upload, (0, 0, side, side), SQUARE)
         rounding = 2
         assert np.abs(image[~native_hole].astype(int) - 100).max() <= rounding
 
 
 def test_a_single_pixel_of_hole_survives_downscaling():
     hole = hole_in(1000, 1000, 500, 500, 501, 501)
-    assert crop_to_native(_upload(hole), (0, 0, 1000, 1000), NATIVE)[1].sum() == 1
+    assert crop_to_size(_upload(hole), (0, 0, 1000, 1000), SQUARE)[1].sum() == 1

@@ -1,5 +1,6 @@
 """The seam for models: everything that is true of one kind of model only lies behind `ModelFamily`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from rlhf.config.run_config import PromptsConfig
+from rlhf.data.buckets import Size, list_buckets
 from rlhf.diffusion.steps.step_rule import Schedule
 from rlhf.errors import UserError
 
@@ -119,15 +122,34 @@ def device_of(*modules: Any) -> torch.device:
     return found
 
 
-def stack_prompts(prompts: "Sequence[Prompt]", side_px: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Which sides images of a pipeline may have, in pixels."""
+
+    step_px: int
+    """They are multiples of it."""
+    longest_px: int | None = None
+    """The longest that the network has places for; None: any."""
+
+    def take(self, height: int, width: int) -> bool:
+        """Whether the pipeline paints images of this size."""
+        is_whole = height % self.step_px == width % self.step_px == 0
+        return is_whole and (self.longest_px is None or max(height, width) <= self.longest_px)
+
+    def __str__(self) -> str:
+        """What follows "paints" in a message."""
+        return f"multiples of {self.step_px} px" + ("" if self.longest_px is None else f" up to {self.longest_px} px")
+
+
+def stack_prompts(prompts: "Sequence[Prompt]", sides: Sides, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [P, 3, H, W] and binary masks [P, 1, H, W] on `device`, split at 0.5 as diffusers' classes do it.
 
-    Raises UserError unless `side_px` divides H and W.
+    Raises UserError unless H and W are among `sides`.
     """
     height, width = prompts[0].mask.shape[-2:]
-    if height % side_px or width % side_px:
+    if not sides.take(height, width):
         raise UserError(
-            f"prompts of {width}x{height} px: this model paints multiples of {side_px} px; "
+            f"prompts of {width}x{height} px: this model paints {sides}; "
             "cut others with --set prompts.size_px, or name another model"
         )
     images, masks = (torch.stack([getattr(p, part) for p in prompts]).to(device) for part in ("image", "mask"))
@@ -161,8 +183,12 @@ class ModelFamily(Protocol):
         """Device of the parts that are loaded."""
 
     @property
-    def step_px(self) -> int:
-        """Pixels that the sides of images are multiples of."""
+    def sides(self) -> Sides:
+        """Which sides images may have."""
+
+    @property
+    def saw_squares_alone(self) -> bool:
+        """Whether networks of this kind were trained on square images alone."""
 
     @property
     def native_px(self) -> int:
@@ -230,3 +256,15 @@ class ModelFamily(Protocol):
 
     def find_unsafe(self, pixels: "np.ndarray") -> list[bool]:
         """Verdicts of the pipeline's own safety checker on images, uint8 [B, H, W, 3]; empty if it has none."""
+
+
+def tile_sizes(family: ModelFamily) -> list[Size]:
+    """Sizes, height and width, at which pictures of any size are painted, of at most the native number of pixels.
+
+    They are those that `rlhf prompts --buckets` cuts at the native size; a network that saw squares alone has one.
+    """
+    native, sides = family.native_px, family.sides
+    if family.saw_squares_alone:
+        return [(native, native)]
+    step_px = math.lcm(PromptsConfig(size_px=native).step_px, sides.step_px)
+    return [size for size in list_buckets(native, step_px) if sides.take(*size)]

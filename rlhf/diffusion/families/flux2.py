@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import factor_of, in_parts, read_factor
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, zero_text
+from rlhf.diffusion.families.family import Sides, TextEmbedding, zero_text
 from rlhf.diffusion.families.pipeline_folder import (
     INDEX,
     Part,
@@ -139,9 +139,9 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     return _schedule(read_flow_scheduler(place), num_inference_steps, (read_native_cells(place) // FOLD) ** 2)
 
 
-def read_step_px(place: Path) -> int:
-    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
-    return Flux2Klein.patch * FOLD * read_factor(place)
+def read_sides(place: Path) -> Sides:
+    """Which sides images may have, from the pipeline's configuration alone."""
+    return Sides(step_px=Flux2Klein.patch * FOLD * read_factor(place))
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

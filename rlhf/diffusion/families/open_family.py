@@ -10,6 +10,7 @@ import torch
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.data.buckets import Size
+from rlhf.diffusion.families.family import Sides
 from rlhf.diffusion.families.pipeline_folder import Part, read_class, read_part_config
 from rlhf.diffusion.families.transformer import TransformerFamily
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
@@ -42,7 +43,7 @@ MODULES = {
 }
 """Module of this folder by the pipeline's class in `model_index.json`.
 
-Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `read_step_px`, `guidance_kinds`, `LORA_TARGETS`, and
+Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `read_sides`, `guidance_kinds`, `LORA_TARGETS`, and
 `TEXT_OPTIONS`: how it has texts embedded, on which cached embeddings depend; `picture` says that the text encoder looks
 at the image.
 """
@@ -96,10 +97,10 @@ def guidance_kinds(place: Path) -> tuple[str, ...]:
     return kinds
 
 
-def read_step_px(place: Path) -> int:
-    """Pixels that the sides of a pipeline's images are multiples of, from its configuration alone."""
-    step_px: int = module_of(place).read_step_px(place)
-    return step_px
+def read_sides(place: Path) -> Sides:
+    """Which sides images of a pipeline may have, from its configuration alone."""
+    sides: Sides = module_of(place).read_sides(place)
+    return sides
 
 
 def reads_picture(place: Path) -> bool:
@@ -131,12 +132,12 @@ def check_guided_captions(config: ModelConfig, captions: Mapping[str, str]) -> N
 
 def check_sizes(config: ModelConfig, sizes: Mapping[str, Size]) -> None:
     """Raises UserError if the model cannot paint one of the `sizes`, by prompt id; reads its configuration alone."""
-    step = read_step_px(as_path(resolve_model(config.path)))
+    sides = read_sides(as_path(resolve_model(config.path)))
     for prompt_id, (height, width) in sizes.items():
-        if height % step or width % step:
+        if not sides.take(height, width):
             raise UserError(
-                f"prompt {prompt_id}: is {width}x{height} px, and {config.path} paints multiples of {step} px; cut the "
-                f"prompts again with prompts.size_px, and prompts.bucket_step_px for buckets, multiples of {step}"
+                f"prompt {prompt_id}: is {width}x{height} px, and {config.path} paints {sides}; cut the prompts again "
+                "with such a prompts.size_px, and for buckets prompts.bucket_step_px"
             )
 
 

@@ -15,7 +15,7 @@ from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families import qwen_image
 from rlhf.diffusion.families.family import TextEmbedding, zero_text
 from rlhf.diffusion.families.pipeline_folder import Part, fetch, load_pipeline, read_index
-from rlhf.diffusion.families.qwen_image import LORA_TARGETS, QwenImage, guidance_kinds, read_step_px
+from rlhf.diffusion.families.qwen_image import LORA_TARGETS, QwenImage, guidance_kinds, read_sides
 from rlhf.diffusion.families.transformer import NETWORKS, PARTS
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
 from rlhf.storage.url_path import local_copy
@@ -27,7 +27,7 @@ __all__ = [
     "guidance_kinds",
     "open_pipeline",
     "read_schedule",
-    "read_step_px",
+    "read_sides",
 ]
 
 CLASSES = qwen_image.CLASSES | {"_class_name": ("QwenImageEditInpaintPipeline", "QwenImageEditPipeline")}

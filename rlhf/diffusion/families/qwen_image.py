@@ -12,7 +12,7 @@ import torch
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import in_parts
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, cells_of, guide, zero_text
+from rlhf.diffusion.families.family import Sides, TextEmbedding, cells_of, guide, zero_text
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
@@ -129,9 +129,11 @@ def schedule_at_native_size(place: Path, num_inference_steps: int) -> FlowSchedu
     return read_evenly_shifted(place, num_inference_steps, side=NATIVE_CELLS // QwenImage.patch)
 
 
-def read_step_px(place: Path) -> int:
-    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
-    return QwenImage.patch * 2 ** len(read_part_config(place, "vae", "config.json")["temperal_downsample"])
+def read_sides(place: Path) -> Sides:
+    """Which sides images may have, from the pipeline's configuration alone."""
+    return Sides(
+        step_px=QwenImage.patch * 2 ** len(read_part_config(place, "vae", "config.json")["temperal_downsample"])
+    )
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

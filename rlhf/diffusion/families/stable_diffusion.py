@@ -10,7 +10,7 @@ import torch
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import decode, encode, read_factor
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, device_of, guide, stack_prompts, zero_text
+from rlhf.diffusion.families.family import Sides, TextEmbedding, device_of, guide, stack_prompts, zero_text
 from rlhf.diffusion.families.masked_image import MaskedImage
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.precision import in_precision
@@ -94,9 +94,14 @@ class StableDiffusion(MaskedImage):
         return self.native_cells * self.pipeline.vae_scale_factor
 
     @property
-    def step_px(self) -> int:
-        """Side of a latent cell in pixels."""
-        return int(self.pipeline.vae_scale_factor)
+    def saw_squares_alone(self) -> bool:
+        """Not SDXL, which saw shapes of one area (arXiv:2307.01952, section 2.3)."""
+        return self.network.config.addition_embed_type is None
+
+    @property
+    def sides(self) -> Sides:
+        """Whole latent cells."""
+        return Sides(step_px=int(self.pipeline.vae_scale_factor))
 
     @property
     def native_cells(self) -> int:
@@ -121,7 +126,7 @@ class StableDiffusion(MaskedImage):
 
     def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole cells."""
-        return stack_prompts(prompts, self.step_px, self.device)
+        return stack_prompts(prompts, self.sides, self.device)
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Scaled latents [B, 4, h, w]: the posterior's mode."""
@@ -232,9 +237,9 @@ def _set_attention(pipeline: "StableDiffusionInpaintPipeline", choice: str, devi
         raise UserError("model.attention: xformers is not installed; pip install 'prefpaint-ray[gpu]'") from error
 
 
-def read_step_px(place: Path) -> int:
-    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
-    return read_factor(place)
+def read_sides(place: Path) -> Sides:
+    """Which sides images may have, from the pipeline's configuration alone."""
+    return Sides(step_px=read_factor(place))
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

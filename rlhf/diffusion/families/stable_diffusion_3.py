@@ -1,14 +1,15 @@
 """Stable Diffusion 3: a transformer of 33 input channels that reads mask and masked image, or of 16 by blending."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import read_factor
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, zero_text
+from rlhf.diffusion.families.family import Sides, TextEmbedding, zero_text
 from rlhf.diffusion.families.masked_image import MaskedImage
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
@@ -57,6 +58,11 @@ class StableDiffusion3(TransformerFamily):
     def native_px(self) -> int:
         """Side of the square images that the transformer was made for."""
         return int(self.network.config.sample_size) * self.pipeline.vae_scale_factor
+
+    @property
+    def sides(self) -> Sides:
+        """Whole tokens, and no more in a row than the transformer has places for."""
+        return _sides_of(self.network.config, self.factor)
 
     @torch.no_grad()
     def embed(self, text: str, picture: torch.Tensor | None = None) -> TextEmbedding:
@@ -129,9 +135,15 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     return make_flow_schedule(scheduler, num_inference_steps, tokens=tokens)
 
 
-def read_step_px(place: Path) -> int:
-    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
-    return int(read_part_config(place, "transformer", "config.json")["patch_size"]) * read_factor(place)
+def read_sides(place: Path) -> Sides:
+    """Which sides images may have, from the pipeline's configuration alone."""
+    return _sides_of(read_part_config(place, "transformer", "config.json"), read_factor(place))
+
+
+def _sides_of(network: Mapping[str, Any], factor: int) -> Sides:
+    """Whole tokens, for which the transformer's table of places has as many rows and columns."""
+    step_px = int(network["patch_size"]) * factor
+    return Sides(step_px=step_px, longest_px=int(network["pos_embed_max_size"]) * step_px)
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

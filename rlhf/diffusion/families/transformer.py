@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf.diffusion.families.autoencoder import decode, encode, factor_of, read_factor
-from rlhf.diffusion.families.family import TextEmbedding, cells_of, device_of, guide, stack_prompts
+from rlhf.diffusion.families.family import Sides, TextEmbedding, cells_of, device_of, guide, stack_prompts
 from rlhf.diffusion.families.pipeline_folder import read_part_config
 from rlhf.diffusion.precision import in_precision
 from rlhf.diffusion.steps.flow_matching import FlowRule, FlowSchedule, make_flow_schedule
@@ -38,6 +38,7 @@ class TransformerFamily(ABC):
     """Rule of the stochastic steps."""
     unguided_scale = 1.0
     reads_picture = False
+    saw_squares_alone = False
     default_scale: float
     lora_targets: tuple[str, ...]
     patch = 2
@@ -71,9 +72,9 @@ class TransformerFamily(ABC):
         return factor_of(self.pipeline.vae)
 
     @property
-    def step_px(self) -> int:
-        """Side of a token in pixels."""
-        return self.patch * self.factor
+    def sides(self) -> Sides:
+        """Whole tokens."""
+        return Sides(step_px=self.patch * self.factor)
 
     @property
     def native_cells(self) -> int:
@@ -82,7 +83,7 @@ class TransformerFamily(ABC):
 
     def read(self, prompts: "Sequence[Prompt]") -> tuple[torch.Tensor, torch.Tensor]:
         """Images [P, 3, H, W] and binary masks [P, 1, H, W]; raises UserError if they do not fill whole tokens."""
-        return stack_prompts(prompts, self.step_px, self.device)
+        return stack_prompts(prompts, self.sides, self.device)
 
     def levels(self, num_inference_steps: int, cells: tuple[int, int]) -> FlowSchedule:
         """The noise levels of `schedule`; a dynamic shift depends on the number of tokens."""

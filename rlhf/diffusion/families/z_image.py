@@ -11,7 +11,7 @@ import torch
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.families.autoencoder import read_factor
 from rlhf.diffusion.families.blending import Blending
-from rlhf.diffusion.families.family import TextEmbedding, zero_text
+from rlhf.diffusion.families.family import Sides, TextEmbedding, zero_text
 from rlhf.diffusion.families.pipeline_folder import Part, check_channels, load_pipeline, read_index, read_part_config
 from rlhf.diffusion.families.transformer import (
     NETWORKS,
@@ -96,9 +96,9 @@ def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
     return read_evenly_shifted(place, num_inference_steps, side=read_native_cells(place) // ZImage.patch)
 
 
-def read_step_px(place: Path) -> int:
-    """Pixels that the sides of images are multiples of, from the pipeline's configuration alone."""
-    return ZImage.patch * read_factor(place)
+def read_sides(place: Path) -> Sides:
+    """Which sides images may have, from the pipeline's configuration alone."""
+    return Sides(step_px=ZImage.patch * read_factor(place))
 
 
 def guidance_kinds(place: Path) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from rlhf.diffusion.tile_painting import paint, to_canvas
 from rlhf.diffusion.tile_turns import REFINE_STRENGTH, go_on, take_turns
 from rlhf.diffusion.tiles import Canvas, plan_passes
 
+SIZE = (SIZE_PX, SIZE_PX)
+
 
 def photograph(height: int, width: int, *hole: slice) -> Canvas:
     rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -49,11 +51,11 @@ def test_sample_i_is_the_same_whatever_the_others_are(small_pipeline: Path):
     assert np.abs(both[1].rgb.astype(int) - second.rgb).max() <= rounding
 
 
-def test_later_squares_see_what_earlier_ones_painted_and_finer_passes_start_from_the_coarser():
+def test_later_tiles_see_what_earlier_ones_painted_and_finer_passes_start_from_the_coarser():
     canvas = photograph(200, 200, slice(20, 160), slice(20, 180))
-    passes = plan_passes(canvas.hole, SIZE_PX)
+    passes = plan_passes(canvas.hole, SIZE)
     assert len(passes) > 1
-    turns = take_turns(canvas, passes, (0, 1), SIZE_PX)
+    turns = take_turns(canvas, passes, (0, 1), SIZE)
     turn, samples = go_on(turns, None)
     levels = (50, 200)
     seen = []
@@ -62,11 +64,11 @@ def test_later_squares_see_what_earlier_ones_painted_and_finer_passes_start_from
         images = [np.full((SIZE_PX, SIZE_PX, 3), level, np.uint8) for level in levels]
         turn, samples = go_on(turns, images)
     first_of_second = seen[len(passes[0])]
-    assert [len(t.squares) for t in seen] == [1] + [2] * (len(seen) - 1)
-    for square, level in zip(first_of_second.squares, levels, strict=True):
-        assert square.start is not None
-        native = np.asarray(square.start[0])
-        assert (native[square.hole] == level).mean() > 0.8
+    assert [len(t.tiles) for t in seen] == [1] + [2] * (len(seen) - 1)
+    for tile, level in zip(first_of_second.tiles, levels, strict=True):
+        assert tile.start is not None
+        started = np.asarray(tile.start[0])
+        assert (started[tile.hole] == level).mean() > 0.8
     assert [t.is_last_pass for t in seen] == [False] * sum(map(len, passes[:-1])) + [True] * len(passes[-1])
     for sample, level in zip(samples, levels, strict=True):
         assert (sample.rgb[sample.rgb != sample.rgba[..., :3]]).size == 0
@@ -80,5 +82,5 @@ def test_a_refinement_runs_its_share_of_the_steps(small_pipeline: Path):
     policy.network.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
     canvas = photograph(200, 200, slice(20, 160), slice(20, 180))
     paint(policy, canvas, num_inference_steps=10, seed_key=("test",))
-    coarse, *finer = plan_passes(canvas.hole, SIZE_PX)
+    coarse, *finer = plan_passes(canvas.hole, SIZE)
     assert len(calls) == 10 * len(coarse) + round(10 * REFINE_STRENGTH) * sum(map(len, finer))

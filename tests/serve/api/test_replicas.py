@@ -14,7 +14,7 @@ from serve.api.replicas import ATTEMPTS, Replicas
 from serve.api.request_metrics import RETRIED
 from serve.engine.jobs import Inpainted, Partial, Served, TileJob
 
-SERVED = Served(native_px=64, has_reward=False)
+SERVED = Served(native_px=64, sizes=((64, 64),), has_reward=False)
 PIXELS = np.zeros((1, 64, 64, 3), np.uint8)
 DONE = Inpainted(images=PIXELS, scores=(), unsafe=(), queued_s=0.0, denoised_s=0.0, batch_images=1.0)
 DEATH = ActorUnavailableError("the replica died", None)

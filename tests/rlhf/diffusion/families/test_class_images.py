@@ -1,5 +1,6 @@
 """Every family paints what diffusers' own class paints, and its rollouts are replayed."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from family_painting import SIZES, EncodedByMode, noise_for, paint, paint_by_cla
 
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.denoising import keep_known
-from rlhf.diffusion.families.family import ModelFamily, TextEmbedding, cells_of
-from rlhf.diffusion.families.open_family import check_sizes, read_step_px
+from rlhf.diffusion.families.family import ModelFamily, TextEmbedding, cells_of, tile_sizes
+from rlhf.diffusion.families.open_family import check_sizes, read_sides
+from rlhf.diffusion.families.stable_diffusion import StableDiffusion
 from rlhf.diffusion.policy import TrueGuidance
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.steps.step_rule import transition_log_prob
@@ -40,14 +42,16 @@ def test_deterministic_steps_paint_what_the_pipelines_own_class_paints(
     torch.testing.assert_close(as_compared(case, family, ours), theirs, atol=1e-4, rtol=0)
 
 
-def test_the_step_of_sizes_is_read_from_the_configuration_alone(built: tuple[FamilyCase, Any], tmp_path: Path) -> None:
+def test_the_sizes_that_a_pipeline_takes_are_read_from_its_configuration_alone(
+    built: tuple[FamilyCase, Any], tmp_path: Path
+) -> None:
     case, pipeline = built
     family = case.wrap(pipeline)
     pipeline.save_config(tmp_path)
     for part in ("vae", family.network_name):
         getattr(pipeline, part).save_config(tmp_path / part)
-    step = family.step_px
-    assert read_step_px(tmp_path) == step
+    step = family.sides.step_px
+    assert read_sides(tmp_path) == family.sides
     config = ModelConfig(path=str(tmp_path))
     check_sizes(config, {"a": (step, 3 * step)})
     with pytest.raises(UserError, match=f"prompt b: is {2 * step + 1}x{step} px, and .* paints multiples of {step} px"):
@@ -125,3 +129,30 @@ def test_images_of_a_batch_have_texts_and_times_of_their_own(built: tuple[Family
     for i in range(2):
         alone = family.predict(family.network, noise[[i]], times[[i]], condition[[i]], texts[i], "fp32")
         torch.testing.assert_close(joined[[i]], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_pictures_are_painted_at_sizes_that_the_family_takes_and_of_many_shapes_unless_it_saw_squares_alone(
+    built: tuple[FamilyCase, Any],
+) -> None:
+    case, pipeline = built
+    family = case.wrap(pipeline)
+    sizes, native = tile_sizes(family), family.native_px
+    assert (native, native) in sizes
+    assert all(family.sides.take(*size) and math.prod(size) <= native**2 for size in sizes)
+    is_first = isinstance(family, StableDiffusion) and not hasattr(pipeline, "text_encoder_2")
+    assert (len(sizes) == 1) is is_first
+
+
+def test_gradient_checkpointing_changes_no_prediction(built: tuple[FamilyCase, Any]) -> None:
+    """A network of diffusers may leave arguments away where it checkpoints, which samplers never do."""
+    case, pipeline = built
+    family, prompts = case.wrap(pipeline), [prompt_of(64, 64, seed) for seed in range(2)]
+    condition, _ = family.encode_prompts(prompts)
+    noise = torch.cat([noise_for(family, prompt, seed=i) for i, prompt in enumerate(prompts)])
+    texts = TextEmbedding.join([family.embed(text) for text in ("a cat", "grass and a long wall")])
+    given = (family.network, noise.requires_grad_(), torch.tensor([900.0, 100.0]), condition, texts, "fp32")
+    expected = family.predict(*given).detach()
+    family.network.enable_gradient_checkpointing()
+    checkpointed = family.predict(*given)
+    family.network.disable_gradient_checkpointing()
+    assert torch.equal(checkpointed.detach(), expected)
