@@ -1,5 +1,6 @@
 """Finds mistakes in cluster files that Ray and Kubernetes find late, or never."""
 
+import functools
 import gzip
 import json
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import Any
 
 import yaml
 
-from rlhf.commands.cluster_shell import Checkout, command_problems
+from rlhf.commands.cluster_nodes import kuberay_offer, ray_up_offer, room_problems, service_problems
+from rlhf.commands.cluster_shell import Checkout, Run, command_problems, find_runs
+from rlhf.commands.slurm_script import script_problems
 from rlhf.config.config_files import load_config, not_yaml
 from rlhf.errors import UserError
+from serve.settings import ServiceSettings
 
 RAY_KINDS = ("RayCluster", "RayJob", "RayService")
 METADATA = {"name", "namespace", "labels", "annotations", "finalizers"}
@@ -37,11 +41,12 @@ NODE_KEYS = {
 }
 
 
-def file_problems(path: Path, checkout: Checkout, crds: Path | None = None) -> list[str]:
+def file_problems(path: Path, checkout: Checkout, crds: Path | None = None, run: Run | None = None) -> list[str]:
     """Returns the problems of a `ray up` file, Kubernetes manifests, a run file, a Serve config, and so on.
 
     `crds` is a folder of KubeRay's own definitions (rayclusters.yaml and so on, also .gz). Without it only the
-    commands and settings inside custom resources are checked. Raises UserError if the file is not YAML.
+    commands and settings inside custom resources are checked. `run` must have room on clusters whose file starts
+    no run itself. Raises UserError if the file is not YAML.
     """
     if path.suffix == ".sbatch":
         return script_problems(path, checkout)
@@ -58,11 +63,11 @@ def file_problems(path: Path, checkout: Checkout, crds: Path | None = None) -> l
         if not isinstance(record, dict):
             problems.append("must hold keys such as `cluster_name:` or `kind:`")
         elif "kind" in record:
-            problems += manifest_problems(record, checkout, crds)
+            problems += manifest_problems(record, checkout, crds, run)
         elif "cluster_name" in record or "provider" in record:
-            problems += ray_up_problems(record, checkout)
+            problems += ray_up_problems(record, checkout, run)
         elif "applications" in record:
-            problems += serve_problems(yaml.safe_dump(record), "Serve config")
+            problems += read_services(yaml.safe_dump(record), "Serve config")[0]
         elif record.keys() <= RuntimeEnv.known_fields:
             continue
         else:
@@ -70,19 +75,8 @@ def file_problems(path: Path, checkout: Checkout, crds: Path | None = None) -> l
     return problems
 
 
-def script_problems(path: Path, checkout: Checkout) -> list[str]:
-    """Returns the problems of a shell script's commands. Raises UserError if the file cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable ({error})") from error
-    lines = text.replace("\\\n", " ").splitlines()
-    commands = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    return [problem for line in commands for problem in command_problems(line, checkout)]
-
-
-def ray_up_problems(record: dict[str, Any], checkout: Checkout) -> list[str]:
-    """Returns the problems of a `ray up` file: Ray's own validation, and what it overlooks."""
+def ray_up_problems(record: dict[str, Any], checkout: Checkout, run: Run | None = None) -> list[str]:
+    """Returns the problems of a `ray up` file: Ray's own validation, what it overlooks, and no room for `run`."""
     import click
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -107,7 +101,13 @@ def ray_up_problems(record: dict[str, Any], checkout: Checkout) -> list[str]:
         problems += [p for line in record.get(key, []) for p in command_problems(line, checkout)]
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         problems += [p for line in config[key] for p in command_problems(line, checkout)]
-    return problems
+    if kind == "local" and not any("RAY_enable_autoscaler_v2=0" in line for line in config["head_start_ray_commands"]):
+        problems.append(
+            "head_start_ray_commands: no worker would join, as Ray's autoscaler v2 knows no machines of one's own; "
+            "write RAY_enable_autoscaler_v2=0 before `ray start --head`"
+        )
+    # Commands that cannot be parsed say nothing of the resources.
+    return problems or ([] if run is None else room_problems(ray_up_offer(config), run))
 
 
 def _ray_schema_problems(record: dict[str, Any]) -> list[str]:
@@ -152,7 +152,9 @@ def _unknown(where: str, record: Any, known: set[str]) -> list[str]:
     ]
 
 
-def manifest_problems(record: dict[str, Any], checkout: Checkout, crds: Path | None) -> list[str]:
+def manifest_problems(
+    record: dict[str, Any], checkout: Checkout, crds: Path | None, run: Run | None = None
+) -> list[str]:
     """Returns the problems of a Kubernetes object; Ray's kinds are also checked by schema and content."""
     kind = str(record["kind"])
     metadata, spec = record.get("metadata"), record.get("spec", {})
@@ -164,23 +166,43 @@ def manifest_problems(record: dict[str, Any], checkout: Checkout, crds: Path | N
         problems += _schema_problems(record, crds / f"{kind.lower()}s.yaml")
     # Content of the wrong type cannot be checked further.
     if kind in RAY_KINDS and not problems:
-        problems = _content_problems(kind, spec, checkout)
+        problems = _content_problems(kind, spec, checkout, run)
     return [f"{name}: {p}" for p in problems]
 
 
-def _content_problems(kind: str, spec: dict[str, Any], checkout: Checkout) -> list[str]:
+def _content_problems(kind: str, spec: dict[str, Any], checkout: Checkout, run: Run | None) -> list[str]:
     problems: list[str] = []
+    services: list[ServiceSettings] = []
+    runs = [] if run is None else [run]
     if kind == "RayJob":
-        problems += command_problems(str(spec.get("entrypoint", "")), checkout)
+        entrypoint = str(spec.get("entrypoint", ""))
+        problems += command_problems(entrypoint, checkout)
         problems += _runtime_env_problems(str(spec.get("runtimeEnvYAML", "")))
+        runs = [] if problems else find_runs(entrypoint, checkout)
+        if spec.get("backoffLimit") and any(r.name == "align" and not r.options["resume"] for r in runs):
+            problems.append("entrypoint: a retry (backoffLimit) finds its folder used and stops; add --resume")
     if kind == "RayService":
-        problems += serve_problems(str(spec.get("serveConfigV2", "")))
+        problems, services = read_services(str(spec.get("serveConfigV2", "")))
+        runs = []
     cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
-    groups = cluster.get("workerGroupSpecs") if isinstance(cluster, dict) else None
+    if not isinstance(cluster, dict) or "workerGroupSpecs" not in cluster:
+        return problems
+    problems += _group_problems(cluster["workerGroupSpecs"])
+    if problems:
+        return problems
+    try:
+        offer = kuberay_offer(cluster)
+    except ValueError as error:
+        return [f"workerGroupSpecs: Ray cannot read its resources ({error})"]
+    problems += [p for service in services for p in service_problems(offer, service)]
+    return problems + [p for each in runs for p in room_problems(offer, each)]
+
+
+def _group_problems(groups: Any) -> list[str]:
+    problems = []
     for group in [g for g in groups if isinstance(g, dict)] if isinstance(groups, list) else []:
-        counts = [group.get(key, 0) for key in ("minReplicas", "replicas", "maxReplicas")]
+        low, now, high = counts = [group.get(key, 0) for key in ("minReplicas", "replicas", "maxReplicas")]
         if not all(isinstance(count, int) for count in counts) or counts != sorted(counts):
-            low, now, high = counts
             problems.append(
                 f"{group.get('groupName')}: needs minReplicas {low} <= replicas {now} <= maxReplicas {high}"
             )
@@ -191,6 +213,16 @@ def _schema_problems(record: dict[str, Any], crd: Path) -> list[str]:
     """Returns the problems by the definition's schema of version v1, closed to unknown keys."""
     import jsonschema
 
+    version = str(record.get("apiVersion")).removeprefix("ray.io/")
+    if version != "v1":
+        return [f"apiVersion: {record.get('apiVersion')}; needs ray.io/v1"]
+    errors = jsonschema.Draft202012Validator(_closed_schema(crd)).iter_errors(record)
+    return [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in errors]
+
+
+@functools.cache
+def _closed_schema(crd: Path) -> dict[str, Any]:
+    """Reads the schema of version v1 from a definition; unknown keys are errors in it."""
     packed = crd.with_name(f"{crd.name}.gz")
     try:
         text = gzip.decompress(packed.read_bytes()) if packed.is_file() else crd.read_bytes()
@@ -199,13 +231,9 @@ def _schema_problems(record: dict[str, Any], crd: Path) -> list[str]:
     # The C parser: these files hold tens of thousands of lines.
     definition = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     versions = {v["name"]: v for v in definition["spec"]["versions"]}
-    version = str(record.get("apiVersion")).removeprefix("ray.io/")
-    if version != "v1":
-        return [f"apiVersion: {record.get('apiVersion')}; needs ray.io/v1"]
-    schema = versions[version]["schema"]["openAPIV3Schema"]
+    schema: dict[str, Any] = versions["v1"]["schema"]["openAPIV3Schema"]
     _close(schema)
-    errors = jsonschema.Draft202012Validator(schema).iter_errors(record)
-    return [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in errors]
+    return schema
 
 
 def _close(schema: Any) -> None:
@@ -233,13 +261,15 @@ def _runtime_env_problems(text: str) -> list[str]:
     return problems
 
 
-def serve_problems(text: str, where: str = "serveConfigV2") -> list[str]:
-    """Returns the problems of a Serve config: unknown keys, which Ray Serve tolerates, and our builder's arguments."""
+def read_services(text: str, where: str = "serveConfigV2") -> tuple[list[str], list[ServiceSettings]]:
+    """Returns the problems of a Serve config, and the settings of its applications.
+
+    Problems are unknown keys, which Ray Serve tolerates, and wrong arguments of our builder.
+    """
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 
-    from serve.settings import ServiceSettings
-
+    services: list[ServiceSettings] = []
     try:
         record = yaml.safe_load(text) or {}
         ServeDeploySchema.model_validate(record)
@@ -247,12 +277,12 @@ def serve_problems(text: str, where: str = "serveConfigV2") -> list[str]:
         for application in record["applications"]:
             if application["import_path"] != "serve.application:build":
                 problems.append(f"import_path: {application['import_path']}; needs serve.application:build")
-            ServiceSettings.model_validate(application.get("args", {}))
+            services.append(ServiceSettings.model_validate(application.get("args", {})))
     except ValidationError as error:
-        return [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        return [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()], []
     except yaml.YAMLError as error:
-        return [f"{where}: not YAML ({error})"]
-    return problems
+        return [f"{where}: not YAML ({error})"], []
+    return problems, services
 
 
 def _unknown_fields(where: str, record: Any, model: Any) -> list[str]:

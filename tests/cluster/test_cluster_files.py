@@ -254,5 +254,4 @@ def test_what_is_no_yaml_is_refused_by_name(tmp_path: Path) -> None:
     assert file_problems(CLUSTER / "runtime_env.yaml", CHECKOUT) == []
     (tmp_path / "job.sbatch").write_text("#!/bin/bash\nrlhf align --promts p\n")
     assert any("--promts" in problem for problem in file_problems(tmp_path / "job.sbatch", CHECKOUT))
-    assert file_problems(CLUSTER / "slurm.sbatch", CHECKOUT) == []
     assert file_problems(tmp_path / "list.yaml", CHECKOUT) == ["must hold keys such as `cluster_name:` or `kind:`"]
