@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helm_chart import find_kind, read_rendered
 from typer.main import get_command
 
 import rlhf
 from rlhf.commands.cli import app
-from rlhf.commands.cluster_files import file_problems, manifest_problems, ray_up_problems
+from rlhf.commands.cluster_check.manifests import manifest_problems
+from rlhf.commands.cluster_files import file_problems, ray_up_problems
 from rlhf.commands.cluster_shell import UNKNOWN, Checkout, Run, find_runs, read_commands
 from rlhf.config.config_files import load_config
 
@@ -146,7 +148,7 @@ def test_machines_of_ones_own_that_no_worker_joins_or_that_have_no_role_are_told
 
 
 def manifest(name: str) -> dict:
-    return yaml.safe_load((CLUSTER / "kubernetes" / f"{name}.yaml").read_text())
+    return find_kind(read_rendered(), {"ray_cluster": "RayCluster", "ray_job": "RayJob"}.get(name, "RayService"))
 
 
 def group(record: dict, index: int) -> dict:
@@ -177,6 +179,12 @@ KUBERNETES_MISTAKES = [
     ("ray_job", lambda r: r["spec"].update(entrypoint=f"{ALIGN} --set cluster.samplers=49"), "1 of 66 actors"),
     ("ray_job", lambda r: r["spec"].update(entrypoint=ALIGN.replace(" --resume", "")), "backoffLimit"),
     ("ray_service", limit("cpu", "6"), "workerGroupSpecs: 2 of 2 actors do not fit .*replicas of the service is 2"),
+    ("ray_service", lambda r: group(r, 0).update(maxReplicas=3), "max_replicas of the service is 4"),
+    (
+        "ray_service",
+        lambda r: group(r, 0)["template"]["spec"].pop("terminationGracePeriodSeconds"),
+        r"server: terminationGracePeriodSeconds 30 ends requests of 120 s \(request_timeout_s\); make it longer",
+    ),
 ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.commands.cluster_nodes import Offer, room_problems, started_node
+from rlhf.commands.cluster_check.nodes import Offer, room_problems, started_node
 from rlhf.commands.cluster_shell import Checkout, Command, command_problems, find_runs, read_commands
 from rlhf.errors import UserError
 
