@@ -10,6 +10,7 @@ from rlhf.commands.cluster_check.manifests import manifest_problems
 from rlhf.commands.cluster_check.nodes import ray_up_offer, room_problems
 from rlhf.commands.cluster_check.serve_config import read_services
 from rlhf.commands.cluster_check.slurm import script_problems
+from rlhf.commands.cluster_check.tasks import is_task, task_problems
 from rlhf.commands.cluster_check.unknown_keys import find_unknown
 from rlhf.commands.cluster_shell import Checkout, Run, command_problems
 from rlhf.config.config_files import load_config, not_yaml
@@ -40,7 +41,7 @@ NODE_KEYS = {
 
 
 def file_problems(path: Path, checkout: Checkout, crds: Path | None = None, run: Run | None = None) -> list[str]:
-    """Returns the problems of a `ray up` file, Kubernetes manifests, a run file, a Serve config, and so on.
+    """Returns the problems of a `ray up` file, Kubernetes manifests, a run file, a Serve config, a task, and so on.
 
     `crds` is a folder of KubeRay's own definitions (rayclusters.yaml and so on, also .gz). Without it only the
     commands and settings inside custom resources are checked. `run` must have room on clusters whose file starts
@@ -68,6 +69,8 @@ def file_problems(path: Path, checkout: Checkout, crds: Path | None = None, run:
             problems += ray_up_problems(record, checkout, run)
         elif "applications" in record:
             problems += read_services(yaml.safe_dump(record), "Serve config")[0]
+        elif is_task(record):
+            problems += task_problems(record, checkout)
         elif record.keys() <= RuntimeEnv.known_fields:
             continue
         else:

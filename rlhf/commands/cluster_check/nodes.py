@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.resources import ROLES, Resources, describe_actors, find_missing, find_shortage
-from rlhf.commands.cluster_shell import UNKNOWN, Run, parse_ray_start, read_commands
+from rlhf.commands.cluster_shell import UNKNOWN, Command, Run, parse_ray_start, read_commands
 from serve.settings import ServiceSettings
 
 ASKED_BY_MACHINE = {"CPU": math.inf, "GPU": math.inf}
@@ -49,6 +49,21 @@ def started_node(words: list[str]) -> Resources:
     named = options.get("resources", UNKNOWN)
     amounts |= dict.fromkeys(ROLES, math.inf) if named == UNKNOWN else json.loads(named)
     return {key: math.inf if n is None or str(n) == UNKNOWN else float(n) for key, n in amounts.items()}
+
+
+def started_offer(count: int, starts: Sequence[Command]) -> Offer:
+    """Returns the nodes of a script that runs `ray start`, or `ray symmetric-run`, on `count` machines.
+
+    They are the head's, and for each other machine the most that any command for workers gives.
+    """
+    heads = [started_node(start.words) for start in starts if "--head" in start.words]
+    others = [started_node(start.words) for start in starts if "--head" not in start.words]
+    worker = {key: max(node.get(key, 0.0) for node in others) for node in others for key in node}
+    return Offer(
+        key="ray start",
+        nodes=[*heads[:1], *([worker] * (count - len(heads[:1])) if others else [])],
+        remedy="tell each node by `ray start --resources='{\"learner\": 8}'` or the like",
+    )
 
 
 def kuberay_offer(spec: Mapping[str, Any]) -> Offer:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.commands.cluster_check.nodes import Offer, room_problems, started_node
+from rlhf.commands.cluster_check.nodes import room_problems, started_offer
 from rlhf.commands.cluster_shell import Checkout, Command, command_problems, find_runs, read_commands
 from rlhf.errors import UserError
 
@@ -83,7 +83,7 @@ def _job_problems(script: Script, checkout: Checkout) -> list[str]:
     if "requeue" in script.options and any(r.name == "align" and not r.options["resume"] for r in runs):
         problems.append("rlhf align: a requeued job finds its folder used and stops; add --resume")
     if starts:
-        offer = _offer(script, starts)
+        offer = started_offer(script.nodes, starts)
         problems += [p for run in runs for p in room_problems(offer, run)]
     return problems
 
@@ -117,16 +117,3 @@ def _loss_problems(script: Script, starts: list[Command]) -> list[str]:
         if start.words[1] == "start" and "--block" in start.words and not start.in_background:
             problems.append(f"{' '.join(start.words[:3])} --block: the script waits here for ever; add & behind it")
     return problems
-
-
-def _offer(script: Script, starts: list[Command]) -> Offer:
-    """Returns the nodes: the head's, and for each other one the most that any `ray start` for workers gives."""
-    heads = [started_node(start.words) for start in starts if "--head" in start.words]
-    others = [started_node(start.words) for start in starts if "--head" not in start.words]
-    worker = {key: max(node.get(key, 0.0) for node in others) for node in others for key in node}
-    count = script.nodes - len(heads[:1])
-    return Offer(
-        key="ray start",
-        nodes=[*heads[:1], *([worker] * count if others else [])],
-        remedy="tell each node by `ray start --resources='{\"learner\": 8}'` or the like",
-    )
