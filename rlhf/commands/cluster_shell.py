@@ -63,7 +63,8 @@ def command_problems(text: str, checkout: Checkout, variables: Mapping[str, str]
     try:
         commands = list(read_commands(text, variables))
     except ValueError as error:
-        return [f"{text}: not a shell command ({error})"]
+        where = "the script" if "\n" in text.strip() else text
+        return [f"{where}: not a shell command ({error})"]
     return [p for c in commands for p in _problems(c.words, checkout)]
 
 

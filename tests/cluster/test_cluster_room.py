@@ -73,7 +73,9 @@ SLURM_MISTAKES = [
     ('on_node "$node" ray start', "srun ray start", "--block: the script waits here for ever"),
     ('on_node "$node" ray start --address="$head" --block', "srun ray symmetric-run --address a:1", "exit code 0 alth"),
     ("multi_node_64gpu", "multi_node_65gpu", r"--config .*multi_node_65gpu\.yaml does not exist"),
-    ("set -e", "echo 'set -e", "not a shell command"),
+    ("set -e", "echo 'set -e", "the script: not a shell command"),
+    ("--nodes=8", "--nodes=many", "#SBATCH: not readable .*many"),
+    ("--time=24:00:00", '--time="24:00:00', "#SBATCH: not readable .*No closing quotation"),
 ]
 
 
@@ -175,6 +177,7 @@ KUBERNETES_MISTAKES = [
     ),
     ("ray_cluster", lambda r: group(r, 0)["rayStartParams"].update({"num-gpus": "4"}), "96 CPU 4 GPU|88 CPU 4 GPU"),
     ("ray_cluster", limit("nvidia.com/gpu", "8"), "Ray cannot read its resources .*failed to detect `CPU`"),
+    ("ray_cluster", lambda r: group(r, 0)["template"].update(spec={"containers": []}), "cannot read its resources"),
     ("ray_job", limit("cpu", "88"), "2 node.s. of 88 CPU 8 learner"),
     ("ray_job", lambda r: r["spec"].update(entrypoint=f"{ALIGN} --set cluster.samplers=49"), "1 of 66 actors"),
     ("ray_job", lambda r: r["spec"].update(entrypoint=ALIGN.replace(" --resume", "")), "backoffLimit"),

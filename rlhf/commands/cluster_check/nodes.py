@@ -75,7 +75,7 @@ def kuberay_offer(spec: Mapping[str, Any]) -> Offer:
 
     try:
         types = autoscaling_config._generate_available_node_types_from_ray_cr_spec(dict(spec))
-    except (AssertionError, KeyError, TypeError) as error:
+    except (AssertionError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"{type(error).__name__} {error}") from error
     nodes = []
     for node, group in zip(types.values(), [None, *spec["workerGroupSpecs"]], strict=True):

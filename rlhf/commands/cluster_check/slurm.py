@@ -20,11 +20,8 @@ class Script:
     text: str
     options: Mapping[str, str]
     """The options of its #SBATCH lines by their long names; empty for those without a value."""
-
-    @property
-    def nodes(self) -> int:
-        """The most nodes that it asks for."""
-        return int(self.options.get("nodes", "1").rpartition("-")[2])
+    nodes: int
+    """The most nodes that it asks for."""
 
     @property
     def gpus(self) -> int:
@@ -56,7 +53,12 @@ def script_problems(path: Path, checkout: Checkout) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable ({error})") from error
-    script = Script(text=text, options=_read_options(text))
+    try:
+        options = _read_options(text)
+        nodes = int(options.get("nodes", "1").rpartition("-")[2])
+    except ValueError as error:
+        return [f"#SBATCH: not readable ({error})"]
+    script = Script(text=text, options=options, nodes=nodes)
     problems = command_problems(text, checkout, script.variables)
     # Commands that cannot be parsed say nothing of the resources.
     return problems or _job_problems(script, checkout)
