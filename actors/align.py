@@ -13,7 +13,8 @@ from ray.train.torch import TorchTrainer
 
 from actors.colocation import gpus_of_cluster, share_gpus, without_turns
 from actors.learner_loop import RunSetup, learner_loop
-from actors.placement import ROLES, cpus_of, reserve, resources_of
+from actors.placement import cpus_of, reserve
+from actors.resources import ROLES, resources_of
 from actors.session.process_group import process_group_config
 from actors.session.ray_session import check_address, ray_session
 from actors.session.trainers import fit, storage_of

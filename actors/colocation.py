@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from actors.placement import ROLES, resources_of
+from actors.resources import ROLES, resources_of
 from rlhf.alignment.planning.process_needs import takes_turns
 from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError

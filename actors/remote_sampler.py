@@ -12,10 +12,11 @@ import ray.exceptions
 import torch
 
 from actors.messages import RolloutTask
-from actors.placement import cpus_of, reserve, resources_of, start_samplers
+from actors.placement import cpus_of, reserve, start_samplers
 from actors.pool.dispatch import Dispatcher
 from actors.pool.quarantine import Quarantine
 from actors.pool.task_records import PoisonPrompt
+from actors.resources import resources_of
 from actors.session.ray_session import ray_session
 from actors.telemetry.incidents import Incidents
 from actors.text_preparation import prepare_texts

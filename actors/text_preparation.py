@@ -6,8 +6,8 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.placement import resources_of
 from actors.pool.worker_pool import find_user_error
+from actors.resources import resources_of
 from rlhf.config.run_config import RunConfig
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.families.text_cache import TextCache

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from actors.doctor import findings as judging
 from actors.doctor import node_checks
 from actors.doctor.findings import Finding
-from actors.placement import bundles_of, find_shortage, resources_of
+from actors.resources import bundles_of, find_shortage, resources_of
 from rlhf.config.cluster_config import ClusterConfig
 
 ray.cloudpickle.register_pickle_by_value(node_checks)

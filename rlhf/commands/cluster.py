@@ -19,21 +19,29 @@ def check_cluster(
     crds: Annotated[
         Path | None, typer.Option("--crds", help="Folder of KubeRay's own definitions (rayclusters.yaml, ...).")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Run file of `rlhf align` that must have room; files of jobs name theirs."),
+    ] = None,
 ) -> None:
-    """Find mistakes in cluster files: unknown keys, wrong bounds, commands, run files and their keys."""
+    """Find mistakes in cluster files: unknown keys, wrong bounds, commands, run files, and runs that have no room."""
     from rlhf.commands.cluster_files import file_problems
-    from rlhf.commands.cluster_shell import Checkout
+    from rlhf.commands.cluster_shell import Checkout, Run
+    from rlhf.config.config_files import load_config
 
+    run = None if config is None else Run(name="align", file=str(config), config=load_config(config), options={})
     checkout = Checkout(root=Path.cwd(), rlhf=context.find_root().command)
     problems = []
     for file in files:
         try:
-            problems += [f"{file}: {problem}" for problem in file_problems(file, checkout, crds)]
+            problems += [f"{file}: {problem}" for problem in file_problems(file, checkout, crds, run)]
         except UserError as error:  # The other files are checked too.
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
     print(f"no mistake found in {', '.join(map(str, files))}")
+    if config is None:
+        print("whether a cluster has room for a run is checked with --config, and where a file starts one itself")
     if crds is None:
         print("keys of RayCluster, RayJob and RayService are checked with --crds only; other kinds by metadata only")
 

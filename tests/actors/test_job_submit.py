@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
-import yaml
+from helm_chart import find_kind, read_rendered
 from small_parts import save_small_reward, small_prompts, write_prompts
 
 import rlhf
@@ -120,7 +120,7 @@ def test_a_job_with_a_key_that_does_not_exist_fails_and_says_which(
 def test_the_probes_of_the_manifests_are_answered(dashboard: str) -> None:
     import ray
 
-    record = yaml.safe_load((ROOT / "cluster" / "kubernetes" / "ray_cluster.yaml").read_text())
+    record = find_kind(read_rendered(), "RayCluster")
     container = record["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     node = ray.nodes()[0]
     # Kubernetes gives every pod its own address, hence the fixed port there.

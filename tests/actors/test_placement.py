@@ -1,9 +1,11 @@
 """The resources that a cluster lacks for a run are named before anything starts."""
 
+import math
+
 import pytest
 
 from actors.colocation import share_gpus
-from actors.placement import bundles_of, find_shortage, resources_of
+from actors.resources import bundles_of, find_shortage, resources_of
 from rlhf.config.cluster_config import ClusterConfig
 from rlhf.config.run_config import RunConfig
 from rlhf.errors import UserError
@@ -31,7 +33,21 @@ def test_what_is_missing_is_counted_and_what_exists_is_named() -> None:
     assert shortage is not None
     assert "1 of 5 actors do not fit" in shortage
     assert "missing 1 CPU 1 GPU" in shortage
-    assert "node 1: 8 CPU 2 GPU" in shortage
+    assert "2 node(s) of 8 CPU 2 GPU" in shortage
+
+
+def test_a_fraction_of_a_gpu_lies_on_one_gpu() -> None:
+    share = {"CPU": 1.0, "GPU": 0.6}
+    assert find_shortage([share] * 2, [GPU_NODE], "PACK") is None
+    assert "1 of 3 actors do not fit" in (find_shortage([share] * 3, [GPU_NODE], "PACK") or "")
+    assert find_shortage([share, share, {"GPU": 0.4}, {"GPU": 0.4}], [GPU_NODE], "STRICT_PACK") is None
+    assert find_shortage([{"GPU": 2.0}, {"GPU": 0.1}], [GPU_NODE], "PACK") is not None
+
+
+def test_what_a_file_leaves_to_the_machine_is_no_shortage() -> None:
+    unknown = {"CPU": math.inf, "GPU": math.inf}
+    assert find_shortage([ACTOR] * 8, [unknown], "PACK") is None
+    assert "1 node(s) of ? CPU ? GPU" in (find_shortage([{"learner": 1.0}], [unknown], "PACK") or "")
 
 
 def test_a_fraction_is_not_split_over_nodes_and_strict_placements_are_meant() -> None:

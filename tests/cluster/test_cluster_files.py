@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import ray
 import yaml
+from helm_chart import RENDERED, find_kind, read_rendered
 from ray.autoscaler._private.util import prepare_config, validate_config
 from typer.main import get_command
 
 import rlhf
 from rlhf.commands.cli import app
-from rlhf.commands.cluster_files import file_problems, manifest_problems, ray_up_problems
+from rlhf.commands.cluster_check.manifests import manifest_problems
+from rlhf.commands.cluster_files import file_problems, ray_up_problems
 from rlhf.commands.cluster_shell import Checkout
 from rlhf.errors import UserError
 
@@ -21,7 +23,7 @@ ROOT = Path(rlhf.__file__).parents[1]
 CHECKOUT = Checkout(root=ROOT, rlhf=get_command(app))
 CLUSTER = ROOT / "cluster"
 RAY_UP = ("aws", "gcp", "azure", "on_premises")
-MANIFESTS = sorted(path.name for path in (CLUSTER / "kubernetes").glob("*.yaml"))
+KINDS = {"ray_cluster": "RayCluster", "ray_job": "RayJob", "ray_service": "RayService"}
 SECRETS = {"prefpaint-ray-token", "prefpaint-redis", "prefpaint-keys"}
 
 
@@ -30,7 +32,7 @@ def ray_up(name: str) -> dict:
 
 
 def manifest(name: str) -> dict:
-    return yaml.safe_load((CLUSTER / "kubernetes" / f"{name}.yaml").read_text())
+    return find_kind(read_rendered(), KINDS[name])
 
 
 @pytest.fixture(scope="session")
@@ -107,9 +109,8 @@ def test_mistakes_that_only_azure_and_ones_own_machines_have_are_told() -> None:
     assert ray_up_problems(own, CHECKOUT)
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
-def test_manifests_fit_kuberays_own_definitions(name: str, crds: Path) -> None:
-    assert file_problems(CLUSTER / "kubernetes" / name, CHECKOUT, crds) == []
+def test_manifests_fit_kuberays_own_definitions(crds: Path) -> None:
+    assert file_problems(RENDERED, CHECKOUT, crds) == []
 
 
 SCHEMA_MISTAKES = [
@@ -170,7 +171,7 @@ def test_a_misspelt_key_of_serve_or_of_our_builder_is_told(right: str, wrong: st
     record = manifest("ray_service")
     text = record["spec"]["serveConfigV2"]
     assert right in text
-    record["spec"]["serveConfigV2"] = text.replace(right, wrong)
+    record["spec"]["serveConfigV2"] = text.replace(right, wrong, 1)
     problems = manifest_problems(record, CHECKOUT, None)
     assert any(message in problem for problem in problems), problems
 
@@ -194,10 +195,10 @@ def pods(record: object) -> list[dict]:
     return found + [p for value in record.values() for p in pods(value)]
 
 
-@pytest.mark.parametrize("name", ["ray_cluster", "ray_job", "ray_service", "redis"])
-def test_pods_run_unprivileged_on_a_read_only_root_with_bounds(name: str) -> None:
-    documents = list(yaml.safe_load_all((CLUSTER / "kubernetes" / f"{name}.yaml").read_text()))
-    for pod in pods(documents):
+def test_pods_run_unprivileged_on_a_read_only_root_with_bounds() -> None:
+    found = pods(read_rendered())
+    assert len(found) == 3 + 4 + 2 + 1, "heads and groups of cluster, job and service, the job's submitter, and Redis"
+    for pod in found:
         assert pod["securityContext"]["runAsNonRoot"] is True
         for container in pod["containers"]:
             own = container["securityContext"]
@@ -205,6 +206,7 @@ def test_pods_run_unprivileged_on_a_read_only_root_with_bounds(name: str) -> Non
             assert own["allowPrivilegeEscalation"] is False
             assert own["capabilities"] == {"drop": ["ALL"]}
             assert container["resources"].keys() == {"requests", "limits"}
+            assert all("ephemeral-storage" in amounts for amounts in container["resources"].values())
             is_server = container["name"] != "ray-job-submitter"
             assert ({"livenessProbe", "readinessProbe"} <= container.keys()) is is_server
 
@@ -221,8 +223,8 @@ def test_clusters_ask_for_a_token_survive_their_head_and_scale(name: str) -> Non
 
 def test_secrets_are_named_but_never_held() -> None:
     named = set()
-    for path in CLUSTER.rglob("*.*"):
-        for record in yaml.safe_load_all(path.read_text()) if path.suffix == ".yaml" else []:
+    for path in [*CLUSTER.glob("*.yaml"), RENDERED]:
+        for record in yaml.safe_load_all(path.read_text()):
             assert not (isinstance(record, dict) and record.get("kind") == "Secret"), path
             named |= set(secret_names(record))
     assert named == SECRETS
@@ -254,5 +256,4 @@ def test_what_is_no_yaml_is_refused_by_name(tmp_path: Path) -> None:
     assert file_problems(CLUSTER / "runtime_env.yaml", CHECKOUT) == []
     (tmp_path / "job.sbatch").write_text("#!/bin/bash\nrlhf align --promts p\n")
     assert any("--promts" in problem for problem in file_problems(tmp_path / "job.sbatch", CHECKOUT))
-    assert file_problems(CLUSTER / "slurm.sbatch", CHECKOUT) == []
     assert file_problems(tmp_path / "list.yaml", CHECKOUT) == ["must hold keys such as `cluster_name:` or `kind:`"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import rlhf
-from actors.placement import ROLES, resources_of
+from actors.resources import ROLES, resources_of
 from rlhf.alignment.planning.idle_shares import ImageCosts, simulate
 from rlhf.alignment.planning.machine import Machine
 from rlhf.alignment.planning.plan import make_plan

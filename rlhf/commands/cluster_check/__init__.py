@@ -1,0 +1,1 @@
+"""What `rlhf check-cluster` knows of each kind of cluster file."""
