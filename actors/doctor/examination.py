@@ -1,5 +1,6 @@
 """Examines for `rlhf doctor` whether a cluster can carry a run, by tasks that are pinned to each node."""
 
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ ray.cloudpickle.register_pickle_by_value(node_checks)
 
 ANSWER_S = 120.0
 """Longest time for all nodes together to answer one question; a first task starts a process."""
+JOIN_S = 600.0
+"""Longest wait for nodes to join."""
 PLACES_S = 30.0
 """Longest wait for learner places that others hold."""
 BLOCK_BYTES = 16 * 2**20
@@ -53,6 +56,17 @@ def examine(cluster: ClusterConfig | None, storage: str | None) -> list[Finding]
     else:
         findings += check_storage(answering, storage)
     return findings + [judging.judge_hub(name, fact["hub"]) for name, fact in facts.items()]
+
+
+def wait_for_nodes(wanted: int, timeout_s: float = JOIN_S) -> Finding:
+    """Waits until as many nodes have joined the cluster as are `wanted`, at most `timeout_s` seconds."""
+    started = time.monotonic()
+    while True:
+        alive = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
+        waited_s = time.monotonic() - started
+        if len(alive) >= wanted or waited_s >= timeout_s:
+            return judging.judge_nodes(alive, wanted, waited_s)
+        time.sleep(1.0)
 
 
 def _on(node: Mapping[str, Any], function: Callable, *arguments: Any, returns: int = 1) -> Any:

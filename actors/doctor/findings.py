@@ -26,6 +26,16 @@ class Finding:
         return "WRONG" if self.remedy else "note" if self.is_note else "ok"
 
 
+def judge_nodes(alive: Sequence[str], wanted: int, waited_s: float) -> Finding:
+    """Requires that as many nodes as `wanted`, named in `alive`, have joined the cluster."""
+    found = f"{len(alive)} of {wanted} after {waited_s:.0f} s: {', '.join(alive)}"
+    remedy = (
+        "see on the head what the launcher did (`ray status`; /tmp/ray/session_latest/logs/monitor.log), and on the "
+        "missing node whether `ray start` reached the head's port"
+    )
+    return Finding(check="nodes", where="cluster", found=found, remedy=None if len(alive) >= wanted else remedy)
+
+
 def judge_versions(by_node: Mapping[str, Mapping[str, str]]) -> list[Finding]:
     """Requires packages to be installed, and equal on all nodes."""
     wrong, equal = [], []

@@ -52,6 +52,10 @@ def doctor(
     config: Annotated[
         Path | None, typer.Option("--config", help="Run file; the cluster must have room for its `cluster:`.")
     ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Nodes that the cluster must have; waits for them, 10 minutes at most."),
+    ] = None,
 ) -> None:
     """Check a cluster before a run, node by node; exit code 1 if something is wrong, with a remedy for each fault."""
     from rlhf.config.config_files import load_config
@@ -65,13 +69,14 @@ def doctor(
         from rlhf.alignment.planning.verdict import check_room
 
         print(check_room(resolved, None, is_here=address is None))
-    from actors.doctor.examination import examine
+    from actors.doctor.examination import examine, wait_for_nodes
     from actors.doctor.findings import render
     from actors.placement import cpus_of
     from actors.session.ray_session import ray_session
 
     with ray_session(address, num_cpus=cpus_of((resolved or RunConfig()).cluster)):
-        findings = examine(None if resolved is None else resolved.cluster, storage)
+        findings = [] if nodes is None else [wait_for_nodes(nodes)]
+        findings += examine(None if resolved is None else resolved.cluster, storage)
     print(render(findings))
     wrong = sum(finding.remedy is not None for finding in findings)
     print(f"{wrong} of {len(findings)} checks found something wrong" if wrong else "all is well")

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import ray
 import yaml
 from helm_chart import RENDERED, find_kind, read_rendered
-from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler._private.util import prepare_config, validate_config, with_envs
 from typer.main import get_command
 
 import rlhf
@@ -22,7 +23,7 @@ from rlhf.errors import UserError
 ROOT = Path(rlhf.__file__).parents[1]
 CHECKOUT = Checkout(root=ROOT, rlhf=get_command(app))
 CLUSTER = ROOT / "cluster"
-RAY_UP = ("aws", "gcp", "azure", "on_premises")
+RAY_UP = ("aws", "gcp", "azure", "on_premises", "ssh")
 KINDS = {"ray_cluster": "RayCluster", "ray_job": "RayJob", "ray_service": "RayService"}
 SECRETS = {"prefpaint-ray-token", "prefpaint-redis", "prefpaint-keys"}
 
@@ -60,6 +61,17 @@ def test_clouds_have_a_cpu_head_gpus_for_64_and_spot_nodes(name: str) -> None:
         role for role, node in nodes.items() if any(w in str(node).lower() for w in ("spot", "'preemptible': true"))
     }
     assert spot == {"sampler"}
+
+
+@pytest.mark.parametrize("name", ["on_premises", "ssh"])
+def test_the_head_of_ones_own_machines_runs_the_autoscaler_that_starts_workers(name: str, tmp_path: Path) -> None:
+    """`ray up` itself asks for autoscaler v2, which knows no machines of one's own; the file's command undoes it."""
+    (tmp_path / "ray").write_text('#!/bin/sh\necho "$1 v2=$RAY_enable_autoscaler_v2"\n')
+    (tmp_path / "ray").chmod(0o755)
+    lines = with_envs(ray_up(name)["head_start_ray_commands"], {"RAY_enable_autoscaler_v2": "1"})
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    told = [subprocess.check_output(["bash", "-c", line], env=environment, text=True) for line in lines]
+    assert told[-1] == "start v2=0\n"
 
 
 def set_at(*path: str | int) -> Callable[[dict, object], None]:

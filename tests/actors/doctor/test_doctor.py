@@ -11,11 +11,12 @@ from command_line import rlhf, rlhf_process
 from ray.cluster_utils import Cluster
 from s3_server import run_s3_server
 
-from actors.doctor.examination import check_learners, check_storage, examine, node_checks
+from actors.doctor.examination import check_learners, check_storage, examine, node_checks, wait_for_nodes
 from actors.doctor.findings import (
     Finding,
     judge_gpus,
     judge_hub,
+    judge_nodes,
     judge_ports,
     judge_shm,
     judge_storage,
@@ -43,6 +44,13 @@ def test_versions_that_differ_are_named_with_their_nodes() -> None:
 def test_a_package_that_is_missing_everywhere_is_wrong_although_equal() -> None:
     findings = judge_versions({"a": {"deepspeed": "missing"}, "b": {"deepspeed": "missing"}})
     assert [f.where for f in wrong(findings)] == ["deepspeed"]
+
+
+def test_nodes_that_have_not_joined_are_wrong() -> None:
+    assert judge_nodes(["a", "b"], 2, 0.0).verdict == "ok"
+    few = judge_nodes(["10.0.0.1"], 3, 600.0)
+    assert few.verdict == "WRONG"
+    assert "1 of 3 after 600 s: 10.0.0.1" in few.found
 
 
 def test_shared_memory_must_hold_the_object_store() -> None:
@@ -114,6 +122,7 @@ def test_a_sound_cluster_of_two_nodes_has_every_check_done_on_both(two_nodes: st
 
 @pytest.mark.ray
 def test_what_a_run_asks_and_the_cluster_lacks_is_found(two_nodes: str, tmp_path: Path) -> None:
+    assert [wait_for_nodes(wanted, timeout_s=0.0).verdict for wanted in (2, 3)] == ["ok", "WRONG"]
     findings = check_learners(ClusterConfig(learners=3, cpus_per_actor=2.0), is_run=True)
     assert "do not fit" in wrong(findings)[0].found
     file = tmp_path / "file"
