@@ -17,7 +17,9 @@ from actors.placement import cpus_of, reserve
 from actors.resources import ROLES, resources_of
 from actors.session.process_group import process_group_config
 from actors.session.ray_session import check_address, ray_session
+from actors.session.signals import ending_on_signal
 from actors.session.trainers import fit, storage_of
+from actors.session.watch import describe_way_on
 from actors.telemetry.incidents import read_incidents
 from actors.telemetry.run_progress import find_role_to_grow, follow_metrics, track_metrics
 from actors.text_preparation import prepare_texts
@@ -33,7 +35,7 @@ from rlhf.data.preferred_pairs import PairTable
 from rlhf.data.prompts import PromptTable
 from rlhf.diffusion.families.open_family import check_guided_captions, check_sizes
 from rlhf.diffusion.policy_weights import check_start
-from rlhf.errors import UserError
+from rlhf.errors import RunInterruptedError, UserError
 from rlhf.reports.metrics_log import read_metrics
 from rlhf.reports.trackers import check_packages
 from rlhf.rewards.open_reward import build_rewards, check_captions, with_absolute_paths
@@ -63,7 +65,8 @@ def align(
     the folder `dump`, if any; with `replay` they are read from that folder, without samplers, scorers, prompts and
     reward. `dpo` trains on the pairs of `candidates` that `annotations` order, likewise. In the update
     `profile_update`, counted from 1, learners and samplers write traces. All results are below `out`. Raises UserError
-    for bad input before a process starts, and for a run that cannot go on.
+    for bad input before a process starts, and for a run that cannot go on, and RunInterruptedError for one that
+    SIGTERM or SIGUSR1 ended: it has saved a checkpoint after the update in work.
     """
     read = {"prompts": prompts, "reward": reward, "start": start, "candidates": candidates, "annotations": annotations}
     folders = RunFolders(**read, dump=dump, replay=replay)
@@ -88,8 +91,8 @@ def _run(config: RunConfig, out: Path, folders: "RunFolders", *, wait: bool, pro
         texts=None if prompts is None else prepare_texts(config, prompts, out, group),
         profile_update=profile_update,
     )
-    with follow_metrics(out, config.align), track_metrics(out, config):
-        _fit(make_trainer(setup, out), out)
+    with ending_on_signal(out), follow_metrics(out, config.align), track_metrics(out, config):
+        _fit(make_trainer(setup, out), out, config.align.updates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +228,11 @@ def make_trainer(setup: RunSetup, out: Path) -> TorchTrainer:
     )
 
 
-def _fit(trainer: TorchTrainer, out: Path) -> None:
+def _fit(trainer: TorchTrainer, out: Path, updates: int) -> None:
     fit(trainer)
-    if not read_metrics(out):
+    lines = read_metrics(out)
+    if not lines:
         raise UserError(f"{out}: the run wrote no metrics")
+    if lines[-1]["update"] < updates:
+        done = f"{lines[-1]['update']:.0f} of {updates} updates are saved in {out}"
+        raise RunInterruptedError(f"{done}. {describe_way_on(sys.argv)}")

@@ -30,6 +30,7 @@ from rlhf.alignment.learner import Learner, needs_base_copy
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.profiling import profiled
 from rlhf.alignment.rollout_dump import RolloutDump
+from rlhf.alignment.run_folder import is_asked_to_end
 from rlhf.alignment.sleeping import Sleeper
 from rlhf.alignment.split_network import load_split_policy
 from rlhf.alignment.training_checkpoint import saved_ranks
@@ -96,7 +97,7 @@ def train(setup: RunSetup) -> None:
 
     Rank 0 also coordinates and owns samplers and scorers: it publishes, has them roll out and score, and weighs
     (`Coordinator.collect`), while the other ranks wait for their shares. A checkpoint is complete when all ranks have
-    reported it. Restarted ranks, whatever their number, go on from the last one.
+    reported it; restarted ranks, whatever their number, go on from the last one. A run that is asked to end saves one.
     """
     config, align, out = setup.config, setup.config.align, setup.out
     context = ray.train.get_context()
@@ -132,7 +133,8 @@ def train(setup: RunSetup) -> None:
         metrics |= facts | {"update": update + 1, "train_s": time.perf_counter() - train_started}
         metrics |= {"update_s": time.perf_counter() - started, "learners": ranks}
         metrics |= usage.of_update(metrics, batches[0].trajectories) if usage is not None else {}
-        is_checkpoint = (update + 1) % align.checkpoint_every == 0 or update + 1 == align.updates
+        is_last = update + 1 == align.updates or _shall_end(rank, out)
+        is_checkpoint = (update + 1) % align.checkpoint_every == 0 or is_last
         averaged = learner.averaged_weights() if is_checkpoint else {}
         with process_ranks().agreed():
             if log is not None and telemetry is not None:
@@ -141,6 +143,15 @@ def train(setup: RunSetup) -> None:
             if is_checkpoint and rank == 0:
                 _save_results(learner.policy, averaged, config, out, update + 1, share[0].images)
         _report(learner, metrics, update + 1, out if is_checkpoint else None)
+        if is_last:
+            return
+
+
+def _shall_end(rank: int, out: Path) -> bool:
+    """Whether the run was asked to end, as rank 0 sees it; every rank calls it."""
+    with process_ranks().agreed():
+        is_asked = rank == 0 and is_asked_to_end(out)
+    return any_over_ranks(is_asked)
 
 
 def _start_coordinator(setup: RunSetup, ranks: int, incidents: Incidents) -> Collector:

@@ -22,7 +22,7 @@ from rlhf.commands import (
     training,
 )
 from rlhf.commands.options import take_urls
-from rlhf.errors import UserError
+from rlhf.errors import RunInterruptedError, UserError
 
 app = typer.Typer(
     name="rlhf",
@@ -76,7 +76,10 @@ By default they spin, and where other processes want the same cores, each spins 
 
 
 def main() -> None:
-    """Runs a command; an error that the user can mend ends with exit code 2 and no traceback."""
+    """Runs a command; an error that the user can mend ends with exit code 2 and no traceback.
+
+    A run that was asked to end and has saved its work ends with exit code 75.
+    """
     for name, value in (QUIET | SLEEPING).items():
         os.environ.setdefault(name, value)
     try:
@@ -84,6 +87,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunInterruptedError as error:
+        print(f"interrupted: {error}", file=sys.stderr)
+        sys.exit(RunInterruptedError.EXIT_CODE)
     except KeyboardInterrupt:
         print("interrupted; what was finished is on disk", file=sys.stderr)
         sys.exit(130)

@@ -1,12 +1,16 @@
 """The whole of `rlhf align` on this machine's Ray, with random small networks."""
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from align_runs import figures, policy_tensors, with_cluster
 from dashboard_panels import missing_from
+from processes import wait_for
 from safetensors.torch import load_file
 from small_parts import save_small_reward, small_config, small_prompts, write_prompts
 
@@ -14,7 +18,8 @@ from actors.align import align, prepare_run_folder
 from actors.telemetry.incidents import Incidents
 from actors.telemetry.ray_gauges import gauge_name
 from actors.telemetry.update_metrics import meaning_of
-from rlhf.errors import UserError
+from rlhf.alignment.run_folder import is_begun
+from rlhf.errors import RunInterruptedError, UserError
 from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = pytest.mark.ray
@@ -77,14 +82,22 @@ def test_colocated_roles_that_take_turns_give_the_figures_of_roles_that_do_not_a
     assert torch.equal(policy_tensors(out, 3), policy_tensors(finished, 3))
 
 
-def test_resumed_run_equals_the_uninterrupted_one(
+def test_a_signal_saves_the_update_in_work_and_the_resumed_run_equals_the_uninterrupted_one(
     small_pipeline: Path, inputs: tuple[Path, Path], finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    short = small_config(small_pipeline, updates=2)
-    align(short, *inputs, out)
-    (out / "config.yaml").write_text((finished / "config.yaml").read_text())
-    align(small_config(small_pipeline), *inputs, out, resume=True)
+    rarely = small_config(small_pipeline, checkpoint_every=3)
+
+    def send() -> None:
+        wait_for(lambda: is_begun(out))  # Seconds before the first update ends.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(RunInterruptedError, match=r"1 of 3 updates are saved in .* Go on with: rlhf"):
+        align(rarely, *inputs, out)
+    sender.join()
+    align(rarely, *inputs, out, resume=True)
     assert figures(out) == figures(finished)
     ours, theirs = (load_file(next((r / "policy-000003").glob("*.safetensors"))) for r in (out, finished))
     assert ours.keys() == theirs.keys()
