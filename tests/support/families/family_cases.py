@@ -96,7 +96,11 @@ CASES = {
         is_decoded=False,
     ),
     "Flux2Klein": FamilyCase(
-        build=small_klein_pipeline, wrap=Flux2Klein, call={"guidance_scale": 1.0}, guided={"guidance_scale": SCALE}
+        build=small_klein_pipeline,
+        wrap=Flux2Klein,
+        call={"guidance_scale": 1.0},
+        learning_rates={"prefpaint": 3e-3},
+        guided={"guidance_scale": SCALE},
     ),
     "QwenImage": FamilyCase(
         build=small_qwen_image_pipeline, wrap=QwenImage, guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE}
