@@ -32,6 +32,8 @@ MODULES = {
     "FluxFillPipeline": "flux",
     "FluxInpaintPipeline": "flux",
     "FluxPipeline": "flux",
+    "FluxKontextInpaintPipeline": "flux_kontext",
+    "FluxKontextPipeline": "flux_kontext",
     "Flux2KleinInpaintPipeline": "flux2",
     "Flux2KleinPipeline": "flux2",
     "QwenImageInpaintPipeline": "qwen_image",

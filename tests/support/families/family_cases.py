@@ -8,6 +8,7 @@ from typing import Any
 from small_families import (
     small_fill_pipeline,
     small_flux_inpaint_pipeline,
+    small_kontext_pipeline,
     small_sd3_pipeline,
     small_sd_pipeline,
     small_xl_pipeline,
@@ -23,6 +24,7 @@ from rlhf.diffusion.builtin.base_denoisers import TEXT_TOKENS
 from rlhf.diffusion.families.family import ModelFamily
 from rlhf.diffusion.families.flux import FluxBlend, FluxFill
 from rlhf.diffusion.families.flux2 import Flux2Klein
+from rlhf.diffusion.families.flux_kontext import FluxKontext
 from rlhf.diffusion.families.qwen_edit import QwenImageEdit
 from rlhf.diffusion.families.qwen_image import QwenImage
 from rlhf.diffusion.families.qwen_processor import open_processor
@@ -80,6 +82,12 @@ CASES = {
         guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE},
         call={"guidance_scale": 7.5, "max_sequence_length": TEXT_TOKENS},
     ),
+    "FluxKontext": FamilyCase(
+        build=small_kontext_pipeline,
+        wrap=lambda pipeline: FluxKontext(pipeline, told=7.5),
+        guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE},
+        call={"guidance_scale": 7.5, "max_sequence_length": TEXT_TOKENS, "_auto_resize": False},
+    ),
     "StableDiffusion3Fill": FamilyCase(
         build=lambda: small_sd3_pipeline(in_channels=33),
         wrap=StableDiffusion3Fill,
@@ -96,7 +104,11 @@ CASES = {
         is_decoded=False,
     ),
     "Flux2Klein": FamilyCase(
-        build=small_klein_pipeline, wrap=Flux2Klein, call={"guidance_scale": 1.0}, guided={"guidance_scale": SCALE}
+        build=small_klein_pipeline,
+        wrap=Flux2Klein,
+        call={"guidance_scale": 1.0},
+        learning_rates={"prefpaint": 3e-3},
+        guided={"guidance_scale": SCALE},
     ),
     "QwenImage": FamilyCase(
         build=small_qwen_image_pipeline, wrap=QwenImage, guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE}

@@ -8,6 +8,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
     FluxInpaintPipeline,
+    FluxKontextInpaintPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3InpaintPipeline,
@@ -26,7 +27,7 @@ from rlhf.diffusion.builtin.tiny_model import (
     build_unet,
 )
 
-Pipeline = TypeVar("Pipeline", FluxFillPipeline, FluxInpaintPipeline)
+Pipeline = TypeVar("Pipeline", FluxFillPipeline, FluxInpaintPipeline, FluxKontextInpaintPipeline)
 CHANNELS = 4
 """Channels of the latents."""
 
@@ -56,6 +57,11 @@ def small_fill_pipeline(*, guidance_embeds: bool = True) -> FluxFillPipeline:
 def small_flux_inpaint_pipeline() -> FluxInpaintPipeline:
     """FLUX.1's text-to-image network, which inpaints by blending."""
     return _flux(FluxInpaintPipeline, in_channels=4 * CHANNELS, guidance_embeds=True)
+
+
+def small_kontext_pipeline() -> FluxKontextInpaintPipeline:
+    """FLUX.1 Kontext: the network of the text-to-image model, which also reads the known image."""
+    return _flux(FluxKontextInpaintPipeline, in_channels=4 * CHANNELS, guidance_embeds=True)
 
 
 def _flux(kind: type[Pipeline], *, in_channels: int, guidance_embeds: bool) -> Pipeline:

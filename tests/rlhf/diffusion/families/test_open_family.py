@@ -117,11 +117,11 @@ def test_a_policy_paints_from_the_cache_what_it_paints_with_its_text_encoder(
 
 
 def test_other_classes_and_channels_are_refused_with_those_supported(tmp_path: Path) -> None:
-    kontext = tmp_path / "kontext"
-    kontext.mkdir()
-    (kontext / "model_index.json").write_text('{"_class_name": "FluxKontextPipeline"}')
-    with pytest.raises(UserError, match=f"class FluxKontextPipeline; supported are {', '.join(MODULES)}"):
-        load_policy(model(kontext))
+    chroma = tmp_path / "chroma"
+    chroma.mkdir()
+    (chroma / "model_index.json").write_text('{"_class_name": "ChromaInpaintPipeline"}')
+    with pytest.raises(UserError, match=f"class ChromaInpaintPipeline; supported are {', '.join(MODULES)}"):
+        load_policy(model(chroma))
     control = small_sd3_pipeline(in_channels=16)
     control.save_pretrained(tmp_path / "sd3")
     config = tmp_path / "sd3" / "transformer" / "config.json"

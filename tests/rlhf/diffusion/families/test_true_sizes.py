@@ -10,7 +10,7 @@ from rlhf.diffusion.families.written_down import WRITTEN, find_written, read_wri
 from rlhf.diffusion.policy import Policy
 
 MODELS = read_written()
-BIG = ("flux", "qwen-image", "qwen-image-edit", "sd3.5-large", "z-image", "sdxl")
+BIG = ("flux", "flux-kontext", "qwen-image", "qwen-image-edit", "sd3.5-large", "z-image", "sdxl")
 """They take seconds to build, and are like another."""
 META = torch.device("meta")
 
