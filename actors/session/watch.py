@@ -18,6 +18,8 @@ WATCH_S = 1.0
 """Seconds between two looks at Ray's processes."""
 SILENCE_S = 10.0
 """Seconds without an answer after which a joined cluster counts as dead."""
+HEAD_SILENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""Ray's variable for the seconds that its processes wait for a lost head; set where the head's state survives it."""
 
 
 @contextmanager
@@ -39,19 +41,21 @@ def end_with_ray(servers: Sequence[psutil.Process]) -> Iterator[None]:
 def end_with_cluster(servers: Mapping[str, tuple[str, int]], silence_s: float = SILENCE_S) -> Iterator[None]:
     """Ends this process with exit code 2 if a server of a joined cluster accepts no connection any more.
 
-    That happens `silence_s` after its last one; Ray itself would wait for a minute. It says which server it is, and
-    which command goes on; the cluster's processes belong to others. `servers` are host and port by name.
+    That happens `silence_s` after its last one, for `gcs_server` not before the seconds in the variable
+    `HEAD_SILENCE`; Ray itself would wait for a minute. It says which server it is, and which command goes on; the
+    cluster's processes belong to others. `servers` are host and port by name.
     """
     heard: dict[str, float] = {}
+    limits = {"gcs_server": max(silence_s, float(os.environ.get(HEAD_SILENCE, 0.0)))}
 
-    def look(patience_s: float = silence_s) -> None:
+    def look(patience_s: float | None = None) -> None:
         for name, place in servers.items():
             try:
                 socket.create_connection(place, timeout=silence_s / 2).close()
                 heard[name] = time.monotonic()
             except OSError as error:
                 silent_s = time.monotonic() - heard.get(name, math.inf)
-                if silent_s > patience_s:
+                if silent_s > (limits.get(name, silence_s) if patience_s is None else patience_s):
                     where = f"{name} at {place[0]}:{place[1]}"
                     _end(f"Ray's {where} has not answered for {silent_s:.0f} s ({error})", "Start Ray there again. ")
 

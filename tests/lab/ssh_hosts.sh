@@ -12,6 +12,7 @@ case $1 in
   up)
     id ubuntu >/dev/null 2>&1 || { useradd --no-create-home --shell /bin/bash --password '*' ubuntu; touch "$LAB/user"; }
     mkdir -p /shared "$SHARED/prefpaint-ray" /run/sshd
+    touch /shared/lab # keeps the folder, on which the machines mount theirs, from being removed as empty
     [ -d "$3/.venv" ] || { mkdir "$3/.venv"; echo "$3" >"$LAB/venv"; }
     [ -e "$KEY" ] || ssh-keygen -q -t rsa -N '' -f "$KEY"
     chown ubuntu "$SHARED"
@@ -33,5 +34,6 @@ case $1 in
   down)
     [ ! -e "$LAB/user" ] || { userdel ubuntu; rm "$LAB/user"; }
     [ ! -e "$LAB/venv" ] || { rmdir "$(cat "$LAB/venv")/.venv"; rm "$LAB/venv"; }
+    rm -f /shared/lab
     rmdir /shared /home/ubuntu /etc/prefpaint 2>/dev/null || true ;;
 esac

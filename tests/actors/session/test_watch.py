@@ -1,5 +1,7 @@
 """Ray that dies under a command."""
 
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -65,6 +67,19 @@ def test_a_command_whose_joined_cluster_falls_silent_says_so_and_ends() -> None:
     assert driver.returncode == 2
     assert f"error: Ray's gcs_server at 127.0.0.1:{port} has not answered" in errors
     assert errors.endswith("Start Ray there again. Go on with: rlhf align --out 'my run' --resume\n")
+
+
+def test_a_head_whose_state_survives_it_is_waited_for_as_long_as_ray_does() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gcs:
+        command = [sys.executable, "-c", JOINED, "align", str(gcs.getsockname()[1])]
+        environment = os.environ | {"RAY_gcs_rpc_server_reconnect_timeout_s": "2.5"}
+        driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        gcs.accept()[0].close()
+    _, errors = driver.communicate(timeout=20)
+    assert driver.returncode == 2
+    told = re.search(r"has not answered for (\d+) s", errors)
+    assert told is not None
+    assert int(told[1]) >= 2
 
 
 FAILING = """
