@@ -24,4 +24,4 @@ def profiled(out: Path, update: int, process: str) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="rlhf-") as folder:
         local = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(local))
-        atomic_write_text(out / "profile" / f"update-{update:06d}-{process}.json", local.read_text())
+        atomic_write_text(out / "profile" / f"update-{update:06d}-{process}.pt.trace.json", local.read_text())

@@ -100,5 +100,5 @@ def test_a_run_publishes_every_metric_of_the_dashboard_but_those_of_nft(
     assert 0 < line["learner_utilisation"] < 1
     assert line["pixels_per_s"] == pytest.approx(line["images_per_s"] * SIZE_PX**2)
     for process, ranges in {"learner-0": {"forward", "backward", "optimizer"}, "sampler-1": {"decode"}}.items():
-        trace = json.loads((out / "profile" / f"update-000002-{process}.json").read_text())
+        trace = json.loads((out / "profile" / f"update-000002-{process}.pt.trace.json").read_text())
         assert ranges <= {event["name"] for event in trace["traceEvents"]}

@@ -98,6 +98,6 @@ def test_a_trace_is_json_with_the_ranges_that_were_named(small_pipeline: Path, t
     policy = load_policy(config.model)
     with profiled(tmp_path, 3, "sampler-0"), record_function("all"):
         rolled_out(policy, config.align)
-    trace = json.loads((tmp_path / "profile" / "update-000003-sampler-0.json").read_text())
+    trace = json.loads((tmp_path / "profile" / "update-000003-sampler-0.pt.trace.json").read_text())
     names = {event["name"] for event in trace["traceEvents"] if event.get("ph") == "X"}
     assert {"all", "denoise, step 1", "decode", "aten::convolution"} <= names
