@@ -4,7 +4,8 @@ Stand-ins replace samplers and scorers and take the time of their GPUs. Coordina
 and Ray are those of a run, and so are the sizes of prompts, LoRA weights, images and trajectories. Everything runs on
 one machine, so its few cores share the copying and hashing of all nodes. For hundreds of samplers let one process stand
 in for many, with small images: `--samplers 64 256 1024 --per-process 64 --edge-px 64`. The coordinator's work per
-task does not depend on either.
+task does not depend on either. With `--nodes 4` the stand-ins lie on as many Ray nodes, each with a raylet and an
+object store of its own.
 """
 
 import argparse
@@ -13,11 +14,9 @@ import os
 import pickle
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("RAY_worker_niceness", "0")
 
@@ -32,6 +31,7 @@ from actors.pool.worker_pool import WorkerPool  # noqa: E402
 from actors.session.ray_session import ray_session  # noqa: E402
 from actors.telemetry.incidents import Incidents  # noqa: E402
 from benchmarks.scaling.stand_ins import Pace, StandInSampler, StandInScorer, batch_seconds  # noqa: E402
+from benchmarks.several_nodes import several_nodes  # noqa: E402
 from rlhf.alignment.planning.idle_shares import best_seconds  # noqa: E402
 from rlhf.config.config_files import load_config  # noqa: E402
 from rlhf.config.run_config import RunConfig  # noqa: E402
@@ -41,8 +41,8 @@ from rlhf.data.prompts import PromptTable  # noqa: E402
 from rlhf.diffusion.families.stable_diffusion import LORA_TARGETS
 
 RUN_FILE = Path(__file__).parents[2] / "cluster" / "runs" / "one_node_8gpu.yaml"
-CONTROL = ("gcs_server", "raylet")
-"""Ray's own processes; the rest of its control plane runs inside coordinator and workers."""
+GCS, RAYLET = "gcs_server", "raylet"
+"""Ray's own processes, one for all nodes and one for each; the rest of its control plane is in the workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,16 @@ class UpdateFigures:
     weights_sync_s: float
     sampler_idle_share: float
     tasks: float
+    tasks_per_s: float
+    object_store_mb_per_s: float
+    """Images and trajectories that pass through object stores, by their sizes."""
     coordinator_cpu_ms_per_task: float
     ray_cpu_ms_per_task: float
     """CPU time of Ray's own processes."""
+    gcs_cpu_share: float
+    """CPU time of Ray's one server of the whole cluster over the duration of the update."""
+    raylet_cpu_share: float
+    """The same for the busiest node's raylet."""
     coordinator_cpu_share: float
     """CPU time of the coordinator over the duration of the update."""
     control_kb_per_task: float
@@ -118,7 +125,7 @@ def measure(
 
     def pool(role: str, actor: type, size: int) -> WorkerPool:
         shared = arguments.per_process
-        start = ray.remote(num_cpus=0, max_concurrency=shared)(actor).remote
+        start = ray.remote(num_cpus=0, max_concurrency=shared, scheduling_strategy="SPREAD")(actor).remote
         handles = [start(pace) for _ in range(-(-size // shared))]
         return WorkerPool(role, lambda place: handles[place // shared], size, incidents)
 
@@ -134,7 +141,7 @@ def measure(
     for update in range(arguments.updates + 1):
         cpu = cpu_seconds()
         work = coordinator.collect(update, {name: tensor + update for name, tensor in weights.items()}, probe=0.0)
-        spent = cpu_seconds() - cpu
+        spent = {name: seconds - cpu[name] for name, seconds in cpu_seconds().items()}
         fetch_s = fetch(work)
         lines.append(describe(work, samplers, pace, spent, update, fetch_s))
     for started in dispatcher.pools:
@@ -154,14 +161,13 @@ def fetch(work: UpdateWork) -> float:
     return time.perf_counter() - started
 
 
-def cpu_seconds() -> Counter[str]:
-    """Returns the CPU seconds of this process, which coordinates, and of Ray's own processes."""
-    spent: Any = Counter()  # Its types hold whole numbers only.
-    spent["coordinator"] = time.process_time()
+def cpu_seconds() -> dict[str, float]:
+    """Returns the CPU seconds of this process, which coordinates, and of Ray's own processes, by name and id."""
+    spent = {"coordinator": time.process_time()}
     for process in psutil.Process().children(recursive=True):
-        if process.name() in CONTROL:
+        if process.name() in (GCS, RAYLET):
             times = process.cpu_times()
-            spent["ray"] += times.user + times.system
+            spent[f"{process.name()} {process.pid}"] = times.user + times.system
     return spent
 
 
@@ -175,21 +181,28 @@ def describe(
     best_s = best_seconds([batch_seconds(pace, update, batch.prompt_ids) for batch in batches], samplers)
     control = sum(len(pickle.dumps((b.prompt_ids, b.advantages, b.trust_weights, b.scores))) for b in batches)
     latent = (pace.edge_px // 8) ** 2 * 4 / 1e6
-    steps = 2
+    steps, seconds = 2, metrics["rollout_s"]
+    images_mb = images / len(batches) * 3 * pace.edge_px**2 / 1e6
+    trajectories_mb = images / len(batches) * (6 + 8 * steps) * latent
+    ray_s = {name: cpu_s for name, cpu_s in cpu.items() if name != "coordinator"}
     return UpdateFigures(
         images_per_s=metrics["images_per_s"],
         share_of_ideal=metrics["images_per_s"] / ideal,
-        share_of_best_schedule=best_s / metrics["rollout_s"],
-        update_s=metrics["rollout_s"],
+        share_of_best_schedule=best_s / seconds,
+        update_s=seconds,
         weights_sync_s=metrics["weights_sync_s"],
         sampler_idle_share=metrics["sampler_idle_share"],
         tasks=len(batches),
+        tasks_per_s=len(batches) / seconds,
+        object_store_mb_per_s=(images_mb + trajectories_mb) * len(batches) / seconds,
         coordinator_cpu_ms_per_task=1e3 * cpu["coordinator"] / len(batches),
-        ray_cpu_ms_per_task=1e3 * cpu["ray"] / len(batches),
-        coordinator_cpu_share=cpu["coordinator"] / metrics["rollout_s"],
+        ray_cpu_ms_per_task=1e3 * sum(ray_s.values()) / len(batches),
+        coordinator_cpu_share=cpu["coordinator"] / seconds,
+        gcs_cpu_share=sum(cpu_s for name, cpu_s in ray_s.items() if name.startswith(GCS)) / seconds,
+        raylet_cpu_share=max(cpu_s for name, cpu_s in ray_s.items() if name.startswith(RAYLET)) / seconds,
         control_kb_per_task=control / len(batches) / 1e3,
-        images_mb_per_task=images / len(batches) * 3 * pace.edge_px**2 / 1e6,
-        trajectories_mb_per_task=images / len(batches) * (6 + 8 * steps) * latent,
+        images_mb_per_task=images_mb,
+        trajectories_mb_per_task=trajectories_mb,
         weights_mb=metrics["weights_bytes"] / 1e6,
         fetched_s=fetched_s,
     )
@@ -206,16 +219,18 @@ def main() -> None:
     parser.add_argument("--score-s", type=float, default=0.25, help="a scorer's time for 16 images")
     parser.add_argument("--per-process", type=int, default=1, help="stand-ins in one process, a thread each")
     parser.add_argument("--edge-px", type=int, default=512, help="edge of the stand-ins' images")
+    parser.add_argument("--nodes", type=int, default=1, help="Ray nodes, all on this machine")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "scaling.json")
     arguments = parser.parse_args()
     pace = Pace(
         batch_s=arguments.batch_s, jitter=arguments.jitter, score_s=arguments.score_s, edge_px=arguments.edge_px
     )
     weights, lines = lora_weights(load_config(RUN_FILE)), []
-    with ray_session(), tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+    session = ray_session() if arguments.nodes == 1 else several_nodes(arguments.nodes)
+    with session, tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         for samplers in arguments.samplers:
             line = measure(samplers, arguments, pace, weights, Path(folder))
-            lines.append(vars(pace) | {"per_process": arguments.per_process} | asdict(line))
+            lines.append(vars(pace) | {"per_process": arguments.per_process, "nodes": arguments.nodes} | asdict(line))
             print(json.dumps({name: round(value, 4) for name, value in asdict(line).items()}), flush=True)
     arguments.out.write_text(json.dumps({"lines": lines}, indent=2) + "\n")
 

@@ -1,6 +1,7 @@
 """Clients of an HTTP service, in a closed loop or at a given rate, and the outcome of their requests."""
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -64,15 +65,26 @@ def _session() -> aiohttp.ClientSession:
 
 
 async def closed_loop(
-    url: str, files: dict[str, bytes], draw: Callable[[int], Fields], *, clients: int, seconds: float
+    url: str,
+    files: dict[str, bytes],
+    draw: Callable[[int], Fields],
+    *,
+    clients: int,
+    seconds: float = math.inf,
+    requests: int = 10**9,
 ) -> Outcome:
-    """Runs clients that each send the next request after an answer; `draw` returns the fields of request i."""
-    told, started, asked = Outcome(), time.perf_counter(), iter(range(10**9))
+    """Runs clients that each send the next request after an answer; `draw` returns the fields of request i.
+
+    None is sent after `seconds` or after `requests` in all.
+    """
+    told, started, asked = Outcome(), time.perf_counter(), iter(range(requests))
     async with _session() as session:
 
         async def be_client() -> None:
-            while time.perf_counter() - started < seconds:
-                await _ask(session, url, files, draw(next(asked)), told)
+            for number in asked:
+                if time.perf_counter() - started >= seconds:
+                    return
+                await _ask(session, url, files, draw(number), told)
 
         await asyncio.gather(*(be_client() for _ in range(clients)))
     told.seconds = time.perf_counter() - started
