@@ -54,6 +54,12 @@ def test_a_job_whose_nodes_hold_its_run_has_no_mistake(tmp_path: Path) -> None:
     assert slurm_problems(SLURM, tmp_path) == []
 
 
+def test_the_slurm_job_of_the_repository_has_no_mistake() -> None:
+    script = (CLUSTER / "slurm.sbatch").read_text()
+    assert [start.words[:2] for start in read_commands(script)].count(["ray", "start"]) == 2, "both are read"
+    assert file_problems(CLUSTER / "slurm.sbatch", CHECKOUT) == []
+
+
 SLURM_MISTAKES = [
     ('{"learner": 8, ', "{", r"ray start: no node has the resource learner, which cluster\.role_resources of cluster/"),
     ("gpu:a100:8", "gpu:a100:7", r"ray start: \d+ of 65 actors do not fit .*8 node\(s\) of 96 CPU 7 GPU"),
@@ -111,7 +117,7 @@ def test_commands_are_found_behind_launchers_variables_and_quotations() -> None:
     assert (run.name, run.file, run.config.cluster.samplers) == ("align", RUN_FILE, 3)
 
 
-RAY_UP = ("aws", "gcp", "azure", "on_premises")
+RAY_UP = ("aws", "gcp", "azure", "on_premises", "ssh")
 
 
 def ray_up(name: str) -> dict:
