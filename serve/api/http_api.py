@@ -42,7 +42,7 @@ from serve.api.request_metrics import Measured, record_edit, render
 from serve.api.served_names import ServedNames
 from serve.api.upload import MAX_UPLOAD_BYTES, Parts, open_upload
 from serve.engine.jobs import Served
-from serve.settings import ServiceSettings, base_name
+from serve.settings import ServiceSettings
 
 HEALTH_TIMEOUT_S = 10.0
 """Seconds within which every model must answer a readiness check."""
@@ -134,15 +134,12 @@ class Api:
 
     async def _card(self, name: str, model: ServedName) -> dict[str, Any]:
         served = await self.replicas[model.base].served()
-        base = base_name(model.base)
-        alone = self.names.names.get(base)
-        is_served = alone is not None and alone.base == model.base
         return {
             "id": name,
             "object": "model",
             "created": self.created,
             "owned_by": "prefpaint-ray",
-            "base": base if model.current.folder is not None and is_served else None,
+            "base": self.names.find_base(model),
             "policy_version": model.current.version,
             "canary": {"policy_version": model.canary.version, "share": model.canary_share} if model.canary else None,
             "has_reward": served.has_reward,

@@ -51,6 +51,13 @@ class ServedNames:
         """The policies behind each name now; the first name is the default."""
         return self._names
 
+    def find_base(self, model: ServedName) -> str | None:
+        """The name under which a policy's base model is served; None if it is not, or for a base model itself."""
+        if model.current.folder is None:
+            return None
+        others = ((name, other) for name, other in self._names.items() if other.base == model.base)
+        return next((name for name, other in others if other.current.folder is None), None)
+
     def choose(self, name: str | None, version: str | None) -> Chosen:
         """Returns the name's current policy or its canary, at random by its share, or the version asked for.
 

@@ -148,3 +148,20 @@ def test_the_request_after_a_rollback_gets_the_old_policy_and_none_waits_until_a
         return answers
 
     assert asyncio.run(ask()) == [NEW, ServedPolicy(), ServedPolicy()]
+
+
+def test_the_base_of_a_policy_is_found_under_whatever_name_it_is_served():
+    """Folders of two models may have one last name, so a base model may be served under a name of the user's."""
+    models = {
+        "model": ServedName(base="/a/model"),
+        "aligned": ServedName(base="/b/model", current=OLD),
+        "plain": ServedName(base="/b/model"),
+        "alone": ServedName(base="/c/model", current=NEW),
+    }
+    names = ServedNames(Catalogue(models=models), None, set(), lambda base, policy: None)
+    assert {name: names.find_base(model) for name, model in models.items()} == {
+        "model": None,
+        "aligned": "plain",
+        "plain": None,
+        "alone": None,
+    }

@@ -111,11 +111,15 @@ CASES = {
         guided={"guidance_scale": SCALE},
     ),
     "QwenImage": FamilyCase(
-        build=small_qwen_image_pipeline, wrap=QwenImage, guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE}
+        build=small_qwen_image_pipeline,
+        wrap=QwenImage,
+        learning_rates={"prefpaint": 3e-3},
+        guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE},
     ),
     "QwenImageEdit": FamilyCase(
         build=small_qwen_edit_pipeline,
         wrap=QwenImageEdit,
+        learning_rates={"prefpaint": 3e-3},
         call={"true_cfg_scale": 1.0},
         guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE},
         components=lambda folder: {"processor": open_processor(folder / "processor")},
