@@ -33,6 +33,7 @@ from rlhf.diffusion.families.stable_diffusion_3 import StableDiffusion3Blend, St
 from rlhf.diffusion.families.z_image import ZImage
 
 SCALE, NEGATIVE = 3.0, "a dog"
+UPDATES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class FamilyCase:
     """Of the small alignments."""
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     """Exceptions from it, by algorithm: where it is so large that the small network loses what it has learned."""
+    updates: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of updates of the small alignments other than UPDATES, by algorithm."""
     components: Callable[[Path], Mapping[str, object]] = lambda folder: {}
     """Parts of a folder that plain diffusers cannot open itself with the packages that the tests have."""
     is_decoded: bool = True
@@ -129,6 +132,8 @@ CASES = {
         wrap=ZImage,
         call={"guidance_scale": 0.0},
         learning_rate=3e-3,
+        learning_rates={"prefpaint": 1e-3},
+        updates={"prefpaint": 32},
         guided={"guidance_scale": SCALE, "negative_prompt": NEGATIVE},
     ),
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from family_cases import CASES
+from family_cases import CASES, UPDATES
 from family_painting import policy_of
 from small_families import small_fill_pipeline
 from small_parts import FAST, small_prompts
@@ -27,7 +27,7 @@ ALGORITHMS = ["awm", "grpo", "guard", "mixgrpo", "nft", "prefpaint"]
 QUICK = {("FluxFill", "awm"), ("FluxFill", "grpo"), ("FluxFill", "guard"), ("FluxBlend", "nft")}
 
 
-def gain(family: ModelFamily, algorithm: str, updates: int = 8, **settings: float) -> tuple[float, float]:
+def gain(family: ModelFamily, algorithm: str, updates: int = UPDATES, **settings: float) -> tuple[float, float]:
     """How much redder the hole is after training, on noise that training has not seen; with its standard error."""
     config = AlignConfig(**FAST | SETTINGS | {"algorithm": algorithm} | settings)
     algo, prompts = algorithm_of(config), small_prompts(2)
@@ -76,7 +76,8 @@ class Reversed(FluxFill):
 def test_a_reward_that_only_moves_can_reach_rises(family: str, algorithm: str) -> None:
     case = CASES[family]
     rate = case.learning_rates.get(algorithm, case.learning_rate)
-    mean, error = gain(case.wrap(case.build()), algorithm, learning_rate=rate)
+    updates = case.updates.get(algorithm, UPDATES)
+    mean, error = gain(case.wrap(case.build()), algorithm, updates, learning_rate=rate)
     assert mean > 5 * error
 
 
