@@ -20,7 +20,7 @@ class StandInPainter:
 
     async def describe(self) -> Served:
         """Returns what is served."""
-        return Served(native_px=NATIVE_PX, has_reward=False)
+        return Served(native_px=NATIVE_PX, sizes=((NATIVE_PX, NATIVE_PX),), has_reward=False)
 
     async def prepare(self, policy: ServedPolicy) -> None:
         """Loads nothing."""
