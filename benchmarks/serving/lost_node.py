@@ -91,6 +91,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         told = asyncio.run(closed_loop(url, FILES, draw, clients=arguments.clients, requests=arguments.requests))
         thread.join()
         ray_serve.shutdown()
+    if not told.latencies:
+        raise SystemExit(f"no request was answered: {dict(told.statuses)}")
     return describe(told, lost_at[0] - started)
 
 

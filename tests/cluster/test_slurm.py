@@ -174,6 +174,30 @@ def test_a_job_is_saved_before_its_time_limit_and_goes_on_when_it_is_queued_agai
     wait_for(lambda: lab.state(job) == "CANCELLED" and lab.nodes_are_free())
 
 
+def test_a_job_outlives_a_node(lab: Lab, small_pipeline: Path, tmp_path: Path) -> None:
+    """The alignment's own way on is in tests/actors/test_network.py; here a program waits for the loss."""
+    run = new_run(lab, small_pipeline, tmp_path, updates=2)
+    program = """
+import time
+def count_nodes():
+    return sum(node["Alive"] for node in ray.nodes())
+print("nodes:", count_nodes(), flush=True)
+while count_nodes() == 3:
+    time.sleep(1)
+print("left:", count_nodes())"""
+    job = run.submit(driver_replaced(run.script(nodes=3), program))
+    wait_for(lambda: "nodes: 3" in lab.text(job))
+    lab.run(SCRIPTS / "machines.sh", "kill", 3)
+    try:
+        wait_for(lambda: is_over(lab, job))
+        assert "left: 2" in lab.text(job)
+        assert lab.state(job) == "COMPLETED", lab.text(job)
+    finally:
+        lab.run(SCRIPTS / "machines.sh", "boot", 3)
+        lab.run(SCRIPTS / "slurm.sh", "boot", 3)
+        wait_for(lab.nodes_are_free)
+
+
 def test_a_job_whose_alignment_fails_has_failed_with_its_code(lab: Lab, small_pipeline: Path, tmp_path: Path) -> None:
     run = new_run(lab, small_pipeline, tmp_path, updates=2)
     job = run.submit(driver_replaced(run.script(nodes=1), "sys.exit(3)"))
