@@ -99,7 +99,7 @@ def deployment_names(bases: Iterable[str]) -> dict[str, str]:
 def start(settings: ServiceSettings, host: str, port: int) -> str:
     """Deploys on the connected Ray cluster, and returns the address once the models are loaded.
 
-    Raises UserError if a model or the reward model does not load.
+    Raises UserError if a model or the reward model does not load, or Ray Serve does not start.
     """
     spare = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
     cpus = max(1.0, spare // (settings.max_replicas or settings.replicas))
@@ -108,11 +108,16 @@ def start(settings: ServiceSettings, host: str, port: int) -> str:
     application = _bind(settings.model_copy(update={"ingress_replicas": copies}), cpus)
     _check_room(settings, cpus)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    ray_serve.start(http_options={"host": host, "port": port})
     try:
+        ray_serve.start(http_options={"host": host, "port": port})
         ray_serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise UserError(_why_not_deployed(error)) from error
+    except RayError as error:
+        raise UserError(
+            f"serve: Ray Serve's own processes died at the start ({type(error).__name__}); on a busy machine give them "
+            "more time with RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=60 and RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S=60"
+        ) from error
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
