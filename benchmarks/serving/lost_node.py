@@ -53,6 +53,8 @@ def describe(told: Outcome, lost_s: float) -> dict[str, Any]:
     """Returns the figures of all requests, and of the answers before and after the loss."""
     windows = [sum(at // WINDOW_S == number for at in told.finished) for number in range(int(told.seconds // WINDOW_S))]
     before = windows[1 : int(lost_s // WINDOW_S)]  # The first window warms up.
+    if not before:
+        raise SystemExit(f"the node was lost after {lost_s:.0f} s, too early for a rate before it: raise --lost-at")
     rate = sum(before) / len(before) / WINDOW_S
     back = [at for at in range(int(lost_s // WINDOW_S), len(windows)) if windows[at] >= 0.9 * rate * WINDOW_S]
     pauses = [b - a for a, b in zip(sorted(told.finished), sorted(told.finished)[1:], strict=False)]
