@@ -78,6 +78,9 @@ def whole_folder(folder: Path, last: str) -> Iterator[Path]:
         if not isinstance(folder, UrlPath):
             folder.mkdir(parents=True, exist_ok=True)
             yield folder
+            # safetensors lets nobody but the owner read its files; those who serve a policy may be others.
+            for path in folder.rglob("*"):
+                path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o644))
             return
         with tempfile.TemporaryDirectory(prefix="rlhf-") as name:
             local = Path(name)

@@ -44,6 +44,8 @@ def test_a_saved_policy_paints_what_the_trained_one_paints(
     assert again.version == 7
     torch.testing.assert_close(images_of(again), images_of(policy), atol=1e-5, rtol=0)
     assert not torch.equal(images_of(again), images_of(load_policy(ModelConfig(path=str(small_pipeline)))))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in files), "other users may serve it"
 
 
 def test_plain_diffusers_applies_every_lora_module(small_pipeline: Path, tmp_path: Path) -> None:
