@@ -43,7 +43,7 @@ def answers(folder: Path, **fields: object) -> tuple[Answers, PaintedEdit, EditP
     """An edit with its finished samples and a preview, all of them the photograph itself."""
     asked = EditRequest.model_validate(fields | {"seed": 0})
     chosen = Chosen("tiny", ServedName(base="tiny"), ServedPolicy())
-    edit = plan_edit(asked, read_upload(IMAGE, MASK), chosen, 64)
+    edit = plan_edit(asked, read_upload(IMAGE, MASK), chosen, [(64, 64)])
     samples = [cut(edit.canvas, edit.region)] * asked.n
     scores = [SampleScore(reward=1.0, lower=0.5, upper=None)] * asked.n
     painted = PaintedEdit(samples=samples, scores=scores, unsafe=[], jobs=[])

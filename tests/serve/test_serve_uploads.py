@@ -182,7 +182,7 @@ def _answered(image: bytes, mask: bytes, output_format: str, folder: Path) -> li
     answered = []
     for response_format in ("b64_json", "url"):
         fields = {"output_format": output_format, "response_format": response_format, "seed": 0}
-        edit = plan_edit(EditRequest.model_validate(fields), read_upload(image, mask), chosen, 64)
+        edit = plan_edit(EditRequest.model_validate(fields), read_upload(image, mask), chosen, [(64, 64)])
         painted = PaintedEdit(samples=[cut(edit.canvas, edit.region)], scores=[], unsafe=[], jobs=[])
         (record,) = Answers(edit, ImageStore(folder), "").records(painted)
         stored = "url" in record

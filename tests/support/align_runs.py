@@ -22,7 +22,13 @@ TIMINGS = {
     "queue_to_sample",
     "queue_to_score",
     *("learner_utilisation", "sampler_utilisation", "pixels_per_s"),
-    *("learner_memory_bytes", "sampler_memory_bytes", "learner_device_flops", "sampler_device_flops"),
+    *(
+        "learner_memory_bytes",
+        "sampler_memory_bytes",
+        "scorer_memory_bytes",
+        "learner_device_flops",
+        "sampler_device_flops",
+    ),
 }
 
 

@@ -56,7 +56,7 @@ def refusal(path: Path, **settings: str) -> str:
         "StableDiffusionControlNetInpaintPipeline",
         "StableDiffusionXLControlNetInpaintPipeline",
         "StableDiffusionControlNetPipeline",
-        "FluxKontextInpaintPipeline",
+        "FluxControlNetInpaintPipeline",
         "NoSuchPipeline",
     ],
 )
