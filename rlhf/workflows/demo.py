@@ -37,7 +37,7 @@ def run_demo(
         overrides = (*overrides, f"prompts.crops_per_photograph={CROPS_PER_PHOTOGRAPH}")
     resolved = load_config(file, overrides).model_dump(mode="json")
     options = ["--config", str(file), *(word for override in overrides for word in ("--set", override))]
-    print(f"demo: 7 stages into {out}; some 14 minutes on 2 cores", file=sys.stderr)
+    print(f"demo: 7 stages into {out}; some 12 minutes on 2 cores", file=sys.stderr)
     stages = [
         Stage(
             name=name,
