@@ -8,6 +8,7 @@ import argparse
 import json
 import time
 import zlib
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +23,12 @@ from rlhf.diffusion.builtin.train_base import state_path
 from rlhf.storage.images import blank_hole, decode_image, image_to_tensor, list_photographs, mask_to_tensor, square_crop
 from rlhf.storage.images import tensor_to_image as to_image
 
-SAMPLERS = {"unet": fill_unet, "transformer": fill_transformer}
+SAMPLERS = {
+    "unet": ("unet", fill_unet),
+    "transformer": ("transformer", fill_transformer),
+    "transformer, second order": ("transformer", partial(fill_transformer, order=2)),
+}
+"""Stage of the training, and how its model fills, by name."""
 
 
 def cut_prompts(folder: Path, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,14 +76,14 @@ def measure_fills(
     """
     figures: dict[str, dict[str, object]] = {}
     fills = {name: fill_classical(name, images, masks) for name in classical}
-    for stage, sample in SAMPLERS.items():
+    for name, (stage, sample) in SAMPLERS.items():
         if state_path(state, stage).is_file():
             pipeline, updates = trained_pipeline(state, stage)
             started = time.perf_counter()
             parts = zip(images.split(50), masks.split(50), strict=True)
-            fills[stage] = torch.cat([sample(pipeline, a, b, steps, seed) for seed, (a, b) in enumerate(parts)])
+            fills[name] = torch.cat([sample(pipeline, a, b, steps, seed) for seed, (a, b) in enumerate(parts)])
             seconds = (time.perf_counter() - started) / len(images)
-            figures[stage] = {"updates": updates[stage], "sample_s": round(seconds, 4)}
+            figures[name] = {"updates": updates[stage], "sample_s": round(seconds, 4)}
     for name, filled in fills.items():
         figures[name] = figures.get(name, {}) | likeness(filled, images, masks)
     if find_spec("efficientnet_lite_pytorch"):
@@ -100,11 +106,11 @@ def _compare(
         parts = zip(filled.split(50), images.split(50), masks.split(50), strict=True)
         distances[name] = torch.cat([distance(*part) for part in parts])
         figures[name]["distance"] = round(float(distances[name].mean()), 4)
-    for stage in SAMPLERS:
+    for sampler in SAMPLERS:
         for name in classical:
-            if stage in distances:
-                closer = (distances[stage] < distances[name]).float().mean()
-                figures[stage][f"closer_than_{name}"] = round(float(closer), 3)
+            if sampler in distances:
+                closer = (distances[sampler] < distances[name]).float().mean()
+                figures[sampler][f"closer_than_{name}"] = round(float(closer), 3)
 
 
 def save_sheet(columns: list[torch.Tensor], path: Path, *, rows: int, scale: int = 3) -> None:

@@ -59,8 +59,8 @@ def settings(size: Size, out: Path) -> dict[str, Any]:
         "reward": {
             "backbone": str(out / "clip"),
             "frozen_share": 1.0,
-            "decorrelation": 1.0,
-            "epochs": 20,
+            "decorrelation": 0.3,
+            "epochs": 4,
             "learning_rate": 1e-4,
             "micro_batch_size": 4,
             "coverage": 0.5,
