@@ -8,6 +8,7 @@ import argparse
 import json
 import time
 import zlib
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from rlhf.diffusion.builtin.train_base import state_path
 from rlhf.storage.images import blank_hole, decode_image, image_to_tensor, list_photographs, mask_to_tensor, square_crop
 from rlhf.storage.images import tensor_to_image as to_image
 
-SAMPLERS = {
+SAMPLERS: Mapping[str, tuple[str, Callable[..., torch.Tensor]]] = {
     "unet": ("unet", fill_unet),
     "transformer": ("transformer", fill_transformer),
     "transformer, second order": ("transformer", partial(fill_transformer, order=2)),
