@@ -10,7 +10,7 @@ from rlhf.data.photographs import choose_photograph_folders
 
 STEPS, SAMPLES = 4, 2
 TRAINING_PHOTOGRAPHS = 10
-"""The reward needs three in part A, and pictures of four in part B; fewer are refused as collapsed features."""
+"""The reward needs three in part A, and pictures of five in part B; fewer are refused as collapsed features."""
 PORT = 8790
 
 
@@ -59,12 +59,12 @@ def settings(size: Size, out: Path) -> dict[str, Any]:
         "reward": {
             "backbone": str(out / "clip"),
             "frozen_share": 1.0,
-            "decorrelation": 0.3,
-            "epochs": 4,
+            "decorrelation": 1.0,
+            "epochs": 1,
             "learning_rate": 1e-4,
             "micro_batch_size": 4,
             "coverage": 0.5,
-            "parts": [0.4, 0.4, 0.1, 0.1],
+            "parts": [0.3, 0.5, 0.1, 0.1],
         },
         "align": {
             "updates": 1,
