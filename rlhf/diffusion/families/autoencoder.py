@@ -19,8 +19,7 @@ has 2^31 elements. On a CPU 16 images of 64 px: with more, what a layer makes do
 @torch.no_grad()
 def encode(vae: "AutoencoderKL", images: torch.Tensor) -> torch.Tensor:
     """Latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1], shifted and scaled: the posterior's mode."""
-    parts = images.to(vae.device).split(count_at_once(images.shape[-2] * images.shape[-1], vae.device))
-    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in parts])
+    latents = in_parts(lambda part: vae.encode(part).latent_dist.mode(), images.to(vae.device), 1)
     return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
@@ -31,15 +30,14 @@ def decode(vae: "AutoencoderKL", latents: torch.Tensor) -> torch.Tensor:
     return in_parts(lambda part: vae.decode(part).sample, moved, factor_of(vae))
 
 
-def in_parts(run: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, factor: int) -> torch.Tensor:
-    """The float32 images that `run`, a VAE's decoder of this factor, makes of latents [B, ..., h, w]."""
-    count = count_at_once(latents.shape[-2] * latents.shape[-1] * factor**2, latents.device)
-    return torch.cat([run(part).float() for part in latents.split(count)])
+def in_parts(run: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, factor: int) -> torch.Tensor:
+    """What `run`, a VAE's encoder or decoder, makes of a batch [B, ..., h, w] of images or latents, in float32.
 
-
-def count_at_once(pixels: int, device: torch.device) -> int:
-    """Number of images of so many pixels that a VAE takes at once."""
-    return max(1, PIXELS_AT_ONCE.get(device.type, PIXELS_AT_ONCE["cuda"]) // pixels)
+    `factor` is the number of pixels on the side of a cell of the batch: 1 for images.
+    """
+    pixels = batch.shape[-2] * batch.shape[-1] * factor**2
+    most = PIXELS_AT_ONCE.get(batch.device.type, PIXELS_AT_ONCE["cuda"])
+    return torch.cat([run(part).float() for part in batch.split(max(1, most // pixels))])
 
 
 def factor_of(vae: "AutoencoderKL") -> int:

@@ -88,7 +88,8 @@ class Flux2Klein(Blending, TokenFamily):
         """The posterior's mode, folded two by two and normalised."""
         vae = self.pipeline.vae
         mean, std = self._statistics()
-        return (F.pixel_unshuffle(vae.encode(images.to(vae.device)).latent_dist.mode(), FOLD) - mean) / std
+        modes = in_parts(lambda part: vae.encode(part).latent_dist.mode(), images.to(vae.device), 1)
+        return (F.pixel_unshuffle(modes, FOLD) - mean) / std
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

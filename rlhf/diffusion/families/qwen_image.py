@@ -82,7 +82,9 @@ class QwenImage(Blending, TokenFamily):
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """The posterior's mode of one frame, normalised per channel by the VAE's own mean and deviation."""
         vae = self.pipeline.vae
-        latents = vae.encode(images.to(vae.device)[:, :, None]).latent_dist.mode()[:, :, 0]
+        latents = in_parts(
+            lambda part: vae.encode(part[:, :, None]).latent_dist.mode()[:, :, 0], images.to(vae.device), 1
+        )
         return (latents - self._of_channels("latents_mean")) / self._of_channels("latents_std")
 
     @torch.no_grad()
