@@ -21,6 +21,21 @@ def denoise(
     return schedule.transition(output, latents, step_index, eta)
 
 
+def raise_order(
+    transition: Transition,
+    latents: torch.Tensor,
+    schedule: Schedule,
+    step: int,
+    before: tuple[int, torch.Tensor],
+) -> Transition:
+    """A deterministic transition of `latents` at position `step`, of second order.
+
+    `before` is the position before it and the clean latents that were predicted there, without noise in between.
+    """
+    mean = schedule.second_order(transition.clean, before[1], latents, step, before[0])
+    return Transition(mean=mean, std_dev_t=transition.std_dev_t, clean=transition.clean)
+
+
 def keep_known(
     drawn: torch.Tensor,
     known: tuple[torch.Tensor, torch.Tensor] | None,

@@ -7,7 +7,7 @@ import torch
 from torch.profiler import record_function
 
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite
+from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite, raise_order
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.noising import noise_again
@@ -37,7 +37,7 @@ def rollout(
     samples = len(sample_indices)
     condition, latent_mask = policy.family.encode_prompts(prompts)
     text = policy.embed(prompts)
-    denoiser = _Denoiser(policy, plan, cells_of(condition), text)
+    denoiser = Denoiser(policy, plan, cells_of(condition), text)
     latents, start, first = _run_shared_prefix(denoiser, prompts, condition, sample_indices, seed_key)
     condition = condition.repeat_interleave(samples, dim=0)
     latent_mask = torch.ones_like(latent_mask) if plan.log_prob_over == "all" else latent_mask
@@ -84,7 +84,7 @@ def _record(
     latents: torch.Tensor,
     condition: torch.Tensor,
     latent_mask: torch.Tensor,
-    denoiser: "_Denoiser",
+    denoiser: "Denoiser",
 ) -> Trajectories:
     """The records of the trained steps, in their order; `latents` are those at the end."""
 
@@ -103,14 +103,14 @@ def _record(
     )
 
 
-class _Denoiser:
+class Denoiser:
     """Takes the steps of a plan one by one; remembers the last prediction, and counts images through the network."""
 
     def __init__(self, policy: Policy, plan: RolloutPlan, cells: tuple[int, int], text: TextEmbedding) -> None:
         self.policy, self.plan, self.text = policy, plan, text
         self.schedule: Schedule = policy.family.schedule(plan.num_inference_steps, cells).skip_to(plan.steps)
         self.forward_images = 0
-        self._previous: tuple[int, torch.Tensor] | None = None
+        self._before: tuple[int, torch.Tensor] | None = None
 
     def predict(
         self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor, *, is_trained: bool
@@ -121,17 +121,22 @@ class _Denoiser:
         return run(latents, timestep, condition, self.text)
 
     def step(self, latents: torch.Tensor, step: int, condition: torch.Tensor, eta: float) -> Transition:
-        """The transition from latents at position `step`; of second order if the plan says so."""
+        """The transition from latents at position `step`; of second order if plan or schedule say so.
+
+        The first step, the last one and those after a random step are of first order.
+        """
         index = torch.full((len(latents),), step)
         predict = partial(self.predict, condition=condition, is_trained=step in self.plan.trained_steps)
         transition = denoise(predict, latents, index, self.schedule, eta)
-        if step in self.plan.second_order_steps:
-            assert self._previous is not None, "a plan's first step is of first order"
-            before, previous_clean = self._previous
-            mean = self.schedule.second_order(transition.clean, previous_clean, latents, step, before)
-            transition = Transition(mean=mean, std_dev_t=transition.std_dev_t, clean=transition.clean)
-        self._previous = (step, transition.clean)
+        is_second_order = self.schedule.solver_order == 2 or step in self.plan.second_order_steps
+        if self._before is not None and eta == 0 and step != self.plan.steps[-1] and is_second_order:
+            transition = raise_order(transition, latents, self.schedule, step, self._before)
+        self._before = (step, transition.clean) if eta == 0 else None
         return transition
+
+    def branch(self) -> None:
+        """Forget the last prediction: the next step is of other latents."""
+        self._before = None
 
     def keep_known(self, drawn: torch.Tensor, condition: torch.Tensor, start: torch.Tensor, step: int) -> torch.Tensor:
         """The latents after position `step`; `start` is the trajectory's initial noise."""
@@ -140,7 +145,7 @@ class _Denoiser:
 
 
 def _record_noised(
-    denoiser: _Denoiser,
+    denoiser: Denoiser,
     clean: torch.Tensor,
     condition: torch.Tensor,
     latent_mask: torch.Tensor,
@@ -165,7 +170,7 @@ def _record_noised(
 
 
 def _run_shared_prefix(
-    denoiser: _Denoiser,
+    denoiser: Denoiser,
     prompts: Sequence[Prompt],
     condition: torch.Tensor,
     sample_indices: Sequence[int],
@@ -192,6 +197,7 @@ def _run_shared_prefix(
     first = min(plan.stochastic_steps, default=plan.num_inference_steps)
     for step in [step for step in plan.steps if step < first]:
         latents = denoiser.keep_known(denoiser.step(latents, step, condition, 0.0).mean, condition, start, step)
+    denoiser.branch()
     latents, start = (part.repeat_interleave(len(sample_indices), dim=0) for part in (latents, start))
     return latents, start, first
 

@@ -15,11 +15,11 @@ import torch
 
 from rlhf.data.buckets import Size
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite
+from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite, raise_order
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.rollout import start_from_images
-from rlhf.diffusion.steps.step_rule import Schedule
+from rlhf.diffusion.steps.step_rule import Schedule, Transition
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Reward
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit
@@ -162,10 +162,19 @@ def advance(cache: PolicyCache, running: Sequence[RunningJob]) -> None:
         sizes = [len(one.latents) for one in group]
         known = cache.base.family.known_latents(torch.cat([one.condition for one in group]))
         noise, index = torch.cat([one.noise for one in group]), torch.arange(len(rows))
-        after, clean = keep_known(step.mean, known, noise, schedule, index), finish_known(step.clean, known)
+        mean = torch.cat([_mean(*parts) for parts in zip(group, step.split(sizes), latents.split(sizes), strict=True)])
+        after, clean = keep_known(mean, known, noise, schedule, index), finish_known(step.clean, known)
         for one, *parts in zip(group, after.split(sizes), clean.split(sizes), strict=True):
             (one.latents, one.clean), one.step = parts, one.step + 1
             one.batch_sizes.append(len(latents))
+
+
+def _mean(one: RunningJob, step: Transition, latents: torch.Tensor) -> torch.Tensor:
+    """The next latents of a job's `latents`, as a rollout without noise takes them."""
+    has_predicted, is_last = len(one.batch_sizes) > 0, one.step == one.job.num_inference_steps - 1
+    if one.schedule.solver_order == 2 and has_predicted and not is_last:
+        step = raise_order(step, latents, one.schedule, one.step, (one.step - 1, one.clean))
+    return step.mean
 
 
 def _predict(

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Set
 from enum import StrEnum
@@ -197,11 +198,8 @@ def load_pipeline(
     of the class. Without `parts`, no weights are fetched. Raises UserError if it is incomplete or damaged.
     """
     import diffusers
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
 
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    quieten_diffusers()
     if not parts:
         return _pipeline_of_shapes(getattr(diffusers, kind), place, index, names, given)
     with local_copy(place) as local:
@@ -220,6 +218,20 @@ def load_pipeline(
             if _part_of(name) in parts - {Part.NETWORK}:
                 network.to(device)
     return pipeline
+
+
+def quieten_diffusers() -> None:
+    """No progress bars for files that open in a moment, and no warning of the option that only we read."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.get_logger("diffusers.configuration_utils").addFilter(_is_not_of_solver_order)
+
+
+def _is_not_of_solver_order(record: logging.LogRecord) -> bool:
+    return "{'solver_order'" not in record.getMessage()
 
 
 def _pipeline_of_shapes(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from rlhf.diffusion.families.autoencoder import decode, encode, factor_of, read_factor
 from rlhf.diffusion.families.family import Sides, TextEmbedding, cells_of, device_of, guide, stack_prompts
-from rlhf.diffusion.families.pipeline_folder import read_part_config
+from rlhf.diffusion.families.pipeline_folder import quieten_diffusers, read_part_config
 from rlhf.diffusion.precision import in_precision
 from rlhf.diffusion.steps.flow_matching import FlowRule, FlowSchedule, make_flow_schedule
 
@@ -197,4 +197,5 @@ def read_flow_scheduler(place: Path) -> "FlowMatchEulerDiscreteScheduler":
     """The scheduler of a pipeline whose classes have been checked, from its configuration."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
+    quieten_diffusers()
     return FlowMatchEulerDiscreteScheduler.from_config(read_part_config(place, "scheduler", "scheduler_config.json"))

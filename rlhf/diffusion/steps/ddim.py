@@ -27,6 +27,8 @@ class DDIMSchedule:
     """`epsilon`, `v_prediction` or `sample`."""
     clip_range: float | None = None
     """Predicted clean latents are clipped to +/- this; None leaves them as they are."""
+    solver_order: int = 1
+    """Of deterministic steps: DDIM's are of first order."""
 
     def transition(
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor, eta: float

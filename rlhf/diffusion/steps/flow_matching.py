@@ -30,7 +30,9 @@ class FlowSchedule:
     next_sigmas: torch.Tensor
     """float32 [T], the noise level after each step."""
     rule: FlowRule = "ddim"
-    """Rule of the stochastic steps; without noise all are Euler's step."""
+    """Rule of the stochastic steps."""
+    solver_order: int = 1
+    """Of deterministic steps; 1: Euler's, 2: DPM-Solver++(2M)'s, which uses the prediction of the step before."""
 
     def transition(
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor, eta: float
@@ -74,7 +76,8 @@ class FlowSchedule:
         """The next latents by DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2).
 
         The formula is Euler's step from clean latents that are extrapolated in log-SNR from the predictions at `step`
-        and at `previous`, the position before it. The step must not end at noise level 0, whose log-SNR is infinite.
+        and at `previous`, the position before it. The step must not end at noise level 0, whose log-SNR is infinite; so
+        is that of level 1, which leaves the prediction there without weight.
         """
         levels = torch.stack([*self.sigmas[[previous, step]], self.next_sigmas[step]]).double()
         before, here, after = (torch.log1p(-levels) - levels.log()).tolist()
@@ -118,12 +121,16 @@ def make_flow_schedule(
 
     `levels` is a number of steps, whose levels the scheduler spaces itself, or the levels before the shift; `mu` takes
     the place of the dynamic shift that the scheduler names. Raises UserError if the scheduler is configured for another
-    kind of step.
+    kind of step. `solver_order` 2 in its configuration makes deterministic steps DPM-Solver++(2M)'s; diffusers' own
+    multistep schedulers have that option, its flow matching has not.
     """
     config = scheduler.config
     for setting in ("stochastic_sampling", "invert_sigmas"):
         if config.get(setting):
             raise UserError(f"scheduler: {setting} is not supported; remove it from scheduler_config.json")
+    order = config.get("solver_order", 1)
+    if order not in (1, 2):
+        raise UserError(f"scheduler: solver_order {order!r} is not supported; set 1 or 2 in scheduler_config.json")
     if not config.use_dynamic_shifting:
         mu = None
     elif mu is None:
@@ -134,7 +141,11 @@ def make_flow_schedule(
         scheduler.set_timesteps(sigmas=list(levels), mu=mu)
     sigmas = scheduler.sigmas.float()
     return FlowSchedule(
-        timesteps=scheduler.timesteps.float(), sigmas=sigmas[:-1].clone(), next_sigmas=sigmas[1:].clone(), rule=rule
+        timesteps=scheduler.timesteps.float(),
+        sigmas=sigmas[:-1].clone(),
+        next_sigmas=sigmas[1:].clone(),
+        rule=rule,
+        solver_order=order,
     )
 
 

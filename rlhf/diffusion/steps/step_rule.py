@@ -19,6 +19,11 @@ class Transition:
     clean: torch.Tensor
     """float32 [B, C, h, w]: the finished latents, as this step predicts them."""
 
+    def split(self, sizes: Sequence[int]) -> "list[Transition]":
+        """The transitions of `sizes` consecutive images each."""
+        parts = zip(*(part.split(list(sizes)) for part in (self.mean, self.std_dev_t, self.clean)), strict=True)
+        return [Transition(mean=mean, std_dev_t=std, clean=clean) for mean, std, clean in parts]
+
 
 class Schedule(Protocol):
     """The noise levels that a number of denoising steps pass through, and the rule of each step."""
@@ -26,6 +31,10 @@ class Schedule(Protocol):
     @property
     def timesteps(self) -> torch.Tensor:
         """[T], descending: the time that the network is told at each position; int64 or float32."""
+
+    @property
+    def solver_order(self) -> int:
+        """1, or 2: deterministic steps between the first and the last are of second order."""
 
     def transition(
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor, eta: float

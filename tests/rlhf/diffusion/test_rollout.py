@@ -1,17 +1,22 @@
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from family_painting import noise_for, policy_of, prompt_of
+from small_families import small_multistep_fill_pipeline
 from small_parts import small_config, small_prompts
 
 from rlhf.alignment.algorithms.nft import plan_rollout
 from rlhf.alignment.algorithms.table import algorithm_of
 from rlhf.config.run_config import CandidatesConfig
 from rlhf.diffusion.candidates import sample_plan
+from rlhf.diffusion.denoising import denoise
+from rlhf.diffusion.families.flux import FluxFill
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.policy import Policy, load_policy
-from rlhf.diffusion.rollout import rollout
+from rlhf.diffusion.rollout import Denoiser, rollout
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.storage.images import decode_image, encode_png, image_to_tensor, tensor_to_image
@@ -210,3 +215,24 @@ def test_what_nft_keeps_does_not_depend_on_who_else_is_in_the_batch(policy: Poli
     torch.testing.assert_close(together.old_prediction[:, 4:6], alone.old_prediction, atol=1e-4, rtol=1e-4)
     other = rollout(policy, prompts[2:3], plan, sample_indices=range(2), seed_key=(0, 6)).trajectories
     assert not torch.equal(other.steps, alone.steps) or not torch.equal(other.latents, alone.latents)
+
+
+def test_a_step_is_of_second_order_only_after_one_without_noise() -> None:
+    family = FluxFill(small_multistep_fill_pipeline())
+    policy, prompt, steps = policy_of(family), prompt_of(64, 64, seed=0), 6
+    plan = RolloutPlan(num_inference_steps=steps, eta=1.0, stochastic_steps=frozenset({2}))
+    denoiser = Denoiser(policy, plan, (16, 16), policy.text)
+    schedule, condition = denoiser.schedule, family.encode_prompts([prompt])[0]
+    latents, before = noise_for(family, prompt, seed=1), None
+    for step in range(steps):
+        index, is_random = torch.tensor([step]), step == 2
+        predict = partial(policy.predict, condition=condition)
+        expected = denoise(predict, latents, index, schedule, float(is_random))
+        mean = expected.mean
+        if step in (1, 4):
+            assert before is not None
+            mean = schedule.second_order(expected.clean, before, latents, step, step - 1)
+            assert not torch.equal(mean, expected.mean)
+        taken = denoiser.step(latents, step, condition, float(is_random))
+        assert torch.equal(taken.mean, mean), step
+        latents, before = taken.mean, expected.clean

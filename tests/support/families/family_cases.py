@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from small_families import (
+    SecondOrder,
     small_fill_pipeline,
     small_flux_inpaint_pipeline,
     small_kontext_pipeline,
+    small_multistep_fill_pipeline,
     small_sd3_pipeline,
     small_sd_pipeline,
     small_xl_pipeline,
@@ -56,6 +58,8 @@ class FamilyCase:
     """Numbers of updates of the small alignments other than UPDATES, by algorithm."""
     components: Callable[[Path], Mapping[str, object]] = lambda folder: {}
     """Parts of a folder that plain diffusers cannot open itself with the packages that the tests have."""
+    scheduler: Callable[[], Any] | None = None
+    """Scheduler with which the class takes the steps that the family takes, if it is not the pipeline's own."""
     is_decoded: bool = True
     """Whether the class decodes rightly; else latents are compared."""
 
@@ -78,6 +82,12 @@ CASES = {
         build=small_fill_pipeline,
         wrap=lambda pipeline: FluxFill(pipeline, told=7.5),
         call={"guidance_scale": 7.5, "max_sequence_length": TEXT_TOKENS},
+    ),
+    "FluxFill of second order": FamilyCase(
+        build=small_multistep_fill_pipeline,
+        wrap=lambda pipeline: FluxFill(pipeline, told=7.5),
+        call={"guidance_scale": 7.5, "max_sequence_length": TEXT_TOKENS},
+        scheduler=SecondOrder,
     ),
     "FluxBlend": FamilyCase(
         build=small_flux_inpaint_pipeline,

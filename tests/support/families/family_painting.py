@@ -1,7 +1,6 @@
 """An image painted by a family's verbs, and the same by the pipeline's own class."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,12 @@ from family_cases import FamilyCase
 from PIL import Image
 
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.denoising import denoise, finish_known, keep_known
+from rlhf.diffusion.denoising import finish_known
 from rlhf.diffusion.families.blending import extend_into_hole, known_picture
 from rlhf.diffusion.families.family import ModelFamily, cells_of
 from rlhf.diffusion.policy import Policy, TrueGuidance
+from rlhf.diffusion.rollout import Denoiser
+from rlhf.diffusion.trajectories import RolloutPlan
 
 SIZES = [(64, 64), (64, 96), (96, 64), (48, 80), (80, 48), (112, 64), (16, 32), (128, 48), (64, 128), (96, 96)]
 """Widths and heights in pixels."""
@@ -40,15 +41,13 @@ def paint(policy: Policy, prompt: Prompt, noise: torch.Tensor, text: str, steps:
     """Finished latents by a rollout's own steps, without noise: [1, C, h, w]."""
     family = policy.family
     condition, _ = family.encode_prompts([prompt])
-    schedule, known = family.schedule(steps, cells_of(condition)), family.known_latents(condition)
-    predict, latents = (
-        partial(policy.predict, condition=condition, text=policy.embed([replace(prompt, caption=text)])),
-        noise,
-    )
+    plan = RolloutPlan(num_inference_steps=steps, eta=0.0, stochastic_steps=frozenset())
+    denoiser = Denoiser(policy, plan, cells_of(condition), policy.embed([replace(prompt, caption=text)]))
+    latents = noise
     for step in range(steps):
-        index = torch.tensor([step])
-        latents = keep_known(denoise(predict, latents, index, schedule).mean, known, noise, schedule, index)
-    return finish_known(latents, known)
+        drawn = denoiser.step(latents, step, condition, 0.0).mean
+        latents = denoiser.keep_known(drawn, condition, noise, step)
+    return finish_known(latents, family.known_latents(condition))
 
 
 def policy_of(family: ModelFamily, guidance: TrueGuidance | None = None) -> Policy:
@@ -81,6 +80,9 @@ def paint_by_class(
     Images [1, 3, H, W] from 0 to 1, or finished latents where the class decodes wrongly.
     """
     known, family = prompt.image[None], case.wrap(pipeline)
+    if case.scheduler is not None:
+        pipeline = type(pipeline)(**pipeline.components | {"scheduler": case.scheduler()})
+        pipeline.set_progress_bar_config(disable=True)
     if family.known_latents(torch.zeros(1, 2, 1, 1)) is not None:
         known = extend_into_hole(known, prompt.mask[None])
     height, width = prompt.mask.shape[-2:]

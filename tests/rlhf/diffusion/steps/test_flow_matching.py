@@ -1,9 +1,11 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
+from rlhf.diffusion.builtin.base_denoisers import build_flow_scheduler
 from rlhf.diffusion.steps.flow_matching import FlowRule, FlowSchedule, make_flow_schedule
 from rlhf.diffusion.steps.step_rule import transition_kl, transition_log_prob
 from rlhf.errors import UserError
@@ -179,3 +181,14 @@ def test_noise_is_mixed_at_the_levels_named() -> None:
     torch.testing.assert_close(
         schedule.predicted_clean(noise - clean, mixed, torch.tensor([0, 3])), clean, atol=1e-5, rtol=1e-5
     )
+
+
+def test_the_order_of_deterministic_steps_is_an_option_of_the_scheduler(tmp_path: Path) -> None:
+    scheduler = build_flow_scheduler()
+    scheduler.save_pretrained(tmp_path)
+    opened = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path)
+    assert make_flow_schedule(opened, 4, tokens=64).solver_order == 2
+    assert schedule_of(4).solver_order == 1
+    opened.register_to_config(solver_order=3)
+    with pytest.raises(UserError, match="solver_order 3 is not supported; set 1 or 2"):
+        make_flow_schedule(opened, 4, tokens=64)
