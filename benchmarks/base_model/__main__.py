@@ -27,7 +27,7 @@ from rlhf.storage.images import tensor_to_image as to_image
 SAMPLERS: Mapping[str, tuple[str, Callable[..., torch.Tensor]]] = {
     "unet": ("unet", fill_unet),
     "transformer": ("transformer", fill_transformer),
-    "transformer, second order": ("transformer", partial(fill_transformer, order=2)),
+    "transformer, third order": ("transformer", partial(fill_transformer, order=3)),
 }
 """Stage of the training, and how its model fills, by name."""
 

@@ -9,6 +9,7 @@ from rlhf.diffusion.builtin.base_denoisers import TEXT_TOKENS
 from rlhf.diffusion.builtin.base_vae import FACTOR
 from rlhf.diffusion.builtin.denoiser_loss import image_ids, pack
 from rlhf.diffusion.steps.flow_matching import FlowSchedule
+from rlhf.diffusion.steps.step_rule import Prediction
 from rlhf.evaluation.classical_fills import open_classical
 from rlhf.storage.images import blank_hole, composite, from_8bit, to_8bit
 
@@ -38,18 +39,16 @@ def fill_unet(
 def fill_transformer(
     pipeline: FluxFillPipeline, images: torch.Tensor, masks: torch.Tensor, steps: int, seed: int, *, order: int = 1
 ) -> torch.Tensor:
-    """Returns one sample per prompt by steps of equal length; known pixels stay.
-
-    Steps are Euler's, or of `order` 2 DPM-Solver++(2M)'s between the first and the last.
-    """
+    """Returns one sample per prompt by steps of an `order`, shifted as the pipeline's are; known pixels stay."""
     text, pooled, text_ids = pipeline.encode_prompt(prompt="", prompt_2=None, max_sequence_length=TEXT_TOKENS)
     masked = _encode(pipeline, blank_hole(images, masks))
     condition = torch.cat([pack(masked), pack(F.pixel_unshuffle(masks, FACTOR))], dim=2)
     latents = pack(torch.randn(masked.shape, generator=torch.Generator().manual_seed(seed)))
-    sigmas = torch.tensor([*np.linspace(1.0, 1 / steps, steps), 0.0], dtype=torch.float32)
+    even, shift = np.linspace(1.0, 0.0, steps + 1), pipeline.scheduler.config.shift
+    sigmas = torch.tensor(shift * even / (1 + (shift - 1) * even), dtype=torch.float32)
     schedule = FlowSchedule(timesteps=1000 * sigmas[:-1], sigmas=sigmas[:-1], next_sigmas=sigmas[1:])
-    before = None
-    for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
+    predictions: tuple[Prediction, ...] = ()
+    for step, sigma in enumerate(sigmas[:-1].tolist()):
         velocity = pipeline.transformer(
             hidden_states=torch.cat([latents, condition], dim=2),
             timestep=torch.full((len(images),), sigma),
@@ -58,12 +57,9 @@ def fill_transformer(
             txt_ids=text_ids,
             img_ids=image_ids(*masked.shape[-2:]),
         ).sample
-        clean = latents - sigma * velocity
-        if order == 1 or before is None or step == steps - 1:
-            latents = latents + (next_sigma - sigma) * velocity
-        else:
-            latents = schedule.second_order(clean, before, latents, step, step - 1)
-        before = clean
+        now = Prediction(step=step, latents=latents, clean=latents - sigma * velocity)
+        predictions = (now, *predictions)[:order]
+        latents = schedule.multistep(predictions)
     height, width = (side // 2 for side in masked.shape[-2:])
     unpacked = F.pixel_shuffle(latents.transpose(1, 2).unflatten(2, (height, width)), 2)
     return composite(_decode(pipeline, unpacked), images, masks)

@@ -1,11 +1,11 @@
 """One denoising step, the known image's place in its result, and the images at its end: wherever models paint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from rlhf.diffusion.families.family import ModelFamily
-from rlhf.diffusion.steps.step_rule import Schedule, Transition
+from rlhf.diffusion.steps.step_rule import Prediction, Schedule, Transition
 from rlhf.errors import UserError
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -21,19 +21,9 @@ def denoise(
     return schedule.transition(output, latents, step_index, eta)
 
 
-def raise_order(
-    transition: Transition,
-    latents: torch.Tensor,
-    schedule: Schedule,
-    step: int,
-    before: tuple[int, torch.Tensor],
-) -> Transition:
-    """A deterministic transition of `latents` at position `step`, of second order.
-
-    `before` is the position before it and the clean latents that were predicted there, without noise in between.
-    """
-    mean = schedule.second_order(transition.clean, before[1], latents, step, before[0])
-    return Transition(mean=mean, std_dev_t=transition.std_dev_t, clean=transition.clean)
+def without_noise(transition: Transition, schedule: Schedule, predictions: Sequence[Prediction]) -> torch.Tensor:
+    """The next latents of a deterministic step; `predictions` are its own and those before it, the latest first."""
+    return schedule.multistep(predictions) if len(predictions) > 1 else transition.mean
 
 
 def keep_known(

@@ -1,18 +1,19 @@
 """The denoising loop of candidates, training rollouts and evaluation."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch.profiler import record_function
 
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite, raise_order
+from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite, without_noise
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.noising import noise_again
 from rlhf.diffusion.policy import Policy
-from rlhf.diffusion.steps.step_rule import Schedule, Transition, transition_log_prob
+from rlhf.diffusion.steps.step_rule import Prediction, Schedule, Transition, transition_log_prob
 from rlhf.diffusion.trajectories import NoisedSamples, Rollout, RolloutPlan, Trajectories
 from rlhf.storage.images import composite
 
@@ -104,13 +105,13 @@ def _record(
 
 
 class Denoiser:
-    """Takes the steps of a plan one by one; remembers the last prediction, and counts images through the network."""
+    """Takes the steps of a plan one by one; remembers predictions, and counts images through the network."""
 
     def __init__(self, policy: Policy, plan: RolloutPlan, cells: tuple[int, int], text: TextEmbedding) -> None:
         self.policy, self.plan, self.text = policy, plan, text
         self.schedule: Schedule = policy.family.schedule(plan.num_inference_steps, cells).skip_to(plan.steps)
         self.forward_images = 0
-        self._before: tuple[int, torch.Tensor] | None = None
+        self._predictions: tuple[Prediction, ...] = ()
 
     def predict(
         self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor, *, is_trained: bool
@@ -121,22 +122,24 @@ class Denoiser:
         return run(latents, timestep, condition, self.text)
 
     def step(self, latents: torch.Tensor, step: int, condition: torch.Tensor, eta: float) -> Transition:
-        """The transition from latents at position `step`; of second order if plan or schedule say so.
+        """The transition from latents at position `step`.
 
-        The first step, the last one and those after a random step are of first order.
+        A deterministic step of higher order uses the predictions since the last random one.
         """
         index = torch.full((len(latents),), step)
         predict = partial(self.predict, condition=condition, is_trained=step in self.plan.trained_steps)
         transition = denoise(predict, latents, index, self.schedule, eta)
-        is_second_order = self.schedule.solver_order == 2 or step in self.plan.second_order_steps
-        if self._before is not None and eta == 0 and step != self.plan.steps[-1] and is_second_order:
-            transition = raise_order(transition, latents, self.schedule, step, self._before)
-        self._before = (step, transition.clean) if eta == 0 else None
-        return transition
+        if eta > 0:
+            self._predictions = ()
+            return transition
+        order = max(self.schedule.solver_order, 2 if step in self.plan.second_order_steps else 1)
+        self._predictions = (Prediction(step=step, latents=latents, clean=transition.clean), *self._predictions)[:3]
+        mean = without_noise(transition, self.schedule, self._predictions[:order])
+        return replace(transition, mean=mean)
 
     def branch(self) -> None:
-        """Forget the last prediction: the next step is of other latents."""
-        self._before = None
+        """Forget what was predicted: the next step is of other latents."""
+        self._predictions = ()
 
     def keep_known(self, drawn: torch.Tensor, condition: torch.Tensor, start: torch.Tensor, step: int) -> torch.Tensor:
         """The latents after position `step`; `start` is the trajectory's initial noise."""

@@ -28,7 +28,7 @@ class RolloutPlan:
     visited_steps: tuple[int, ...] | None = None
     """Positions in the schedule that are run, ascending; each step leads to the next one's noise level. None: all."""
     second_order_steps: frozenset[int] = frozenset()
-    """Deterministic steps of second order whatever the model's solver: they use the prediction of the step before."""
+    """Deterministic steps that are of second order even if the model's are of first."""
     noised_steps: int = 0
     """Number of positions in the schedule at which each finished sample is noised again, drawn without replacement."""
     first_step: int = 0

@@ -15,11 +15,11 @@ import torch
 
 from rlhf.data.buckets import Size
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite, raise_order
+from rlhf.diffusion.denoising import decode_latents, denoise, finish_known, keep_known, not_finite, without_noise
 from rlhf.diffusion.families.family import TextEmbedding, cells_of
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.rollout import start_from_images
-from rlhf.diffusion.steps.step_rule import Schedule, Transition
+from rlhf.diffusion.steps.step_rule import Prediction, Schedule, Transition
 from rlhf.errors import UserError
 from rlhf.rewards.scores import Reward
 from rlhf.storage.images import composite, image_to_tensor, mask_to_tensor, to_8bit
@@ -48,6 +48,8 @@ class RunningJob:
     """[n, C, h, w]."""
     clean: torch.Tensor
     """[n, C, h, w], the estimate of the finished latents."""
+    predictions: tuple[Prediction, ...] = ()
+    """Of the steps just taken, as many as the schedule uses, the latest first."""
     step: int = 0
     """Number of steps that are done, or left out by a job that refines."""
     batch_sizes: list[int] = field(default_factory=list)
@@ -162,19 +164,19 @@ def advance(cache: PolicyCache, running: Sequence[RunningJob]) -> None:
         sizes = [len(one.latents) for one in group]
         known = cache.base.family.known_latents(torch.cat([one.condition for one in group]))
         noise, index = torch.cat([one.noise for one in group]), torch.arange(len(rows))
-        mean = torch.cat([_mean(*parts) for parts in zip(group, step.split(sizes), latents.split(sizes), strict=True)])
-        after, clean = keep_known(mean, known, noise, schedule, index), finish_known(step.clean, known)
+        jobs = zip(group, step.split(sizes), latents.split(sizes), strict=True)
+        drawn = torch.cat([_next_latents(*job) for job in jobs])
+        after, clean = keep_known(drawn, known, noise, schedule, index), finish_known(step.clean, known)
         for one, *parts in zip(group, after.split(sizes), clean.split(sizes), strict=True):
             (one.latents, one.clean), one.step = parts, one.step + 1
             one.batch_sizes.append(len(latents))
 
 
-def _mean(one: RunningJob, step: Transition, latents: torch.Tensor) -> torch.Tensor:
-    """The next latents of a job's `latents`, as a rollout without noise takes them."""
-    has_predicted, is_last = len(one.batch_sizes) > 0, one.step == one.job.num_inference_steps - 1
-    if one.schedule.solver_order == 2 and has_predicted and not is_last:
-        step = raise_order(step, latents, one.schedule, one.step, (one.step - 1, one.clean))
-    return step.mean
+def _next_latents(one: RunningJob, step: Transition, latents: torch.Tensor) -> torch.Tensor:
+    """What follows a job's `latents`, as a rollout without noise takes its steps."""
+    now = Prediction(step=one.step, latents=latents, clean=step.clean)
+    one.predictions = (now, *one.predictions)[: one.schedule.solver_order]
+    return without_noise(step, one.schedule, one.predictions)
 
 
 def _predict(

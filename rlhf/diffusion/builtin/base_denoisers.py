@@ -70,13 +70,12 @@ def build_transformer(*, heads: int = 6, layers: int = 10) -> FluxTransformer2DM
 
 
 def build_flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Builds the scheduler of flow matching, with a static shift of 1: at 64 tokens all noise levels matter alike.
+    """Builds the scheduler of flow matching, with a static shift of 2 and steps of third order.
 
-    Its steps are of second order, since 10 of Euler's blur: their fills have 76 % of the originals' sharpness, the
-    others 90 %. diffusers' own class ignores the option, and takes Euler's.
+    10 of Euler's steps blur; 5 of these do so less. diffusers' own class ignores `solver_order`, and takes Euler's.
     """
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False)
-    scheduler.register_to_config(solver_order=2)
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=2.0, use_dynamic_shifting=False)
+    scheduler.register_to_config(solver_order=3)
     return scheduler
 
 

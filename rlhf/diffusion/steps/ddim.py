@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlhf.diffusion.steps.step_rule import Transition, per_image, skip_levels
+from rlhf.diffusion.steps.step_rule import Prediction, Transition, per_image, skip_levels
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class DDIMSchedule:
     clip_range: float | None = None
     """Predicted clean latents are clipped to +/- this; None leaves them as they are."""
     solver_order: int = 1
-    """Of deterministic steps: DDIM's are of first order."""
+    """DDIM's deterministic steps are of first order."""
 
     def transition(
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor, eta: float
@@ -73,21 +73,19 @@ class DDIMSchedule:
             return (alpha.sqrt() * latents - clean) / (1 - alpha).sqrt()
         return clean
 
-    def second_order(
-        self, clean: torch.Tensor, previous_clean: torch.Tensor, latents: torch.Tensor, step: int, previous: int
-    ) -> torch.Tensor:
-        """The next latents by DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2).
+    def multistep(self, predictions: Sequence[Prediction]) -> torch.Tensor:
+        """The next latents by DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2), from the first two predictions.
 
-        The formula is DDIM's deterministic step from clean latents that are extrapolated from the predictions at
-        `step` and at `previous`, the position before it. `clean`, `previous_clean` and `latents` are [B, C, h, w].
-        The step must not end at noise level 0, whose log-SNR is infinite.
+        The formula is DDIM's deterministic step from clean latents that are extrapolated from both. The step must not
+        end at noise level 0, whose log-SNR is infinite.
         """
-        levels = torch.stack([*self.alphas_cumprod[[previous, step]], self.next_alphas_cumprod[step]]).double()
+        now, last = predictions[:2]
+        levels = torch.stack([*self.alphas_cumprod[[last.step, now.step]], self.next_alphas_cumprod[now.step]]).double()
         before, here, after = (torch.logit(levels) / 2).tolist()
-        extrapolated = clean + (after - here) / (2 * (here - before)) * (clean - previous_clean)
-        index = torch.full((len(latents),), step)
+        extrapolated = now.clean + (after - here) / (2 * (here - before)) * (now.clean - last.clean)
+        index = torch.full((len(now.latents),), now.step)
         from_clean = replace(self, prediction_type="sample", clip_range=None)
-        return from_clean.transition(extrapolated, latents, index, 0.0).mean
+        return from_clean.transition(extrapolated, now.latents, index, 0.0).mean
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
         """Clean latents [B, C, h, w] mixed with noise at the levels of positions `step_index` (int64 [B])."""

@@ -1,4 +1,4 @@
-"""Flow matching (arXiv:2210.02747) as a stochastic step rule, with DPM-Solver++(2M) for deterministic steps.
+"""Flow matching (arXiv:2210.02747) as a stochastic step rule, with a linear multistep method for deterministic steps.
 
 Latents at noise level s are x = (1 - s) x0 + s e; the network predicts the velocity v = e - x0. Hence x0 = x - s v and
 e = x + (1 - s) v.
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
-from rlhf.diffusion.steps.step_rule import Transition, per_image, skip_levels
+from rlhf.diffusion.steps.step_rule import Prediction, Transition, per_image, skip_levels
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class FlowSchedule:
     rule: FlowRule = "ddim"
     """Rule of the stochastic steps."""
     solver_order: int = 1
-    """Of deterministic steps; 1: Euler's, 2: DPM-Solver++(2M)'s, which uses the prediction of the step before."""
+    """Number of predictions that deterministic steps use; with 1 they are Euler's."""
 
     def transition(
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor, eta: float
@@ -70,21 +71,15 @@ class FlowSchedule:
         """The network's output for `latents` that implies the finished latents `clean` [B, C, h, w]."""
         return (latents - clean) / per_image(self.sigmas, step_index, latents)
 
-    def second_order(
-        self, clean: torch.Tensor, previous_clean: torch.Tensor, latents: torch.Tensor, step: int, previous: int
-    ) -> torch.Tensor:
-        """The next latents by DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2).
+    def multistep(self, predictions: Sequence[Prediction]) -> torch.Tensor:
+        """The next latents by a linear multistep method, as diffusers' LMSDiscreteScheduler has for other models.
 
-        The formula is Euler's step from clean latents that are extrapolated in log-SNR from the predictions at `step`
-        and at `previous`, the position before it. The step must not end at noise level 0, whose log-SNR is infinite; so
-        is that of level 1, which leaves the prediction there without weight.
+        The velocity is taken for the polynomial in the noise level that passes through those predicted.
         """
-        levels = torch.stack([*self.sigmas[[previous, step]], self.next_sigmas[step]]).double()
-        before, here, after = (torch.log1p(-levels) - levels.log()).tolist()
-        extrapolated = clean + (after - here) / (2 * (here - before)) * (clean - previous_clean)
-        sigma, sigma_next = self.sigmas[step].to(latents), self.next_sigmas[step].to(latents)
-        noise = (latents - (1 - sigma) * extrapolated) / sigma
-        return (1 - sigma_next) * extrapolated + sigma_next * noise
+        now, levels = predictions[0], [float(self.sigmas[one.step]) for one in predictions]
+        weights = _linear_multistep(levels, float(self.next_sigmas[now.step]))
+        velocities = [(one.latents - one.clean) / level for one, level in zip(predictions, levels, strict=True)]
+        return now.latents + sum(weight * one for weight, one in zip(weights, velocities, strict=True))
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
         """Clean latents [B, C, h, w] mixed with noise at the levels of positions `step_index` (int64 [B])."""
@@ -109,6 +104,19 @@ class FlowSchedule:
         )
 
 
+def _linear_multistep(levels: Sequence[float], after: float) -> list[float]:
+    """Weights of the slopes at `levels`, of which the first is the present one, in the step to the level `after`.
+
+    They are the integrals of the Lagrange polynomials: Adams' and Bashforth's for steps of unequal length.
+    """
+    weights = []
+    for level in levels:
+        others = [other for other in levels if other != level]
+        integral = np.polyint(np.atleast_1d(np.poly(others)) / np.prod([level - other for other in others]))
+        weights.append(float(np.polyval(integral, after) - np.polyval(integral, levels[0])))
+    return weights
+
+
 def make_flow_schedule(
     scheduler: "FlowMatchEulerDiscreteScheduler",
     levels: int | Sequence[float],
@@ -121,16 +129,16 @@ def make_flow_schedule(
 
     `levels` is a number of steps, whose levels the scheduler spaces itself, or the levels before the shift; `mu` takes
     the place of the dynamic shift that the scheduler names. Raises UserError if the scheduler is configured for another
-    kind of step. `solver_order` 2 in its configuration makes deterministic steps DPM-Solver++(2M)'s; diffusers' own
-    multistep schedulers have that option, its flow matching has not.
+    kind of step. `solver_order` 2 or 3 in its configuration makes deterministic steps those of a linear multistep
+    method; diffusers' own multistep schedulers have that option, its flow matching has not.
     """
     config = scheduler.config
     for setting in ("stochastic_sampling", "invert_sigmas"):
         if config.get(setting):
             raise UserError(f"scheduler: {setting} is not supported; remove it from scheduler_config.json")
     order = config.get("solver_order", 1)
-    if order not in (1, 2):
-        raise UserError(f"scheduler: solver_order {order!r} is not supported; set 1 or 2 in scheduler_config.json")
+    if order not in (1, 2, 3):
+        raise UserError(f"scheduler: solver_order {order!r} is not supported; set 1, 2 or 3 in scheduler_config.json")
     if not config.use_dynamic_shifting:
         mu = None
     elif mu is None:

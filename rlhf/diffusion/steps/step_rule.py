@@ -25,6 +25,18 @@ class Transition:
         return [Transition(mean=mean, std_dev_t=std, clean=clean) for mean, std, clean in parts]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a deterministic step has predicted, for the steps after it."""
+
+    step: int
+    """Position in the schedule."""
+    latents: torch.Tensor
+    """float32 [B, C, h, w], before the step."""
+    clean: torch.Tensor
+    """float32 [B, C, h, w]: the finished latents, as predicted from them."""
+
+
 class Schedule(Protocol):
     """The noise levels that a number of denoising steps pass through, and the rule of each step."""
 
@@ -34,7 +46,7 @@ class Schedule(Protocol):
 
     @property
     def solver_order(self) -> int:
-        """1, or 2: deterministic steps between the first and the last are of second order."""
+        """Number of predictions that a deterministic step uses, if as many steps before it were deterministic."""
 
     def transition(
         self, model_output: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor, eta: float
@@ -49,10 +61,11 @@ class Schedule(Protocol):
     def target_output(self, clean: torch.Tensor, latents: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
         """The network's output for `latents` that implies the finished latents `clean`: what training aims at."""
 
-    def second_order(
-        self, clean: torch.Tensor, previous_clean: torch.Tensor, latents: torch.Tensor, step: int, previous: int
-    ) -> torch.Tensor:
-        """The next latents by a deterministic step of second order, from the predictions at two positions."""
+    def multistep(self, predictions: Sequence[Prediction]) -> torch.Tensor:
+        """The next latents by a deterministic step of higher order: from its own prediction and those before it.
+
+        The latest comes first; there are two or more.
+        """
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
         """Clean latents [B, C, h, w] at the noise levels of positions `step_index`."""

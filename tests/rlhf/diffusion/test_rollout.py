@@ -17,6 +17,7 @@ from rlhf.diffusion.families.flux import FluxFill
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.policy import Policy, load_policy
 from rlhf.diffusion.rollout import Denoiser, rollout
+from rlhf.diffusion.steps.step_rule import Prediction
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.errors import UserError
 from rlhf.storage.images import decode_image, encode_png, image_to_tensor, tensor_to_image
@@ -217,22 +218,22 @@ def test_what_nft_keeps_does_not_depend_on_who_else_is_in_the_batch(policy: Poli
     assert not torch.equal(other.steps, alone.steps) or not torch.equal(other.latents, alone.latents)
 
 
-def test_a_step_is_of_second_order_only_after_one_without_noise() -> None:
+def test_steps_of_higher_order_use_the_predictions_since_the_last_random_step() -> None:
     family = FluxFill(small_multistep_fill_pipeline())
-    policy, prompt, steps = policy_of(family), prompt_of(64, 64, seed=0), 6
+    policy, prompt, steps = policy_of(family), prompt_of(64, 64, seed=0), 7
     plan = RolloutPlan(num_inference_steps=steps, eta=1.0, stochastic_steps=frozenset({2}))
     denoiser = Denoiser(policy, plan, (16, 16), policy.text)
     schedule, condition = denoiser.schedule, family.encode_prompts([prompt])[0]
-    latents, before = noise_for(family, prompt, seed=1), None
+    latents, used, numbers = noise_for(family, prompt, seed=1), [], []
     for step in range(steps):
         index, is_random = torch.tensor([step]), step == 2
         predict = partial(policy.predict, condition=condition)
         expected = denoise(predict, latents, index, schedule, float(is_random))
-        mean = expected.mean
-        if step in (1, 4):
-            assert before is not None
-            mean = schedule.second_order(expected.clean, before, latents, step, step - 1)
-            assert not torch.equal(mean, expected.mean)
+        now = Prediction(step=step, latents=latents, clean=expected.clean)
+        used = [] if is_random else [now, *used][:3]
+        numbers.append(len(used))
+        mean = schedule.multistep(used) if len(used) > 1 else expected.mean
         taken = denoiser.step(latents, step, condition, float(is_random))
         assert torch.equal(taken.mean, mean), step
-        latents, before = taken.mean, expected.clean
+        latents = taken.mean
+    assert numbers == [1, 2, 0, 1, 2, 3, 3]

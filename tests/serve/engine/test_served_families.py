@@ -20,7 +20,7 @@ from serve.engine.running_batch import advance, finish, start_jobs
 from serve.settings import EngineSettings
 
 QUICK = ("QwenImageEdit",)
-SECOND_ORDER = "FluxFill of second order"
+MULTISTEP = "FluxFill of third order"
 
 
 def job(policy: ServedPolicy, guidance_scale: float | None) -> TileJob:
@@ -60,12 +60,12 @@ def test_a_prompt_its_guidance_and_a_lora_policy_share_a_batch_as_if_alone(name:
         assert all((image != other).any() for other in others), "prompt, scale and policy each change the image"
 
 
-def test_jobs_at_other_steps_of_second_order_paint_what_a_rollout_paints(tmp_path: Path) -> None:
-    case = CASES[SECOND_ORDER]
+def test_jobs_at_other_steps_of_third_order_paint_what_a_rollout_paints(tmp_path: Path) -> None:
+    case = CASES[MULTISTEP]
     pipeline = case.build()
     pipeline.save_pretrained(tmp_path)
     cache = PolicyCache(str(tmp_path), EngineSettings(device="cpu"))
-    assert cache.base.family.schedule(5, (8, 8)).solver_order == 2
+    assert cache.base.family.schedule(5, (8, 8)).solver_order == 3
     jobs = [replace(job(ServedPolicy(), None), num_inference_steps=steps, prompt="") for steps in (5, 3)]
     first, second = (start_jobs(cache, [cache.take(one.policy, ())], [one])[0] for one in jobs)
     advance(cache, [first])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from small_families import (
-    SecondOrder,
+    LinearMultistep,
     small_fill_pipeline,
     small_flux_inpaint_pipeline,
     small_kontext_pipeline,
@@ -83,11 +83,11 @@ CASES = {
         wrap=lambda pipeline: FluxFill(pipeline, told=7.5),
         call={"guidance_scale": 7.5, "max_sequence_length": TEXT_TOKENS},
     ),
-    "FluxFill of second order": FamilyCase(
+    "FluxFill of third order": FamilyCase(
         build=small_multistep_fill_pipeline,
         wrap=lambda pipeline: FluxFill(pipeline, told=7.5),
         call={"guidance_scale": 7.5, "max_sequence_length": TEXT_TOKENS},
-        scheduler=SecondOrder,
+        scheduler=LinearMultistep,
     ),
     "FluxBlend": FamilyCase(
         build=small_flux_inpaint_pipeline,

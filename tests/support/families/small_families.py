@@ -10,12 +10,12 @@ from diffusers import (
     FluxInpaintPipeline,
     FluxKontextInpaintPipeline,
     FluxTransformer2DModel,
+    LMSDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3InpaintPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
-    UniPCMultistepScheduler,
 )
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
@@ -61,41 +61,26 @@ def small_flux_inpaint_pipeline() -> FluxInpaintPipeline:
 
 
 def small_multistep_fill_pipeline() -> FluxFillPipeline:
-    """FLUX.1 Fill with steps of second order."""
+    """FLUX.1 Fill with steps of third order."""
     pipeline = small_fill_pipeline()
     pipeline.register_modules(scheduler=build_flow_scheduler())
     return pipeline
 
 
-class SecondOrder(UniPCMultistepScheduler):
-    """diffusers' solver of second order for flow matching, without its corrector: DPM-Solver++(2M).
-
-    FLUX.1 Fill's class asks for `scale_noise`, which it lacks; times are not cut to whole numbers.
-    """
+class LinearMultistep(FlowMatchEulerDiscreteScheduler):
+    """Flow matching's levels, with the steps of diffusers' own linear multistep method."""
 
     def __init__(self) -> None:
-        super().__init__(
-            prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2, disable_corrector=list(range(999))
-        )
+        super().__init__(shift=2.0)
+        self.slopes: list[torch.Tensor] = []
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | None = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-    ) -> None:
-        """Levels without a shift."""
-        super().set_timesteps(num_inference_steps, device, sigmas)
-        self.timesteps = 1000 * self.sigmas[:-1]
-
-    def multistep_uni_p_bh_update(self, *arguments: Any, order: int, **named: Any) -> torch.Tensor:
-        """An extrapolation from noise level 1, whose log-SNR is infinite, has no weight."""
-        return super().multistep_uni_p_bh_update(*arguments, order=1 if self.step_index == 1 else order, **named)
-
-    def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Painting begins with noise alone."""
-        return noise
+    def step(self, model_output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, **named: object) -> Any:
+        """The coefficients are found by numerical integration."""
+        now = self.index_for_timestep(timestep)
+        self.slopes = [model_output, *self.slopes][:3] if now else [model_output]
+        orders = range(len(self.slopes))
+        weights = [LMSDiscreteScheduler.get_lms_coefficient(self, len(self.slopes), now, k) for k in orders]
+        return (sample + sum(weight * slope for weight, slope in zip(weights, self.slopes, strict=True)),)
 
 
 def small_kontext_pipeline() -> FluxKontextInpaintPipeline:

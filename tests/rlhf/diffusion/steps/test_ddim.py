@@ -7,7 +7,7 @@ from torch.distributions import Normal, kl_divergence
 
 from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.steps.ddim import make_schedule
-from rlhf.diffusion.steps.step_rule import Transition, masked_mean, transition_kl, transition_log_prob
+from rlhf.diffusion.steps.step_rule import Prediction, Transition, masked_mean, transition_kl, transition_log_prob
 
 SHAPE = (2, 4, 5, 6)
 
@@ -122,11 +122,12 @@ def test_a_compressed_grid_of_second_order_equals_diffusers_multistep_solver(
         index = torch.full((2,), step)
         output = 0.7 * ours.roll(1, dims=-1).tanh() + 0.1 * draw(0)
         clean = schedule.predicted_clean(output, ours, index)
+        now = Prediction(step=step, latents=ours, clean=clean)
         if previous is None or step == visited[-1]:
             ours = schedule.transition(output, ours, index, 0.0).mean
         else:
-            ours = schedule.second_order(clean, previous[1], ours, step, previous[0])
-        previous = (step, clean)
+            ours = schedule.multistep([now, previous])
+        previous = now
         expected = 0.7 * theirs.roll(1, dims=-1).tanh() + 0.1 * draw(0)
         theirs = solver.step(expected, timestep, theirs).prev_sample
         torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)

@@ -1,13 +1,14 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from rlhf.diffusion.builtin.base_denoisers import build_flow_scheduler
 from rlhf.diffusion.steps.flow_matching import FlowRule, FlowSchedule, make_flow_schedule
-from rlhf.diffusion.steps.step_rule import transition_kl, transition_log_prob
+from rlhf.diffusion.steps.step_rule import Prediction, transition_kl, transition_log_prob
 from rlhf.errors import UserError
 
 RULES: list[FlowRule] = ["ddim", "flow_sde", "dance"]
@@ -136,24 +137,39 @@ def test_gradients_of_the_log_prob_equal_finite_differences() -> None:
     assert torch.autograd.gradcheck(log_prob, (velocity,), eps=1e-6, atol=1e-5)
 
 
-def test_second_order_steps_are_those_of_dpm_solver() -> None:
-    solver = DPMSolverMultistepScheduler(
-        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0, final_sigmas_type="zero"
-    )
-    solver.set_timesteps(8)
-    sigmas = solver.sigmas.float()
-    schedule = FlowSchedule(timesteps=1000 * sigmas[:-1], sigmas=sigmas[:-1], next_sigmas=sigmas[1:])
-    ours = theirs = normal(1, 4, 6, 6)
-    previous = None
-    for step, timestep in enumerate(solver.timesteps[:-1]):
-        velocity = normal(1, 4, 6, 6, seed=step + 1)
-        transition = schedule.transition(velocity, ours, torch.tensor([step]), 0.0)
-        following = transition.mean
-        if previous is not None:
-            following = schedule.second_order(transition.clean, previous, ours, step, step - 1)
-        previous, ours = transition.clean, following
-        theirs = solver.step(velocity, timestep, theirs, return_dict=False)[0]
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_steps_of_an_order_are_exact_for_velocities_of_one_degree_less(order: int) -> None:
+    """x'(s) is a polynomial in the noise level s, so x itself is known at every level."""
+    schedule, path = schedule_of(7), np.poly1d([0.7, -1.3, 0.4, 0.1][-order:]).integ(k=2.0)
+    levels = [*schedule.sigmas.tolist(), 0.0]
+    latents = [torch.full((1, 1, 1, 1), float(path(level)), dtype=torch.float64) for level in levels]
+    made = [
+        Prediction(step=k, latents=latents[k], clean=latents[k] - float(schedule.sigmas[k]) * path.deriv()(levels[k]))
+        for k in range(7)
+    ]
+    for k in range(order - 1, 7):
+        taken = schedule.multistep(made[k - order + 1 : k + 1][::-1])
+        torch.testing.assert_close(taken, latents[k + 1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_twice_as_many_steps_err_less_by_two_to_the_order_of_the_first_steps(order: int) -> None:
+    """Of the exact velocity of Gaussian data, whose end is known: x has a constant share of the data's deviation.
+
+    The first step is Euler's, whose own error is of second order.
+    """
+
+    def error(steps: int) -> float:
+        schedule, x, predictions = schedule_of(steps, shift=1.0), torch.ones(1, 1, 1, 1, dtype=torch.float64), []
+        for k in range(steps):
+            s = float(schedule.sigmas[k])
+            slope = (2 * s - 1) / ((1 - s) ** 2 + s**2)
+            now = Prediction(step=k, latents=x, clean=x - s * slope * x)
+            predictions = [now, *predictions][:order]
+            x = schedule.multistep(predictions)
+        return abs(float(x) - 1)
+
+    assert math.log2(error(64) / error(128)) == pytest.approx(min(order, 2), abs=0.2)
 
 
 def test_skipped_positions_lead_to_the_next_visited_level() -> None:
@@ -187,8 +203,8 @@ def test_the_order_of_deterministic_steps_is_an_option_of_the_scheduler(tmp_path
     scheduler = build_flow_scheduler()
     scheduler.save_pretrained(tmp_path)
     opened = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path)
-    assert make_flow_schedule(opened, 4, tokens=64).solver_order == 2
+    assert make_flow_schedule(opened, 4, tokens=64).solver_order == 3
     assert schedule_of(4).solver_order == 1
-    opened.register_to_config(solver_order=3)
-    with pytest.raises(UserError, match="solver_order 3 is not supported; set 1 or 2"):
+    opened.register_to_config(solver_order=4)
+    with pytest.raises(UserError, match="solver_order 4 is not supported; set 1, 2 or 3"):
         make_flow_schedule(opened, 4, tokens=64)
