@@ -15,9 +15,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks import prompt_reading, rollout, scoring, switches, update, weight_sync, whole_step
-from benchmarks.figure import draw_figure
 from benchmarks.measure import Figures, describe_machine, show
+from benchmarks.suite import prompt_reading, rollout, scoring, switches, update, weight_sync, whole_step
+from benchmarks.suite.figure import draw_figure
 from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_write_json
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from rlhf.config.run_config import ModelConfig
+from rlhf.config.run_config import BUILTIN, ModelConfig
 from rlhf.diffusion.policy_manifest import locate_policy
 from rlhf.errors import UserError
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, read_catalogue
@@ -100,7 +100,7 @@ def name_models(settings: ServiceSettings) -> Catalogue:
 
     Raises UserError if a model does not exist, or two have the same name.
     """
-    given = settings.models or (() if settings.catalogue is not None else ("tiny",))
+    given = settings.models or (() if settings.catalogue is not None else BUILTIN[:1])
     named: dict[str, ServedName] = {}
     for text in given:
         name, place = _split(text)
@@ -133,7 +133,9 @@ def _find(place: str) -> ServedName:
     is_folder = "://" in place or Path(place).exists()
     if not is_folder and (place.startswith((".", "/", "~")) or place.count("/") > 1):
         raise UserError(f"{place}: no such folder; give a run, a policy, a pipeline folder or a hub name")
-    config, policy = locate_policy(ModelConfig(path=place), as_path(place) if is_folder and place != "tiny" else None)
+    config, policy = locate_policy(
+        ModelConfig(path=place), as_path(place) if is_folder and place not in BUILTIN else None
+    )
     base = str(Path(config.path).resolve()) if Path(config.path).is_dir() else config.path
     current = ServedPolicy() if policy is None else describe_policy(policy.resolve())
     return ServedName(base=base, current=current)

@@ -8,8 +8,6 @@ import argparse
 import json
 import time
 import zlib
-from collections.abc import Callable, Mapping
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,19 +15,14 @@ import numpy as np
 import torch
 
 from benchmarks.base_model import measures
-from benchmarks.base_model.fills import fill_classical, fill_transformer, fill_unet
+from benchmarks.base_model.fills import fill_classical, fill_transformer
 from rlhf.data.holes import FAMILIES, draw_hole
 from rlhf.diffusion.builtin.export_base import trained_pipeline, trained_vae
-from rlhf.diffusion.builtin.train_base import state_path
 from rlhf.storage.images import blank_hole, decode_image, image_to_tensor, list_photographs, mask_to_tensor, square_crop
 from rlhf.storage.images import tensor_to_image as to_image
 
-SAMPLERS: Mapping[str, tuple[str, Callable[..., torch.Tensor]]] = {
-    "unet": ("unet", fill_unet),
-    "transformer": ("transformer", fill_transformer),
-    "transformer, third order": ("transformer", partial(fill_transformer, order=3)),
-}
-"""Stage of the training, and how its model fills, by name."""
+ORDERS = {"Euler's steps": 1, "third order": 3}
+"""Order of the transformer's steps, by name."""
 
 
 def cut_prompts(folder: Path, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,14 +70,14 @@ def measure_fills(
     """
     figures: dict[str, dict[str, object]] = {}
     fills = {name: fill_classical(name, images, masks) for name in classical}
-    for name, (stage, sample) in SAMPLERS.items():
-        if state_path(state, stage).is_file():
-            pipeline, updates = trained_pipeline(state, stage)
-            started = time.perf_counter()
-            parts = zip(images.split(50), masks.split(50), strict=True)
-            fills[name] = torch.cat([sample(pipeline, a, b, steps, seed) for seed, (a, b) in enumerate(parts)])
-            seconds = (time.perf_counter() - started) / len(images)
-            figures[name] = {"updates": updates[stage], "sample_s": round(seconds, 4)}
+    pipeline, updates = trained_pipeline(state)
+    for name, order in ORDERS.items():
+        started = time.perf_counter()
+        parts = zip(images.split(50), masks.split(50), strict=True)
+        painted = [fill_transformer(pipeline, a, b, steps, seed, order=order) for seed, (a, b) in enumerate(parts)]
+        fills[name] = torch.cat(painted)
+        seconds = (time.perf_counter() - started) / len(images)
+        figures[name] = {"updates": updates["transformer"], "sample_s": round(seconds, 4)}
     for name, filled in fills.items():
         figures[name] = figures.get(name, {}) | likeness(filled, images, masks)
     if find_spec("efficientnet_lite_pytorch"):
@@ -107,11 +100,10 @@ def _compare(
         parts = zip(filled.split(50), images.split(50), masks.split(50), strict=True)
         distances[name] = torch.cat([distance(*part) for part in parts])
         figures[name]["distance"] = round(float(distances[name].mean()), 4)
-    for sampler in SAMPLERS:
+    for sampler in ORDERS:
         for name in classical:
-            if sampler in distances:
-                closer = (distances[sampler] < distances[name]).float().mean()
-                figures[sampler][f"closer_than_{name}"] = round(float(closer), 3)
+            closer = (distances[sampler] < distances[name]).float().mean()
+            figures[sampler][f"closer_than_{name}"] = round(float(closer), 3)
 
 
 def save_sheet(columns: list[torch.Tensor], path: Path, *, rows: int, scale: int = 3) -> None:

@@ -1,17 +1,15 @@
-"""Fills by the built-in models and by classical methods, with the marks that the simulated annotators are to give."""
+"""Fills by the built-in models and by classical methods, with the marks that the simulated annotators are to give.
 
-from pathlib import Path
+The probes that ship were fitted to fills of earlier weights of these models.
+"""
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, StableDiffusionInpaintPipeline
+from diffusers import FluxFillPipeline, StableDiffusionInpaintPipeline
 
-import rlhf
 from benchmarks.base_model.fills import fill_classical, fill_transformer, fill_unet
 from benchmarks.probes.fills import Marks, Place
-from rlhf.diffusion.builtin.base_denoisers import transformer_pipeline
+from rlhf.diffusion.families.open_family import resolve_model
 
-BUILTIN = Path(rlhf.__file__).parent / "diffusion" / "builtin" / "tiny"
-REACHED = Path(__file__).parents[1] / "base_model" / "reached"
 BATCH = 50
 
 Fills = list[tuple[int, str, torch.Tensor, Marks]]
@@ -20,14 +18,16 @@ Fills = list[tuple[int, str, torch.Tensor, Marks]]
 
 @torch.no_grad()
 def paint(places: list[Place], seed: int) -> Fills:
-    """Fills each place by the built-in model, and some by each of the other painters."""
+    """Fills each place by the built-in UNet, and some by each of the other painters."""
     images, masks = (torch.stack([getattr(place, name) for place in places]) for name in ("image", "mask"))
     found: Fills = []
-    tiny = StableDiffusionInpaintPipeline.from_pretrained(BUILTIN, torch_dtype=torch.float32, safety_checker=None)
+    unet = StableDiffusionInpaintPipeline.from_pretrained(
+        resolve_model("tiny-unet"), torch_dtype=torch.float32, safety_checker=None
+    )
     for steps in (5, 10):
         for start in range(0, len(places), BATCH):
             part = slice(start, start + BATCH)
-            filled = fill_unet(tiny, images[part], masks[part], steps, seed + start + steps)
+            filled = fill_unet(unet, images[part], masks[part], steps, seed + start + steps)
             found += [(start + i, "model", fill, (0.35, 0.2, 0.25)) for i, fill in enumerate(filled)]
             shares = torch.rand(len(filled), generator=torch.Generator().manual_seed(seed + start)).tolist()
             for i, (fill, share) in enumerate(zip(filled, shares, strict=True)):
@@ -36,7 +36,7 @@ def paint(places: list[Place], seed: int) -> Fills:
                 found.append(
                     (start + i, "model blend", blend, (0.35 + 0.6 * kept, 0.2 + 0.7 * kept, 0.25 + 0.68 * kept))
                 )
-    found += _by_the_next_model(images, masks, seed)
+    found += _by_the_transformer(images, masks, seed)
     for name, step in (("telea", 2), ("navier-stokes", 3), ("biharmonic", 8)):
         chosen = list(range(0, len(places), step))
         filled = fill_classical(name, images[chosen], masks[chosen])
@@ -44,17 +44,15 @@ def paint(places: list[Place], seed: int) -> Fills:
     return found
 
 
-def _by_the_next_model(images: torch.Tensor, masks: torch.Tensor, seed: int) -> Fills:
-    """Returns round trips of the next VAE, which are nearly the originals, and fills of its transformer."""
-    vae = AutoencoderKL.from_pretrained(REACHED / "vae", torch_dtype=torch.float32)
-    transformer = FluxTransformer2DModel.from_pretrained(REACHED / "transformer", torch_dtype=torch.float32)
-    pipeline = transformer_pipeline(vae.eval(), transformer.eval())
+def _by_the_transformer(images: torch.Tensor, masks: torch.Tensor, seed: int) -> Fills:
+    """Returns round trips of the VAE, which are nearly the originals, and fills of the transformer."""
+    pipeline = FluxFillPipeline.from_pretrained(resolve_model("tiny"), torch_dtype=torch.float32)
     chosen = list(range(0, len(images), 3))
     found: Fills = []
     for start in range(0, len(chosen), BATCH):
         part = chosen[start : start + BATCH]
         filled = fill_transformer(pipeline, images[part], masks[part], 10, seed + start)
-        trip = vae.decode(vae.encode(images[part]).latent_dist.mean).sample
-        found += [(i, "next model", fill, (0.35, 0.2, 0.25)) for i, fill in zip(part, filled, strict=True)]
+        trip = pipeline.vae.decode(pipeline.vae.encode(images[part]).latent_dist.mean).sample
+        found += [(i, "transformer", fill, (0.35, 0.2, 0.25)) for i, fill in zip(part, filled, strict=True)]
         found += [(i, "round trip", fill, (0.97, 0.93, 0.94)) for i, fill in zip(part, trip, strict=True)]
     return found

@@ -32,7 +32,7 @@ from benchmarks.serving.figure import plot  # noqa: E402
 from benchmarks.serving.load import Outcome, closed_loop, open_loop  # noqa: E402
 from benchmarks.serving.replica_processes import replica_memory, replica_pids  # noqa: E402
 from benchmarks.serving.usual_serving import UsualService, call_usual_pipeline, open_usual_pipeline  # noqa: E402
-from rlhf.diffusion.families.open_family import TINY  # noqa: E402
+from rlhf.diffusion.families.open_family import resolve_model  # noqa: E402
 from rlhf.diffusion.policy_manifest import list_policies  # noqa: E402
 from rlhf.diffusion.tiles import Canvas, crop_to_size, plan_passes, surround  # noqa: E402
 from rlhf.promotion.catalogue import Catalogue, ServedName, ServedPolicy, describe_policy, write_catalogue  # noqa: E402
@@ -78,10 +78,10 @@ def bare_rate(pipeline: Any, seconds: float) -> float:
 def measure_throughput(args: argparse.Namespace) -> Figures:
     """Compares ours with the pipeline in a loop and with the usual deployment, for rising numbers of clients."""
     torch.set_num_threads(1)
-    pipeline = open_usual_pipeline(str(TINY))
+    pipeline = open_usual_pipeline(resolve_model("tiny"))
     ours = deploy("ours")
     deployment: Any = UsualService  # Ray's decorator makes it one.
-    bound = deployment.options(ray_actor_options={"num_cpus": 1}).bind(str(TINY))
+    bound = deployment.options(ray_actor_options={"num_cpus": 1}).bind(resolve_model("tiny"))
     ray_serve.run(bound, name="usual", route_prefix="/usual")
     usual = f"http://127.0.0.1:{PORT}/usual"
     for url in (ours, usual):
@@ -107,7 +107,7 @@ def measure_overhead(args: argparse.Namespace) -> Figures:
     """Compares one request over HTTP with the same denoising without HTTP and Serve, in turn."""
     torch.set_num_threads(1)
     settings = to_settings({}).engine()
-    engine = Engine(PolicyCache(str(TINY), settings), None, settings)
+    engine = Engine(PolicyCache(resolve_model("tiny"), settings), None, settings)
     upload = asyncio.run(_decode_files())
     box = surround([b for boxes in plan_passes(upload.hole, (SIDE, SIDE)) for b in boxes])
     ours = deploy("ours")

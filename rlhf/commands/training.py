@@ -203,19 +203,19 @@ def _check_pairs_alone(algorithm: str, *, needs_rollouts: bool, has_pairs: bool)
 
 @holds_out
 def pretrain(
-    images: Annotated[Path, typer.Option("--images", help="Folder of photographs.")],
+    images: Annotated[list[Path], typer.Option("--images", help="Folder of photographs; may be given several times.")],
     out: Out,
-    vae_updates: Annotated[int, typer.Option(help="Optimizer steps of the VAE.")] = 3000,
-    unet_updates: Annotated[int, typer.Option(help="Optimizer steps of the denoising network.")] = 6000,
+    vae_updates: Annotated[int, typer.Option(help="Optimizer steps of the VAE's decoder.")] = 2000,
+    updates: Annotated[int, typer.Option(help="Optimizer steps of the denoising network.")] = 6000,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops, holes and noise.")] = 0,
 ) -> None:
-    """Train the built-in model `tiny` from photographs; resumes after an interruption."""
+    """Train the built-in model `tiny` anew from photographs, for hours; resumes after an interruption."""
     from rlhf.diffusion.builtin.pretrain import PretrainConfig
     from rlhf.diffusion.builtin.pretrain import pretrain as train
     from rlhf.storage.url_path import UrlPath
 
-    for path in (images, out):
+    for path in (*images, out):
         if isinstance(path, UrlPath):
             raise UserError(f"pretrain: {path}: give local folders; the pipeline can be copied to a URL then")
-    settings = PretrainConfig(images=images, out=out, vae_updates=vae_updates, unet_updates=unet_updates, seed=seed)
+    settings = PretrainConfig(images=tuple(images), out=out, vae_updates=vae_updates, updates=updates, seed=seed)
     print(f"pipeline in {train(settings)}")

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from rlhf.config.config_types import Count, NonNegative, Positive, Section, Share
 
+LITE0 = "efficientnet-lite0"
+"""Value of `reward.backbone` for an ImageNet network from packages."""
+
 
 class RewardConfig(Section):
     """The reward model and its bound."""

@@ -24,6 +24,10 @@ def _ascending(values: tuple[float, float]) -> tuple[float, float]:
 Guidance = Literal["none", "embedded", "true"]
 
 
+BUILTIN = ("tiny", "tiny-unet")
+"""Names of the models of the package; the first is the default."""
+
+
 def _yaml_true(value: object) -> object:
     return "true" if value is True else value
 
@@ -36,8 +40,8 @@ def _hole_families() -> tuple[str, ...]:
 class ModelConfig(Section):
     """Pre-trained inpainting model, and how it runs."""
 
-    path: str = "tiny"
-    """`tiny` (built in), a pipeline folder, or a hub name."""
+    path: str = BUILTIN[0]
+    """`tiny` or `tiny-unet` (built in), a pipeline folder, or a hub name."""
     variant: str | None = None
     """Files of weights, such as `fp16`; default: the plain ones, or the only variant there is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 
 from rlhf.config.config_files import find_run_file, load_config
+from rlhf.config.reward_config import LITE0
+from rlhf.data.networks.package_weights import EFFICIENTNET_LITE0
 from rlhf.data.photographs import choose_photograph_folders
 from rlhf.workflows.stages import Stage, run_stages
 
@@ -36,6 +38,8 @@ def run_demo(
     if not is_own:
         overrides = (*overrides, f"prompts.crops_per_photograph={CROPS_PER_PHOTOGRAPH}")
     resolved = load_config(file, overrides).model_dump(mode="json")
+    if resolved["reward"]["backbone"] == LITE0:
+        EFFICIENTNET_LITE0.locate()
     options = ["--config", str(file), *(word for override in overrides for word in ("--set", override))]
     print(f"demo: 7 stages into {out}; some 12 minutes on 2 cores", file=sys.stderr)
     stages = [

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import format_results
-from benchmarks.figure import draw_figure
-from benchmarks.joined_steps import join_steps
-from benchmarks.rollout import equal_work
-from benchmarks.switches import SWITCHES, Pair, Switch, format_table, measure_switch
-from benchmarks.update import make_config, roll_out
-from benchmarks.whole_step import summarise
+from benchmarks.suite.figure import draw_figure
+from benchmarks.suite.joined_steps import join_steps
+from benchmarks.suite.rollout import equal_work
+from benchmarks.suite.switches import SWITCHES, Pair, Switch, format_table, measure_switch
+from benchmarks.suite.update import make_config, roll_out
+from benchmarks.suite.whole_step import summarise
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.policy_gradient import compute_loss
 from rlhf.config.run_config import ModelConfig

@@ -29,7 +29,7 @@ def pod_specs(record: dict) -> list[dict]:
 
 
 def test_the_rendered_objects_are_those_of_the_chart() -> None:
-    stale = "the chart has changed: python -m tests.support.helm_chart renders it anew"
+    stale = "the chart has changed: python -m tests.support.cluster.helm_chart renders it anew"
     assert fingerprint() in RENDERED.read_text().splitlines()[1], stale
 
 

@@ -3,12 +3,13 @@
 import gc
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.families.open_family import TINY, open_family
+from rlhf.diffusion.families.open_family import open_family, resolve_model
 
 
 def test_a_model_is_opened_without_collections_of_garbage_which_take_a_quarter_of_the_time() -> None:
@@ -19,7 +20,7 @@ def test_a_model_is_opened_without_collections_of_garbage_which_take_a_quarter_o
 
     gc.collect()
     gc.callbacks.append(note)
-    open_family(ModelConfig(path="tiny"), TINY, torch.device("cpu"))
+    open_family(ModelConfig(path="tiny"), Path(resolve_model("tiny")), torch.device("cpu"))
     gc.callbacks.remove(note)
     assert len(phases) <= 2, "the one that is due when collections go on again"
     assert gc.isenabled()

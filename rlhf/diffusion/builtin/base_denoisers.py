@@ -1,7 +1,6 @@
-"""Builds the two denoisers of the built-in base models, and the diffusers pipelines around them.
+"""Builds the denoiser of the built-in model `tiny`, and the diffusers pipeline around it: the layout of FLUX.1 Fill.
 
-Both use the same VAE (16 channels, factor 4). `unet` has the layout of Stable Diffusion's inpainting model, with
-16 + 1 + 16 input channels, and predicts v. `transformer` has the layout of FLUX.1 Fill and predicts the velocity.
+The VAE has 16 channels and factor 4.
 """
 
 import torch
@@ -10,35 +9,17 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
     FluxTransformer2DModel,
-    StableDiffusionInpaintPipeline,
-    UNet2DConditionModel,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from rlhf.diffusion.builtin.base_vae import FACTOR, LATENT_CHANNELS
-from rlhf.diffusion.builtin.tiny_model import TEXT_WIDTH, build_scheduler, build_text_encoder, build_tokenizer
+from rlhf.diffusion.builtin.tiny_model import TEXT_WIDTH, build_text_encoder, build_tokenizer
 
 TEXT_TOKENS = 4
 """Number of text tokens in the transformer's training; its attention can use them as scratch memory."""
 TOKEN_WIDTH = 4 * LATENT_CHANNELS
 """Number of channels of a token: four neighbouring latents."""
-
-
-def build_unet(channels: tuple[int, ...] = (64, 112, 128)) -> UNet2DConditionModel:
-    """Builds a denoiser of latents, mask and masked-image latents: [B, 33, h, w] to v [B, 16, h, w]."""
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=2 * LATENT_CHANNELS + 1,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=channels,
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(channels) - 1),
-        up_block_types=("CrossAttnUpBlock2D",) * (len(channels) - 1) + ("UpBlock2D",),
-        layers_per_block=1,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        cross_attention_dim=TEXT_WIDTH,
-    )
 
 
 def build_transformer(*, heads: int = 6, layers: int = 10) -> FluxTransformer2DModel:
@@ -110,23 +91,6 @@ def build_t5() -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
         )
     )
     return encoder, fast
-
-
-def unet_pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel) -> StableDiffusionInpaintPipeline:
-    """Builds the pipeline around the UNet; its text encoder is random, with a fixed seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        text_encoder = build_text_encoder().eval()
-    return StableDiffusionInpaintPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=build_tokenizer(),
-        unet=unet,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def transformer_pipeline(vae: AutoencoderKL, transformer: FluxTransformer2DModel) -> FluxFillPipeline:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from rlhf.progress import progress_bar
 from rlhf.storage.atomic_files import atomic_torch_save, atomic_write
 
 Part = torch.nn.Module | torch.optim.Optimizer
@@ -71,7 +72,8 @@ def train_stage(
     parts: dict[str, Part] = {"module": module, "averaged": averaged, "optimizer": optimizer}
     update, first = _resume(parts, state_path) if state_path.is_file() else (first, first)
     log = _Log(log_path, update)
-    while update < schedule.until:
+    bar = progress_bar(range(update, schedule.until), stage=log_path.stem, total=schedule.until, initial=update)
+    for update in bar:
         optimizer.param_groups[0]["lr"] = schedule.learning_rate(update, first)
         loss = loss_of(update)
         loss.backward()
@@ -80,12 +82,12 @@ def train_stage(
         optimizer.zero_grad()
         decay = min(schedule.average, (update - first + 1) / (update - first + 10))
         torch._foreach_lerp_([a for a, _ in pairs], [p.detach() for _, p in pairs], 1 - decay)
-        update += 1
+        done = update + 1
         log.add(loss.item())
-        if update % schedule.log_every == 0:
-            log.write(update, optimizer.param_groups[0]["lr"])
-        if update % schedule.save_every == 0 or update == schedule.until:
-            state = {k: v.state_dict() for k, v in parts.items()} | {"update": update, "first": first}
+        if done % schedule.log_every == 0:
+            log.write(done, optimizer.param_groups[0]["lr"])
+        if done % schedule.save_every == 0 or done == schedule.until:
+            state = {k: v.state_dict() for k, v in parts.items()} | {"update": done, "first": first}
             atomic_torch_save(state, state_path)
     return averaged
 

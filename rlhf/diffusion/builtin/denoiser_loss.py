@@ -1,13 +1,13 @@
-"""Computes the losses of the base models' denoisers, with the packing of FLUX.1 Fill."""
+"""Computes the loss of the built-in denoiser, with the packing of FLUX.1 Fill."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel
 
-from rlhf.diffusion.builtin.base_denoisers import TEXT_TOKENS, transformer_pipeline, unet_pipeline
+from rlhf.diffusion.builtin.base_denoisers import TEXT_TOKENS, transformer_pipeline
 from rlhf.diffusion.builtin.base_vae import FACTOR
 
 KNOWN_WEIGHT = 0.2
@@ -33,29 +33,6 @@ class LatentBatch:
 
 Loss = Callable[[LatentBatch, torch.Generator], torch.Tensor]
 """Maps a batch and a source of noise to the loss, a scalar."""
-
-
-def unet_loss(unet: UNet2DConditionModel, vae: torch.nn.Module) -> Loss:
-    """Returns the loss of v-prediction (arXiv:2202.00512); all timesteps have equal weight, drawn in equal strata."""
-    pipeline = unet_pipeline(vae, unet)
-    scheduler: DDIMScheduler = pipeline.scheduler
-    tokens = pipeline.tokenizer("", padding="max_length", return_tensors="pt").input_ids
-    with torch.no_grad():
-        text = pipeline.text_encoder(tokens)[0]
-
-    def loss(batch: LatentBatch, generator: torch.Generator) -> torch.Tensor:
-        """Returns the weighted mean squared error of v."""
-        latents = batch.latents
-        noise = torch.randn(latents.shape, generator=generator)
-        timestep = (_strata(len(latents), generator) * scheduler.config.num_train_timesteps).long()
-        noisy = scheduler.add_noise(latents, noise, timestep)
-        mask = F.interpolate(batch.masks, latents.shape[-2:])
-        inputs = torch.cat([noisy, mask, batch.masked_image_latents], dim=1).to(memory_format=torch.channels_last)
-        predicted = unet(inputs, timestep, text.expand(len(latents), -1, -1)).sample
-        error = (predicted - scheduler.get_velocity(latents, noise, timestep)).square()
-        return _weighted_mean(error, batch.weights)
-
-    return loss
 
 
 def transformer_loss(transformer: FluxTransformer2DModel, vae: torch.nn.Module) -> Loss:

@@ -1,29 +1,20 @@
-"""Writes pipelines from a training that may be running: `python -m rlhf.diffusion.builtin.export_base STATE OUT`.
+"""Writes the pipeline of a training that may be running: `python -m rlhf.diffusion.builtin.export_base STATE OUT`.
 
-OUT/unet and OUT/transformer are diffusers folders with the averaged weights in half precision and the logs of their
-parts. The training replaces its states as a whole, so reading them disturbs nothing.
+OUT is a diffusers folder with the averaged weights in half precision. The training replaces its states as a whole, so
+reading them disturbs nothing.
 """
 
 import argparse
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, FluxFillPipeline
 
-from rlhf.diffusion.builtin.base_denoisers import build_transformer, build_unet, transformer_pipeline, unet_pipeline
+from rlhf.diffusion.builtin.base_denoisers import build_transformer, transformer_pipeline
 from rlhf.diffusion.builtin.base_vae import build_vae
-from rlhf.diffusion.builtin.train_base import log_path, state_path
+from rlhf.diffusion.builtin.train_base import state_path
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_write_json
-
-DENOISERS: dict[str, tuple[Callable, Callable]] = {
-    "unet": (build_unet, unet_pipeline),
-    "transformer": (build_transformer, transformer_pipeline),
-}
-"""Functions that build a denoiser, and the pipeline around it, by stage."""
 
 
 def averaged_weights(module: torch.nn.Module, state: Path) -> int:
@@ -47,38 +38,30 @@ def trained_vae(folder: Path) -> tuple[AutoencoderKL, int]:
     return vae, 0
 
 
-def trained_pipeline(folder: Path, stage: str) -> tuple[DiffusionPipeline, dict[str, int]]:
-    """Returns the pipeline of one denoiser in float32, and the number of updates of each part."""
-    build, around = DENOISERS[stage]
+def trained_pipeline(folder: Path) -> tuple[FluxFillPipeline, dict[str, int]]:
+    """Returns the pipeline in float32, and the number of updates of each part."""
     vae, vae_updates = trained_vae(folder)
-    module = build().eval()
-    updates = {"vae": vae_updates, stage: averaged_weights(module, state_path(folder, stage))}
-    return around(vae, module), updates
+    module = build_transformer().eval()
+    updates = {"vae": vae_updates, "transformer": averaged_weights(module, state_path(folder, "transformer"))}
+    return transformer_pipeline(vae, module), updates
 
 
-def export(folder: Path, out: Path, stages: list[str]) -> None:
-    """Writes the pipelines of `stages`, each with `training.json` and the logs of its parts."""
-    for stage in stages:
-        pipeline, updates = trained_pipeline(folder, stage)
-        for name in ("vae", stage):
-            getattr(pipeline, name).half()
-        pipeline.save_pretrained(out / stage)
-        for name in ("vae", stage):
-            if log_path(folder, name).is_file():
-                shutil.copyfile(log_path(folder, name), out / stage / f"{name}.jsonl")
-        atomic_write_json(out / stage / "training.json", {"updates": updates})
-        size = sum(path.stat().st_size for path in (out / stage).rglob("*") if path.is_file())
-        print(json.dumps({"pipeline": stage, "updates": updates, "megabytes": round(size / 1e6, 2)}))
+def export(folder: Path, out: Path) -> None:
+    """Writes the pipeline, with `training.json` beside it."""
+    pipeline, updates = trained_pipeline(folder)
+    pipeline.vae.half()
+    pipeline.transformer.half()
+    pipeline.save_pretrained(out)
+    atomic_write_json(out / "training.json", {"updates": updates})
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="export_base", description=__doc__)
     parser.add_argument("state", type=Path, help="folder that train_base was given as --out")
-    parser.add_argument("out", type=Path, help="folder that receives the pipelines")
-    parser.add_argument("--stages", nargs="+", choices=sorted(DENOISERS), default=sorted(DENOISERS))
+    parser.add_argument("out", type=Path, help="folder that receives the pipeline")
     options = parser.parse_args(arguments)
-    export(options.state, options.out, options.stages)
+    export(options.state, options.out)
 
 
 if __name__ == "__main__":

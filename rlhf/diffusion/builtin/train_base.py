@@ -1,8 +1,8 @@
-"""Trains a part of the built-in base models: `python -m rlhf.diffusion.builtin.train_base --stage vae --out DIR`.
+"""Trains a part of the built-in model: `python -m rlhf.diffusion.builtin.train_base --stage vae --out DIR`.
 
-The stage `vae` comes first; `unet` and `transformer` follow in any order. Each call resumes its stage and stops after
-`--until` updates in all. All randomness depends on (seed, update) alone, and the encoder never changes, so `vae` may
-resume after the denoisers have begun.
+The stage `vae` comes first, then `transformer`. Each call resumes its stage and stops after `--until` updates in all.
+All randomness depends on (seed, update) alone, and the encoder never changes, so `vae` may resume after the transformer
+has begun.
 """
 
 import argparse
@@ -11,29 +11,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from PIL import Image
 
 from rlhf.diffusion.builtin.base_data import crop_batch, load_photographs, training_paths
-from rlhf.diffusion.builtin.base_denoisers import build_transformer, build_unet
+from rlhf.diffusion.builtin.base_denoisers import build_transformer
 from rlhf.diffusion.builtin.base_training import TrainingSchedule, train_stage
 from rlhf.diffusion.builtin.base_vae import build_vae, start_linear
-from rlhf.diffusion.builtin.denoiser_loss import transformer_loss, unet_loss
+from rlhf.diffusion.builtin.denoiser_loss import transformer_loss
 from rlhf.diffusion.builtin.latent_shards import LatentShards, ShardPlan
 from rlhf.diffusion.builtin.phase_start import free_decoder
 from rlhf.diffusion.builtin.vae_loss import decoder_loss
 from rlhf.errors import UserError
 from rlhf.storage.atomic_files import atomic_torch_save
 
-STAGES = ("vae", "unet", "transformer")
-CLASSES = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "transformer": FluxTransformer2DModel}
-PEAK_LR = {"vae": 2e-4, "unet": 6e-4, "transformer": 5e-4}
+PEAK_LR = {"vae": 2e-4, "transformer": 5e-4}
+"""Learning rate after the warm-up, by stage."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(prog="train_base", description=__doc__)
-    parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument("--stage", choices=sorted(PEAK_LR), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of states, logs and encoded crops")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders of photographs")
     parser.add_argument("--until", type=int, required=True, help="total number of updates of the stage")
@@ -64,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.stage == "vae":
         train_vae(photographs, schedule, options)
     else:
-        train_denoiser(photographs, schedule, options)
+        train_transformer(photographs, schedule, options)
 
 
 def train_vae(photographs: list[Image.Image], schedule: TrainingSchedule, options: argparse.Namespace) -> None:
@@ -89,18 +88,16 @@ def train_vae(photographs: list[Image.Image], schedule: TrainingSchedule, option
     )
 
 
-def train_denoiser(photographs: list[Image.Image], schedule: TrainingSchedule, options: argparse.Namespace) -> None:
-    """Trains the UNet or the transformer on latents of the frozen encoder."""
+def train_transformer(photographs: list[Image.Image], schedule: TrainingSchedule, options: argparse.Namespace) -> None:
+    """Trains the denoiser on latents of the frozen encoder."""
     stage = options.stage
     vae = start_vae(photographs, options.out, options.start, options.seed).eval().requires_grad_(False)
     torch.manual_seed(options.seed)
     if options.start and (options.start / stage).is_dir():
-        module = CLASSES[stage].from_pretrained(options.start / stage, torch_dtype=torch.float32)
+        module = FluxTransformer2DModel.from_pretrained(options.start / stage, torch_dtype=torch.float32)
     else:
-        module = build_unet() if stage == "unet" else build_transformer()
-    if stage == "unet":
-        module.to(memory_format=torch.channels_last)
-    loss = unet_loss(module, vae) if stage == "unet" else transformer_loss(module, vae)
+        module = build_transformer()
+    loss = transformer_loss(module, vae)
     plan = ShardPlan(folder=options.out / "latents", seed=options.seed)
     shards = LatentShards(plan, vae.to(memory_format=torch.channels_last), photographs)
 

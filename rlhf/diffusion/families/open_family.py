@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf.config.run_config import ModelConfig
+from rlhf.config.run_config import BUILTIN, ModelConfig
 from rlhf.data.buckets import Size
 from rlhf.diffusion.families.family import Sides
 from rlhf.diffusion.families.pipeline_folder import Part, read_class, read_part_config
@@ -49,14 +49,13 @@ Each module has `CLASSES`, `open_pipeline`, `read_schedule`, `read_sides`, `guid
 `TEXT_OPTIONS`: how it has texts embedded, on which cached embeddings depend; `picture` says that the text encoder looks
 at the image.
 """
-TINY = Path(__file__).parents[1] / "builtin" / "tiny"
 UNGUARDED = frozenset(Part) - {Part.SAFETY_CHECKER}
 """All parts but the safety checker: training judges images by the reward alone."""
 
 
 def resolve_model(path: str) -> str:
-    """The built-in folder for `tiny`; any other path unchanged."""
-    return str(TINY) if path == "tiny" else path
+    """The folder of a built-in model for its name; any other path unchanged."""
+    return str(Path(__file__).parents[1] / "builtin" / path) if path in BUILTIN else path
 
 
 def module_of(place: Path) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rlhf.config.reward_config import LITE0
 from rlhf.data.augmentation import Augmentation
 from rlhf.data.candidate_table import Key
 from rlhf.data.descriptions import run_backbone
@@ -40,9 +41,6 @@ PREFPAINT_KIND = "prefpaint-release"
 
 
 PREFPAINT_PREFIX = f"{PREFPAINT_KIND}:"
-
-
-LITE0 = "efficientnet-lite0"
 
 
 def build_backbone(name: str, frozen_share: float = PAPER_FROZEN_SHARE) -> Backbone:

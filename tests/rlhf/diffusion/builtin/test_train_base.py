@@ -17,13 +17,11 @@ from rlhf.diffusion.builtin.base_data import crop_batch, training_paths
 from rlhf.diffusion.builtin.base_denoisers import (
     TEXT_TOKENS,
     build_transformer,
-    build_unet,
     transformer_pipeline,
-    unet_pipeline,
 )
 from rlhf.diffusion.builtin.base_training import TrainingSchedule, train_stage
 from rlhf.diffusion.builtin.base_vae import build_vae, principal_components, start_linear
-from rlhf.diffusion.builtin.denoiser_loss import image_ids, pack, transformer_loss, unet_loss
+from rlhf.diffusion.builtin.denoiser_loss import image_ids, pack, transformer_loss
 from rlhf.diffusion.builtin.latent_shards import LatentShards, ShardPlan
 from rlhf.errors import UserError
 from rlhf.storage.images import blank_hole
@@ -45,10 +43,6 @@ def vae(crops):
     vae = build_vae().eval().requires_grad_(False)
     start_linear(vae, crops)
     return vae
-
-
-def tiny_unet():
-    return build_unet(channels=(8, 8))
 
 
 def tiny_transformer():
@@ -79,14 +73,13 @@ def test_the_linear_start_decodes_almost_as_the_components_do(vae, crops):
     assert reconstruction_db(decoded, some) > reconstruction_db(best, some) - 1.5
 
 
-@pytest.mark.parametrize(("build", "loss_around"), [(tiny_unet, unet_loss), (tiny_transformer, transformer_loss)])
-def test_a_resumed_run_equals_an_uninterrupted_one(build, loss_around, vae, photographs, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(vae, photographs, tmp_path):
     plan = ShardPlan(folder=tmp_path / "latents", sizes_px=(64, 96), tokens=128, batches=1, uses=2, shards=2)
 
     def run(name, until):
         torch.manual_seed(0)
-        module = build()
-        loss, shards = loss_around(module, vae), LatentShards(plan, vae, photographs)
+        module = tiny_transformer()
+        loss, shards = transformer_loss(module, vae), LatentShards(plan, vae, photographs)
 
         def loss_of(update):
             generator = torch.Generator().manual_seed(update)
@@ -124,18 +117,17 @@ def test_training_the_decoder_leaves_the_encoder_alone(photographs, tmp_path):
 
 def test_exported_weights_can_be_a_new_start(vae, tmp_path):
     torch.save(vae.state_dict(), tmp_path / "vae_start.pt")
-    module = build_unet()
+    module = build_transformer()
     train_stage(
         module,
-        lambda update: module.conv_in.weight.square().mean(),
+        lambda update: module.x_embedder.weight.square().mean(),
         TrainingSchedule(until=1, peak_lr=1e-3),
-        state_path=train_base.state_path(tmp_path, "unet"),
-        log_path=train_base.log_path(tmp_path, "unet"),
+        state_path=train_base.state_path(tmp_path, "transformer"),
+        log_path=train_base.log_path(tmp_path, "transformer"),
     )
-    export_base.export(tmp_path, tmp_path / "out", ["unet"])
-    folder = tmp_path / "out" / "unet"
+    export_base.export(tmp_path, folder := tmp_path / "out")
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 16e6
-    assert train_base.started_at(folder, "unet") == 1
+    assert train_base.started_at(folder, "transformer") == 1
     again = train_base.start_vae([], tmp_path / "elsewhere", folder, 0)
     latents = torch.randn(1, 16, 4, 4)
     assert reconstruction_db(again.decode(latents).sample, vae.decode(latents).sample) > 40
@@ -143,7 +135,7 @@ def test_exported_weights_can_be_a_new_start(vae, tmp_path):
 
 def test_a_start_without_a_record_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"training\.json"):
-        train_base.started_at(tmp_path, "unet")
+        train_base.started_at(tmp_path, "transformer")
 
 
 def test_the_transformer_fills_holes_in_plain_diffusers(vae, crops, tmp_path):
@@ -173,14 +165,6 @@ def test_the_transformer_fills_holes_in_plain_diffusers(vae, crops, tmp_path):
     hole = mask.expand_as(image) > 0.5
     # Its masked-image latents are drawn, not the mean, of a posterior that is narrow.
     assert float(((filled * 2 - 1).clamp(-1, 1) - ours)[hole].abs().max()) < 0.1
-
-
-def test_the_unet_opens_in_plain_diffusers_and_takes_33_channels(vae, tmp_path):
-    unet_pipeline(vae, tiny_unet()).save_pretrained(tmp_path)
-    pipeline = DiffusionPipeline.from_pretrained(tmp_path)
-    inputs, text = torch.randn(1, 33, 16, 16), torch.zeros(1, 16, 32)
-    assert pipeline.unet(inputs, 1, text).sample.shape == (1, 16, 16, 16)
-    assert pipeline.scheduler.config.prediction_type == "v_prediction"
 
 
 def test_packing_is_that_of_flux():

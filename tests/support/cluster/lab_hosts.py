@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-LAB = Path(__file__).parents[1] / "lab"
+LAB = Path(__file__).parents[2] / "lab"
 ROOT = LAB.parents[1]
 PACKAGES = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync"}
 """Debian packages of the programs that the machines need."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch._inductor.utils import fresh_cache
 
-from benchmarks.joined_steps import make_update
 from benchmarks.measure import Figures, Spread, interleave, peak_megabytes, ratios, show, spread
-from benchmarks.rollout import ALIGN, KEY, PROMPTS, SAMPLES, SIDE, STEPS, make_prompts
+from benchmarks.suite.joined_steps import make_update
+from benchmarks.suite.rollout import ALIGN, KEY, PROMPTS, SAMPLES, SIDE, STEPS, make_prompts
 from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy import Policy, load_policy, make_trainable, update_merged
@@ -160,7 +160,7 @@ def keep_trained() -> Pair:
 
 def join_training() -> Pair:
     """Trains the transitions of two steps in one pass of 32 rows; off, in two passes of 16. Both in plain PyTorch."""
-    alone = {name: peak_megabytes("benchmarks.joined_steps", name)["median"] for name in ("joined", "apart")}
+    alone = {name: peak_megabytes("benchmarks.suite.joined_steps", name)["median"] for name in ("joined", "apart")}
     return Pair(
         on=make_update("joined"),
         off=make_update("apart"),

@@ -1,4 +1,4 @@
-"""Compares our rollouts with other implementations for the same images: `python -m benchmarks.rollout`.
+"""Compares our rollouts with other implementations for the same images: `python -m benchmarks.suite.rollout`.
 
 All use the built-in model in float32, one micro-batch of 16 images (2 prompts x 8 samples) and 10 steps. Ours runs with
 equal switches (every image encoded separately, with its own noise, all steps random, weights in PyTorch's layout) and
@@ -21,7 +21,7 @@ from benchmarks.serving.usual_serving import open_usual_pipeline
 from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import AlignConfig, ModelConfig
 from rlhf.data.prompts import Prompt
-from rlhf.diffusion.families.open_family import TINY
+from rlhf.diffusion.families.open_family import resolve_model
 from rlhf.diffusion.policy import Policy, load_policy, make_trainable
 from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import RolloutPlan
@@ -86,7 +86,7 @@ def ours(policy: Policy) -> Run:
 
 def usual(guidance_scale: float) -> Run:
     """Returns a call of diffusers' pipeline for the same images, by DDIM with eta 1."""
-    pipeline, prompts = open_usual_pipeline(str(TINY)), make_prompts()
+    pipeline, prompts = open_usual_pipeline(resolve_model("tiny")), make_prompts()
     images = torch.stack([p.image for p in prompts]).repeat_interleave(SAMPLES, dim=0)
     masks = torch.stack([p.mask for p in prompts]).repeat_interleave(SAMPLES, dim=0)
     options = {
@@ -105,7 +105,7 @@ def usual(guidance_scale: float) -> Run:
 
 def trainer() -> Run:
     """Returns `trainer_loop` on its own pipeline."""
-    pipeline, prompts = open_usual_pipeline(str(TINY)), make_prompts()
+    pipeline, prompts = open_usual_pipeline(resolve_model("tiny")), make_prompts()
     return lambda: trainer_loop(pipeline, prompts)
 
 
@@ -193,7 +193,7 @@ def measure(rounds: int) -> Figures:
             reference: {name: ratios(found, seconds[reference]) for name, found in seconds.items()}
             for reference in (EQUAL, BARE, DEFAULTS)
         },
-        "added_mb": {name: peak_megabytes("benchmarks.rollout", name) for name in ALTERNATIVES},
+        "added_mb": {name: peak_megabytes("benchmarks.suite.rollout", name) for name in ALTERNATIVES},
         "share_in_unet_and_vae": spread(model_shares(rounds)),
         "unet": unet_rate(load_policy(ModelConfig()), rounds),
     }

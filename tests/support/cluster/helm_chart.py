@@ -1,6 +1,6 @@
 """The objects of the Helm chart: as `helm` renders it, and as it did when the chart was last changed.
 
-`python -m tests.support.helm_chart` writes them anew; it needs Helm 3 or 4.
+`python -m tests.support.cluster.helm_chart` writes them anew; it needs Helm 3 or 4.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import yaml
 import rlhf
 
 CHART = Path(rlhf.__file__).parents[1] / "cluster" / "kubernetes"
-RENDERED = Path(__file__).parents[1] / "cluster" / "rendered" / "kubernetes.yaml"
+RENDERED = Path(__file__).parents[2] / "cluster" / "rendered" / "kubernetes.yaml"
 """All that the chart holds, with its default values."""
 EVERYTHING = ("cluster.enabled=true", "job.enabled=true", "service.enabled=true", "monitoring.enabled=true")
 
@@ -56,9 +56,7 @@ def find_kind(objects: list[dict], kind: str) -> dict:
 
 def main() -> None:
     """Writes the rendered objects."""
-    head = (
-        "# The chart of cluster/kubernetes as `python -m tests.support.helm_chart` rendered it; the chart's SHA-256 is"
-    )
+    head = "# The chart of cluster/kubernetes as `python -m tests.support.cluster.helm_chart` rendered it; the chart's SHA-256 is"
     RENDERED.write_text(
         f"{head}\n# {fingerprint()}\n" + yaml.safe_dump_all(render(*EVERYTHING), sort_keys=False, width=120)
     )

@@ -1,4 +1,4 @@
-"""Measures the cost of training: `python -m benchmarks.update`.
+"""Measures the cost of training: `python -m benchmarks.suite.update`.
 
 Each row is one update of the built-in model in float32 in one process: 16 images in one micro-batch, with two trained
 steps each, so 32 transitions. Unless a row says otherwise, it uses DeepSpeed, LoRA and a KL to the base policy.
@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.device_measures import PassClock
 from benchmarks.measure import Figures, Spread, interleave, peak_megabytes, report_alone, spread
-from benchmarks.rollout import KEY, PROMPTS, SAMPLES, make_prompts
+from benchmarks.suite.rollout import KEY, PROMPTS, SAMPLES, make_prompts
 from benchmarks.training_loops import plain_update, process_group
 from rlhf.alignment.algorithms import grpo
 from rlhf.alignment.learner import Learner
@@ -95,7 +95,7 @@ def measure(rounds: int) -> Figures:
         shares = share_in_model(rounds)
     return {
         "ms_per_transition": {name: spread([1e3 * s / TRANSITIONS for s in found]) for name, found in seconds.items()},
-        "added_mb": {name: peak_megabytes("benchmarks.update", name) for name in seconds},
+        "added_mb": {name: peak_megabytes("benchmarks.suite.update", name) for name in seconds},
         "share_in_forward_and_backward": shares,
     }
 

@@ -1,4 +1,4 @@
-"""Trains the transitions of several steps as one batch: `python -m benchmarks.joined_steps --alone NAME`."""
+"""Trains the transitions of several steps as one batch: `python -m benchmarks.suite.joined_steps --alone NAME`."""
 
 import argparse
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.measure import report_alone
-from benchmarks.update import make_config, plain, roll_out
+from benchmarks.suite.update import make_config, plain, roll_out
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.diffusion.trajectories import Trajectories
 
