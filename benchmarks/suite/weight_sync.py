@@ -1,7 +1,7 @@
 """Measures publishing weights to two samplers on this machine: bytes, and seconds until both have proved them.
 
-`python -m benchmarks.suite.weight_sync` does so for the whole UNet of stable-diffusion-inpainting at full size (859 million
-parameters) with random weights, which takes 10 GB of memory.
+`python -m benchmarks.suite.weight_sync` does so for the whole UNet of stable-diffusion-inpainting at full size (859
+million parameters) with random weights, which takes 10 GB of memory.
 """
 
 import json

@@ -56,7 +56,8 @@ def find_kind(objects: list[dict], kind: str) -> dict:
 
 def main() -> None:
     """Writes the rendered objects."""
-    head = "# The chart of cluster/kubernetes as `python -m tests.support.cluster.helm_chart` rendered it; the chart's SHA-256 is"
+    writer = "python -m tests.support.cluster.helm_chart"
+    head = f"# The chart of cluster/kubernetes as `{writer}` rendered it; the chart's SHA-256 is"
     RENDERED.write_text(
         f"{head}\n# {fingerprint()}\n" + yaml.safe_dump_all(render(*EVERYTHING), sort_keys=False, width=120)
     )
