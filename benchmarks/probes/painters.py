@@ -22,7 +22,7 @@ def paint(places: list[Place], seed: int) -> Fills:
     images, masks = (torch.stack([getattr(place, name) for place in places]) for name in ("image", "mask"))
     found: Fills = []
     unet = StableDiffusionInpaintPipeline.from_pretrained(
-        resolve_model("tiny-unet"), torch_dtype=torch.float32, safety_checker=None
+        resolve_model("tiny-sd"), torch_dtype=torch.float32, safety_checker=None
     )
     for steps in (5, 10):
         for start in range(0, len(places), BATCH):

@@ -78,10 +78,10 @@ def bare_rate(pipeline: Any, seconds: float) -> float:
 def measure_throughput(args: argparse.Namespace) -> Figures:
     """Compares ours with the pipeline in a loop and with the usual deployment, for rising numbers of clients."""
     torch.set_num_threads(1)
-    pipeline = open_usual_pipeline(resolve_model("tiny"))
+    pipeline = open_usual_pipeline(resolve_model("tiny-sd"))
     ours = deploy("ours")
     deployment: Any = UsualService  # Ray's decorator makes it one.
-    bound = deployment.options(ray_actor_options={"num_cpus": 1}).bind(resolve_model("tiny"))
+    bound = deployment.options(ray_actor_options={"num_cpus": 1}).bind(resolve_model("tiny-sd"))
     ray_serve.run(bound, name="usual", route_prefix="/usual")
     usual = f"http://127.0.0.1:{PORT}/usual"
     for url in (ours, usual):
@@ -107,7 +107,7 @@ def measure_overhead(args: argparse.Namespace) -> Figures:
     """Compares one request over HTTP with the same denoising without HTTP and Serve, in turn."""
     torch.set_num_threads(1)
     settings = to_settings({}).engine()
-    engine = Engine(PolicyCache(resolve_model("tiny"), settings), None, settings)
+    engine = Engine(PolicyCache(resolve_model("tiny-sd"), settings), None, settings)
     upload = asyncio.run(_decode_files())
     box = surround([b for boxes in plan_passes(upload.hole, (SIDE, SIDE)) for b in boxes])
     ours = deploy("ours")
@@ -206,7 +206,7 @@ def measure_faults(args: argparse.Namespace) -> Figures:
     names = args.out.resolve() / "names.json"
 
     def swap(number: int) -> None:
-        served = ServedName(base="tiny", current=policies[number % len(policies)])
+        served = ServedName(base="tiny-sd", current=policies[number % len(policies)])
         write_catalogue(Catalogue(models={"aligned": served}), names)
 
     swap(0)

@@ -1,8 +1,8 @@
 """Compares our rollouts with other implementations for the same images: `python -m benchmarks.suite.rollout`.
 
-All use the built-in model in float32, one micro-batch of 16 images (2 prompts x 8 samples) and 10 steps. Ours runs with
-equal switches (every image encoded separately, with its own noise, all steps random, weights in PyTorch's layout) and
-with the defaults of `rlhf align`, with LoRA as in samplers and without, as in `rlhf candidates`.
+All use the built-in model `tiny-sd` in float32, one micro-batch of 16 images (2 prompts x 8 samples) and 10 steps. Ours
+runs with equal switches (every image encoded separately, with its own noise, all steps random, weights in PyTorch's
+layout) and with the defaults of `rlhf align`, with LoRA as in samplers and without, as in `rlhf candidates`.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from rlhf.diffusion.rollout import rollout
 from rlhf.diffusion.trajectories import RolloutPlan
 from rlhf.storage.images import image_to_tensor
 
+MODEL = ModelConfig(path="tiny-sd")
 CHANNELS = 4
 """Channels of the latents."""
 STEPS, PROMPTS, SAMPLES, SIDE = 10, 2, 8, 64
@@ -60,7 +61,7 @@ def equal_work() -> tuple[list[Prompt], RolloutPlan, range]:
 
 def ours_equal() -> Run:
     """Returns our rollout without its savings."""
-    policy, (prompts, plan, samples) = load_policy(ModelConfig()), equal_work()
+    policy, (prompts, plan, samples) = load_policy(MODEL), equal_work()
     policy.network.to(memory_format=torch.contiguous_format)
     return lambda: rollout(policy, prompts, plan, sample_indices=samples, seed_key=KEY)
 
@@ -73,7 +74,7 @@ def default_plans() -> list[RolloutPlan]:
 
 def open_trained() -> Policy:
     """Opens the policy as a sampler has it."""
-    policy = load_policy(ModelConfig())
+    policy = load_policy(MODEL)
     make_trainable(policy, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0, keeps_merged=True)
     return policy
 
@@ -86,7 +87,7 @@ def ours(policy: Policy) -> Run:
 
 def usual(guidance_scale: float) -> Run:
     """Returns a call of diffusers' pipeline for the same images, by DDIM with eta 1."""
-    pipeline, prompts = open_usual_pipeline(resolve_model("tiny")), make_prompts()
+    pipeline, prompts = open_usual_pipeline(resolve_model(MODEL.path)), make_prompts()
     images = torch.stack([p.image for p in prompts]).repeat_interleave(SAMPLES, dim=0)
     masks = torch.stack([p.mask for p in prompts]).repeat_interleave(SAMPLES, dim=0)
     options = {
@@ -105,7 +106,7 @@ def usual(guidance_scale: float) -> Run:
 
 def trainer() -> Run:
     """Returns `trainer_loop` on its own pipeline."""
-    pipeline, prompts = open_usual_pipeline(resolve_model("tiny")), make_prompts()
+    pipeline, prompts = open_usual_pipeline(resolve_model(MODEL.path)), make_prompts()
     return lambda: trainer_loop(pipeline, prompts)
 
 
@@ -140,7 +141,7 @@ def trainer_loop(pipeline: Any, prompts: list[Prompt]) -> list[tuple[torch.Tenso
 EQUAL, BARE, DEFAULTS = "ours, equal switches", "ours, defaults, no LoRA yet", "ours, defaults"
 ALTERNATIVES: Mapping[str, Callable[[], Run]] = {
     EQUAL: ours_equal,
-    BARE: lambda: ours(load_policy(ModelConfig())),
+    BARE: lambda: ours(load_policy(MODEL)),
     DEFAULTS: lambda: ours(open_trained()),
     "ours, the LoRA never merged": lambda: ours(replace(open_trained(), merged=None)),
     "diffusers' pipeline, guidance 1": lambda: usual(1.0),
@@ -195,7 +196,7 @@ def measure(rounds: int) -> Figures:
         },
         "added_mb": {name: peak_megabytes("benchmarks.suite.rollout", name) for name in ALTERNATIVES},
         "share_in_unet_and_vae": spread(model_shares(rounds)),
-        "unet": unet_rate(load_policy(ModelConfig()), rounds),
+        "unet": unet_rate(load_policy(MODEL), rounds),
     }
 
 

@@ -1,7 +1,7 @@
 """Measures which switches pay: each alone, on and off in turn, with the same weights, images and steps.
 
-Unless a row says otherwise, it uses the built-in model in float32 and 16 images (2 prompts x 8 samples). A switch pays
-if the lower quartile of the ratios (time off over time on, round by round) is above 1.
+Unless a row says otherwise, it uses the built-in model `tiny-sd` in float32 and 16 images (2 prompts x 8 samples). A
+switch pays if the lower quartile of the ratios (time off over time on, round by round) is above 1.
 """
 
 import pickle
@@ -14,7 +14,7 @@ from torch._inductor.utils import fresh_cache
 
 from benchmarks.measure import Figures, Spread, interleave, peak_megabytes, ratios, show, spread
 from benchmarks.suite.joined_steps import make_update
-from benchmarks.suite.rollout import ALIGN, KEY, PROMPTS, SAMPLES, SIDE, STEPS, make_prompts
+from benchmarks.suite.rollout import ALIGN, KEY, MODEL, PROMPTS, SAMPLES, SIDE, STEPS, make_prompts
 from rlhf.alignment.algorithms import grpo
 from rlhf.config.run_config import ModelConfig
 from rlhf.diffusion.policy import Policy, load_policy, make_trainable, update_merged
@@ -83,21 +83,21 @@ def compare(on: Prediction, off: Prediction, **figures: float) -> Pair:
 
 def use_bf16() -> Pair:
     """Runs the UNet's forward pass under autocast."""
-    return compare(forward(load_policy(ModelConfig(precision="bf16"))), forward(load_policy(ModelConfig())))
+    return compare(forward(load_policy(ModelConfig(path=MODEL.path, precision="bf16"))), forward(load_policy(MODEL)))
 
 
 def order_unet() -> Pair:
     """Stores the UNet's weights with channels last."""
-    off = load_policy(ModelConfig())
+    off = load_policy(MODEL)
     off.network.to(memory_format=torch.contiguous_format)
-    return compare(forward(load_policy(ModelConfig())), forward(off))
+    return compare(forward(load_policy(MODEL)), forward(off))
 
 
 def order_vae() -> Pair:
     """Stores the VAE's weights and inputs with channels last."""
 
     def decode(memory_format: torch.memory_format) -> Prediction:
-        policy = load_policy(ModelConfig())
+        policy = load_policy(MODEL)
         latents = make_latents(policy, CHANNELS).to(memory_format=memory_format)
         policy.family.pipeline.vae.to(memory_format=memory_format)
         return torch.no_grad()(lambda: policy.family.pipeline.vae.decode(latents).sample)
@@ -107,17 +107,17 @@ def order_vae() -> Pair:
 
 def compile_blocks() -> Pair:
     """Compiles the UNet's transformer blocks, as `rlhf serve --compile` does, with an empty compiler cache."""
-    compiled = load_policy(ModelConfig())
+    compiled = load_policy(MODEL)
     compiled.network.compile_repeated_blocks(dynamic=True)
     on, started = forward(compiled), time.perf_counter()
     with fresh_cache():
         on()
-    return compare(on, forward(load_policy(ModelConfig())), first_call_s=time.perf_counter() - started)
+    return compare(on, forward(load_policy(MODEL)), first_call_s=time.perf_counter() - started)
 
 
 def merge_adapters() -> Pair:
     """Runs the UNet with the LoRA merged into its weights; off, it runs with adapter layers."""
-    policy = load_policy(ModelConfig())
+    policy = load_policy(MODEL)
     make_trainable(policy, "lora", rank=ALIGN.lora_rank, targets=ALIGN.lora_targets, seed=0, keeps_merged=True)
     load_trainable_state(policy.network, {name: t + 0.01 for name, t in trainable_state(policy.network).items()})
     update_merged(policy)
@@ -126,7 +126,7 @@ def merge_adapters() -> Pair:
 
 def decode_in_parts() -> Pair:
     """Decodes all latents in parts that stay in the cache; off, all in one pass."""
-    policy = load_policy(ModelConfig())
+    policy = load_policy(MODEL)
     latents, vae = make_latents(policy, CHANNELS), policy.family.pipeline.vae
     return Pair(
         on=lambda: policy.family.decode(latents),
@@ -136,7 +136,7 @@ def decode_in_parts() -> Pair:
 
 def encode_once() -> Pair:
     """Encodes masked images once per prompt; off, once per sample."""
-    policy, prompts = load_policy(ModelConfig()), make_prompts()
+    policy, prompts = load_policy(MODEL), make_prompts()
     repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
     return Pair(on=lambda: policy.family.encode_prompts(prompts), off=lambda: policy.family.encode_prompts(repeated))
 
@@ -146,7 +146,7 @@ def keep_trained() -> Pair:
 
     All steps are random, so that all have a log-prob.
     """
-    policy, prompts, every = load_policy(ModelConfig()), make_prompts(), tuple(range(STEPS))
+    policy, prompts, every = load_policy(MODEL), make_prompts(), tuple(range(STEPS))
     some = grpo.plan_rollout(ALIGN, 0, 0).trained_steps
     plan = RolloutPlan(num_inference_steps=STEPS, eta=1.0, stochastic_steps=frozenset(every), trained_steps=some)
 
@@ -170,7 +170,7 @@ def join_training() -> Pair:
 
 def pin_transfers() -> Pair:
     """Copies micro-batches to the GPU from pinned memory during the computation; off, from other memory before it."""
-    policy = load_policy(ModelConfig(device="cuda"))
+    policy = load_policy(ModelConfig(path=MODEL.path, device="cuda"))
     timestep = torch.full((IMAGES,), 500, device=policy.device)
     batches = [make_latents(policy, 2 * CHANNELS + 1).cpu() for _ in range(8)]
     copying, computing = torch.cuda.Stream(), torch.cuda.current_stream()

@@ -1,6 +1,6 @@
 """Measures the cost of training: `python -m benchmarks.suite.update`.
 
-Each row is one update of the built-in model in float32 in one process: 16 images in one micro-batch, with two trained
+Each row is one update of `tiny-sd` in float32 in one process: 16 images in one micro-batch, with two trained
 steps each, so 32 transitions. Unless a row says otherwise, it uses DeepSpeed, LoRA and a KL to the base policy.
 """
 
@@ -14,12 +14,12 @@ import torch
 
 from benchmarks.device_measures import PassClock
 from benchmarks.measure import Figures, Spread, interleave, peak_megabytes, report_alone, spread
-from benchmarks.suite.rollout import KEY, PROMPTS, SAMPLES, make_prompts
+from benchmarks.suite.rollout import KEY, MODEL, PROMPTS, SAMPLES, make_prompts
 from benchmarks.training_loops import plain_update, process_group
 from rlhf.alignment.algorithms import grpo
 from rlhf.alignment.learner import Learner
 from rlhf.alignment.objective import TrainingBatch
-from rlhf.config.run_config import AlignConfig, ModelConfig
+from rlhf.config.run_config import AlignConfig
 from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.rollout import rollout
 
@@ -45,7 +45,7 @@ def make_config(**changes: Any) -> AlignConfig:
 
 def roll_out(config: AlignConfig) -> TrainingBatch:
     """Returns a micro-batch as samplers make it, with advantages of random sign."""
-    policy = load_policy(ModelConfig())
+    policy = load_policy(MODEL)
     make_trainable(policy, "lora", rank=config.lora_rank, targets=config.lora_targets, seed=0)
     plan = grpo.plan_rollout(config, 0, 0)
     kept = rollout(policy, make_prompts(), plan, sample_indices=range(SAMPLES), seed_key=KEY).trajectories
@@ -56,13 +56,13 @@ def roll_out(config: AlignConfig) -> TrainingBatch:
 def deepspeed_update(batch: TrainingBatch, **changes: Any) -> Callable[[], object]:
     """Returns one update of our learner; ratios are not checked, since the weights change from call to call."""
     config = make_config(**changes)
-    learner = Learner(load_policy(ModelConfig()), config, micro_batches=config.window_size, seed=0)
+    learner = Learner(load_policy(MODEL), config, micro_batches=config.window_size, seed=0)
     return lambda: learner.train([batch], is_on_policy=False)
 
 
 def plain(batch: TrainingBatch) -> Callable[[], object]:
     """Returns the same update in plain PyTorch."""
-    return plain_update(load_policy(ModelConfig()), [batch], make_config())
+    return plain_update(load_policy(MODEL), [batch], make_config())
 
 
 def make_alternative(name: str) -> Callable[[], object]:
@@ -74,7 +74,7 @@ def make_alternative(name: str) -> Callable[[], object]:
 def share_in_model(rounds: int) -> Spread:
     """Returns the share of an update's time that is spent in the UNet's forward and backward passes."""
     config, batch = make_config(), roll_out(make_config())
-    learner = Learner(load_policy(ModelConfig()), config, micro_batches=config.window_size, seed=0)
+    learner = Learner(load_policy(MODEL), config, micro_batches=config.window_size, seed=0)
     clock = PassClock(torch.device("cpu"))
     clock.watch(learner.policy.network)
     learner.engine.backward = clock.timed(learner.engine.backward)

@@ -24,7 +24,7 @@ def _ascending(values: tuple[float, float]) -> tuple[float, float]:
 Guidance = Literal["none", "embedded", "true"]
 
 
-BUILTIN = ("tiny", "tiny-unet")
+BUILTIN = ("tiny", "tiny-sd")
 """Names of the models of the package; the first is the default."""
 
 
@@ -41,7 +41,7 @@ class ModelConfig(Section):
     """Pre-trained inpainting model, and how it runs."""
 
     path: str = BUILTIN[0]
-    """`tiny` or `tiny-unet` (built in), a pipeline folder, or a hub name."""
+    """`tiny` or `tiny-sd` (built in), a pipeline folder, or a hub name."""
     variant: str | None = None
     """Files of weights, such as `fp16`; default: the plain ones, or the only variant there is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -10,7 +10,7 @@ from PIL import Image
 from benchmarks.__main__ import format_results
 from benchmarks.suite.figure import draw_figure
 from benchmarks.suite.joined_steps import join_steps
-from benchmarks.suite.rollout import equal_work
+from benchmarks.suite.rollout import MODEL, equal_work
 from benchmarks.suite.switches import SWITCHES, Pair, Switch, format_table, measure_switch
 from benchmarks.suite.update import make_config, roll_out
 from benchmarks.suite.whole_step import summarise
@@ -94,7 +94,7 @@ def gradients(policy: Policy, batch: TrainingBatch) -> dict[str, torch.Tensor]:
 
 
 def test_steps_trained_in_one_pass_have_the_gradient_of_one_after_the_other() -> None:
-    batch, policy = roll_out(make_config()), load_policy(ModelConfig(device="cpu"))
+    batch, policy = roll_out(make_config()), load_policy(MODEL)
     make_trainable(policy, "lora", rank=make_config().lora_rank, targets=make_config().lora_targets, seed=0)
     moved = {
         n: t + 1e-4 * torch.randn(t.shape, generator=torch.Generator().manual_seed(1))
@@ -119,7 +119,7 @@ def test_a_switch_is_run_on_and_off_in_turn() -> None:
 
 
 def test_ours_with_equal_switches_encodes_every_image_and_shares_nothing() -> None:
-    policy, (prompts, plan, samples) = load_policy(ModelConfig()), equal_work()
+    policy, (prompts, plan, samples) = load_policy(MODEL), equal_work()
     assert (len(prompts), len({p.prompt_id for p in prompts}), len(samples)) == (16, 16, 1)
     done = rollout(policy, prompts[:2], plan, sample_indices=samples, seed_key=("t",))
     assert done.forward_images == 2 * plan.num_inference_steps
@@ -135,7 +135,7 @@ def test_both_ways_lead_to_the_same(name: str, largest: float) -> None:
 
 
 def test_the_defaults_are_what_the_table_says() -> None:
-    align, serving, policy = make_config(), EngineSettings(), load_policy(ModelConfig(device="cpu"))
+    align, serving, policy = make_config(), EngineSettings(), load_policy(MODEL)
     assert SWITCHES["bf16, UNet forward"].is_kept == (ModelConfig().precision == "bf16")
     assert SWITCHES["LoRA merged, UNet forward"].is_kept == keeps_merged(policy, align.merged_sampling)
     assert SWITCHES["compiled blocks, UNet forward"].is_kept == serving.compile

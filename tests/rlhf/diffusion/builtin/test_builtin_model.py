@@ -26,7 +26,7 @@ FOLDERS = {name: Path(resolve_model(name)) for name in BUILTIN}
     ("name", "kind", "options"),
     [
         ("tiny", "FluxFillPipeline", {"max_sequence_length": 4}),
-        ("tiny-unet", "StableDiffusionInpaintPipeline", {"guidance_scale": 1.0}),
+        ("tiny-sd", "StableDiffusionInpaintPipeline", {"guidance_scale": 1.0}),
     ],
 )
 def test_plain_diffusers_opens_the_built_in_models_offline(name: str, kind: str, options: dict[str, object]) -> None:
@@ -42,7 +42,7 @@ def test_plain_diffusers_opens_the_built_in_models_offline(name: str, kind: str,
 @pytest.mark.parametrize("name", BUILTIN)
 def test_a_built_in_model_has_at_most_16_mb_and_a_licence(name: str) -> None:
     assert sum(f.stat().st_size for f in FOLDERS[name].rglob("*") if f.is_file()) <= 16e6
-    licence = {"tiny": "cc-by-sa-4.0", "tiny-unet": "apache-2.0"}[name]
+    licence = {"tiny": "cc-by-sa-4.0", "tiny-sd": "apache-2.0"}[name]
     assert f"license: {licence}\n" in (FOLDERS[name] / "README.md").read_text()
 
 
