@@ -58,6 +58,8 @@ class Flux(TokenFamily):
     default_scale = 1.0
     default_told: float
     """Scale that a guidance-distilled network is told by default."""
+    text_length = TEXT_OPTIONS["length"]
+    """Most tokens of a text."""
 
     def __init__(self, pipeline: "FluxFillPipeline | FluxInpaintPipeline", told: float | None = None) -> None:
         """Wrap a pipeline; `told` takes the place of the default."""
@@ -71,14 +73,14 @@ class Flux(TokenFamily):
             text,
             None,
             device=self.device,
-            max_sequence_length=min(TEXT_OPTIONS["length"], self.pipeline.tokenizer_2.model_max_length),
+            max_sequence_length=min(self.text_length, self.pipeline.tokenizer_2.model_max_length),
         )
         return TextEmbedding(embedding=embedding.float(), pooled=pooled.float())
 
     def longest_text(self) -> TextEmbedding:
-        """T5's 512 tokens."""
+        """T5's tokens, as many as it reads."""
         config = self.network.config
-        return zero_text(TEXT_OPTIONS["length"], config.joint_attention_dim, config.pooled_projection_dim, self.device)
+        return zero_text(self.text_length, config.joint_attention_dim, config.pooled_projection_dim, self.device)
 
     def arguments(self, latents: torch.Tensor, text: TextEmbedding) -> dict[str, Any]:
         """Pooled texts, the scale that the network is told, and positions of texts and latents."""
@@ -124,7 +126,9 @@ def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts:
     index, is_fill = read_index(place, CLASSES, PARTS), _reads_mask(place)
     kind = "FluxFillPipeline" if is_fill else "FluxInpaintPipeline"
     pipeline = load_pipeline(kind, config, place, index, NETWORKS, device, parts)
-    return (FluxFill if is_fill else FluxBlend)(pipeline, None if config.guidance == "true" else config.guidance_scale)
+    family = (FluxFill if is_fill else FluxBlend)(pipeline, None if config.guidance == "true" else config.guidance_scale)
+    family.text_length = _read_text_length(place)
+    return family
 
 
 def read_schedule(place: Path, num_inference_steps: int) -> FlowSchedule:
@@ -146,6 +150,14 @@ def guidance_kinds(place: Path) -> tuple[str, ...]:
     """
     is_told = read_part_config(place, "transformer", "config.json").get("guidance_embeds")
     return ("embedded" if is_told else "none", *(() if _reads_mask(place) else ("true",)))
+
+
+def _read_text_length(place: Path) -> int:
+    """Most tokens of a text that T5's tokenizer reads; configurations that are written down have none."""
+    if isinstance(place, Path) and not (place / "tokenizer_2").is_dir():
+        return TEXT_OPTIONS["length"]
+    settings = read_part_config(place, "tokenizer_2", "tokenizer_config.json")
+    return min(TEXT_OPTIONS["length"], int(settings.get("model_max_length", TEXT_OPTIONS["length"])))
 
 
 def _reads_mask(place: Path) -> bool:
