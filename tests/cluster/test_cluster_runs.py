@@ -20,6 +20,7 @@ RUNS = Path(rlhf.__file__).parents[1] / "cluster" / "runs"
 SUMS = {
     "demo": (128, 8, 4, 8, 0),
     "rounds": (128, 8, 4, 8, 0),
+    "long": (128, 8, 4, 8, 0),
     "laptop": (64, 4, 2, 4, 0),
     "tour": (64, 4, 2, 4, 0),
     "one_node_8gpu": (384, 24, 4, 12, 8),

@@ -126,7 +126,9 @@ def open_pipeline(config: ModelConfig, place: Path, device: torch.device, parts:
     index, is_fill = read_index(place, CLASSES, PARTS), _reads_mask(place)
     kind = "FluxFillPipeline" if is_fill else "FluxInpaintPipeline"
     pipeline = load_pipeline(kind, config, place, index, NETWORKS, device, parts)
-    family = (FluxFill if is_fill else FluxBlend)(pipeline, None if config.guidance == "true" else config.guidance_scale)
+    family = (FluxFill if is_fill else FluxBlend)(
+        pipeline, None if config.guidance == "true" else config.guidance_scale
+    )
     family.text_length = _read_text_length(place)
     return family
 
