@@ -156,7 +156,7 @@ def guidance_kinds(place: Path) -> tuple[str, ...]:
 
 def _read_text_length(place: Path) -> int:
     """Most tokens of a text that T5's tokenizer reads; configurations that are written down have none."""
-    if isinstance(place, Path) and not (place / "tokenizer_2").is_dir():
+    if not (place / "tokenizer_2").is_dir():
         return TEXT_OPTIONS["length"]
     settings = read_part_config(place, "tokenizer_2", "tokenizer_config.json")
     return min(TEXT_OPTIONS["length"], int(settings.get("model_max_length", TEXT_OPTIONS["length"])))
