@@ -41,7 +41,7 @@ def run_demo(
     if resolved["reward"]["backbone"] == LITE0:
         EFFICIENTNET_LITE0.locate()
     options = ["--config", str(file), *(word for override in overrides for word in ("--set", override))]
-    print(f"demo: 7 stages into {out}; some 12 minutes on 2 cores", file=sys.stderr)
+    print(f"demo: 7 stages into {out}; some 15 minutes on 2 cores", file=sys.stderr)
     stages = [
         Stage(
             name=name,
