@@ -143,7 +143,7 @@ CASES = {
         call={"guidance_scale": 0.0},
         learning_rate=3e-3,
         learning_rates={"prefpaint": 1e-3},
-        updates={"prefpaint": 32},
+        updates={"awm": 24, "prefpaint": 32},
         guided={"guidance_scale": SCALE, "negative_prompt": NEGATIVE},
     ),
 }
