@@ -1,6 +1,5 @@
 """Fills holes by the base models and by classical methods."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, FluxFillPipeline, StableDiffusionInpaintPipeline
@@ -8,7 +7,7 @@ from diffusers import DDIMScheduler, FluxFillPipeline, StableDiffusionInpaintPip
 from rlhf.diffusion.builtin.base_denoisers import TEXT_TOKENS
 from rlhf.diffusion.builtin.base_vae import FACTOR
 from rlhf.diffusion.builtin.denoiser_loss import image_ids, pack
-from rlhf.diffusion.steps.flow_matching import FlowSchedule
+from rlhf.diffusion.families.transformer import evenly_shifted
 from rlhf.diffusion.steps.step_rule import Prediction
 from rlhf.evaluation.classical_fills import open_classical
 from rlhf.storage.images import blank_hole, composite, from_8bit, to_8bit
@@ -44,11 +43,9 @@ def fill_transformer(
     masked = _encode(pipeline, blank_hole(images, masks))
     condition = torch.cat([pack(masked), pack(F.pixel_unshuffle(masks, FACTOR))], dim=2)
     latents = pack(torch.randn(masked.shape, generator=torch.Generator().manual_seed(seed)))
-    even, shift = np.linspace(1.0, 0.0, steps + 1), pipeline.scheduler.config.shift
-    sigmas = torch.tensor(shift * even / (1 + (shift - 1) * even), dtype=torch.float32)
-    schedule = FlowSchedule(timesteps=1000 * sigmas[:-1], sigmas=sigmas[:-1], next_sigmas=sigmas[1:])
+    schedule = evenly_shifted(pipeline.scheduler, steps, tokens=latents.shape[1])
     predictions: tuple[Prediction, ...] = ()
-    for step, sigma in enumerate(sigmas[:-1].tolist()):
+    for step, sigma in enumerate(schedule.sigmas.tolist()):
         velocity = pipeline.transformer(
             hidden_states=torch.cat([latents, condition], dim=2),
             timestep=torch.full((len(images),), sigma),

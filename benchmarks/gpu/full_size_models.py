@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from rlhf.diffusion.builtin.tiny_model import build_tokenizer
+from rlhf.diffusion.builtin.text_parts import build_tokenizer
 from rlhf.diffusion.families.family import TextEmbedding
 from rlhf.diffusion.families.pipeline_folder import read_part_config
 from rlhf.diffusion.families.stable_diffusion import StableDiffusion

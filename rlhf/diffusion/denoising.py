@@ -21,9 +21,20 @@ def denoise(
     return schedule.transition(output, latents, step_index, eta)
 
 
-def without_noise(transition: Transition, schedule: Schedule, predictions: Sequence[Prediction]) -> torch.Tensor:
-    """The next latents of a deterministic step; `predictions` are its own and those before it, the latest first."""
-    return schedule.multistep(predictions) if len(predictions) > 1 else transition.mean
+def without_noise(
+    transition: Transition,
+    latents: torch.Tensor,
+    schedule: Schedule,
+    step: int,
+    before: Sequence[Prediction],
+    order: int,
+) -> tuple[torch.Tensor, tuple[Prediction, ...]]:
+    """The next latents of a deterministic step at position `step`, and the predictions that the one after it may use.
+
+    `before` are those of the steps before it, the latest first; up to `order` predictions make the step.
+    """
+    predictions = (Prediction(step=step, latents=latents, clean=transition.clean), *before)[:order]
+    return (schedule.multistep(predictions) if len(predictions) > 1 else transition.mean), predictions
 
 
 def keep_known(

@@ -133,8 +133,7 @@ class Denoiser:
             self._predictions = ()
             return transition
         order = max(self.schedule.solver_order, 2 if step in self.plan.second_order_steps else 1)
-        self._predictions = (Prediction(step=step, latents=latents, clean=transition.clean), *self._predictions)[:3]
-        mean = without_noise(transition, self.schedule, self._predictions[:order])
+        mean, self._predictions = without_noise(transition, latents, self.schedule, step, self._predictions, order)
         return replace(transition, mean=mean)
 
     def branch(self) -> None:

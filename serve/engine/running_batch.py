@@ -174,9 +174,10 @@ def advance(cache: PolicyCache, running: Sequence[RunningJob]) -> None:
 
 def _next_latents(one: RunningJob, step: Transition, latents: torch.Tensor) -> torch.Tensor:
     """What follows a job's `latents`, as a rollout without noise takes its steps."""
-    now = Prediction(step=one.step, latents=latents, clean=step.clean)
-    one.predictions = (now, *one.predictions)[: one.schedule.solver_order]
-    return without_noise(step, one.schedule, one.predictions)
+    drawn, one.predictions = without_noise(
+        step, latents, one.schedule, one.step, one.predictions, one.schedule.solver_order
+    )
+    return drawn
 
 
 def _predict(

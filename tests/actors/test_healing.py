@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from align_runs import lasting_figures, with_cluster
 from processes import find_process, wait_for
-from small_parts import save_small_reward, small_config, small_prompts, write_prompts
+from small_parts import small_config, small_prompts, write_prompts
 
 from actors.align import align
 from actors.telemetry.incidents import read_incidents
@@ -22,12 +22,6 @@ from rlhf.config.run_config import RunConfig
 from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("inputs")
-    return write_prompts(small_prompts(8), folder / "prompts"), save_small_reward(folder / "reward")
 
 
 @pytest.fixture(scope="module")

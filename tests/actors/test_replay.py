@@ -8,7 +8,7 @@ import pytest
 import torch
 from align_runs import figures, replayed_figures
 from safetensors.torch import load_file
-from small_parts import save_small_reward, small_config, small_prompts, write_prompts
+from small_parts import small_config
 
 from actors.align import align
 from actors.coordinator import SamplingMetrics
@@ -18,12 +18,6 @@ from rlhf.errors import UserError
 from rlhf.reports.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("inputs")
-    return write_prompts(small_prompts(8), folder / "prompts"), save_small_reward(folder / "reward")
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,14 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from small_networks import build_scheduler, build_unet, build_vae
 from transformers import CLIPTextModelWithProjection
 
 from rlhf.config.run_config import AlignConfig, ModelConfig, RunConfig
 from rlhf.data.holes import FAMILIES, draw_hole
 from rlhf.data.prompts import Prompt
 from rlhf.data.rows import PromptRow
-from rlhf.diffusion.builtin.tiny_model import (
-    build_scheduler,
-    build_text_encoder,
-    build_tokenizer,
-    build_unet,
-    build_vae,
-)
+from rlhf.diffusion.builtin.text_parts import build_text_encoder, build_tokenizer
 from rlhf.diffusion.policy import load_policy, make_trainable
 from rlhf.diffusion.policy_weights import save_policy
 from rlhf.diffusion.trained_weights import trainable_state

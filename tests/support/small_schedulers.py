@@ -7,8 +7,8 @@ from typing import Any
 
 import diffusers
 import torch
+from small_networks import build_scheduler
 
-from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.policy import Policy
 from rlhf.diffusion.steps.ddim import make_schedule
 from rlhf.diffusion.steps.flow_matching import make_flow_schedule

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from rlhf.diffusion.builtin.base_vae import FACTOR, LATENT_CHANNELS
-from rlhf.diffusion.builtin.tiny_model import TEXT_WIDTH, build_text_encoder, build_tokenizer
+from rlhf.diffusion.builtin.text_parts import TEXT_WIDTH, build_text_encoder, build_tokenizer
 
 TEXT_TOKENS = 4
 """Number of text tokens in the transformer's training; its attention can use them as scratch memory."""

@@ -27,12 +27,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("inputs")
-    return write_prompts(small_prompts(8), folder / "prompts"), save_small_reward(folder / "reward")
-
-
-@pytest.fixture(scope="module")
 def config(small_pipeline: Path) -> RunConfig:
     return small_config(small_pipeline, updates=4)
 

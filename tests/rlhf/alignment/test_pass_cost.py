@@ -3,11 +3,11 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from small_networks import build_unet
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlhf.alignment.planning.pass_cost import count_cost
-from rlhf.diffusion.builtin.tiny_model import build_unet
 
 MILLION = 1_000_000
 

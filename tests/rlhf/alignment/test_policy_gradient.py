@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from small_networks import build_scheduler
 from torch import nn
 
 from rlhf.alignment.policy_gradient import clipped_objective, replay_transition
-from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.steps.ddim import make_schedule
 from rlhf.diffusion.steps.step_rule import transition_log_prob
 

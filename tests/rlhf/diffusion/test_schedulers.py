@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from small_networks import build_scheduler
 from small_parts import small_config, small_prompts
 from small_schedulers import copy_with_scheduler, denoise_as_diffusers
 
 from rlhf.alignment.trained_steps import check_trained_steps
 from rlhf.config.run_config import ModelConfig
-from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.denoising import denoise
 from rlhf.diffusion.noise import noise_like
 from rlhf.diffusion.policy import load_policy, plan_steps

@@ -12,7 +12,7 @@ from small_parts import small_prompts
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
 from rlhf.config.reward_entry import RewardEntry
-from rlhf.diffusion.builtin.tiny_model import build_text_encoder, build_tokenizer
+from rlhf.diffusion.builtin.text_parts import build_text_encoder, build_tokenizer
 from rlhf.errors import UserError
 from rlhf.rewards.aesthetic import AestheticHead
 from rlhf.rewards.clip_model import clip_pixels

@@ -17,16 +17,11 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
 )
+from small_networks import build_scheduler, build_unet
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from rlhf.diffusion.builtin.base_denoisers import build_flow_scheduler, build_t5
-from rlhf.diffusion.builtin.tiny_model import (
-    TEXT_WIDTH,
-    build_scheduler,
-    build_text_encoder,
-    build_tokenizer,
-    build_unet,
-)
+from rlhf.diffusion.builtin.text_parts import TEXT_WIDTH, build_text_encoder, build_tokenizer
 
 Pipeline = TypeVar("Pipeline", FluxFillPipeline, FluxInpaintPipeline, FluxKontextInpaintPipeline)
 CHANNELS = 4

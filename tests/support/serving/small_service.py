@@ -35,7 +35,7 @@ MASK = png(np.dstack([PHOTOGRAPH, np.where(HOLE, 0, 255).astype(np.uint8)]))
 
 def save_models(folder: Path) -> dict[str, object]:
     """An untrained tiny pipeline, three policies on it and an unfitted reward; returns the settings to serve them."""
-    from rlhf.diffusion.builtin.tiny_model import build_pipeline
+    from small_networks import build_pipeline
 
     build_pipeline().save_pretrained(folder / "model")
     _save_reward(folder / "reward")

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from small_networks import build_scheduler
 from torch import nn
 
 from rlhf.alignment.algorithms import nft
 from rlhf.alignment.objective import TrainingBatch
 from rlhf.alignment.policy_gradient import kl_between
 from rlhf.config.run_config import AlignConfig
-from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.steps.ddim import make_schedule
 from rlhf.diffusion.steps.step_rule import transition_kl
 from rlhf.diffusion.trajectories import NoisedSamples

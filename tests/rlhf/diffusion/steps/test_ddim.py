@@ -3,9 +3,9 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from small_networks import build_scheduler
 from torch.distributions import Normal, kl_divergence
 
-from rlhf.diffusion.builtin.tiny_model import build_scheduler
 from rlhf.diffusion.steps.ddim import make_schedule
 from rlhf.diffusion.steps.step_rule import Prediction, Transition, masked_mean, transition_kl, transition_log_prob
 

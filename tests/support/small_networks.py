@@ -1,11 +1,8 @@
-"""Builds the built-in model `tiny`, a StableDiffusionInpaintPipeline for 64x64 pixels, with random weights."""
+"""Random parts of a StableDiffusionInpaintPipeline for 64x64 pixels: by default of the size of `tiny-sd`."""
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-TEXT_WIDTH = 32
-"""Width of the text embedding."""
+from rlhf.diffusion.builtin.text_parts import TEXT_WIDTH, build_text_encoder, build_tokenizer
 
 
 def build_vae(channels: tuple[int, ...] = (32, 48, 64)) -> AutoencoderKL:
@@ -48,30 +45,6 @@ def build_scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
         prediction_type="v_prediction",
-    )
-
-
-def build_tokenizer(length: int = 16) -> CLIPTokenizer:
-    """Builds a byte-level tokenizer without merges, for which any text is a sequence of up to `length` bytes."""
-    symbols = sorted(ByteLevel.alphabet())
-    tokens = symbols + [s + "</w>" for s in symbols] + ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=length)
-
-
-def build_text_encoder() -> CLIPTextModel:
-    """Builds a text encoder of one layer; the project trains and samples with the empty text only."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=514,
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=2 * TEXT_WIDTH,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-            bos_token_id=512,
-            eos_token_id=513,
-            pad_token_id=513,
-        )
     )
 
 
