@@ -204,7 +204,7 @@ SWITCHES: Mapping[str, Switch] = {
         is_kept=True,
         reason="where it is not trained: DeepSpeed takes no such weights",
     ),
-    "channels_last, VAE decoder": Switch(make=order_vae, is_kept=False, reason="a single layout is simpler"),
+    "channels_last, VAE decoder": Switch(make=order_vae, is_kept=True, reason="it takes the memory that is planned"),
     "compiled blocks, UNet forward": Switch(
         make=compile_blocks, is_kept=False, reason="every process and policy compiles anew; `rlhf serve --compile`"
     ),

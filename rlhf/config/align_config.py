@@ -13,6 +13,7 @@ SETTINGS_OF_SOME = {
     "window_range": ("grpo", "guard", "mixgrpo"),
     "steps_share": ("mixgrpo",),
     "trained_steps": ("awm", "dpo", "nft", "prefpaint"),
+    "trained_range": ("awm", "dpo", "nft"),
     "clip_range": ("awm", "grpo", "guard", "mixgrpo", "prefpaint"),
     "nft_beta": ("nft",),
     "old_decay_rate": ("nft",),
@@ -55,6 +56,8 @@ class AlignConfig(Section):
     trained_steps: Count = 5
     """prefpaint: number of trained steps, drawn from all but the last; awm, dpo, nft: number of noise levels, drawn
     for each sample or pair."""
+    trained_range: Count | None = None
+    """awm, dpo, nft: number of noise levels, from the noisiest, that these are drawn from; null draws from all."""
     nft_beta: Annotated[float, Field(gt=0.0)] = 1.0
     """nft: beta; the implicit positive and negative policies are old +/- beta x (trained - old)."""
     old_decay_rate: NonNegative = 0.001
@@ -151,6 +154,9 @@ class AlignConfig(Section):
             raise ValueError("trained_steps must be less than num_inference_steps: the last step is not trained")
         if self.uses("trained_steps") and self.trained_steps > self.num_inference_steps:
             raise ValueError("trained_steps exceeds num_inference_steps")
+        levels = self.trained_range or self.num_inference_steps
+        if self.uses("trained_range") and not self.trained_steps <= levels <= self.num_inference_steps:
+            raise ValueError("needs trained_steps <= trained_range <= num_inference_steps")
         if self.prompts_per_update * self.samples_per_prompt < 2:
             raise ValueError("an update needs two images or more: advantages compare them")
         if self.algorithm == "dpo" and self.samples_per_prompt != 2:

@@ -155,7 +155,8 @@ def _record_noised(
 ) -> NoisedSamples:
     """Finished latents [B, C, h, w], each noised at steps of its own, with the network's predictions for them."""
     schedule = denoiser.schedule
-    noised, steps = noise_again(schedule, clean, keys, denoiser.plan.noised_steps)
+    plan = denoiser.plan
+    noised, steps = noise_again(schedule, clean, keys, plan.noised_steps, plan.noised_range)
     predictions = []
     for latents, index in zip(noised, steps, strict=True):
         timestep = schedule.timesteps[index].to(clean.device)

@@ -31,6 +31,8 @@ class RolloutPlan:
     """Deterministic steps that are of second order even if the model's are of first."""
     noised_steps: int = 0
     """Number of positions in the schedule at which each finished sample is noised again, drawn without replacement."""
+    noised_range: int | None = None
+    """Number of positions, from the first, that these are drawn from; None: all."""
     first_step: int = 0
     """Above 0, the sample starts there from the noised original (SDEdit, arXiv:2108.01073): for candidates."""
 

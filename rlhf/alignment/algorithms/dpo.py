@@ -43,7 +43,8 @@ def noise_pairs(
         latent_mask = torch.ones_like(latent_mask)
     schedule = family.schedule(plan.num_inference_steps, cells_of(condition))
     clean = finish_known(family.encode_images(images.to(family.device)), family.known_latents(condition))
-    noised, steps = noise_again(schedule, clean, [key for key in keys for _ in range(2)], plan.noised_steps)
+    of_both = [key for key in keys for _ in range(2)]
+    noised, steps = noise_again(schedule, clean, of_both, plan.noised_steps, plan.noised_range)
     return NoisedSamples(
         condition=condition.cpu(),
         latent_mask=latent_mask.cpu(),

@@ -32,6 +32,7 @@ def plan_rollout(config: AlignConfig, update: int, seed: int) -> RolloutPlan:
         log_prob_over=config.log_prob_over,
         stochastic_steps=frozenset(),
         noised_steps=config.trained_steps,
+        noised_range=config.trained_range,
     )
 
 

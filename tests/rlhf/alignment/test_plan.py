@@ -48,10 +48,8 @@ def opened(model: ModelConfig, align: AlignConfig) -> Policy:
 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("trainable", ["lora", "full"])
-@pytest.mark.parametrize(("model", "share"), [("tiny", 0.33), ("tiny-sd", 0.15)])
-def test_the_planned_bytes_of_a_built_in_model_are_those_that_are_measured(
-    model: str, share: float, trainable: str
-) -> None:
+@pytest.mark.parametrize("model", ["tiny", "tiny-sd"])
+def test_the_planned_bytes_of_a_built_in_model_are_those_that_are_measured(model: str, trainable: str) -> None:
     config = configured(f"model.path={model}", f"align.trainable={trainable}", "prompts.size_px=64")
     align, plan = config.align, make_plan(config)
     policy, run_plan = opened(config.model, align), algorithm_of(align).plan_rollout(align, 0, 0)
@@ -64,7 +62,7 @@ def test_the_planned_bytes_of_a_built_in_model_are_those_that_are_measured(
     passes = allocated_peak(paint)
     sampler = need_of(plan, "sampler").device
     assert held(policy.network, policy.family.pipeline.vae) == sampler["network"] + sampler["VAE"]
-    assert passes == pytest.approx(sampler["passes"] + sampler["rollout"], rel=share)
+    assert passes == pytest.approx(sampler["passes"] + sampler["rollout"], rel=0.15)
 
     network = load_policy(config.model, parts={Part.NETWORK})
     learner = Learner(network, align, micro_batches=4, seed=0)
@@ -75,7 +73,7 @@ def test_the_planned_bytes_of_a_built_in_model_are_those_that_are_measured(
     measured = moments + allocated_peak(lambda: learner.train(batches, is_on_policy=False))
     planned = need_of(plan, "learner").device
     assert held(learner.policy.network, learner._base) == planned["network"] + planned["base copy"]
-    assert measured == pytest.approx(planned["gradients"] + planned["optimizer"] + planned["passes"], rel=share)
+    assert measured == pytest.approx(planned["gradients"] + planned["optimizer"] + planned["passes"], rel=0.15)
 
 
 def test_time_and_money_follow_from_rates_and_price() -> None:

@@ -134,6 +134,8 @@ def test_numbers_that_are_not_finite_are_refused(value: str) -> None:
             "trained_steps must be less than num_inference_steps",
         ),
         (("align.algorithm=nft", "align.num_inference_steps=4"), "trained_steps exceeds num_inference_steps"),
+        (("align.algorithm=awm", "align.trained_range=4"), "trained_steps <= trained_range <= num_inference_steps"),
+        (("align.algorithm=dpo", "align.trained_range=11"), "trained_steps <= trained_range <= num_inference_steps"),
         (("align.algorithm=mixgrpo", "align.num_inference_steps=4"), "window_size <= window_range"),
         (("align.samples_per_prompt=1", "align.micro_batch_size=8"), "samples_per_prompt must be 2 or more"),
     ],
@@ -154,11 +156,22 @@ def test_run_files_take_fewer_steps_whatever_other_algorithms_would_need(file: P
 @pytest.mark.parametrize(
     ("algorithm", "unused"),
     [
-        ("grpo", {"steps_share", "trained_steps", "nft_beta", "old_decay_rate", "old_decay_max"}),
-        ("guard", {"steps_share", "trained_steps", "nft_beta", "old_decay_rate", "old_decay_max"}),
+        ("grpo", {"steps_share", "trained_steps", "trained_range", "nft_beta", "old_decay_rate", "old_decay_max"}),
+        ("guard", {"steps_share", "trained_steps", "trained_range", "nft_beta", "old_decay_rate", "old_decay_max"}),
         ("awm", {"window_size", "window_range", "steps_share", "nft_beta", "old_decay_rate", "old_decay_max"}),
-        ("mixgrpo", {"trained_steps", "nft_beta", "old_decay_rate", "old_decay_max"}),
-        ("prefpaint", {"window_size", "window_range", "steps_share", "nft_beta", "old_decay_rate", "old_decay_max"}),
+        ("mixgrpo", {"trained_steps", "trained_range", "nft_beta", "old_decay_rate", "old_decay_max"}),
+        (
+            "prefpaint",
+            {
+                "window_size",
+                "window_range",
+                "steps_share",
+                "trained_range",
+                "nft_beta",
+                "old_decay_rate",
+                "old_decay_max",
+            },
+        ),
         ("nft", {"window_size", "window_range", "steps_share", "clip_range"}),
     ],
 )

@@ -1,11 +1,16 @@
 """Plans and advantages of the algorithms."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from rlhf.alignment.algorithms import grpo, mixgrpo, nft, prefpaint
 from rlhf.alignment.algorithms.table import algorithm_of
-from rlhf.config.run_config import AlignConfig
+from rlhf.config.run_config import AlignConfig, ModelConfig
+from rlhf.diffusion.policy import load_policy
+from rlhf.diffusion.rollout import rollout
+from tests.support.small_parts import small_prompts
 
 UPDATES = range(60)
 
@@ -123,6 +128,20 @@ def test_nft_has_no_random_step_and_samples_of_their_own_noise() -> None:
     plan = nft.plan_rollout(AlignConfig(algorithm="nft", trained_steps=3), 0, 0)
     assert (plan.stochastic_steps, plan.trained_steps, plan.noised_steps) == (frozenset(), (), 3)
     assert not plan.shares_initial_noise
+
+
+def test_noise_levels_are_drawn_from_all_or_from_the_noisiest_alone(small_pipeline: Path) -> None:
+    policy, prompts = load_policy(ModelConfig(path=str(small_pipeline))), small_prompts(4)
+
+    def levels(**changes: object) -> torch.Tensor:
+        config = AlignConfig(algorithm="awm", num_inference_steps=6, trained_steps=2, **changes)
+        plan = nft.plan_rollout(config, 0, 0)
+        recorded = rollout(policy, prompts, plan, sample_indices=range(8), seed_key=("seed",)).trajectories
+        assert bool((recorded.steps[0] != recorded.steps[1]).all()), "without replacement"
+        return recorded.steps
+
+    assert set(levels().flatten().tolist()) == set(range(6))
+    assert set(levels(trained_range=3).flatten().tolist()) == {0, 1, 2}
 
 
 def test_the_old_policy_of_nft_lags_more_and_more_up_to_a_bound_or_not_at_all() -> None:
