@@ -17,6 +17,7 @@ MEANINGS = {
     "kl_to_old": "nft: mean KL to the old policy, in nats per latent element",
     "ratio_error": "largest deviation of a ratio from 1 before the first optimizer step",
     "prediction_error": "nft: largest mean deviation of a prediction from the sampler's, before the first step",
+    "share_of_bound": "the ratio or prediction error over align.max_ratio_error; above 1 the update is refused",
     "pair_accuracy": "dpo: share of the pairs that the policy orders as the annotator did",
     "pair_margin": "dpo: mean margin of the pairs, in logits",
     "reward": "mean of the weighted sum of rewards",

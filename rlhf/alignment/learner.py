@@ -152,6 +152,8 @@ class Learner:
         figures = dict(zip(records[0], means, strict=True))
         if self._objective.disagreement is not None:
             figures[self._objective.disagreement] = initial_error
+            if is_on_policy:
+                figures["share_of_bound"] = initial_error / self._bound
         return figures | self._count(batches, is_lagging=lag is not None)
 
     def _pass(self, batch: TrainingBatch, k: int) -> PassLoss:
@@ -206,13 +208,18 @@ class Learner:
         name = self._objective.disagreement
         if not is_first or name is None:
             return
-        bound = error_bound(self.config, self.policy.precision, name)
-        if worst > bound:
+        if worst > self._bound:
             raise RatioError(
                 f"align: before the update the {name} is {worst:.2e} (more than "
-                f"{bound:.0e}): a sampler's weights are not the learner's, or its precision or "
+                f"{self._bound:.0e}): a sampler's weights are not the learner's, or its precision or "
                 "batch geometry differs; the update was refused"
             )
+
+    @property
+    def _bound(self) -> float:
+        """Largest accepted disagreement with the samplers."""
+        assert self._objective.disagreement is not None
+        return error_bound(self.config, self.policy.precision, self._objective.disagreement)
 
     def _average(self) -> None:
         self.updates += 1

@@ -38,7 +38,7 @@ from serve.api.guard import Guard, Rules
 from serve.api.image_store import ImageStore
 from serve.api.painting import Edit, EditProgress, PaintedEdit, paint, plan_edit
 from serve.api.replicas import Replicas
-from serve.api.request_metrics import Measured, record_edit, render
+from serve.api.request_metrics import Measured, counting_failures, record_edit, render
 from serve.api.served_names import ServedNames
 from serve.api.upload import MAX_UPLOAD_BYTES, Parts, open_upload
 from serve.engine.jobs import Served
@@ -223,11 +223,12 @@ class Api:
     async def _paint(self, edit: Edit, client: str, deadline: float) -> AsyncIterator[EditProgress | PaintedEdit]:
         """Yields previews and at last what was painted. Raises ApiError 408 at the deadline."""
         started = time.perf_counter()
-        async with self._until(deadline):
-            async for event in paint(edit, self.replicas[edit.base].inpaint):
-                if isinstance(event, PaintedEdit):
-                    record_edit(edit, event, client, time.perf_counter() - started)
-                yield event
+        with counting_failures(edit):
+            async with self._until(deadline):
+                async for event in paint(edit, self.replicas[edit.base].inpaint):
+                    if isinstance(event, PaintedEdit):
+                        record_edit(edit, event, client, time.perf_counter() - started)
+                    yield event
 
     async def _stream(
         self, edit: Edit, answers: Answers, client: str, deadline: float, kept: ExitStack

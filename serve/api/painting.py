@@ -30,6 +30,8 @@ class Edit:
     base: str
     """Base model of the policy."""
     policy: ServedPolicy
+    standing: str
+    """`current`, `canary` or `previous`: what the policy is under its name."""
     size: Size
     """Height and width of the tiles when they are painted."""
     seed: int
@@ -94,6 +96,7 @@ def plan_edit(asked: EditRequest, canvas: Canvas, chosen: Chosen, sizes: Sequenc
         model=chosen.name,
         base=chosen.served.base,
         policy=chosen.policy,
+        standing=chosen.standing,
         size=size,
         seed=random.randrange(2**31) if asked.seed is None else asked.seed,
         passes=plan_passes(canvas.hole, size),

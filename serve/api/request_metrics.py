@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
@@ -14,6 +15,8 @@ from serve.api.painting import Edit, PaintedEdit
 logger = logging.getLogger("ray.serve")
 REGISTRY = CollectorRegistry()
 """The metrics of this process; each ingress replica has its own."""
+BY_POLICY = ["model", "policy_version", "standing"]
+"""Labels by which a canary is compared with the current policy of its name."""
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 REQUESTS = Counter("prefpaint_requests", "Requests by path and status.", ["path", "status"], registry=REGISTRY)
 LATENCY = Histogram(
@@ -23,6 +26,14 @@ WAITING = Gauge("prefpaint_requests_in_work", "Edits that wait or are painted.",
 REFUSED = Counter("prefpaint_requests_refused", "Edits refused because too many wait.", registry=REGISTRY)
 RETRIED = Counter("prefpaint_jobs_retried", "Jobs given to another replica after one died.", registry=REGISTRY)
 IMAGES = Counter("prefpaint_images", "Images answered.", ["model", "policy_version"], registry=REGISTRY)
+EDITS = Counter("prefpaint_edits", "Edits that were painted or failed.", [*BY_POLICY, "outcome"], registry=REGISTRY)
+REWARDS = Histogram(
+    "prefpaint_reward",
+    "Rewards of painted samples, where a reward is served.",
+    BY_POLICY,
+    buckets=[step / 4 for step in range(-16, 17)],
+    registry=REGISTRY,
+)
 QUEUED = Histogram("prefpaint_queued_seconds", "A job's wait for its first step.", buckets=SECONDS, registry=REGISTRY)
 DENOISED = Histogram("prefpaint_denoised_seconds", "First step to image.", buckets=SECONDS, registry=REGISTRY)
 BATCH = Histogram(
@@ -33,6 +44,10 @@ BATCH = Histogram(
 def record_edit(edit: Edit, painted: PaintedEdit, client: str, seconds: float) -> None:
     """Counts what was painted, and writes one structured log line; Ray Serve adds the request's id."""
     IMAGES.labels(edit.model, edit.policy.version).inc(len(painted.samples))
+    EDITS.labels(*_labels(edit), "painted").inc()
+    for score in painted.scores:
+        if score.reward is not None:
+            REWARDS.labels(*_labels(edit)).observe(score.reward)
     for job in painted.jobs:
         QUEUED.observe(job.queued_s)
         DENOISED.observe(job.denoised_s)
@@ -52,6 +67,20 @@ def record_edit(edit: Edit, painted: PaintedEdit, client: str, seconds: float) -
         "batch_images": round(sum(job.batch_images for job in painted.jobs) / len(painted.jobs), 2),
     }
     logger.info("edit", extra=fields)
+
+
+@contextmanager
+def counting_failures(edit: Edit) -> Iterator[None]:
+    """Counts an edit that fails, is late, or is refused by the safety checker; not one whose client leaves."""
+    try:
+        yield
+    except Exception:  # Every kind counts, and goes on to those who answer it.
+        EDITS.labels(*_labels(edit), "failed").inc()
+        raise
+
+
+def _labels(edit: Edit) -> tuple[str, str, str]:
+    return edit.model, edit.policy.version, edit.standing
 
 
 class LabelledMetrics(Collector):

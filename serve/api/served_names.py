@@ -31,6 +31,12 @@ class Chosen(NamedTuple):
     """All that is served under the name."""
     policy: ServedPolicy
 
+    @property
+    def standing(self) -> str:
+        """`current`, `canary` or `previous`."""
+        of_policy = {self.served.previous: "previous", self.served.canary: "canary", self.served.current: "current"}
+        return of_policy[self.policy]
+
 
 class ServedNames:
     """Rereads the catalogue as requests come. A new policy answers once it is loaded; until then the old one does.
